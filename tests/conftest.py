@@ -1,0 +1,40 @@
+"""Fixtures that several folders of tests share."""
+
+import pytest
+import torch
+from golden.cases import Case, fill, load_case
+
+from var_toolkit.backbones.var import VAR, VARConfig
+from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
+
+SMALL = {"patch_nums": (1, 2, 3, 4), "vocab_size": 64}
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer() -> MultiScaleVQ:
+    """The tokenizer of the golden cases: 64 px, 64 codes."""
+    return fill(MultiScaleVQ(MultiScaleVQConfig(z_channels=8, ch=32, **SMALL)))
+
+
+def small_var_network(shared_aln: bool = False, depth: int = 4) -> VAR:
+    """The transformer of the golden cases: 10 classes, width 64 * depth."""
+    return fill(
+        VAR(VARConfig.published(depth, num_classes=10, latent_channels=8, shared_aln=shared_aln, **SMALL))
+    )
+
+
+@pytest.fixture(scope="session")
+def small_var() -> VAR:
+    """The transformer of the golden case var-small."""
+    return small_var_network()
+
+
+@pytest.fixture(params=["var-small", "var-small-shared-aln"], scope="session")
+def var_case(request: pytest.FixtureRequest) -> tuple[Case, VAR]:
+    """A golden case of VAR with its network."""
+    return load_case(request.param), small_var_network(shared_aln=request.param.endswith("shared-aln"))

@@ -1,0 +1,1 @@
+"""Networks that predict token maps, their shared attention, and the cache. No decoding state lives here."""

@@ -1,0 +1,54 @@
+"""Self-attention of next-scale transformers, with or without L2-normalised queries and keys.
+
+Letters: R rows, L tokens, C width, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from math import log, sqrt
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from var_toolkit.backbones.cache import KVCache
+
+MAX_LOG_SCALE = log(100)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with query and value biases and no key bias, as published for VAR.
+
+    With `l2_norm`, queries and keys have unit length and each head learns a logit scale exp(min(s, ln 100)); without,
+    the logit scale is 0.25 / sqrt(D).
+    """
+
+    def __init__(self, width: int, heads: int, *, l2_norm: bool) -> None:
+        super().__init__()
+        self.heads, self.l2_norm = heads, l2_norm
+        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        if l2_norm:
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), log(4.0)))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_RLC: Tensor, mask_QL: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        """Attend over the new tokens, and over all cached ones if there is a cache.
+
+        `mask_QL` is bool (new tokens, all tokens), true where attention is allowed; None allows everything.
+        """
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = F.linear(x_RLC, self.mat_qkv.weight, bias)
+        q, k, v = rearrange(qkv, "r l (three h d) -> three r h l d", three=3, h=self.heads)
+        scale = 0.25 / sqrt(q.shape[-1])
+        if self.l2_norm:
+            # In float32, because half precision loses the unit length; back in v's dtype before anything is cached.
+            q = (F.normalize(q.float(), dim=-1) * self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()).to(v.dtype)
+            k = F.normalize(k.float(), dim=-1).to(v.dtype)
+            scale = 1.0
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_QL, scale=scale)
+        return self.proj(rearrange(out, "r h l d -> r l (h d)"))

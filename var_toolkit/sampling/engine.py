@@ -1,0 +1,105 @@
+"""The engine that runs every next-scale plan.
+
+Letters: B pictures, R rows (B, or 2B under guidance: conditional half first), L tokens, V vocabulary, C latent channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from var_toolkit.sampling.filters import draw, filter_top_k_top_p, guide, soft_codes
+from var_toolkit.sampling.noise import Noise, Stream
+from var_toolkit.sampling.plan import Plan, Stage, Tokenizer
+
+
+@dataclass(frozen=True)
+class ScaleEvent:
+    """What a callback learns after every scale."""
+
+    scale: int
+    tokens: Tensor  # (B, n_k), int64
+    latent: Tensor  # (B, C, h, w), float32: the sum of all scales so far
+    tokenizer: Tokenizer
+
+    def preview(self) -> Tensor:
+        """The pictures as they would be if the finer scales stayed empty, float in [-1, 1], (B, 3, h, w)."""
+        return self.tokenizer.decode(self.latent)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What decoding returns."""
+
+    tokens: list[Tensor]  # K maps (B, n_k), int64
+    latent: Tensor  # (B, C, h, w), float32
+    forward_passes: int
+    cache_bytes: int  # keys and values at their largest
+
+
+class _Canvas:
+    """The latent that grows scale by scale, and the backbone inputs that follow from it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.quantize, self.scales = tokenizer.quantize, tokenizer.scales
+        self.latent: Tensor | None = None
+        self.inputs: list[Tensor] = []  # of scales 1, 2, ... as far as they are known
+
+    def add(self, codes_BLC: Tensor, scale: int) -> Tensor:
+        added = self.quantize.contribution(codes_BLC, scale)
+        self.latent = added if self.latent is None else self.latent + added
+        if scale + 1 < len(self.scales):
+            self.inputs.append(self.quantize.shrink(self.latent, scale + 1))
+        return self.latent
+
+    def inputs_of(self, scales: range, copies: int) -> Tensor | None:
+        """The inputs of some scales as rows (copies * B, L, C); scale 0 has none."""
+        parts = self.inputs[max(scales.start, 1) - 1 : scales.stop - 1]
+        return torch.cat(parts, dim=1).repeat(copies, 1, 1) if parts else None
+
+
+@torch.inference_mode()
+def decode(
+    plan: Plan, labels_B: Tensor, noise: Noise, *, on_scale: Callable[[ScaleEvent], None] | None = None
+) -> Decoded:
+    """Draw the tokens of one picture a label, all scales coarse to fine.
+
+    The tokens of a picture depend on its label and its own noise, not on the other pictures of the batch.
+    """
+    canvas = _Canvas(plan.tokenizer)
+    tokens: list[Tensor] = []
+    passes, cache_bytes = 0, 0
+    for stage in plan.stages:
+        backbone, guided = stage.backbone, stage.guidance > 0
+        rows = torch.cat((labels_B, torch.full_like(labels_B, backbone.config.num_classes))) if guided else labels_B
+        condition, cache = backbone.condition(rows), backbone.new_cache(len(rows))
+        cache_bytes = max(cache_bytes, cache.nbytes)
+        known = 0  # scales that this stage's cache holds; its first pass also takes in what earlier stages drew
+        for k in stage.scales:
+            new = range(known, k + 1)
+            hidden = backbone.hidden(condition, canvas.inputs_of(new, 1 + guided), scales=new, cache=cache)
+            logits = backbone.logits(condition, hidden[:, -plan.tokenizer.scales.lengths[k] :])
+            found, codes = _draw_scale(stage, logits, noise, plan.tokenizer, k)
+            latent = canvas.add(codes, k)
+            tokens.append(found)
+            known, passes = k + 1, passes + 1
+            if on_scale is not None:
+                on_scale(ScaleEvent(k, found, latent, plan.tokenizer))
+    return Decoded(tokens, latent, passes, cache_bytes)
+
+
+def _draw_scale(stage: Stage, logits: Tensor, noise: Noise, tokenizer: Tokenizer, k: int) -> tuple[Tensor, Tensor]:
+    """Logits of the rows (R, n_k, V) -> tokens (B, n_k) and the codes they stand for (B, n_k, C)."""
+    scales, quantize = tokenizer.scales, tokenizer.quantize
+    if stage.guidance > 0:
+        logits = guide(logits, stage.guidance * scales.progress(k))
+    logits = filter_top_k_top_p(logits, top_k=stage.top_k, top_p=stage.top_p)
+    place = (scales.offsets[k], scales.lengths[k], logits.shape[-1])
+    found = draw(logits, noise.gumbel(Stream.TOKEN, *place), temperature=stage.temperature)
+    if not stage.smooth:
+        return found, quantize.embed(found)
+    gumbel = noise.gumbel(Stream.SMOOTH, *place)
+    return found, soft_codes(logits, gumbel, quantize.embedding.weight, progress=scales.progress(k))

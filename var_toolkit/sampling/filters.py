@@ -1,0 +1,50 @@
+"""What stands between logits and a token: guidance, top-k, top-p, temperature, the draw.
+
+Pure functions. Letters: B pictures, L tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def guide(logits_2BLV: Tensor, strength: float) -> Tensor:
+    """Classifier-free guidance: (1 + strength) conditional - strength null; rows are stacked conditional half first."""
+    conditional, null = logits_2BLV.chunk(2)
+    return (1 + strength) * conditional - strength * null
+
+
+def filter_top_k_top_p(logits_BLV: Tensor, *, top_k: int = 0, top_p: float = 0.0) -> Tensor:
+    """Keep the `top_k` largest logits, then the smallest set of those that holds `top_p` of the mass; -inf elsewhere.
+
+    As published for VAR: ties with the k-th logit survive; the mass is counted after top-k; the largest logit always
+    stays. 0 switches either filter off.
+    """
+    vocabulary = logits_BLV.shape[-1]
+    if 0 < top_k < vocabulary:
+        kth = logits_BLV.topk(top_k, dim=-1).values[..., -1:]
+        logits_BLV = logits_BLV.masked_fill(logits_BLV < kth, -torch.inf)
+    if top_p > 0:
+        ascending, order = logits_BLV.sort(dim=-1)
+        dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        dropped[..., -1] = False
+        logits_BLV = logits_BLV.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+    return logits_BLV
+
+
+def draw(logits_BLV: Tensor, gumbel_BLV: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """One token each from softmax(logits / temperature), (B, L): a pure function of logits and noise.
+
+    Temperature acts after the filters, as published for CoDe, so the filters see temperature 1.
+    """
+    return (logits_BLV / temperature + gumbel_BLV).argmax(dim=-1)
+
+
+def soft_codes(logits_BLV: Tensor, gumbel_BLV: Tensor, codebook_VC: Tensor, *, progress: float) -> Tensor:
+    """VAR's smooth mode: a Gumbel-softmax mixture of codes instead of one code, (B, L, C). For looks, never for FID.
+
+    `progress` runs from 0 at the first scale to 1 at the last: logits sharpen and the softmax cools with it.
+    """
+    tau = max(0.27 * (1 - 0.95 * progress), 0.005)
+    return ((logits_BLV * (1 + progress) + gumbel_BLV) / tau).softmax(dim=-1) @ codebook_VC.float()

@@ -1,0 +1,68 @@
+"""Per-picture noise: the one door through which chance enters decoding.
+
+A picture's noise is a pure function of its own seed, the stream (what the noise is for) and the token's position. It does
+not depend on the batch, the device, the order of calls or how many processes share the work. It comes from the
+counter-based generator Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), the one
+that torch uses on CUDA, computed here with plain integer arithmetic so that every device gives the same bits.
+
+Letters: B pictures, L tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+
+class Stream(IntEnum):
+    """What noise is drawn for; different streams of one picture are independent."""
+
+    TOKEN = 0
+    SMOOTH = 1
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Philox4x32-10: four counter words and two key words (int64 holding 32 bits each) -> four random words."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # The 64-bit product wraps into the sign bit, hence the mask after the shift.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _KEY_STEPS[0]) & _MASK, (k1 + _KEY_STEPS[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+class Noise:
+    """The noise of a batch of pictures, one 64-bit seed each."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        for seed in seeds:
+            if not 0 <= seed < 2**63:
+                raise ValueError(f"seed is {seed}; it must be an integer from 0 to 2**63 - 1")
+        self._seeds_B11 = torch.tensor(list(seeds), dtype=torch.int64, device=device).view(-1, 1, 1)
+
+    def words(self, stream: Stream, position: int, tokens: int, width: int) -> Tensor:
+        """Independent uniform 32-bit words, int64 (B, tokens, width), of the tokens from `position` on."""
+        device = self._seeds_B11.device
+        block = torch.arange((width + 3) // 4, device=device).view(1, 1, -1)
+        place = torch.arange(position, position + tokens, device=device).view(1, -1, 1)
+        zero = torch.zeros((), dtype=torch.int64, device=device)
+        key = (self._seeds_B11 & _MASK, (self._seeds_B11 >> 32) & _MASK)
+        words = philox((block, place, zero + int(stream), zero), key)
+        return torch.stack(words, dim=-1).flatten(2)[..., :width]
+
+    def gumbel(self, stream: Stream, position: int, tokens: int, width: int) -> Tensor:
+        """Standard Gumbel noise, float32 (B, tokens, width): logits + noise, argmax, is one draw from softmax."""
+        uniform = (self.words(stream, position, tokens, width).float() + 0.5) * 2.0**-32
+        # -log1p(-u) rather than -log(u): small exponentials decide who wins, and small u is where float32 is fine.
+        # A word near 2**32 rounds to u = 1, hence the clamp.
+        return -torch.log(-torch.log1p(-uniform.clamp_(max=1 - 2.0**-24)))

@@ -1,0 +1,167 @@
+"""The convolutional encoder and decoder of latent-diffusion tokenizers (VQGAN family), key-compatible with VAR's files.
+
+Structure after Esser et al., "Taming Transformers" (arXiv 2012.09841) and Rombach et al. (arXiv 2112.10752). Everything
+runs in whatever memory format its input has; channels-last is the fast one, on the CPU as on the GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+GROUPS = 32
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(gcd(GROUPS, channels), channels, eps=1e-6)
+
+
+class ResnetBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, beside a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = _norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x), inplace=True))
+        h = self.conv2(F.silu(self.norm2(h), inplace=True))
+        return self.nin_shortcut(x) + h
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all positions of the map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)
+        q, k, v = qkv.unsqueeze(1).split(channels, dim=-1)
+        h = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+        return x + self.proj_out(h.transpose(1, 2).unflatten(2, (height, width)))
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution; pads right and bottom only, as the published files expect."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution. Attention follows each block at the coarsest level only."""
+
+    def __init__(self, in_channels: int, out_channels: int, blocks: int, attention: bool) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResnetBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(blocks)
+        )
+        self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in range(blocks if attention else 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        return x
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the coarsest resolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels)
+        self.attn_1 = AttentionBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    """Pictures (B, 3, h, w) in [-1, 1] -> features (B, z_channels, h / f, w / f), f = 2 ** (levels - 1)."""
+
+    def __init__(self, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int) -> None:
+        super().__init__()
+        widths = [ch * m for m in ch_mult]
+        coarsest = len(widths) - 1
+        self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        for i, (before, width) in enumerate(zip([ch, *widths], widths, strict=False)):
+            level = Level(before, width, num_res_blocks, attention=i == coarsest)
+            if i != coarsest:
+                level.downsample = Downsample(width)
+            self.down.append(level)
+        self.mid = Middle(widths[-1])
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for level in self.down:
+            h = level(h)
+            if hasattr(level, "downsample"):
+                h = level.downsample(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h)), inplace=True))
+
+
+class Decoder(nn.Module):
+    """Features (B, z_channels, h / f, w / f) -> pictures (B, 3, h, w), about [-1, 1]."""
+
+    def __init__(self, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int) -> None:
+        super().__init__()
+        widths = [ch * m for m in ch_mult]
+        coarsest = len(widths) - 1
+        self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1])
+        self.up = nn.ModuleList()
+        for i, width in enumerate(widths):
+            before = widths[min(i + 1, coarsest)]
+            level = Level(before, width, num_res_blocks + 1, attention=i == coarsest)
+            if i != 0:
+                level.upsample = Upsample(width)
+            self.up.append(level)
+        self.norm_out = _norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            h = level(h)
+            if hasattr(level, "upsample"):
+                h = level.upsample(h)
+        return self.conv_out(F.silu(self.norm_out(h), inplace=True))
+
+
+def to_channels_last(module: nn.Module) -> nn.Module:
+    """Store convolution weights channels-last: the layout in which CPU and GPU convolutions are fastest."""
+    return module.to(memory_format=torch.channels_last)
