@@ -23,9 +23,7 @@ def small_tokenizer() -> MultiScaleVQ:
 
 def small_var_network(shared_aln: bool = False, depth: int = 4) -> VAR:
     """The transformer of the golden cases: 10 classes, width 64 * depth."""
-    return fill(
-        VAR(VARConfig.published(depth, num_classes=10, latent_channels=8, shared_aln=shared_aln, **SMALL))
-    )
+    return fill(VAR(VARConfig.published(depth, num_classes=10, latent_channels=8, shared_aln=shared_aln, **SMALL)))
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,31 @@
-"""One road from label and seed to picture, for every visual autoregressive method."""
+"""One road from label and seed to picture, for every visual autoregressive method.
+
+import var_toolkit
+pipe = var_toolkit.load("stilllife-var")
+pipe(class_labels=[207, "red sphere on sand"], seeds=[0, 1]).images[0]
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from var_toolkit.pipeline import Pipeline, load
+    from var_toolkit.zoo.registry import list_models
+
+__version__ = "0.1.0"
+__all__ = ["Pipeline", "__version__", "list_models", "load"]
+
+# Looked up on first use, so that importing the package, and `vargen --help`, stay instant.
+_HOMES = {
+    "Pipeline": "var_toolkit.pipeline",
+    "list_models": "var_toolkit.zoo.registry",
+    "load": "var_toolkit.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'var_toolkit' has no attribute {name!r}")

@@ -40,7 +40,9 @@ def test_cached_decoding_equals_the_packed_pass(chunks, l2_norm):
         condition, cache, logits, first = var.condition(labels), var.new_cache(2), [], 0
         for last in chunks:
             span = slice(max(var.scales.offsets[first] - 1, 0), var.scales.offsets[last] - 1)
-            hidden = var.hidden(condition, inputs[:, span] if last > 1 else None, scales=range(first, last), cache=cache)
+            hidden = var.hidden(
+                condition, inputs[:, span] if last > 1 else None, scales=range(first, last), cache=cache
+            )
             logits.append(var.logits(condition, hidden))
             first = last
     assert_close(torch.cat(logits, dim=1), packed, atol=1e-5, rtol=1e-5)
@@ -78,7 +80,10 @@ def test_a_rewound_cache_equals_a_fresh_prefill(small_var):
 def test_a_cache_that_does_not_hold_the_scales_before_is_refused(small_var):
     with pytest.raises(ValueError, match="need a cache that holds the 5 tokens before"):
         small_var.hidden(
-            small_var.condition(torch.tensor([0])), torch.zeros(1, 9, 8), scales=range(2, 3), cache=small_var.new_cache(1)
+            small_var.condition(torch.tensor([0])),
+            torch.zeros(1, 9, 8),
+            scales=range(2, 3),
+            cache=small_var.new_cache(1),
         )
 
 
@@ -90,7 +95,9 @@ def test_cache_memory_is_the_formula_at_two_bytes_each(depth):
 
 
 def test_every_parameter_gets_a_gradient_that_is_a_number():
-    var = VAR(VARConfig(depth=2, embed_dim=32, num_heads=2, num_classes=4, patch_nums=(1, 2), vocab_size=8, latent_channels=4))
+    var = VAR(
+        VARConfig(depth=2, embed_dim=32, num_heads=2, num_classes=4, patch_nums=(1, 2), vocab_size=8, latent_channels=4)
+    )
     var.init_weights()
     var.train()
     var(torch.tensor([0, 4]), torch.randn(2, 4, 4)).logsumexp(-1).sum().backward()

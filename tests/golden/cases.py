@@ -19,7 +19,9 @@ class Case(NamedTuple):
 
     def maps(self, prefix: str) -> list[torch.Tensor]:
         """The tensors prefix_0, prefix_1, ... in order."""
-        names = sorted((n for n in self.tensors if n.rpartition("_")[0] == prefix), key=lambda n: int(n.rsplit("_", 1)[1]))
+        names = sorted(
+            (n for n in self.tensors if n.rpartition("_")[0] == prefix), key=lambda n: int(n.rsplit("_", 1)[1])
+        )
         return [self.tensors[name] for name in names]
 
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import small_var_network
 from golden.cases import load_case
 from torch.testing import assert_close
 
-from conftest import small_var_network
 from var_toolkit.sampling.engine import ScaleEvent, decode
 from var_toolkit.sampling.noise import Noise, Stream
 from var_toolkit.sampling.plan import Plan, Stage

@@ -47,7 +47,13 @@ def test_phi_choice_reproduces_the_published_ties(case):
 @pytest.mark.parametrize("share", [0, 1, 2])
 def test_every_way_to_share_phis_encodes_and_decodes(share):
     config = MultiScaleVQConfig(
-        vocab_size=16, z_channels=4, ch=8, ch_mult=(1, 2), num_res_blocks=1, patch_nums=(1, 2, 4), share_quant_resi=share
+        vocab_size=16,
+        z_channels=4,
+        ch=8,
+        ch_mult=(1, 2),
+        num_res_blocks=1,
+        patch_nums=(1, 2, 4),
+        share_quant_resi=share,
     )
     tokenizer = MultiScaleVQ(config).eval()
     pictures = torch.rand(2, 3, 8, 8) * 2 - 1
@@ -68,7 +74,14 @@ def test_the_training_pass_finds_the_same_tokens_and_reaches_every_parameter(cas
 
 def test_znorm_finds_the_code_of_largest_cosine():
     config = MultiScaleVQConfig(
-        vocab_size=32, z_channels=4, ch=8, ch_mult=(1, 2), num_res_blocks=1, patch_nums=(1, 2), using_znorm=True
+        vocab_size=32,
+        z_channels=4,
+        ch=8,
+        norm_groups=4,
+        ch_mult=(1, 2),
+        num_res_blocks=1,
+        patch_nums=(1, 2),
+        using_znorm=True,
     )
     quantize = MultiScaleVQ(config).quantize
     codes = torch.randn(2, 3, 4)

@@ -45,7 +45,9 @@ class SelfAttention(nn.Module):
         scale = 0.25 / sqrt(q.shape[-1])
         if self.l2_norm:
             # In float32, because half precision loses the unit length; back in v's dtype before anything is cached.
-            q = (F.normalize(q.float(), dim=-1) * self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()).to(v.dtype)
+            q = (F.normalize(q.float(), dim=-1) * self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()).to(
+                v.dtype
+            )
             k = F.normalize(k.float(), dim=-1).to(v.dtype)
             scale = 1.0
         if cache is not None:

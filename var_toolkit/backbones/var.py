@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from var_toolkit.scales import SCHEDULES, Scales
 
 @dataclass(frozen=True)
 class VARConfig:
-    """Sizes of the transformer. The published ones follow from the depth d: width 64 d, d heads (`VARConfig.published`)."""
+    """Sizes of the transformer. The published ones follow from the depth (`VARConfig.published`)."""
 
     depth: int = 16
     embed_dim: int = 1024
@@ -65,7 +65,7 @@ class Modulation(NamedTuple):
 class Condition(NamedTuple):
     """Everything that depends on the labels alone: made once a run, used at every scale."""
 
-    start_RC: Tensor
+    start_RC: Tensor  # noqa: N815
     blocks: list[Modulation]
     head_scale: Tensor  # one plus scale, (R, 1, C)
     head_shift: Tensor
@@ -99,7 +99,9 @@ class Block(nn.Module):
 
     def modulation(self, condition: Tensor) -> Modulation:
         """From the class embedding (R, C), or from the shared (R, 1, 6, C) of `shared_aln`."""
-        six = condition + self.ada_gss if hasattr(self, "ada_gss") else self.ada_lin(condition).view(-1, 1, 6, self.width)
+        six = (
+            condition + self.ada_gss if hasattr(self, "ada_gss") else self.ada_lin(condition).view(-1, 1, 6, self.width)
+        )
         gate1, gate2, scale1, scale2, shift1, shift2 = six.unbind(2)
         return Modulation(gate1, gate2, 1 + scale1, 1 + scale2, shift1, shift2)
 
@@ -158,6 +160,10 @@ class VAR(nn.Module):
         self.head_nm = HeadNorm(width)
         self.head = nn.Linear(width, config.vocab_size)
 
+    @property
+    def _blocks(self) -> list[Block]:
+        return [cast(Block, block) for block in self.blocks]
+
     def new_cache(self, rows: int) -> KVCache:
         """An empty cache for `rows` rows over the whole schedule, in the dtype and on the device of the weights."""
         c, weight = self.config, self.head.weight
@@ -171,13 +177,20 @@ class VAR(nn.Module):
             device=weight.device,
         )
 
+    def multiply_adds(self, new: int, context: int, drawn: int) -> int:
+        """Work of one row: `new` tokens that look at `context` (themselves included), `drawn` of them with logits."""
+        c = self.config
+        linear = (4 + 2 * c.mlp_ratio) * c.embed_dim**2
+        attention = 2 * context * c.embed_dim
+        return round(new * c.depth * (linear + attention) + drawn * c.embed_dim * c.vocab_size)
+
     def condition(self, labels_R: Tensor) -> Condition:
         """What the labels (R, int64, num_classes for the null class) mean to every block and to the head."""
         start_RC = self.class_emb(labels_R)
         steer = start_RC
         if self.config.shared_aln:
             steer = self.shared_ada_lin(start_RC).view(-1, 1, 6, self.config.embed_dim)
-        return Condition(start_RC, [block.modulation(steer) for block in self.blocks], *self.head_nm(start_RC))
+        return Condition(start_RC, [block.modulation(steer) for block in self._blocks], *self.head_nm(start_RC))
 
     def hidden(
         self, condition: Condition, inputs_RLc: Tensor | None, *, scales: range, cache: KVCache | None = None
@@ -189,7 +202,9 @@ class VAR(nn.Module):
         """
         begin, end = self.scales.offsets[scales.start], self.scales.offsets[scales.stop]
         if (cache.length if cache is not None else 0) != begin:
-            raise ValueError(f"scales {scales.start} to {scales.stop - 1} need a cache that holds the {begin} tokens before")
+            raise ValueError(
+                f"scales {scales.start} to {scales.stop - 1} need a cache that holds the {begin} tokens before"
+            )
         x_RLC = self._embed(condition, inputs_RLc, scales)
         mask_QL = None
         if len(scales) > 1:
@@ -235,13 +250,14 @@ class VAR(nn.Module):
         nn.init.trunc_normal_(self.pos_start, std=std)
         nn.init.trunc_normal_(self.pos_1LC, std=std)
         self.head.weight.mul_(head)
-        self.head_nm.ada_lin[1].weight.mul_(adaln)
-        for block in self.blocks:
+        cast(nn.Linear, self.head_nm.ada_lin[1]).weight.mul_(adaln)
+        for block in self._blocks:
             block.attn.proj.weight.div_(sqrt(2 * self.config.depth))
             block.ffn.fc2.weight.div_(sqrt(2 * self.config.depth))
             if self.config.shared_aln:
                 block.ada_gss[:, :, :2].mul_(adaln_gamma)
                 block.ada_gss[:, :, 2:].mul_(adaln)
             else:
-                block.ada_lin[1].weight[: 2 * width].mul_(adaln_gamma)
-                block.ada_lin[1].weight[2 * width :].mul_(adaln)
+                linear = cast(nn.Linear, block.ada_lin[1])
+                linear.weight[: 2 * width].mul_(adaln_gamma)
+                linear.weight[2 * width :].mul_(adaln)

@@ -1,6 +1,6 @@
 """The engine that runs every next-scale plan.
 
-Letters: B pictures, R rows (B, or 2B under guidance: conditional half first), L tokens, V vocabulary, C latent channels.
+Letters: B pictures, R rows (B, or 2B under guidance: conditional half first), L tokens, V vocabulary, C channels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Per-picture noise: the one door through which chance enters decoding.
 
-A picture's noise is a pure function of its own seed, the stream (what the noise is for) and the token's position. It does
-not depend on the batch, the device, the order of calls or how many processes share the work. It comes from the
+A picture's noise is a pure function of its own seed, the stream (what the noise is for) and the token's position. It
+does not depend on the batch, the device, the order of calls or how many processes share the work. It comes from the
 counter-based generator Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), the one
 that torch uses on CUDA, computed here with plain integer arithmetic so that every device gives the same bits.
 

@@ -22,6 +22,8 @@ class Backbone(Protocol):
 
     def new_cache(self, rows: int) -> Any: ...
 
+    def multiply_adds(self, new: int, context: int, drawn: int) -> int: ...
+
     def condition(self, labels_R: Tensor) -> Any: ...
 
     def hidden(self, condition: Any, inputs_RLc: Tensor | None, *, scales: range, cache: Any = None) -> Tensor: ...
@@ -79,7 +81,9 @@ class Plan:
         ends = [0, *(stage.scales.stop for stage in self.stages)]
         starts = [*(stage.scales.start for stage in self.stages), len(self.tokenizer.scales)]
         if starts != ends:
-            raise ValueError(f"the stages cover {self.ranges}; they must cover 0 to {len(self.tokenizer.scales) - 1} once")
+            raise ValueError(
+                f"the stages cover {self.ranges}; they must cover 0 to {len(self.tokenizer.scales) - 1} once"
+            )
         for stage in self.stages:
             if stage.backbone.scales != self.tokenizer.scales:
                 raise ValueError(

@@ -7,27 +7,24 @@ runs in whatever memory format its input has; channels-last is the fast one, on 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import gcd
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-GROUPS = 32
 
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(gcd(GROUPS, channels), channels, eps=1e-6)
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
     """Norm, SiLU, convolution, twice, beside a shortcut."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = _norm(in_channels)
+        self.norm1 = _norm(in_channels, groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = _norm(out_channels, groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
@@ -40,14 +37,14 @@ class ResnetBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Single-head self-attention over all positions of the map."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
+        channels, height, width = x.shape[1:]
         qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)
         q, k, v = qkv.unsqueeze(1).split(channels, dim=-1)
         h = F.scaled_dot_product_attention(q, k, v).squeeze(1)
@@ -77,31 +74,36 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution. Attention follows each block at the coarsest level only."""
+    """The blocks of one resolution, then the way to the next. Attention follows each block at the coarsest only."""
 
-    def __init__(self, in_channels: int, out_channels: int, blocks: int, attention: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, blocks: int, groups: int, *, attention: bool, resample: str | None
+    ) -> None:
         super().__init__()
         self.block = nn.ModuleList(
-            ResnetBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(blocks)
+            ResnetBlock(in_channels if i == 0 else out_channels, out_channels, groups) for i in range(blocks)
         )
-        self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in range(blocks if attention else 0))
+        self.attn = nn.ModuleList(AttentionBlock(out_channels, groups) for _ in range(blocks if attention else 0))
+        self._resample = resample
+        if resample is not None:
+            self.add_module(resample, {"downsample": Downsample, "upsample": Upsample}[resample](out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
             x = block(x)
             if self.attn:
                 x = self.attn[i](x)
-        return x
+        return x if self._resample is None else self.get_submodule(self._resample)(x)
 
 
 class Middle(nn.Module):
     """Block, attention, block at the coarsest resolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels)
-        self.attn_1 = AttentionBlock(channels)
-        self.block_2 = ResnetBlock(channels, channels)
+        self.block_1 = ResnetBlock(channels, channels, groups)
+        self.attn_1 = AttentionBlock(channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
@@ -110,55 +112,47 @@ class Middle(nn.Module):
 class Encoder(nn.Module):
     """Pictures (B, 3, h, w) in [-1, 1] -> features (B, z_channels, h / f, w / f), f = 2 ** (levels - 1)."""
 
-    def __init__(self, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int) -> None:
+    def __init__(self, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, groups: int) -> None:
         super().__init__()
         widths = [ch * m for m in ch_mult]
         coarsest = len(widths) - 1
         self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
         self.down = nn.ModuleList()
         for i, (before, width) in enumerate(zip([ch, *widths], widths, strict=False)):
-            level = Level(before, width, num_res_blocks, attention=i == coarsest)
-            if i != coarsest:
-                level.downsample = Downsample(width)
-            self.down.append(level)
-        self.mid = Middle(widths[-1])
-        self.norm_out = _norm(widths[-1])
+            resample = "downsample" if i != coarsest else None
+            self.down.append(Level(before, width, num_res_blocks, groups, attention=i == coarsest, resample=resample))
+        self.mid = Middle(widths[-1], groups)
+        self.norm_out = _norm(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h)), inplace=True))
 
 
 class Decoder(nn.Module):
     """Features (B, z_channels, h / f, w / f) -> pictures (B, 3, h, w), about [-1, 1]."""
 
-    def __init__(self, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int) -> None:
+    def __init__(self, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, groups: int) -> None:
         super().__init__()
         widths = [ch * m for m in ch_mult]
         coarsest = len(widths) - 1
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1])
+        self.mid = Middle(widths[-1], groups)
         self.up = nn.ModuleList()
         for i, width in enumerate(widths):
             before = widths[min(i + 1, coarsest)]
-            level = Level(before, width, num_res_blocks + 1, attention=i == coarsest)
-            if i != 0:
-                level.upsample = Upsample(width)
-            self.up.append(level)
-        self.norm_out = _norm(widths[0])
+            resample = "upsample" if i != 0 else None
+            self.up.append(Level(before, width, num_res_blocks + 1, groups, attention=i == coarsest, resample=resample))
+        self.norm_out = _norm(widths[0], groups)
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
         return self.conv_out(F.silu(self.norm_out(h), inplace=True))
 
 

@@ -29,15 +29,21 @@ class MultiScaleVQConfig:
     beta: float = 0.25
     using_znorm: bool = False
     quant_conv_ks: int = 3
+    norm_groups: int = 32
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
         object.__setattr__(self, "patch_nums", Scales(tuple(self.patch_nums)).patch_nums)
-        for name in ("vocab_size", "z_channels", "ch", "num_res_blocks", "quant_conv_ks"):
+        for name in ("vocab_size", "z_channels", "ch", "num_res_blocks", "quant_conv_ks", "norm_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive integer")
         if self.share_quant_resi < 0:
             raise ValueError(f"share_quant_resi is {self.share_quant_resi}; it must be 0 (one phi a scale) or more")
+
+        if any(self.ch * m % self.norm_groups for m in self.ch_mult):
+            raise ValueError(
+                f"norm_groups is {self.norm_groups}; it must divide ch * ch_mult, {self.ch} * {self.ch_mult}"
+            )
 
     @property
     def downsample(self) -> int:
@@ -60,7 +66,7 @@ class MultiScaleVQ(nn.Module):
         super().__init__()
         self.config = config
         self.scales = Scales(config.patch_nums)
-        shape = (config.ch, config.ch_mult, config.num_res_blocks, config.z_channels)
+        shape = (config.ch, config.ch_mult, config.num_res_blocks, config.z_channels, config.norm_groups)
         self.encoder, self.decoder = Encoder(*shape), Decoder(*shape)
         self.quantize = ResidualQuantizer(
             self.scales,
@@ -85,7 +91,9 @@ class MultiScaleVQ(nn.Module):
         """The latent before quantisation, (B, z_channels, h, w)."""
         side = self.picture_side
         if pictures.shape[1:] != (3, side, side):
-            raise ValueError(f"pictures have shape {tuple(pictures.shape)}; this tokenizer reads (B, 3, {side}, {side})")
+            raise ValueError(
+                f"pictures have shape {tuple(pictures.shape)}; this tokenizer reads (B, 3, {side}, {side})"
+            )
         pictures = pictures.to(self.quant_conv.weight.dtype, memory_format=torch.channels_last)
         return self.quant_conv(self.encoder(pictures))
 

@@ -6,7 +6,7 @@ Letters: B pictures, L tokens, V vocabulary, C latent channels, h and w of the f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ class Phi(nn.Conv2d):
 
 
 class _PartlyShared(nn.Module):
-    def __init__(self, phis: list[nn.Module]) -> None:
+    def __init__(self, phis: Iterable[nn.Module]) -> None:
         super().__init__()
         self.qresi_ls = nn.ModuleList(phis)
 
@@ -65,7 +65,7 @@ class ResidualQuantizer(nn.Module):
     `share_quant_resi`: 0 gives every scale its own phi, 1 one for all, n > 1 shares n among the scales.
     """
 
-    ema_vocab_hit_SV: Tensor
+    ema_vocab_hit_SV: Tensor  # noqa: N815
 
     def __init__(
         self,

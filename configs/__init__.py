@@ -1,0 +1,1 @@
+"""Training recipes as YAML files, packaged as `var_toolkit.configs`."""

@@ -1,0 +1,85 @@
+"""The command line as a whole: instant help, the list of models, reconstruction, a frozen set of options."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from var_toolkit.cli import COMMANDS, main, parser
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from var_toolkit.cli import parser; parser().format_help(); "
+        "print([m for m in ('torch', 'numpy', 'PIL', 'diffusers', 'timm', 'torchvision') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_python_m_is_the_same_program():
+    result = subprocess.run([sys.executable, "-m", "var_toolkit", "--version"], capture_output=True, text=True)
+    assert result.stdout.startswith("vargen ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"vargen {command}" in capsys.readouterr().out
+
+
+def test_the_options_are_the_documented_ones():
+    """Growth of the surface is a decision: change this list when you change the options."""
+    commands = next(action for action in parser()._actions if action.dest == "command").choices
+    options = {name: {o for a in command._actions for o in a.option_strings} for name, command in commands.items()}
+    machine = {"-h", "--help", "--device", "--dtype"}
+    assert options["sample"] == machine | {
+        "--class", "-n", "--seed", "--model", "--cfg", "--top-k", "--top-p", "--temperature", "--smooth",
+        "--batch-size", "--out", "--grid", "--trace", "--save-tokens", "--dry-run", "--json",
+    }  # fmt: skip
+    assert options["reconstruct"] == machine | {"--model", "--out", "--json"}
+    assert options["models"] == {"-h", "--help", "--json"}
+    assert options["convert"] == {
+        "-h", "--help", "--family", "--tokenizer", "--backbone", "--config", "--out", "--half",
+    }  # fmt: skip
+    assert options["train"] == {"-h", "--help", "--out", "--cache", "--device"}
+
+
+def test_models_lists_names_sizes_and_whereabouts(capsys):
+    assert main(["models", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["models"]}
+    assert rows["var-d30"]["parameters"] == 2_010_000_000
+    assert rows["var-d30"]["weights"] in ("on the hub", "cached")
+    assert rows["stilllife-var"]["weights"] == "embedded"
+    assert main(["models", "var*"]) == 0
+    assert "stilllife" not in capsys.readouterr().out
+
+
+def test_models_that_match_nothing_are_said_so(capsys):
+    assert main(["models", "gan*"]) == 2
+    assert "no model matches" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA", "I;16", "1"])
+def test_pictures_of_every_kind_are_reconstructed(mode, model, capsys):
+    name = "picture.tif" if mode in ("CMYK", "I;16") else "picture.png"
+    Image.new("RGB", (90, 70), "teal").convert("L" if mode == "I;16" else mode).convert(mode).save(name)
+    assert main(["reconstruct", name, "--model", model]) == 0
+    assert Image.open("picture_reconstruction.png").width > 128
+    assert "PSNR" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"no picture", "is not a picture"), (b"\x89PNG\r\n\x1a\n" + b"0" * 50, "picture"), (None, "No such file")],
+)
+def test_a_file_that_is_no_picture_is_one_line(content, words, model, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / "image.png").write_bytes(content)
+    assert main(["reconstruct", "image.png", "--model", model]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1

@@ -1,0 +1,174 @@
+"""`vargen sample` as a user meets it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from var_toolkit.cli import main
+
+
+def sample(model, *options) -> int:
+    return main(["sample", "--model", model, *options])
+
+
+def most_different(one, other) -> int:
+    """The largest difference of any pixel, in grey levels. The decoder's rounding depends on the batch, by one level."""
+    pixels = [torch.frombuffer(bytearray(Image.open(path).tobytes()), dtype=torch.uint8).int() for path in (one, other)]
+    return int((pixels[0] - pixels[1]).abs().max())
+
+
+def test_a_picture_a_class_and_seed_is_written_and_told(model, tmp_path, capsys):
+    assert sample(model, "--class", "3", "7", "-n", "2", "--seed", "5") == 0
+    names = ["class-3_seed-5.png", "class-3_seed-6.png", "class-7_seed-5.png", "class-7_seed-6.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert Image.open(tmp_path / names[0]).size == (64, 64)
+    assert "class-7_seed-6.png: class 7" in capsys.readouterr().out
+
+
+def test_the_same_seed_draws_the_same_picture_in_any_batch(model, tmp_path):
+    sample(model, "--class", "3", "-n", "5", "--out", "together")
+    sample(model, "--class", "3", "--seed", "4", "--out", "alone.png")
+    assert most_different("alone.png", "together/class-3_seed-4.png") <= 1
+    sample(model, "--class", "3", "-n", "5", "--batch-size", "2", "--out", "batches")
+    for path in Path("together").iterdir():
+        assert most_different(path, Path("batches") / path.name) <= 1
+
+
+def test_json_is_one_object_with_what_was_done(model, capsys):
+    sample(model, "--class", "3", "-n", "2", "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["seeds"] == [0, 1]
+    assert facts["classes"] == [3, 3]
+    assert all(Path(file).is_file() for file in facts["files"])
+    assert facts["seconds"] > 0
+    assert facts["images_per_second"] > 0
+    assert facts["peak_memory_bytes"] > 1e7
+    assert facts["cache_bytes"] == 2 * 2 * 2 * 30 * 4 * 256 * 4  # pictures, halves, keys and values, tokens, layers
+
+
+def test_tokens_and_latent_are_saved(model, tmp_path):
+    sample(model, "--class", "3", "7", "--save-tokens", "tokens.safetensors")
+    saved = load_file("tokens.safetensors")
+    assert [tuple(saved[f"scale_{k}"].shape) for k in range(4)] == [(2, 1), (2, 4), (2, 9), (2, 16)]
+    assert saved["scale_0"].dtype == torch.int64
+    assert saved["latent"].shape == (2, 8, 4, 4)
+
+
+def test_a_trace_is_an_animation_with_a_frame_a_scale(model):
+    sample(model, "--class", "3", "7", "--trace", "trace.gif")
+    assert Image.open("trace.gif").n_frames == 4
+
+
+def test_a_grid_is_one_file(model, tmp_path):
+    sample(model, "--class", "3", "7", "-n", "3", "--grid", "--out", "grid.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["grid.png"]
+    assert Image.open("grid.png").size == (3 * 66 - 2, 2 * 66 - 2)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "webp", "png"])
+def test_the_ending_chooses_the_format(model, ending):
+    sample(model, "--class", "3", "--out", f"one.{ending}")
+    assert Image.open(f"one.{ending}").format == {"jpg": "JPEG"}.get(ending, ending.upper())
+
+
+def test_smooth_mode_and_half_precision_draw(model):
+    assert sample(model, "--class", "3", "--smooth", "--dtype", "bfloat16", "--out", "one.png") == 0
+
+
+def test_a_dry_run_tells_the_plan_and_draws_nothing(model, tmp_path, capsys):
+    assert sample(model, "--class", "3", "-n", "4", "--dry-run", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["forward_passes_per_batch"] == 4
+    assert facts["cache_megabytes_per_batch"] == pytest.approx(4 * 2 * 2 * 30 * 4 * 256 * 4 / 1e6, abs=0.1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_published_model_needs_no_download(capsys):
+    assert main(["sample", "--class", "golden retriever", "--model", "var-d30", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "VAR 30 x 1920" in told
+    assert "[207]" in told
+
+
+BAD = [
+    (["--class", "10"], "classes are 0 to 9"),
+    (["--class", "-1"], "classes are 0 to 9"),
+    (["--class", "dog"], "class 'dog' is not known"),
+    (["--class", "3", "-n", "0"], "at least 1"),
+    (["--class", "3", "-n", "x"], "at least 1"),
+    (["--class", "3", "--seed", "-1"], "at least 0"),
+    (["--class", "3", "--batch-size", "0"], "at least 1"),
+    (["--class", "3", "--cfg", "-1"], "guidance"),
+    (["--class", "3", "--top-k", "-1"], "top_k"),
+    (["--class", "3", "--top-p", "2"], "top_p"),
+    (["--class", "3", "--temperature", "0"], "temperature"),
+    (["--class", "3", "--cfg", "nan"], "guidance"),
+    (["--class", "3", "--model", "var-d17"], "did you mean 'var-d16'"),
+    (["--class", "3", "--model", "./nowhere"], "known are"),
+    (["--class", "3", "--model", "stilllife-classifier"], "draws no pictures"),
+    (["--class", "3", "--device", "cuda"], "usable are auto, cpu"),
+    (["--class", "3", "--device", "abacus"], "usable are auto, cpu"),
+    (["--class", "3", "--out", "picture.bmp"], "ends in .bmp"),
+    (["--class", "3", "4", "--out", "one.png"], "several pictures"),
+    (["--class", "3", "--trace", "trace.mp4"], "must end in .gif"),
+    (["--class", "3", "--save-tokens", "t.pt"], "must end in .safetensors"),
+    (["--clas", "3", "--colour"], "--colour"),
+    ([], "--class"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), BAD, ids=[" ".join(options) or "nothing" for options, _ in BAD])
+def test_bad_input_is_one_line_and_status_2_and_nothing_is_written(model, options, words, tmp_path, capsys):
+    options = options if "--model" in options else ["--model", model, *options]
+    try:
+        status = main(["sample", *options])
+    except SystemExit as stop:  # argparse's way out
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert words in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(model, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        options = ["--class", "3", "-n", "4", "--out", str(small)]
+        command = [sys.executable, "-m", "var_toolkit", "sample", "--model", model, *options]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 2
+        assert "No space left" in result.stderr
+        assert "Traceback" not in result.stderr
+        for path in small.iterdir():
+            assert path.suffix == ".png"
+            Image.open(path).load()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_folder_without_write_permission_is_named(model, capsys):
+    assert sample(model, "--class", "3", "--out", "/proc/nowhere") == 2
+    assert "cannot write to /proc/nowhere" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_so_in_one_line(model, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("var_toolkit.pipeline.Pipeline.__call__", interrupt)
+    assert sample(model, "--class", "3") == 130
+    assert capsys.readouterr().err == "vargen: interrupted\n"

@@ -1,0 +1,78 @@
+"""What Python users hold."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import var_toolkit
+from var_toolkit.pipeline import Pipeline
+
+
+@pytest.fixture(scope="module")
+def pipe(small_tokenizer, small_var) -> Pipeline:
+    return Pipeline(small_tokenizer, small_var)
+
+
+def test_output_types_agree(pipe):
+    kinds = {kind: pipe([3, 7], seeds=[0, 1], output_type=kind).images for kind in ("pil", "np", "pt", "latent")}
+    assert kinds["pt"].shape == (2, 3, 64, 64)
+    assert kinds["np"].shape == (2, 64, 64, 3)
+    assert kinds["latent"].shape == (2, 8, 4, 4)
+    np.testing.assert_array_equal(kinds["np"][0], kinds["pt"][0].permute(1, 2, 0).numpy())
+    np.testing.assert_array_equal(np.asarray(kinds["pil"][0]), (kinds["np"][0] * 255).round().astype(np.uint8))
+
+
+def test_one_label_may_be_given_alone_and_a_name_is_not_split_into_letters(pipe):
+    assert pipe(3, seeds=0).class_labels == [3]
+    assert pipe("class 3", seeds=[0]).class_labels == [3]
+
+
+def test_a_generator_makes_the_seeds(pipe):
+    one = pipe([3, 3], generator=torch.Generator().manual_seed(1))
+    two = pipe([3, 3], generator=torch.Generator().manual_seed(1))
+    assert one.seeds == two.seeds
+    assert one.seeds[0] != one.seeds[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"class_labels": [10]}, "class 10 does not exist"),
+        ({"class_labels": [1, 2], "seeds": [0]}, "1 seeds for 2"),
+        ({"class_labels": [1], "seeds": [-4]}, "seed is -4"),
+        ({"class_labels": [1], "output_type": "jpeg"}, "output_type"),
+        ({"class_labels": [1], "batch_size": 0}, "batch_size"),
+        ({"class_labels": []}, "class_labels is empty"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(pipe, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        pipe(**arguments)
+
+
+def test_a_rotated_photograph_is_turned_upright(pipe):
+    from var_toolkit.pipeline import picture_tensor
+
+    image = Image.new("RGB", (20, 20), "black")
+    image.paste((255, 255, 255), (0, 0, 20, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned = Image.new("RGB", (20, 20))
+    turned.paste(image)
+    turned.getexif()[0x0112] = 3
+    assert picture_tensor(turned, 20)[0, -1].mean() > 0.9
+
+
+def test_the_zoo_is_reachable_from_the_package():
+    assert "var-d30" in var_toolkit.list_models("var*")
+    assert "stilllife-var" not in var_toolkit.list_models("var*")
+
+
+def test_moving_to_half_precision_leaves_the_quantiser_in_float32(small_tokenizer, small_var):
+    from copy import deepcopy
+
+    half = Pipeline(deepcopy(small_tokenizer), deepcopy(small_var)).to(dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert half.tokenizer.quantize.embedding.weight.dtype == torch.float32
+    assert half([3], seeds=[0], output_type="pt").images.isfinite().all()

@@ -1,0 +1,120 @@
+"""Download code against a local stand-in of the hub."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """Answers the requests with which huggingface_hub resolves and fetches a file."""
+
+    files: dict[str, bytes] = {}  # noqa: RUF012
+    promised: dict[str, str] = {}  # noqa: RUF012 (a checksum other than the true one)
+
+    def do_HEAD(self):
+        self._answer(body=False)
+
+    def do_GET(self):
+        self._answer(body=True)
+
+    def _answer(self, body):
+        name = self.path.partition("?")[0].rsplit("/", 1)[-1]
+        if "/resolve/" not in self.path or name not in self.files:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        content = self.files[name]
+        checksum = self.promised.get(name) or hashlib.sha256(content).hexdigest()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{checksum}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A stand-in server, and the environment that points huggingface_hub at it."""
+    handler = type("Handler", (StandIn,), {"files": {}, "promised": {}})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "hub"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    yield handler, environment
+    server.shutdown()
+
+
+def download(environment, repository="someone/model", name="weights.pth"):
+    code = f"from var_toolkit.zoo.hub import download; print(download({repository!r}, {name!r}))"
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_a_file_is_fetched_once_checked_and_then_found_without_the_network(hub, tmp_path):
+    handler, environment = hub
+    handler.files["weights.pth"] = b"x" * 1000
+    first = download(environment)
+    assert first.returncode == 0, first.stderr
+    handler.files.clear()
+    again = download({**environment, "HF_HUB_OFFLINE": "1"})
+    assert again.stdout == first.stdout
+    assert Path(first.stdout.strip()).read_bytes() == b"x" * 1000
+
+
+def test_a_damaged_download_is_refused_and_removed(hub):
+    handler, environment = hub
+    handler.files["weights.pth"] = b"x" * 1000
+    handler.promised["weights.pth"] = "a" * 64
+    result = download(environment)
+    assert "arrived damaged" in result.stderr
+    del handler.promised["weights.pth"]
+    assert download(environment).returncode == 0
+
+
+def test_without_network_and_cache_one_line_says_the_way_out(hub):
+    _, environment = hub
+    result = download({**environment, "HF_HUB_OFFLINE": "1"})
+    assert "vargen convert" in result.stderr.splitlines()[-1]
+
+
+def test_a_file_that_the_hub_does_not_have_is_named(hub):
+    _, environment = hub
+    assert "someone/model/weights.pth cannot be downloaded" in download(environment).stderr
+
+
+def test_a_published_model_is_drawn_from_by_its_name(hub, tmp_path, small_tokenizer, small_var):
+    """The whole way of `--model var-d16`, with small networks in place of the published ones."""
+    handler, environment = hub
+    for name, network in (("vae_ch160v4096z32.pth", small_tokenizer), ("var_d16.pth", small_var)):
+        torch.save(network.state_dict(), tmp_path / name)
+        handler.files[name] = (tmp_path / name).read_bytes()
+    code = (
+        "import sys; from dataclasses import replace; from var_toolkit.zoo import registry; "
+        "from var_toolkit.cli import main; e = registry.ENTRIES['var-d16']; "
+        "registry.ENTRIES['var-d16'] = replace(e, class_names='none', "
+        "source=replace(e.source, backbone_config={'patch_nums': (1, 2, 3, 4)})); "
+        f"sys.exit(main(['sample', '--class', '3', '--model', 'var-d16', '--top-k', '5', '--out', {str(tmp_path)!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "class-3_seed-0.png").is_file()

@@ -1,0 +1,71 @@
+"""Turn published weight files into a model directory that `--model` and `var_toolkit.load` take."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from var_toolkit.files import check_writable
+
+SUMMARY = "turn published weight files into a model directory"
+FAMILIES = ("var",)
+NETWORKS = ("tokenizer", "backbone")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `vargen convert`."""
+    parser.add_argument("--family", choices=FAMILIES, required=True, help="whose files they are")
+    for part in NETWORKS:
+        parser.add_argument(f"--{part}", type=Path, required=True, metavar="FILE", help=".pth or .safetensors")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE.json",
+        help='what the tensors cannot tell: {"tokenizer": {...}, "backbone": {...}} with the published argument names',
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to write; must be new")
+    parser.add_argument("--half", action="store_true", help="store the weights in float16: half the size")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, check, write whole or not at all."""
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise ValueError(f"--out {args.out} exists already; choose a new directory")
+    check_writable(args.out.parent)
+    config = _config(args.config)
+    import torch
+
+    from var_toolkit.pipeline import Pipeline
+    from var_toolkit.zoo.published_var import networks_from_tensors
+    from var_toolkit.zoo.weight_files import read_weights
+
+    tokenizer, backbone = networks_from_tensors(
+        read_weights(args.tokenizer, "vae_local"),
+        read_weights(args.backbone, "var_wo_ddp"),
+        config,
+        (str(args.tokenizer), str(args.backbone)),
+    )
+    data_set = "imagenet" if backbone.config.num_classes == 1000 else None
+    Pipeline(tokenizer, backbone, data_set=data_set).save_pretrained(args.out, torch.float16 if args.half else None)
+    count = sum(p.numel() for network in (tokenizer, backbone) for p in network.parameters())
+    print(
+        f"{args.out}: VAR with {backbone.config.depth} layers, {tokenizer.picture_side} px, "
+        f"{count / 1e6:.1f} M parameters; draw with `vargen sample --model {args.out} --class 0`"
+    )
+
+
+def _config(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict) or not all(isinstance(part, dict) for part in content.values()):
+        raise ValueError(f'{path} must be an object of objects: {{"tokenizer": {{...}}, "backbone": {{...}}}}')
+    unknown = [name for name in content if name not in NETWORKS]
+    if unknown:
+        raise ValueError(f"{path} has the unknown part {unknown[0]!r}; known are {', '.join(NETWORKS)}")
+    return content

@@ -1,0 +1,84 @@
+"""List every model that has a name, and where its weights are."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import struct
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from var_toolkit.zoo.registry import ENTRIES, Embedded, Entry, list_models
+
+SUMMARY = "list the models"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `vargen models`."""
+    parser.add_argument("pattern", nargs="?", default="*", help='names to show, such as "var*"')
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table."""
+    rows = [_row(ENTRIES[name]) for name in list_models(args.pattern)]
+    if not rows:
+        raise ValueError(f"no model matches {args.pattern!r}; `vargen models` lists all")
+    if args.json:
+        print(json.dumps({"models": rows}))
+        return
+    print(f"{'name':22} {'pixels':>6} {'parameters':>10}  {'weights':14} {'FID*':>5}  what it is")
+    for row in rows:
+        fid = f"{row['published_fid']:.2f}" if row["published_fid"] else ""
+        print(
+            f"{row['name']:22} {row['resolution']:>6} {_short(row['parameters']):>10}  "
+            f"{row['weights']:14} {fid:>5}  {row['summary']}"
+        )
+    print("* as its authors report it on ImageNet, 50,000 pictures")
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "resolution": entry.resolution,
+        "parameters": _parameters(entry),
+        "weights": _whereabouts(entry),
+        "published_fid": entry.published.get("fid"),
+        "summary": entry.summary,
+    }
+
+
+def _parameters(entry: Entry) -> int | None:
+    if isinstance(entry.source, Embedded):
+        return sum(_tensor_sizes(folder) for folder in entry.source.parts().values())
+    return entry.source.parameters
+
+
+def _tensor_sizes(folder: Path) -> int:
+    """Values in a safetensors file, from its header alone: eight bytes of length, then JSON."""
+    from var_toolkit.zoo.registry import WEIGHTS
+
+    path = folder / WEIGHTS
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return sum(prod(facts["shape"]) for name, facts in header.items() if name != "__metadata__")
+
+
+def _whereabouts(entry: Entry) -> str:
+    if isinstance(entry.source, Embedded):
+        return "embedded" if all(folder.is_dir() for folder in entry.source.parts().values()) else "missing"
+    from huggingface_hub import try_to_load_from_cache
+
+    files = (entry.source.tokenizer, entry.source.backbone)
+    cached = all(isinstance(try_to_load_from_cache(entry.source.repository, name), str) for name in files)
+    return "cached" if cached else "on the hub"
+
+
+def _short(count: int | None) -> str:
+    if not count:
+        return ""
+    return f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.1f} M" if count < 1e8 else f"{count / 1e6:.0f} M"

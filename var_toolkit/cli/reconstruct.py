@@ -1,0 +1,68 @@
+"""Show what a model's tokenizer keeps of a picture: the picture and its reconstruction, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from var_toolkit.cli.options import add_machine_options, add_model_option
+from var_toolkit.files import check_writable, write_whole
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUMMARY = "show what the tokenizer keeps of a picture"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `vargen reconstruct`."""
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="any picture; it is cut square and scaled")
+    add_model_option(parser)
+    add_machine_options(parser)
+    parser.add_argument("--out", type=Path, help="the .png to write (default IMAGE_reconstruction.png, here)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Encode, decode, write both, say how close they are."""
+    out = args.out or Path(f"{args.image.stem}_reconstruction.png")
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out {out} must end in .png")
+    check_writable(out.parent)
+    image = _opened(args.image)
+    import torch
+
+    from var_toolkit.cli.sample import enlarged, grid
+    from var_toolkit.pipeline import as_output, load, picture_tensor
+
+    pipe = load(args.model, device=args.device, dtype=getattr(torch, args.dtype))
+    before = picture_tensor(image, pipe.tokenizer.picture_side)
+    after = pipe.tokenizer.reconstruct(before.unsqueeze(0).to(pipe.device) * 2 - 1).cpu()
+    error = ((after[0] + 1) / 2 - before).square().mean().item()
+    psnr = -10 * torch.tensor(max(error, 1e-10)).log10().item()
+    pair = grid([*as_output(before.unsqueeze(0) * 2 - 1, "pil"), *as_output(after, "pil")], columns=2)
+    write_whole(out, lambda path: enlarged(pair, 512).save(path, format="png"))
+    tokens = pipe.tokenizer.scales.total
+    if args.json:
+        print(json.dumps({"file": str(out), "psnr": round(psnr, 2), "tokens": tokens, "model": str(args.model)}))
+    else:
+        print(f"{out}: left the picture, right what {tokens} tokens keep of it; PSNR {psnr:.1f} dB")
+
+
+def _opened(path: Path) -> Image:
+    from PIL import UnidentifiedImageError
+    from PIL.Image import DecompressionBombError
+    from PIL.Image import open as opened
+
+    try:
+        image = opened(path)
+        image.load()
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not a picture that can be read; use PNG, JPEG, WebP, GIF or TIFF") from None
+    except (SyntaxError, DecompressionBombError, OSError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+            raise
+        raise ValueError(f"{path} is a damaged picture: {error}") from None
+    return image

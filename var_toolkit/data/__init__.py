@@ -1,0 +1,1 @@
+"""Data sets: the synthetic still lifes, and folders of pictures by class."""

@@ -1,0 +1,128 @@
+"""Draws still lifes into a file once, with all processors, and hands the file out afterwards.
+
+torch is not imported here, so that the drawing processes start fast. Pictures are drawn in chunks, each a file of
+its own that appears whole; when all are there they are joined into one file under its final name. A drawing that was
+killed goes on with the chunks it lacks, and a longer file takes over the pictures of the shorter one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.lib.format import open_memmap
+from tqdm import tqdm
+
+from var_toolkit.data.ray_tracing import draw
+from var_toolkit.data.still_life_names import CLASSES, parts
+
+VERSION = 1  # part of the file's name: raise it whenever pictures change
+SIZE = 64
+SPLITS = ("train", "validation")
+CHUNK = 250
+_FIRST_SEEDS = dict(zip(SPLITS, (0, 2**40), strict=True))
+
+
+def item(index: int, split: str) -> tuple[int, int]:
+    """Return the label and the seed of a split's picture. ValueError for an unknown split."""
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} must be one of {', '.join(SPLITS)}")
+    return index % CLASSES, _FIRST_SEEDS[split] + index
+
+
+def cached(
+    directory: str | os.PathLike[str], count: int, split: str, *, progress: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first `count` pictures of a split from a file in `directory`, drawing those that it lacks.
+
+    The first n pictures of a longer file are those of a shorter one. Processes that want the same file at the same
+    time wait for one another. A script that calls this needs the usual `if __name__ == "__main__":` guard, as the
+    drawing processes are spawned.
+
+    Args:
+        directory: where the file is kept; made if missing.
+        count: how many pictures, at least 1.
+        split: "train" or "validation".
+        progress: show a progress bar on stderr, if that is a terminal.
+
+    Returns:
+        The pictures, a read-only memory map of uint8 (count, 3, 64, 64), and their labels, int64 (count,).
+
+    Raises:
+        ValueError: if the count is below 1 or the split is unknown.
+    """
+    item(0, split)
+    if count < 1:
+        raise ValueError(f"count {count} must be at least 1")
+    file = Path(directory) / f"still-lifes-v{VERSION}-{split}.npy"
+    if _length(file) < count:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # The system lets go of this lock when its process dies in any way, so that none is ever left behind.
+        with FileLock(file.with_suffix(".lock")):
+            # Another process may have drawn the file while this one waited.
+            if _length(file) < count:
+                _extend(file, count, split, progress)
+    return np.load(file, mmap_mode="r")[:count], np.arange(count, dtype=np.int64) % CLASSES
+
+
+def _length(file: Path) -> int:
+    return len(np.load(file, mmap_mode="r")) if file.exists() else 0
+
+
+def _extend(file: Path, count: int, split: str, progress: bool) -> None:
+    kept = _length(file)
+    chunks = file.with_suffix(".chunks")
+    chunks.mkdir(exist_ok=True)
+    starts = range(kept // CHUNK * CHUNK, count, CHUNK)
+    tasks = [(start, split, _chunk_file(chunks, start)) for start in starts]
+    missing = [task for task in tasks if not task[2].exists()]
+    quiet = None if progress else True  # None: quiet unless stderr is a terminal
+    for _ in tqdm(_drawn(missing), f"drawing {split}", len(missing), disable=quiet, unit=" pictures", unit_scale=CHUNK):
+        pass
+    _join(file, kept, count, chunks)
+
+
+def _drawn(missing: list[tuple[int, str, Path]]) -> Iterator[None]:
+    workers = min(len(missing), os.cpu_count() or 1)
+    if workers < 2:
+        yield from map(_draw_chunk, missing)
+        return
+    # An executor, because a multiprocessing.Pool starts workers that cannot start again and again, for ever.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_draw_chunk, missing)
+
+
+def _draw_chunk(task: tuple[int, str, Path]) -> None:
+    start, split, file = task
+    pictures = np.empty((CHUNK, 3, SIZE, SIZE), dtype=np.uint8)
+    for offset in range(CHUNK):
+        label, seed = item(start + offset, split)
+        pictures[offset] = draw(parts(label), seed, SIZE)
+    # A worker outlives its killed parent by one chunk, and must not write into the file of the one that replaces it.
+    unfinished = file.with_suffix(f".{os.getpid()}.unfinished")
+    with unfinished.open("wb") as handle:
+        np.save(handle, pictures)
+    unfinished.replace(file)
+
+
+def _join(file: Path, kept: int, count: int, chunks: Path) -> None:
+    unfinished = file.with_suffix(".unfinished")
+    joined = open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=(count, 3, SIZE, SIZE))
+    if kept:
+        joined[:kept] = np.load(file, mmap_mode="r")
+    for start in range(kept // CHUNK * CHUNK, count, CHUNK):
+        joined[start : start + CHUNK] = np.load(_chunk_file(chunks, start))[: count - start]
+    joined.flush()
+    del joined
+    unfinished.replace(file)
+    shutil.rmtree(chunks, ignore_errors=True)
+
+
+def _chunk_file(chunks: Path, start: int) -> Path:
+    return chunks / f"{start:09d}.npy"

@@ -1,0 +1,1 @@
+"""Evaluation: the still-life classifier, metrics, sharded sampling and benchmarks."""

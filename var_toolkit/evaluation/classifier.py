@@ -1,0 +1,82 @@
+"""A small classifier of still lifes: judges generated pictures, and lends its features to a perceptual loss.
+
+Letters: B pictures, C channels, h and w of a map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ANSWERS = 10  # solids, colours and grounds: ten of each
+
+
+@dataclass(frozen=True)
+class StillLifeClassifierConfig:
+    """Widths of the stages (each but the first halves the picture) and of the feature vector."""
+
+    widths: tuple[int, ...] = (16, 32, 64, 96, 128)
+    features: int = 128
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(self.widths))
+        if not self.widths or any(width < 8 or width % 8 for width in self.widths):
+            raise ValueError(f"widths is {list(self.widths)}; expected a list of multiples of 8")
+        if self.features < 1:
+            raise ValueError(f"features is {self.features}; expected a number above 0")
+
+
+class Stage(nn.Module):
+    """A convolution that may halve the map, and a residual one."""
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(before, width, 3, stride=stride, padding=1)
+        self.norm1 = nn.GroupNorm(width // 8, width)
+        self.mix = nn.Conv2d(width, width, 3, padding=1)
+        self.norm2 = nn.GroupNorm(width // 8, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.silu(self.norm1(self.enter(x)))
+        return h + F.silu(self.norm2(self.mix(h)))
+
+
+class StillLifeClassifier(nn.Module):
+    """Three answers for each picture: solid, colour and ground. Pictures are float in [-1, 1], (B, 3, h, w)."""
+
+    def __init__(self, config: StillLifeClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        before = (3, *config.widths[:-1])
+        strides = [1] + [2] * (len(config.widths) - 1)
+        self.stages = nn.ModuleList(Stage(b, w, s) for b, w, s in zip(before, config.widths, strides, strict=True))
+        self.project = nn.Linear(2 * config.widths[-1], config.features)
+        self.head = nn.Linear(config.features, 3 * ANSWERS)
+        self.to(memory_format=torch.channels_last)
+
+    def levels(self, pictures: Tensor) -> list[Tensor]:
+        """The map after each stage, fine to coarse, each (B, C, h, w)."""
+        x, maps = pictures.contiguous(memory_format=torch.channels_last), []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """(B, features)."""
+        last = self.levels(pictures)[-1]
+        return self.project(torch.cat([last.mean((2, 3)), last.amax((2, 3))], dim=1))
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of solid, colour and ground, each (B, 10), float32."""
+        solid, colour, ground = self.head(F.silu(self.features(pictures))).float().split(ANSWERS, dim=1)
+        return solid, colour, ground
+
+    @torch.no_grad()
+    def predict(self, pictures: Tensor) -> Tensor:
+        """The label 100 * solid + 10 * colour + ground, (B,) int64."""
+        solid, colour, ground = (logits.argmax(dim=1) for logits in self(pictures))
+        return 100 * solid + 10 * colour + ground

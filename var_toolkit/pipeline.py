@@ -1,0 +1,310 @@
+"""What a Python user holds: load it, call it, save it.
+
+pipe = var_toolkit.load("stilllife-var")
+pipe(class_labels=[207, "red sphere on sand"], seeds=[0, 1]).images[0]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from var_toolkit.sampling.engine import ScaleEvent, decode
+from var_toolkit.sampling.noise import Noise
+from var_toolkit.sampling.plan import Plan, Stage
+from var_toolkit.zoo import registry
+from var_toolkit.zoo.class_names import ClassNames, class_names
+from var_toolkit.zoo.directory import (
+    build,
+    load_network,
+    network_class,
+    read_json,
+    write_json,
+    write_network,
+    written_whole,
+)
+from var_toolkit.zoo.registry import Embedded, Entry, Hub, Sampling
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from var_toolkit.backbones.var import VAR
+    from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
+
+INDEX = "model_index.json"
+PARTS = ("tokenizer", "backbone")
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """Pictures, and what they were drawn from and with."""
+
+    images: Any  # list of PIL pictures; or float in [0, 1]: numpy (B, h, w, 3), torch (B, 3, h, w); or latents
+    class_labels: list[int]
+    seeds: list[int]
+    tokens: list[Tensor]  # K maps (B, n_k), int64, on the CPU
+    latents: Tensor  # (B, C, h, w), float32, on the CPU
+    forward_passes: int
+    cache_bytes: int  # keys and values of the largest batch
+
+
+class Pipeline:
+    """A tokenizer and a backbone that draw pictures of classes.
+
+    `sampling` holds the default settings; `data_set` says whose class names the labels have.
+    """
+
+    def __init__(
+        self, tokenizer: MultiScaleVQ, backbone: VAR, sampling: Sampling | None = None, data_set: str | None = None
+    ) -> None:
+        self.tokenizer, self.backbone = tokenizer, backbone
+        self.sampling = sampling or Sampling()
+        self.data_set = data_set
+
+    @property
+    def class_names(self) -> ClassNames:
+        """The names of the classes."""
+        return class_names(self.data_set, self.backbone.config.num_classes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.backbone.head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in."""
+        return self.backbone.head.weight.dtype
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
+        """Move both networks, in place. The quantiser stays in float32 whatever the dtype."""
+        self.backbone.to(device=device, dtype=dtype)
+        self.tokenizer.to(device=device, dtype=dtype)
+        self.tokenizer.quantize.float()
+        return self
+
+    def plan(self, **settings: Any) -> Plan:
+        """The decoding plan for some settings; those that are not given, or None, are the model's defaults."""
+        chosen = {**asdict(self.sampling), **{k: v for k, v in settings.items() if v is not None}}
+        stage = Stage(
+            self.backbone,
+            range(len(self.backbone.scales)),
+            guidance=chosen.pop("guidance_scale"),
+            **chosen,
+        )
+        return Plan(self.tokenizer, (stage,))
+
+    def __call__(
+        self,
+        class_labels: int | str | Sequence[int | str],
+        *,
+        seeds: int | Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+        guidance_scale: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        temperature: float | None = None,
+        smooth: bool = False,
+        batch_size: int = 8,
+        output_type: str = "pil",
+        callback_on_scale_end: Callable[[ScaleEvent], None] | None = None,
+    ) -> PipelineOutput:
+        """Draw one picture a label.
+
+        Labels are numbers, names or synsets. Each picture is drawn from its own seed (63 bits) and does not depend on
+        the batch; without `seeds` they come from `generator`, or from torch's global one. The callback sees every
+        scale of every batch. ValueError names what is wrong before anything is drawn.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+        wanted = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
+        if not wanted:
+            raise ValueError("class_labels is empty; give at least one class")
+        labels = [self.class_names.resolve(label) for label in wanted]
+        chosen = _seeds(seeds, len(labels), generator)
+        plan = self.plan(
+            guidance_scale=guidance_scale, top_k=top_k, top_p=top_p, temperature=temperature, smooth=smooth
+        )
+        runs, pictures = [], []
+        for at in range(0, len(labels), batch_size):
+            noise = Noise(chosen[at : at + batch_size], self.device)
+            labels_B = torch.tensor(labels[at : at + batch_size], device=self.device)
+            runs.append(decode(plan, labels_B, noise, on_scale=callback_on_scale_end))
+            if output_type != "latent":
+                pictures.append(self.tokenizer.decode(runs[-1].latent).cpu())
+        latents = torch.cat([run.latent.cpu() for run in runs])
+        return PipelineOutput(
+            images=as_output(torch.cat(pictures), output_type) if pictures else latents,
+            class_labels=labels,
+            seeds=chosen,
+            tokens=[torch.cat(maps).cpu() for maps in zip(*(run.tokens for run in runs), strict=True)],
+            latents=latents,
+            forward_passes=sum(run.forward_passes for run in runs),
+            cache_bytes=max(run.cache_bytes for run in runs),
+        )
+
+    def reconstruct(self, image: Image | Tensor) -> Image:
+        """What the tokenizer keeps of a picture: a PIL picture of any size (cut square), or (3, h, w) in [0, 1]."""
+        side = self.tokenizer.picture_side
+        picture = image if isinstance(image, Tensor) else picture_tensor(image, side)
+        drawn = self.tokenizer.reconstruct(picture.unsqueeze(0).to(self.device) * 2 - 1)
+        return as_output(drawn.cpu(), "pil")[0]
+
+    def save_pretrained(self, directory: Path | str, dtype: torch.dtype | None = None) -> None:
+        """Write a model directory in the diffusers layout, whole or not at all."""
+        with written_whole(Path(directory)) as folder:
+            index: dict[str, Any] = {"_class_name": "Pipeline"}
+            for part in PARTS:
+                network = getattr(self, part)
+                (folder / part).mkdir()
+                write_network(network, folder / part, dtype)
+                index[part] = ["var_toolkit", type(network).__name__]
+            write_json(folder / INDEX, {**index, "_sampling": asdict(self.sampling), "_class_names": self.data_set})
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32
+    ) -> Pipeline:
+        """The same as `load`."""
+        return load(source, device=device, dtype=dtype)
+
+
+def load(source: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Pipeline:
+    """A pipeline from a zoo name, a model directory or a hub id; an existing directory wins over a name.
+
+    `device` "auto" takes CUDA where there is one, else the CPU.
+    """
+    where = find_device(device)
+    if Path(source).is_dir():
+        pipe = _from_directory(Path(source))
+    elif str(source) in registry.ENTRIES:
+        pipe = _from_entry(registry.entry(str(source)))
+    elif str(source).count("/") == 1 and not str(source).startswith((".", "/", "~")):
+        pipe = _from_directory(_snapshot(str(source)))
+    else:
+        pipe = _from_entry(registry.entry(str(source)))  # which says what is known
+    return pipe.to(where, dtype)
+
+
+def skeleton(source: str | Path) -> Pipeline:
+    """A pipeline of the right sizes without weights, for plans and costs: nothing is read but configurations."""
+    if Path(source).is_dir():
+        return _from_directory(Path(source), weights=False)
+    found = registry.entry(str(source))
+    if isinstance(found.source, Embedded):
+        networks = {part: _part(folder, weights=False) for part, folder in found.source.parts().items()}
+        return _assemble(networks, found)
+    sizes = {"MultiScaleVQ": found.source.tokenizer_config, "VAR": found.source.backbone_config}
+    vq, var = (build(network_class(name, Path(".")), config, found.name) for name, config in sizes.items())
+    return _assemble({"tokenizer": vq, "backbone": var}, found)
+
+
+def find_device(name: str) -> torch.device:
+    """The device that a name means; ValueError if this machine has none of that kind."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device("cuda" if available["cuda"] else "cpu")
+    kind = name.split(":")[0]
+    if not available.get(kind, False):
+        usable = ", ".join(["auto", *(kind for kind, there in available.items() if there)])
+        raise ValueError(f"device {name!r} is not available here; usable are {usable}")
+    return torch.device(name)
+
+
+def picture_tensor(image: Image, side: int) -> Tensor:
+    """A PIL picture, upright, in RGB, scaled and centre-cropped to (3, side, side), float in [0, 1]."""
+    from PIL import ImageOps
+    from PIL.Image import Resampling
+
+    upright = ImageOps.exif_transpose(image).convert("RGB")
+    fitted = ImageOps.fit(upright, (side, side), method=Resampling.LANCZOS)
+    return torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8).view(side, side, 3).permute(2, 0, 1) / 255
+
+
+def as_output(pictures_B3hw: Tensor, output_type: str) -> Any:
+    """Pictures in [-1, 1] as what the caller asked for."""
+    unit = (pictures_B3hw + 1) / 2
+    if output_type == "pt":
+        return unit
+    last = unit.permute(0, 2, 3, 1).contiguous()
+    if output_type == "np":
+        return last.numpy()
+    from PIL.Image import fromarray
+
+    return [fromarray(picture) for picture in (last * 255).round().to(torch.uint8).numpy()]
+
+
+def _seeds(given: int | Sequence[int] | None, count: int, generator: torch.Generator | None) -> list[int]:
+    if given is None:
+        return torch.randint(2**63 - 1, (count,), generator=generator).tolist()
+    seeds = [given] if isinstance(given, int) else [int(seed) for seed in given]
+    if len(seeds) != count:
+        raise ValueError(f"there are {len(seeds)} seeds for {count} class labels; give one seed a picture")
+    return seeds
+
+
+def _part(folder: Path, weights: bool = True) -> torch.nn.Module:
+    if weights:
+        return load_network(folder)
+    facts = read_json(folder / "config.json")
+    settings = {name: value for name, value in facts.items() if not name.startswith("_")}
+    return build(network_class(facts.get("_class_name"), folder), settings, str(folder))
+
+
+def _from_directory(folder: Path, weights: bool = True) -> Pipeline:
+    index = read_json(folder / INDEX)
+    for part in PARTS:
+        if part not in index or not (folder / part).is_dir():
+            raise ValueError(f"{folder} lacks the part {part!r}; a model directory has {INDEX}, {' and '.join(PARTS)}")
+    known = {field.name for field in fields(Sampling)}
+    sampling = replace(Sampling(), **{k: v for k, v in index.get("_sampling", {}).items() if k in known})
+    networks = {part: _part(folder / part, weights) for part in PARTS}
+    return Pipeline(networks["tokenizer"], networks["backbone"], sampling, index.get("_class_names"))  # type: ignore[arg-type]
+
+
+def _from_entry(found: Entry) -> Pipeline:
+    if isinstance(found.source, Embedded):
+        return _assemble({part: _part(folder) for part, folder in found.source.parts().items()}, found)
+    return _assemble(_downloaded(found.source), found)
+
+
+def _downloaded(source: Hub) -> dict[str, torch.nn.Module]:
+    from var_toolkit.zoo.hub import download
+    from var_toolkit.zoo.published_var import networks_from_tensors
+    from var_toolkit.zoo.weight_files import read_weights
+
+    names = (source.tokenizer, source.backbone)
+    tensors = [read_weights(download(source.repository, name)) for name in names]
+    vq, var = networks_from_tensors(tensors[0], tensors[1], {"backbone": dict(source.backbone_config)}, names)
+    return {"tokenizer": vq, "backbone": var}
+
+
+def _assemble(networks: Mapping[str, Any], found: Entry) -> Pipeline:
+    if not found.draws:
+        drawing = [name for name, other in registry.ENTRIES.items() if other.draws]
+        raise ValueError(
+            f"model {found.name!r} draws no pictures ({found.summary}); those that do: {', '.join(drawing)}"
+        )
+    return Pipeline(networks["tokenizer"], networks["backbone"], found.sampling, found.class_names)
+
+
+def _snapshot(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"]))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise ValueError(
+            f"{repository} is not in the cache and the hub cannot be reached; connect once to download it"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise ValueError(f"{repository} cannot be downloaded: {str(error).splitlines()[0]}") from None

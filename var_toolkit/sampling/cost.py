@@ -1,0 +1,108 @@
+"""What a plan costs, told in advance from sizes alone: nothing is drawn, and weights need not be there."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from var_toolkit.sampling.plan import Plan, Stage
+
+WARM_UP = 3
+TRIALS = 5
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The work of one picture."""
+
+    forward_passes: int
+    multiply_adds: int  # of the backbones' matrix products
+    decoder_multiply_adds: int  # of the tokenizer's decoder
+    cache_values: int  # keys and values held at the largest stage
+
+
+def cost(plan: Plan) -> Cost:
+    """Count the work of a plan for one picture, exactly as the engine does it."""
+    return Cost(
+        forward_passes=sum(len(stage.scales) for stage in plan.stages),
+        multiply_adds=sum(_stage_work(plan, stage) for stage in plan.stages),
+        decoder_multiply_adds=_decoder_work(plan),
+        cache_values=max(_rows(stage) * _cache_values(stage) for stage in plan.stages),
+    )
+
+
+def forecast(plan: Plan, *, pictures: int, batch: int, dtype: str) -> dict[str, Any]:
+    """A plan and its cost in words and numbers, with a guess at the time on this CPU. The networks may be skeletons."""
+    counted = cost(plan)
+    width = torch.tensor([], dtype=getattr(torch, dtype)).element_size()
+    networks = {id(n): n for n in (plan.tokenizer, *(stage.backbone for stage in plan.stages))}.values()
+    weights = sum(p.numel() for network in networks for p in network.parameters())  # type: ignore[attr-defined]
+    work = counted.multiply_adds + counted.decoder_multiply_adds
+    return {
+        "plan": "; ".join(describe(stage) for stage in plan.stages),
+        "forward_passes_per_batch": counted.forward_passes,
+        "giga_multiply_adds_per_picture": round(counted.multiply_adds / 1e9, 3),
+        "decoder_giga_multiply_adds": round(counted.decoder_multiply_adds / 1e9, 3),
+        "weights_megabytes": round(weights * width / 1e6, 1),
+        "cache_megabytes_per_batch": round(counted.cache_values * width * min(batch, pictures) / 1e6, 1),
+        "seconds_on_this_cpu_about": float(f"{pictures * work / _speed(getattr(torch, dtype)):.2g}"),
+    }
+
+
+def describe(stage: Stage) -> str:
+    """One stage in words."""
+    c = stage.backbone.config
+    settings = [
+        f"{type(stage.backbone).__name__} {c.depth} x {c.embed_dim}",
+        f"guidance {stage.guidance:g}",
+        f"top-k {stage.top_k}",
+        f"top-p {stage.top_p:g}",
+        f"temperature {stage.temperature:g}",
+        *(["smooth"] if stage.smooth else []),
+    ]
+    return f"scales {stage.scales.start}-{stage.scales.stop - 1}: {', '.join(settings)}"
+
+
+def _rows(stage: Stage) -> int:
+    return 2 if stage.guidance > 0 else 1
+
+
+def _stage_work(plan: Plan, stage: Stage) -> int:
+    scales, work, known = plan.tokenizer.scales, 0, 0
+    for k in stage.scales:
+        for j in range(known, k + 1):  # a stage's first pass takes in the scales before it as well
+            drawn = scales.lengths[k] if j == k else 0
+            work += stage.backbone.multiply_adds(scales.lengths[j], scales.offsets[j + 1], drawn)
+        known = k + 1
+    return _rows(stage) * work
+
+
+def _cache_values(stage: Stage) -> int:
+    cache = stage.backbone.new_cache(1)
+    return cache.nbytes // stage.backbone.head.weight.element_size()  # type: ignore[attr-defined]
+
+
+def _decoder_work(plan: Plan) -> int:
+    from copy import deepcopy
+
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tokenizer = deepcopy(plan.tokenizer).to("meta")  # type: ignore[attr-defined]
+    side, channels = tokenizer.scales.finest, tokenizer.config.z_channels
+    with FlopCounterMode(display=False) as counter:
+        tokenizer.decode(torch.zeros(1, channels, side, side, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+def _speed(dtype: torch.dtype) -> float:
+    """Multiply-adds a second of a matrix product of a transformer's shape, the median of a few."""
+    a, b = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 4096, dtype=dtype)
+    seconds = []
+    for _ in range(WARM_UP + TRIALS):
+        began = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - began)
+    return 256 * 1024 * 4096 / sorted(seconds[WARM_UP:])[TRIALS // 2]

@@ -1,0 +1,85 @@
+"""Training data as an endless row of batches whose order follows from the seed."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from var_toolkit.training.draws import Draws, epoch_order
+from var_toolkit.training.processes import Team
+from var_toolkit.training.recipe import Recipe
+
+
+class Batch(NamedTuple):
+    """This process's share of one step, on its device."""
+
+    labels: Tensor  # (B,) int64
+    pictures: Tensor | None = None  # (B, 3, h, w) in [-1, 1]
+    tokens: Tensor | None = None  # (B, L) int64, all scales, coarse to fine
+
+
+class Source(Protocol):
+    """Pictures or tokens that can be asked for by number."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterable[Batch]:
+        """One batch for each tensor of picture numbers, in order."""
+        ...
+
+
+def to_unit_range(pictures_uint8: Tensor) -> Tensor:
+    """uint8 0..255 -> float in [-1, 1]."""
+    return pictures_uint8.float().div_(127.5).sub_(1)
+
+
+class PictureArray:
+    """Pictures in a memory-mapped array, indexed directly."""
+
+    def __init__(self, pictures: np.ndarray, labels: np.ndarray, device: torch.device) -> None:
+        self.pictures, self.labels, self.device = pictures, labels, device
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
+        for numbers in rows:
+            labels = torch.from_numpy(self.labels[numbers.numpy()]).to(self.device)
+            yield Batch(labels, pictures=to_unit_range(self._read(numbers)))
+
+    def _read(self, numbers: Tensor) -> Tensor:
+        return torch.from_numpy(self.pictures[numbers.numpy()]).to(self.device)
+
+
+class TokenArray:
+    """Token maps that were computed before, (N, L) of a small integer type."""
+
+    def __init__(self, tokens: np.ndarray, labels: np.ndarray, device: torch.device) -> None:
+        self.tokens, self.labels, self.device = tokens, labels, device
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
+        for numbers in rows:
+            tokens = torch.from_numpy(self.tokens[numbers.numpy()].astype(np.int64))
+            labels = torch.from_numpy(self.labels[numbers.numpy()])
+            yield Batch(labels.to(self.device), tokens=tokens.to(self.device))
+
+
+def stream(source: Source, recipe: Recipe, team: Team, steps: range) -> Iterator[tuple[Draws, Batch]]:
+    """Each step of `steps` with its batch. What fills no batch at the end of an epoch is left out of that epoch."""
+    per_epoch = len(source) // recipe.batch_size
+    step = steps.start
+    while step < steps.stop:
+        epoch, place = divmod(step, per_epoch)
+        count = min(per_epoch - place, steps.stop - step)
+        plan = [
+            Draws(recipe.seed, step + i, team.rank, team.size, recipe.batch_size, team.device) for i in range(count)
+        ]
+        order = epoch_order(len(source), recipe.seed, epoch)
+        rows = [order[(place + i) * recipe.batch_size :][plan[i].rows] for i in range(count)]
+        yield from zip(plan, source.batches(rows, epoch), strict=True)
+        step += count

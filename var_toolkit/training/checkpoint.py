@@ -1,0 +1,49 @@
+"""The checkpoint of a run: written whole, and refused where it belongs to another recipe."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from var_toolkit.training.recipe import FREE_TO_CHANGE, Recipe
+
+
+def write_whole(path: Path, content: object) -> None:
+    """torch.save that a kill cannot leave half done: the file before stays until the new one is on disk."""
+    unfinished = path.with_suffix(".unfinished")
+    with open(unfinished, "wb") as handle:
+        torch.save(content, handle)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(unfinished, path)
+
+
+def read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """The checkpoint at `path` if there is one; ValueError if another recipe wrote it."""
+    if not path.exists():
+        return None
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    then, now = json.loads(content["recipe"]), json.loads(as_json(recipe))
+    for name in now:
+        if name not in FREE_TO_CHANGE and then.get(name) != now[name]:
+            key, old, new = _first_difference(name, then.get(name), now[name])
+            raise ValueError(
+                f"{path} was written with {key} = {old!r}, but the recipe says {new!r}; "
+                "restore the recipe, or start afresh in another output directory"
+            )
+    return content
+
+
+def as_json(recipe: Recipe) -> str:
+    return json.dumps(dataclasses.asdict(recipe))
+
+
+def _first_difference(name: str, then: Any, now: Any) -> tuple[str, Any, Any]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in [*now, *then]:
+            if then.get(key) != now.get(key):
+                return _first_difference(f"{name}.{key}", then.get(key), now.get(key))
+    return name, then, now

@@ -1,0 +1,78 @@
+"""Trains the still-life classifier: three cross-entropies on slightly damaged pictures."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from var_toolkit.evaluation.classifier import StillLifeClassifier, StillLifeClassifierConfig
+from var_toolkit.training.batches import Batch
+from var_toolkit.training.data_sources import held_out_batches, training_pictures
+from var_toolkit.training.draws import Draws
+from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace, objective
+from var_toolkit.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class ClassifierOptions:
+    """Damage that generated pictures show as well, so that the verdict is about content."""
+
+    noise: float = 0.1  # largest standard deviation, in units of [-1, 1]
+    blur: float = 0.5  # share of pictures that are blurred
+    contrast: float = 0.1  # largest change of contrast and brightness
+
+
+@objective("classifier")
+class ClassifierObjective(Objective):
+    """Sum of the cross-entropies of solid, colour and ground."""
+
+    options_type = ClassifierOptions
+    log_note = "accuracy counts a picture only if solid, colour and ground are all right"
+
+    @classmethod
+    def config_type(cls) -> type:
+        return StillLifeClassifierConfig
+
+    def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
+        self.recipe, self.options, self.team = recipe, recipe.objective_options, workplace.team
+        self.networks = {"classifier": self.empty_network().to(self.team.device)}
+        self.record = nn.Module()
+        self.source = training_pictures(recipe.data, workplace)
+        self.held_out = held_out_batches(recipe.data, workplace, recipe.batch_size)
+
+    def empty_network(self) -> nn.Module:
+        return StillLifeClassifier(self.recipe.model)
+
+    def phases(self, step: int) -> list[Phase]:
+        return [Phase(("classifier",), self._loss)]
+
+    def _loss(self, batch: Batch, draws: Draws) -> Loss:
+        assert batch.pictures is not None
+        logits = self.networks["classifier"](damaged(batch.pictures, self.options, draws))
+        truth = (batch.labels // 100, batch.labels // 10 % 10, batch.labels % 10)
+        total = sum((F.cross_entropy(x, y) for x, y in zip(logits, truth, strict=True)), batch.pictures.new_zeros(()))
+        right = torch.stack([x.detach().argmax(1) == y for x, y in zip(logits, truth, strict=True)]).all(0)
+        return Loss(total, {"loss": total.detach(), "accuracy": right.float().mean()})
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        assert isinstance(network, StillLifeClassifier)
+        right = [
+            network.predict(batch.pictures) == batch.labels for batch in self.held_out if batch.pictures is not None
+        ]
+        return {"accuracy": float(torch.cat(right).float().mean())} if right else {}
+
+
+def damaged(pictures: Tensor, options: ClassifierOptions, draws: Draws) -> Tensor:
+    """Pictures, (B, 3, h, w), with blur, a change of contrast and brightness, and noise, each of its own strength."""
+
+    def amount(purpose: str) -> Tensor:
+        return draws.per_picture(purpose).view(-1, 1, 1, 1)
+
+    blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    weight = (amount("blurred") < options.blur) * amount("blur")
+    mixed = pictures.lerp(blurred, weight)
+    contrast = 1 + options.contrast * (2 * amount("contrast") - 1)
+    brightness = options.contrast * (2 * amount("brightness") - 1)
+    noise = torch.randn_like(mixed) * (options.noise * amount("noise"))
+    return (mixed * contrast + brightness + noise).clamp(-1, 1)

@@ -1,0 +1,48 @@
+"""Chance in training: every step's random numbers follow from (seed, step, rank), so that a run can be resumed."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def derived(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part and on nothing else."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one step in one process."""
+
+    seed: int
+    step: int
+    rank: int
+    world_size: int
+    batch_size: int
+    device: torch.device
+
+    def reseed(self) -> None:
+        """Makes torch's own generators (drop path, noise) follow from seed, step and rank."""
+        torch.manual_seed(derived(self.seed, "step", self.step, self.rank))
+
+    @property
+    def rows(self) -> slice:
+        """This process's rows of the global batch."""
+        share = self.batch_size // self.world_size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """The same in every process."""
+        return torch.Generator().manual_seed(derived(self.seed, purpose, self.step))
+
+    def per_picture(self, purpose: str) -> Tensor:
+        """Uniform numbers in [0, 1), (B,), drawn for the whole batch: a picture's does not depend on the world size."""
+        return torch.rand(self.batch_size, generator=self.generator(purpose))[self.rows].to(self.device)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """The order of pictures in an epoch, (count,) int64, equal in every process."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(derived(seed, "epoch", epoch)))

@@ -1,0 +1,205 @@
+"""The training loop: one for every objective, alone or under torchrun.
+
+Every step is a function of recipe, seed, step and rank, so a run that was killed continues from its checkpoint and, on
+the CPU, ends with the same bits as one that was not.
+"""
+
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from var_toolkit.training import parallel
+from var_toolkit.training.batches import stream
+from var_toolkit.training.checkpoint import as_json, read_checkpoint, write_whole
+from var_toolkit.training.draws import derived
+from var_toolkit.training.journal import Journal
+from var_toolkit.training.objectives import Objective, Workplace, objective_class
+from var_toolkit.training.processes import Team, team_of_this_process
+from var_toolkit.training.recipe import Recipe
+from var_toolkit.training.state import TrainingState
+from var_toolkit.zoo.directory import save_network
+
+
+class TrainingStoppedError(Exception):
+    """A signal ended the run early; its checkpoint is on disk."""
+
+
+def train(recipe: Recipe, out: Path, *, cache_dir: Path, device: str = "auto") -> Path:
+    """Train as the recipe says, or continue the run in `out`; returns the directory of the final network.
+
+    Writes `checkpoint.pt`, `log.jsonl`, `samples/` and at the end `final/` under `out`. `cache_dir` keeps rendered
+    pictures and tokens for later runs. SIGINT and SIGTERM write a checkpoint and raise `TrainingStoppedError`.
+    """
+    with team_of_this_process(device) as team, _stop_signals() as asked:
+        if recipe.batch_size % team.size:
+            raise ValueError(f"batch_size is {recipe.batch_size}; it must be a multiple of the {team.size} processes")
+        saved = read_checkpoint(out / "checkpoint.pt", recipe)
+        out.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(derived(recipe.seed, "initialisation"))
+        objective = objective_class(recipe.objective)(recipe, Workplace(cache_dir, team))
+        run = _Run(recipe, out, team, objective, asked)
+        run.start(saved)
+        run.steps_to_the_end()
+        return run.finish()
+
+
+class _Window:
+    """Sums since the last line of the log; tensors stay on the device until then."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.steps = 0
+        self.began = time.perf_counter()
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        for key, value in terms.items():
+            self.sums[key] = self.sums[key] + value if key in self.sums else value
+            self.counts[key] = self.counts.get(key, 0) + 1
+        self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        return {key: float(value) / self.counts[key] for key, value in self.sums.items()}
+
+    def pause(self, seconds: float) -> None:
+        """Leave time that went into looking at results out of the speed."""
+        self.began += seconds
+
+    def steps_per_second(self) -> float:
+        return self.steps / (time.perf_counter() - self.began)
+
+
+class _Run:
+    def __init__(self, recipe: Recipe, out: Path, team: Team, objective: Objective, asked: threading.Event) -> None:
+        if len(objective.source) < recipe.batch_size:
+            raise ValueError(f"batch_size is {recipe.batch_size}, but there are only {len(objective.source)} pictures")
+        self.recipe, self.out, self.team, self.objective, self.asked = recipe, out, team, objective, asked
+        self.steps = recipe.total_steps(len(objective.source))
+        self.state = TrainingState(recipe, objective, team, self.steps)
+        self.journal = Journal(out, active=team.leads)
+        self.first = 0
+        self.checkpointed = time.perf_counter()
+        self.window = _Window()
+
+    def start(self, saved: dict[str, Any] | None) -> None:
+        if saved is not None:
+            self.state.load_state_dict(saved)
+            self.first = saved["step"]
+        self.journal.rewind(self.first, {"note": self.objective.log_note, "recipe": as_json(self.recipe)})
+
+    def steps_to_the_end(self) -> None:
+        todo = range(self.first, self.steps)
+        self.window = _Window()
+        with tqdm(
+            total=self.steps, initial=self.first, unit=" steps", disable=None if self.team.leads else True
+        ) as bar:
+            for draws, batch in stream(self.objective.source, self.recipe, self.team, todo):
+                self.window.add(self.state.train_step(batch, draws))
+                upkeep = self.objective.after_step(batch, draws)
+                bar.update()
+                self._after(draws.step + 1, upkeep, bar)
+
+    def _after(self, done: int, upkeep: dict[str, float], bar: "tqdm[Any]") -> None:
+        """`done` steps are complete: log, look, and write a checkpoint where it is time."""
+        if upkeep:
+            self.journal.write(done, upkeep)
+        if self._due(done, self.recipe.log_every):
+            numbers = self._log(done)
+            bar.set_postfix(loss=f"{numbers['loss']:.4g}", refresh=False)
+        validate, show = self._due(done, self.recipe.validate_every), self._due(done, self.recipe.sample_every)
+        if validate or show:
+            self._look(done, validate=validate, show=show)
+        # Processes must agree, which costs a round of messages: together they decide only every so many steps.
+        if done < self.steps and (self.team.size == 1 or done % self.recipe.log_every == 0):
+            stop = self.team.any(self.asked.is_set())
+            overdue = time.perf_counter() - self.checkpointed > 60 * self.recipe.checkpoint_minutes
+            if stop or self.team.any(overdue):
+                self._checkpoint(done)
+            if stop:
+                self.journal.close()
+                raise TrainingStoppedError(f"stopped after step {done} of {self.steps}; the same command continues")
+
+    def _due(self, done: int, every: int) -> bool:
+        return done % every == 0 or done == self.steps
+
+    def _log(self, done: int) -> dict[str, float]:
+        numbers = self.team.mean(self.window.means())
+        if not math.isfinite(numbers["loss"]):
+            raise ValueError(
+                f"the loss is {numbers['loss']} near step {done}; lower the learning rate or use precision: fp32"
+            )
+        numbers["lr"] = self.state.learning_rate(done - 1)
+        numbers["pictures_per_second"] = self.window.steps_per_second() * self.recipe.batch_size
+        self.journal.write(done, numbers)
+        self.window = _Window()
+        return numbers
+
+    def _look(self, done: int, *, validate: bool, show: bool) -> None:
+        began, network = time.perf_counter(), self.state.delivered
+        was_training = network.training
+        network.eval()
+        with torch.no_grad(), self.state.autocast():
+            if validate:
+                numbers = self.team.mean(self.objective.validate(network))
+                self.journal.write(done, {f"validation_{key}": value for key, value in numbers.items()})
+            pictures = self.objective.preview(network) if show else None
+        if pictures is not None:
+            self.journal.show(done, pictures)
+        network.train(was_training)
+        self.window.pause(time.perf_counter() - began)
+
+    def _checkpoint(self, done: int) -> None:
+        content = self.state.state_dict(done)
+        if self.team.leads:
+            write_whole(self.out / "checkpoint.pt", content)
+        self.team.barrier()
+        self.checkpointed = time.perf_counter()
+
+    def finish(self) -> Path:
+        if self.first < self.steps:
+            self._checkpoint(self.steps)
+        final = self.out / "final"
+        self._deliver(final)
+        self.journal.close()
+        return final
+
+    def _deliver(self, final: Path) -> None:
+        """A sharded network is gathered into an ordinary one, which the first process writes."""
+        weights = parallel.network_state(self.state.delivered)
+        if self.team.leads:
+            network = self.objective.empty_network()
+            network.load_state_dict(weights)
+            if final.exists():
+                shutil.rmtree(final)  # of the same run, with fewer steps; the checkpoint holds all of it
+            save_network(network, final)
+        self.team.barrier()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, so that a run can end after its step."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,124 @@
+"""What an objective is, and the registry of them: one file `<name>_objective.py` each, found by itself."""
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from var_toolkit.training.batches import Batch, Source
+    from var_toolkit.training.draws import Draws
+    from var_toolkit.training.processes import Team
+    from var_toolkit.training.recipe import Recipe
+
+
+class Loss(NamedTuple):
+    """A scalar to minimise, and detached numbers for the log."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimiser step within a training step: the networks it updates and the loss that it lowers."""
+
+    updates: tuple[str, ...]
+    loss: Callable[["Batch", "Draws"], Loss]
+
+
+class Workplace(NamedTuple):
+    """What a run gives its objective besides the recipe."""
+
+    cache_dir: Path
+    team: "Team"
+
+
+class Objective(ABC):
+    """The part of training that differs between networks.
+
+    `networks` holds what is trained, by name, and is written to the checkpoint; the loop swaps the entries for
+    wrapped ones (DDP) before the first step, so losses must call `self.networks[name](...)` and nothing else of them.
+    The first entry is the one that the run delivers. `record` is a module without gradients for counters.
+    """
+
+    options_type: ClassVar[type]
+    log_note: ClassVar[str] = ""
+
+    recipe: "Recipe"
+    networks: dict[str, nn.Module]
+    record: nn.Module
+    source: "Source"
+
+    @classmethod
+    @abstractmethod
+    def config_type(cls) -> type:
+        """The dataclass that the recipe's `model` section fills."""
+
+    @classmethod
+    def check(cls, recipe: "Recipe", *, where: str) -> None:
+        """Refuse with a ValueError what the fields alone cannot tell, before any work."""
+        return None
+
+    @abstractmethod
+    def __init__(self, recipe: "Recipe", workplace: Workplace) -> None:
+        """Build networks on the workplace's device and open the data."""
+
+    @abstractmethod
+    def phases(self, step: int) -> list[Phase]:
+        """What to minimise at this step, in order."""
+
+    def param_groups(self, network: nn.Module) -> list[dict[str, Any]]:
+        """AdamW's parameter groups of one network; `decay: False` exempts a group from weight decay."""
+        return [{"params": [p for p in network.parameters() if p.requires_grad], "decay": True}]
+
+    def after_step(self, batch: "Batch", draws: "Draws") -> dict[str, float]:
+        """Upkeep without gradients (counters, codebook revival); numbers for the log."""
+        return {}
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Means over this process's share of the held-out pictures, by the network that would be delivered."""
+        return {}
+
+    def preview(self, network: nn.Module) -> Tensor | None:
+        """Pictures in [-1, 1], (B, 3, h, w), for a grid of eight columns; None if there is nothing to show."""
+        return None
+
+    @abstractmethod
+    def empty_network(self) -> nn.Module:
+        """The delivered network with any weights, on the CPU: what is saved at the end is loaded into it."""
+
+
+Registered = TypeVar("Registered", bound=type[Objective])
+_REGISTRY: dict[str, type[Objective]] = {}
+
+
+def objective(name: str) -> Callable[[Registered], Registered]:
+    """Class decorator: the public name under which recipes ask for an objective."""
+
+    def register(cls: Registered) -> Registered:
+        _REGISTRY[name] = cls
+        return cls
+
+    return register
+
+
+def objective_names() -> list[str]:
+    import var_toolkit.training as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name.endswith("_objective"):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+    return sorted(_REGISTRY)
+
+
+def objective_class(name: str) -> type[Objective]:
+    names = objective_names()
+    if name not in names:
+        raise ValueError(f"objective is {name!r}; allowed: {', '.join(names)}")
+    return _REGISTRY[name]

@@ -1,0 +1,80 @@
+"""One network over several processes: copies that average gradients (DDP), or shards of one network (FSDP2)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from var_toolkit.training.processes import Team
+
+
+def wrapped(network: nn.Module, parallel: str, team: Team) -> nn.Module:
+    """What losses call. FSDP2 changes the network in place; DDP puts a module around it; alone, nothing happens."""
+    if team.size == 1 or not any(p.requires_grad for p in network.parameters()):
+        return network
+    if parallel == "fsdp":
+        return shard(network)
+    ids = [team.device.index] if team.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+
+
+def shard(network: nn.Module) -> nn.Module:
+    """FSDP2 in place: each transformer block is a unit, the rest is one more."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    blocks = getattr(network, "blocks", [])
+    for block in blocks:
+        fully_shard(block)
+        # The class steers every block before the first one runs: that call needs the block's weights, too.
+        if hasattr(block, "modulation"):
+            register_fsdp_forward_method(block, "modulation")
+    fully_shard(network)
+    return network
+
+
+def is_sharded(network: nn.Module) -> bool:
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(network, FSDPModule)
+
+
+def network_state(network: nn.Module) -> dict[str, Any]:
+    """The whole network's weights on the CPU; every process must call this."""
+    if not is_sharded(network):
+        return network.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def load_network_state(network: nn.Module, state: dict[str, Any]) -> None:
+    if not is_sharded(network):
+        network.load_state_dict(state)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    set_model_state_dict(network, state, options=StateDictOptions(full_state_dict=True))
+
+
+def optimiser_state(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    if not is_sharded(network):
+        return optimiser.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    return get_optimizer_state_dict(
+        network, optimiser, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+
+
+def load_optimiser_state(network: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    if not is_sharded(network):
+        optimiser.load_state_dict(state)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    set_optimizer_state_dict(network, optimiser, state, options=StateDictOptions(full_state_dict=True))
+
+
+def whole(number: Tensor) -> Tensor:
+    """A norm over sharded gradients as an ordinary tensor."""
+    return number.full_tensor() if hasattr(number, "full_tensor") else number

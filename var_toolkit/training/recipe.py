@@ -1,0 +1,163 @@
+"""A training recipe: everything that decides the result of a run, read from one YAML file."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from var_toolkit.training.objectives import objective_class
+from var_toolkit.training.strict_fields import build, refuse_unknown_keys
+
+
+def _require(condition: bool, complaint: str) -> None:
+    if not condition:
+        raise ValueError(complaint)
+
+
+@dataclass(frozen=True)
+class StillLifesData:
+    """The synthetic data set, rendered once and kept on disk."""
+
+    kind: Literal["still-lifes"] = "still-lifes"
+    count: int = 100_000
+    validation_count: int = 2_000
+
+    def __post_init__(self) -> None:
+        _require(self.count > 0, f"count is {self.count}; expected a number above 0")
+        _require(self.validation_count >= 0, f"validation_count is {self.validation_count}; expected 0 or more")
+
+
+@dataclass(frozen=True)
+class FoldersData:
+    """Pictures in one folder a class, as ImageNet is unpacked: `root` holds the class folders."""
+
+    root: str
+    size: int
+    kind: Literal["folders"] = "folders"
+    validation_root: str | None = None
+    workers: int = 8
+
+    def __post_init__(self) -> None:
+        _require(self.size > 0, f"size is {self.size}; expected a number above 0")
+        _require(self.workers >= 0, f"workers is {self.workers}; expected 0 or more")
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW. Give `lr` (absolute) or `base_lr` (peak = base_lr * batch_size / 256, as papers quote it)."""
+
+    lr: float | None = None
+    base_lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    final_weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        _require((self.lr is None) != (self.base_lr is None), "give exactly one of lr and base_lr")
+        _require((self.lr or self.base_lr or 0) > 0, f"lr is {self.lr or self.base_lr}; expected a number above 0")
+        _require(all(0 <= beta < 1 for beta in self.betas), f"betas is {self.betas}; expected numbers in [0, 1)")
+
+    def peak(self, batch_size: int) -> float:
+        return self.lr if self.lr is not None else (self.base_lr or 0.0) * batch_size / 256
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Warm-up over a fraction of the run from `start` x peak, then `kind` down to `final` x peak."""
+
+    kind: Literal["lin0", "cosine", "constant"] = "lin0"
+    warmup: float = 0.02
+    start: float = 0.005
+    final: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "start", "final"):
+            _require(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; expected a fraction in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run. `batch_size` is global: it is split over the processes."""
+
+    objective: str
+    model: Any
+    data: StillLifesData | FoldersData
+    optimiser: OptimiserConfig
+    batch_size: int
+    steps: int | None = None
+    epochs: int | None = None
+    tokenizer: str | None = None
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    grad_clip: float | None = 2.0
+    ema: float | None = None
+    precision: Literal["bf16", "fp32", "fp16"] = "bf16"
+    seed: int = 0
+    checkpoint_minutes: float = 10.0
+    log_every: int = 20
+    sample_every: int = 1000
+    validate_every: int = 1000
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    compile: bool = False
+    objective_options: Any = None
+
+    def __post_init__(self) -> None:
+        _require((self.steps is None) != (self.epochs is None), "give exactly one of steps and epochs")
+        for name in ("batch_size", "steps", "epochs", "log_every", "sample_every", "validate_every"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{name} is {value}; expected a number above 0")
+        _require(self.ema is None or 0 < self.ema < 1, f"ema is {self.ema}; expected a decay in (0, 1), or null")
+        _require(self.grad_clip is None or self.grad_clip > 0, f"grad_clip is {self.grad_clip}; expected > 0, or null")
+
+    def total_steps(self, pictures: int) -> int:
+        return self.steps if self.steps is not None else (self.epochs or 0) * (pictures // self.batch_size)
+
+
+# These fields say how to run and when to look, not what is trained: a run may continue with other values.
+FREE_TO_CHANGE = frozenset(
+    {"steps", "epochs", "checkpoint_minutes", "log_every", "sample_every", "validate_every", "compile"}
+)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file; ValueError in one line for whatever is wrong with it."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such recipe; give the path of a YAML file") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    return recipe_from(values, where=str(path))
+
+
+def recipe_from(values: object, *, where: str = "recipe") -> Recipe:
+    """The recipe in a mapping; `where` names it in complaints."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: expected a mapping of settings, got {values!r}")
+    refuse_unknown_keys(values, [one.name for one in dataclasses.fields(Recipe)], where=where)
+    try:
+        objective = objective_class(str(values.get("objective")))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    parts = dict(values)
+    parts["model"] = build(objective.config_type(), values.get("model") or {}, where=f"{where}: model")
+    options = values.get("objective_options") or {}
+    parts["objective_options"] = build(objective.options_type, options, where=f"{where}: objective_options")
+    parts["data"] = _read_data(values.get("data"), where=f"{where}: data")
+    recipe = build(Recipe, parts, where=where)
+    objective.check(recipe, where=where)
+    return recipe
+
+
+def _read_data(values: object, *, where: str) -> StillLifesData | FoldersData:
+    kinds: dict[object, type[StillLifesData] | type[FoldersData]] = {
+        "still-lifes": StillLifesData,
+        "folders": FoldersData,
+    }
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if kind not in kinds:
+        raise ValueError(f"{where}: kind is {kind!r}; allowed: {', '.join(map(str, kinds))}")
+    return build(kinds[kind], values, where=where)

@@ -1,0 +1,35 @@
+"""Networks that a run starts from or leans on, by directory or by the name of a model."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from var_toolkit.zoo.directory import CONFIG, load_network
+from var_toolkit.zoo.registry import embedded_part
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def network_from(name: str, cls: type[Network], *, what: str) -> Network:
+    """The network of a directory, of its folder `what`, or embedded under that name; ValueError for anything else."""
+    nearby = [folder for folder in (Path(name), Path(name) / what) if (folder / CONFIG).is_file()]
+    try:
+        folder = nearby[0] if nearby else embedded_part(name)
+    except ValueError as error:
+        hint = f"{name!r} is no directory with {CONFIG}, such as the final/ of a run"
+        raise ValueError(f"{what}: {hint}; {error}") from None
+    network = load_network(folder)
+    if not isinstance(network, cls):
+        raise ValueError(f"{what}: {folder} holds a {type(network).__name__}; expected a {cls.__name__}")
+    return network
+
+
+def start_from(network: nn.Module, name: str | None) -> None:
+    """Fills `network` with saved weights of the same configuration; nothing happens without a name."""
+    if name is None:
+        return
+    saved = network_from(name, type(network), what="initial")
+    if saved.config != network.config:
+        raise ValueError(f"initial: {name} has {saved.config}, but the recipe asks for {network.config}")
+    network.load_state_dict(saved.state_dict())

@@ -1,0 +1,135 @@
+"""Everything that a run changes: networks, their average, optimisers, the gradient scaler."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from var_toolkit.training import parallel, schedules
+from var_toolkit.training.batches import Batch
+from var_toolkit.training.checkpoint import as_json
+from var_toolkit.training.draws import Draws
+from var_toolkit.training.objectives import Objective, Phase
+from var_toolkit.training.processes import Team
+from var_toolkit.training.recipe import Recipe
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# VAR's release: a small first loss scale, doubled every 1000 steps up to a cap.
+FIRST_SCALE, SCALE_INTERVAL, LARGEST_SCALE = 2.0**11, 1000, 2.0**15
+
+
+class TrainingState:
+    """Owns what the optimiser steps change, and reads and writes it for the checkpoint."""
+
+    def __init__(self, recipe: Recipe, objective: Objective, team: Team, steps: int) -> None:
+        self.recipe, self.objective, self.team, self.steps = recipe, objective, team, steps
+        self.networks = dict(objective.networks)
+        self.main = next(iter(self.networks))
+        self.average = self._averaged() if recipe.ema is not None else None
+        self.trainable = {n: [p for p in net.parameters() if p.requires_grad] for n, net in self.networks.items()}
+        for name, network in self.networks.items():
+            if recipe.compile:
+                network.compile()
+            objective.networks[name] = parallel.wrapped(network, recipe.parallel, team)
+        if parallel.is_sharded(self.networks[self.main]):
+            self.trainable = {n: [p for p in net.parameters() if p.requires_grad] for n, net in self.networks.items()}
+        self.optimisers = {name: self._optimiser(network) for name, network in self.networks.items()}
+        self.scaler = torch.amp.GradScaler(
+            team.device.type, FIRST_SCALE, growth_interval=SCALE_INTERVAL, enabled=recipe.precision == "fp16"
+        )
+
+    def _averaged(self) -> AveragedModel:
+        assert self.recipe.ema is not None
+        average = AveragedModel(self.networks[self.main], multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema))
+        if self.recipe.parallel == "fsdp" and self.team.size > 1:
+            parallel.shard(average.module)
+        return average
+
+    def _optimiser(self, network: nn.Module) -> torch.optim.AdamW:
+        config = self.recipe.optimiser
+        groups = [group for group in self.objective.param_groups(network) if group["params"]]
+        return torch.optim.AdamW(groups, lr=config.peak(self.recipe.batch_size), betas=config.betas, eps=config.eps,
+                                 weight_decay=config.weight_decay, fused=True)  # fmt: skip
+
+    @property
+    def delivered(self) -> nn.Module:
+        """The network that validation judges and the run delivers."""
+        return self.average.module if self.average is not None else self.networks[self.main]
+
+    def learning_rate(self, step: int) -> float:
+        peak = self.recipe.optimiser.peak(self.recipe.batch_size)
+        return schedules.learning_rate(self.recipe.schedule, peak, step, self.steps)
+
+    def train_step(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """All phases of one step, then the average; numbers for the log, still on the device."""
+        draws.reseed()
+        self._set_rates(draws.step)
+        terms: dict[str, Tensor] = {}
+        for phase in self.objective.phases(draws.step):
+            terms |= self._update(phase, batch, draws)
+        if self.average is not None:
+            self.average.update_parameters(self.networks[self.main])
+        return terms
+
+    def _set_rates(self, step: int) -> None:
+        rate = self.learning_rate(step)
+        decay = schedules.weight_decay(self.recipe.optimiser, step, self.steps)
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+                group["weight_decay"] = decay if group["decay"] else 0.0
+
+    def _update(self, phase: Phase, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        self._let_learn(phase.updates)
+        with self.autocast():
+            loss = phase.loss(batch, draws)
+        self.scaler.scale(loss.total).backward()
+        terms = dict(loss.terms)
+        for name in phase.updates:
+            self.scaler.unscale_(self.optimisers[name])
+            limit = self.recipe.grad_clip or math.inf
+            norm = nn.utils.clip_grad_norm_(self.trainable[name], limit, foreach=True)
+            terms[f"grad_norm_{name}"] = parallel.whole(norm.detach())
+            self.scaler.step(self.optimisers[name])
+            self.optimisers[name].zero_grad(set_to_none=True)
+        self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() > LARGEST_SCALE:
+            self.scaler.update(LARGEST_SCALE)
+        return terms
+
+    def autocast(self) -> torch.autocast:
+        dtype = AUTOCAST.get(self.recipe.precision)
+        return torch.autocast(self.team.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def _let_learn(self, names: tuple[str, ...]) -> None:
+        if len(self.networks) == 1:
+            return
+        for name, parameters in self.trainable.items():
+            for parameter in parameters:
+                parameter.requires_grad_(name in names)
+
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """Every process must call this: a sharded network is gathered."""
+        networks = self.networks.items()
+        return {
+            "recipe": as_json(self.recipe),
+            "step": step,
+            "networks": {name: parallel.network_state(network) for name, network in networks},
+            "average": parallel.network_state(self.average.module) if self.average is not None else {},
+            "averaged": int(self.average.n_averaged) if self.average is not None else 0,
+            "optimisers": {n: parallel.optimiser_state(net, self.optimisers[n]) for n, net in networks},
+            "record": self.objective.record.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, network in self.networks.items():
+            parallel.load_network_state(network, state["networks"][name])
+            parallel.load_optimiser_state(network, self.optimisers[name], state["optimisers"][name])
+        if self.average is not None:
+            parallel.load_network_state(self.average.module, state["average"])
+            self.average.n_averaged.fill_(state["averaged"])
+        self.objective.record.load_state_dict(state["record"])
+        self.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,92 @@
+"""A mapping read from a file -> a frozen dataclass; whatever does not fit is refused in one line."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+Config = TypeVar("Config")
+
+
+def build(cls: type[Config], values: object, *, where: str) -> Config:
+    """An instance of the dataclass `cls` from a mapping; `where` names file and section in every complaint."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: expected a mapping of settings, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    allowed = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+    refuse_unknown_keys(values, allowed, where=where)
+    read = {key: convert(hints[key], value, where=f"{where}: {key}") for key, value in values.items()}
+    missing = [field.name for field in dataclasses.fields(cls) if field.name not in read and _is_required(field)]  # type: ignore[arg-type]
+    if missing:
+        raise ValueError(f"{where}: missing key {missing[0]!r}; give it a value")
+    try:
+        return cls(**read)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def refuse_unknown_keys(values: Mapping[Any, Any], allowed: list[str], *, where: str) -> None:
+    for key in values:
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=1, cutoff=0.0)
+            raise ValueError(
+                f"{where}: unknown key {key!r}; did you mean {near[0] if near else 'nothing'!r}? "
+                f"Allowed keys: {', '.join(allowed)}"
+            )
+
+
+def _is_required(field: "dataclasses.Field[Any]") -> bool:
+    return field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def convert(hint: Any, value: object, *, where: str) -> Any:
+    """`value` as the annotated type `hint`, or a ValueError that names place, value and what is allowed."""
+    if dataclasses.is_dataclass(value):
+        return value  # a section that was read before
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return _convert_union(hint, value, where=where)
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise ValueError(f"{where} is {value!r}; allowed: {', '.join(map(str, get_args(hint)))}")
+        return value
+    if origin is tuple:
+        return _convert_tuple(hint, value, where=where)
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, where=where)
+    return _convert_scalar(hint, value, where=where)
+
+
+def _convert_union(hint: Any, value: object, *, where: str) -> Any:
+    members = get_args(hint)
+    if value is None and type(None) in members:
+        return None
+    kinds = [member for member in members if member is not type(None)]
+    return convert(kinds[0], value, where=where)
+
+
+def _convert_tuple(hint: Any, value: object, *, where: str) -> tuple[Any, ...]:
+    members = get_args(hint)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{where} is {value!r}; expected a list")
+    if len(members) == 2 and members[1] is Ellipsis:
+        members = (members[0],) * len(value)
+    if len(members) != len(value):
+        raise ValueError(f"{where} is {value!r}; expected a list of {len(members)} values")
+    return tuple(convert(member, item, where=where) for member, item in zip(members, value, strict=True))
+
+
+def _convert_scalar(hint: Any, value: object, *, where: str) -> Any:
+    if hint in (Any, object):
+        return value
+    if hint is float and not isinstance(value, bool) and isinstance(value, int | float | str):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-3, without a dot, as text
+        except ValueError:
+            pass
+    elif type(value) is hint:
+        return value
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    raise ValueError(f"{where} is {value!r}; expected {names.get(hint, hint)}")

@@ -1,0 +1,183 @@
+"""Trains the VAR transformer by teacher forcing, after the published recipe (arXiv 2404.02905 and its release).
+
+Letters: B pictures, L tokens, V vocabulary, K scales, C width, c latent channels.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from var_toolkit.backbones.var import VAR, VARConfig
+from var_toolkit.scales import Scales
+from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
+from var_toolkit.training.batches import Batch, Source, TokenArray
+from var_toolkit.training.data_sources import held_out_batches, shares, still_lifes, training_pictures
+from var_toolkit.training.draws import Draws
+from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace, objective
+from var_toolkit.training.recipe import Recipe, StillLifesData
+from var_toolkit.training.starting_weights import network_from, start_from
+from var_toolkit.training.token_cache import cached_tokens
+
+# The release's list: parts of these names get no weight decay, nor do biases and anything one-dimensional.
+NOT_DECAYED = (
+    "cls_token", "start_token", "task_token", "cfg_uncond", "pos_embed", "pos_1LC", "pos_start", "start_pos",
+    "lvl_embed", "gamma", "beta", "ada_gss", "moe_bias", "scale_mul",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VarOptions:
+    """What the published recipe leaves at its default, and how weights start."""
+
+    class_dropout: float = 0.1
+    label_smoothing: float = 0.0
+    adaln_gamma: float = 1e-3  # initial scale of the gates: 1e-3 for d16 and d20, down to 5e-6 for d36
+    initial: str | None = None  # directory of weights to start from
+    class_embedding: Literal["table", "still-life-factors"] = "table"
+
+    def __post_init__(self) -> None:
+        for name in ("class_dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number in [0, 1)")
+
+
+@objective("var")
+class VarObjective(Objective):
+    """Cross-entropy on every token of every scale, all with the same weight."""
+
+    options_type = VarOptions
+    log_note = (
+        "accuracy is the share of tokens guessed exactly; low values are normal: many codes look alike, "
+        "and on ImageNet 4 to 6 % overall goes with good pictures"
+    )
+
+    @classmethod
+    def config_type(cls) -> type:
+        return VARConfig
+
+    @classmethod
+    def check(cls, recipe: Recipe, *, where: str) -> None:
+        if recipe.tokenizer is None:
+            raise ValueError(f"{where}: missing key 'tokenizer'; give the directory of a trained tokenizer")
+        if recipe.objective_options.class_embedding == "still-life-factors" and recipe.model.num_classes != 1000:
+            raise ValueError(f"{where}: class_embedding still-life-factors needs num_classes 1000")
+
+    def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
+        self.recipe, self.options = recipe, recipe.objective_options
+        device = workplace.team.device
+        tokenizer = network_from(str(recipe.tokenizer), MultiScaleVQ, what="tokenizer")
+        _require_fit(tokenizer, recipe.model)
+        self.tokenizer = tokenizer.to(device).requires_grad_(False)
+        self.scales = Scales(recipe.model.patch_nums)
+        network = self.empty_network()
+        network.init_weights(adaln_gamma=self.options.adaln_gamma)
+        if self.options.class_embedding == "still-life-factors":
+            sum_of_factors_(network.class_emb.weight)
+        start_from(network, self.options.initial)
+        self.networks = {"var": network.to(device)}
+        self.record = nn.Module()
+        self.source, self.held_out = self._data(workplace)
+
+    def empty_network(self) -> VAR:
+        return VAR(self.recipe.model)
+
+    def _data(self, workplace: Workplace) -> tuple[Source, list[Batch]]:
+        data, size = self.recipe.data, self.recipe.batch_size
+        if not isinstance(data, StillLifesData):
+            return training_pictures(data, workplace), held_out_batches(data, workplace, size)
+        held_out = self._token_array(workplace, data.validation_count, "validation")
+        parts = shares(len(held_out), workplace.team, size) if held_out is not None else []
+        source = self._token_array(workplace, data.count, "train")
+        assert source is not None
+        return source, list(held_out.batches(parts, 0)) if held_out is not None else []
+
+    def _token_array(self, workplace: Workplace, count: int, split: str) -> TokenArray | None:
+        from var_toolkit.data.still_lifes import VERSION
+
+        if not count:
+            return None
+        pictures, labels = still_lifes(workplace, count, split)
+        name, leads = f"still-lifes-v{VERSION}-{split}", workplace.team.leads
+        tokens = cached_tokens(self.tokenizer, pictures, workplace.cache_dir, name, progress=leads)
+        return TokenArray(tokens, labels, workplace.team.device)
+
+    def phases(self, step: int) -> list[Phase]:
+        return [Phase(("var",), self._loss)]
+
+    def param_groups(self, network: nn.Module) -> list[dict[str, Any]]:
+        return decay_groups(network)
+
+    def _loss(self, batch: Batch, draws: Draws) -> Loss:
+        dropped = draws.per_picture("class dropout") < self.options.class_dropout
+        labels = torch.where(dropped, self.recipe.model.num_classes, batch.labels)
+        tokens_BL, logits_BLV = self._pass(self.networks["var"], batch, labels)
+        smoothing = self.options.label_smoothing
+        losses_BL = F.cross_entropy(logits_BLV.mT, tokens_BL, reduction="none", label_smoothing=smoothing)
+        loss = losses_BL.mean()
+        return Loss(loss, {"loss": loss.detach(), **self._by_scale(losses_BL.detach(), logits_BLV.detach(), tokens_BL)})
+
+    def _pass(self, network: nn.Module, batch: Batch, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L) and logits (B, L, V)."""
+        with torch.no_grad(), torch.autocast(labels.device.type, enabled=False):
+            tokens = self._tokens(batch)
+            inputs_BLc = self.tokenizer.teacher_inputs(tokens)
+        return torch.cat(tokens, dim=1), network(labels, inputs_BLc)
+
+    def _tokens(self, batch: Batch) -> list[Tensor]:
+        if batch.tokens is not None:
+            return self.scales.split(batch.tokens)
+        assert batch.pictures is not None
+        return self.tokenizer.encode(batch.pictures)
+
+    def _by_scale(self, losses_BL: Tensor, logits_BLV: Tensor, tokens_BL: Tensor) -> dict[str, Tensor]:
+        right_BL = (logits_BLV.argmax(dim=2) == tokens_BL).float()
+        terms = {"accuracy": right_BL.mean()}
+        for k, (loss, right) in enumerate(zip(self.scales.split(losses_BL), self.scales.split(right_BL), strict=True)):
+            terms |= {f"loss_scale_{k}": loss.mean(), f"accuracy_scale_{k}": right.mean()}
+        return terms
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Loss and accuracy with the true labels."""
+        rows = []
+        for batch in self.held_out:
+            tokens_BL, logits_BLV = self._pass(network, batch, batch.labels)
+            losses_BL = F.cross_entropy(logits_BLV.mT, tokens_BL, reduction="none")
+            rows.append({"loss": losses_BL.mean(), **self._by_scale(losses_BL, logits_BLV, tokens_BL)})
+        return {key: float(torch.stack([row[key] for row in rows]).mean()) for key in rows[0]} if rows else {}
+
+
+def decay_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """Two groups of trainable parameters: with weight decay, and without (the release's rule)."""
+    decayed: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        free = parameter.ndim == 1 or name.endswith("bias") or any(part in name for part in NOT_DECAYED)
+        (exempt if free else decayed).append(parameter)
+    return [{"params": decayed, "decay": True}, {"params": exempt, "decay": False}]
+
+
+@torch.no_grad()
+def sum_of_factors_(table_NC: Tensor) -> None:
+    """Fills the rows of 1000 still-life classes with sums of three random vectors: solid, colour and ground.
+
+    Classes that share a part then start close, so that what is learned of one helps the others from the first step.
+    The last row, the null class, keeps its own value. The table stays an ordinary one.
+    """
+    labels = torch.arange(len(table_NC) - 1, device=table_NC.device)
+    spread = table_NC.std() / 3**0.5
+    solids, colours, grounds = (torch.randn(10, table_NC.shape[1], device=table_NC.device) * spread for _ in range(3))
+    table_NC[:-1] = solids[labels // 100] + colours[labels // 10 % 10] + grounds[labels % 10]
+
+
+def _require_fit(tokenizer: MultiScaleVQ, config: VARConfig) -> None:
+    pairs = (("patch_nums", "patch_nums"), ("vocab_size", "vocab_size"), ("latent_channels", "z_channels"))
+    for ours, theirs in pairs:
+        if getattr(config, ours) != getattr(tokenizer.config, theirs):
+            raise ValueError(
+                f"model: {ours} is {getattr(config, ours)}, but the tokenizer has {getattr(tokenizer.config, theirs)}"
+            )

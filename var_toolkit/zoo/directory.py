@@ -1,0 +1,146 @@
+"""A network as a folder: `config.json` and `diffusion_pytorch_model.safetensors`, as diffusers lays it out.
+
+Files are written whole: into a temporary name beside the target, then renamed. What is read is checked before anyone
+computes with it, and never runs code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from var_toolkit.zoo.registry import CONFIG, WEIGHTS
+
+# Where a class named in a config.json lives. Names rather than classes, so that reading one imports one.
+NETWORKS = {
+    "MultiScaleVQ": "var_toolkit.tokenizers.multiscale_vq",
+    "VAR": "var_toolkit.backbones.var",
+    "StillLifeClassifier": "var_toolkit.evaluation.classifier",
+}
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A temporary folder that takes the name `target` once the block ends well; nothing is left if it does not."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists already; choose another name or remove it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; ValueError in one line for anything else."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; a model directory needs it") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}; it must hold a JSON object")
+    return content
+
+
+def write_network(network: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write `config.json` and the weights into an existing folder, floating-point tensors as `dtype` if given."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    if dtype is not None:
+        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    write_json(folder / CONFIG, {"_class_name": type(network).__name__, **asdict(network.config)})  # type: ignore[call-overload]
+    temporary = folder / f".{WEIGHTS}.tmp"
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    os.replace(temporary, folder / WEIGHTS)
+
+
+def save_network(network: nn.Module, directory: Path | str, dtype: torch.dtype | None = None) -> None:
+    """Save a network to a new directory, whole or not at all."""
+    with written_whole(Path(directory)) as folder:
+        write_network(network, folder, dtype)
+
+
+def load_network(directory: Path | str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Load a network saved by `save_network`, in evaluation mode. ValueError in one line if anything is wrong."""
+    folder = Path(directory)
+    facts = read_json(folder / CONFIG)
+    cls = network_class(facts.get("_class_name"), folder)
+    network = build(cls, {k: v for k, v in facts.items() if not k.startswith("_")}, source=str(folder / CONFIG))
+    fill(network, read_safetensors(folder / WEIGHTS), source=str(folder / WEIGHTS))
+    return network.to(dtype).eval()
+
+
+def network_class(name: object, folder: Path) -> type[nn.Module]:
+    """The class that a `config.json` names."""
+    if name not in NETWORKS:
+        raise ValueError(f"{folder / CONFIG} names the class {name!r}; known are {', '.join(NETWORKS)}")
+    return getattr(import_module(NETWORKS[name]), name)
+
+
+def build(cls: type[nn.Module], settings: Mapping[str, Any], source: str) -> nn.Module:
+    """A network without memory behind its weights yet; unknown or impossible settings are refused by name."""
+    config_class = get_type_hints(cls.__init__)["config"]
+    known = [field.name for field in fields(config_class)]
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise ValueError(f"{source} has the unknown field {unknown[0]!r}; known are {', '.join(known)}")
+    try:
+        config = config_class(**settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {error}") from None
+    with torch.device("meta"):
+        return cls(config)
+
+
+def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Give a network from `build` its weights, after checking that they are all there, fit, and are numbers."""
+    expected = network.state_dict()
+    missing = sorted(expected.keys() - tensors.keys())
+    surplus = sorted(tensors.keys() - expected.keys())
+    if missing or surplus:
+        what = f"lacks {missing[0]!r}" if missing else f"has the unexpected tensor {surplus[0]!r}"
+        raise ValueError(
+            f"{source} {what} ({len(missing)} missing, {len(surplus)} unexpected): not a file of this model"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            found, asked = tuple(tensor.shape), tuple(expected[name].shape)
+            raise ValueError(f"{source}: {name} has shape {found}, its configuration asks for {asked}")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{source}: {name} holds values that are not finite; the file is damaged")
+    network.load_state_dict(dict(tensors), assign=True)
+    network.to(memory_format=torch.channels_last)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ValueError in one line if it is missing or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; a model directory needs it") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}") from None

@@ -1,0 +1,166 @@
+"""Published VAR files: what their key names and shapes say, and how they become our networks.
+
+Facts from FoundationVision/VAR. Our networks keep the published key names, so nothing is renamed; only buffers that can
+be computed are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from var_toolkit.backbones.var import VAR, VARConfig
+from var_toolkit.scales import SCHEDULES, Scales
+from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
+from var_toolkit.zoo.directory import build, fill
+
+DROPPED = ("attn_bias_for_masking", "lvl_1L", "zero_k_bias")
+# Arguments of the published constructors that do not change what a trained network computes.
+IGNORED = {
+    "attn_drop_rate", "cond_drop_rate", "default_qresi_counts", "drop_path_rate", "drop_rate", "dropout",
+    "flash_if_available", "fused_if_available", "model", "other", "test_mode",
+}  # fmt: skip
+RENAMED = {"v_patch_nums": "patch_nums"}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a user says about a file, by the published constructors' argument names."""
+
+    settings: dict[str, Any]
+    source: str
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any], allowed: type, source: str) -> Told:
+        """Keep what our configuration knows, drop what changes nothing, refuse the rest by name."""
+        known = {field.name for field in fields(allowed)}
+        settings = {}
+        for name, value in given.items():
+            if name in IGNORED:
+                continue
+            ours = RENAMED.get(name, name)
+            if ours not in known:
+                choices = ", ".join(sorted(known | set(RENAMED)))
+                raise ValueError(f"{source} has the unknown field {name!r}; known are {choices}")
+            settings[ours] = tuple(value) if isinstance(value, list) else value
+        return cls(settings, source)
+
+    def merged(self, seen: Mapping[str, Any]) -> dict[str, Any]:
+        """What the tensors say and what the user says; ValueError where the two disagree."""
+        for name, value in self.settings.items():
+            if name in seen and seen[name] != value:
+                raise ValueError(f"{self.source} says {name} is {value}; the tensors say {seen[name]}")
+        return {**self.settings, **seen}
+
+
+def var_from_tensors(tensors: Mapping[str, Tensor], given: Mapping[str, Any], source: str) -> VAR:
+    """The transformer of a published state dict. `given` are constructor arguments that the tensors cannot tell."""
+    told = Told.read(given, VARConfig, "the configuration of the backbone")
+    _require(tensors, ("word_embed.weight", "class_emb.weight", "pos_1LC", "lvl_embed.weight", "head.weight"), source)
+    seen = _var_sizes(tensors)
+    settings = told.merged(seen)
+    if "patch_nums" not in settings:
+        settings["patch_nums"] = _known_schedule(len(tensors["lvl_embed.weight"]), tensors["pos_1LC"].shape[1], source)
+    # Without L2 normalisation no tensor tells the heads; the published family has one for 64 channels.
+    settings.setdefault("num_heads", max(settings["embed_dim"] // 64, 1))
+    network = build(VAR, settings, source)
+    fill(network, {k: v for k, v in tensors.items() if not k.endswith(DROPPED)}, source)
+    return network.float().eval()  # type: ignore[return-value]
+
+
+def tokenizer_from_tensors(
+    tensors: Mapping[str, Tensor], given: Mapping[str, Any], patch_nums: tuple[int, ...], source: str
+) -> MultiScaleVQ:
+    """The tokenizer of a published state dict. It serves any schedule, so the backbone's decides."""
+    told = Told.read(given, MultiScaleVQConfig, "the configuration of the tokenizer")
+    _require(tensors, ("encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight"), source)
+    settings = told.merged({**_tokenizer_sizes(tensors), "patch_nums": patch_nums})
+    network = build(MultiScaleVQ, settings, source)
+    kept, usage = dict(tensors), "quantize.ema_vocab_hit_SV"
+    shape = network.get_buffer(usage).shape
+    if usage not in kept or kept[usage].shape != shape:
+        kept[usage] = torch.zeros(shape)  # counts of training with another schedule, which no result depends on
+    fill(network, kept, source)
+    return network.float().eval()  # type: ignore[return-value]
+
+
+def networks_from_tensors(
+    tokenizer: Mapping[str, Tensor], backbone: Mapping[str, Tensor], config: Mapping[str, Any], sources: tuple[str, str]
+) -> tuple[MultiScaleVQ, VAR]:
+    """Both networks of a published model; the tokenizer takes the backbone's schedule, and their sizes must agree."""
+    var = var_from_tensors(backbone, config.get("backbone", {}), sources[1])
+    vq = tokenizer_from_tensors(tokenizer, config.get("tokenizer", {}), var.config.patch_nums, sources[0])
+    for ours, theirs, what in (
+        (var.config.vocab_size, vq.config.vocab_size, "codes"),
+        (var.config.latent_channels, vq.config.z_channels, "latent channels"),
+    ):
+        if ours != theirs:
+            raise ValueError(
+                f"{sources[1]} expects {ours} {what}, {sources[0]} has {theirs}: they do not belong together"
+            )
+    return vq, var
+
+
+def _require(tensors: Mapping[str, Tensor], names: tuple[str, ...], source: str) -> None:
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise ValueError(f"{source} lacks {missing[0]!r} ({len(tensors)} tensors): not a published file of this kind")
+
+
+def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    return len({name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)})
+
+
+def _var_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    width, channels = tensors["word_embed.weight"].shape
+    sizes: dict[str, Any] = {
+        "depth": _count(tensors, "blocks."),
+        "embed_dim": width,
+        "latent_channels": channels,
+        "num_classes": len(tensors["class_emb.weight"]) - 1,
+        "vocab_size": len(tensors["head.weight"]),
+        "shared_aln": "shared_ada_lin.1.weight" in tensors,
+        "attn_l2_norm": "blocks.0.attn.scale_mul_1H11" in tensors,
+    }
+    if "blocks.0.ffn.fc1.weight" in tensors:
+        sizes["mlp_ratio"] = len(tensors["blocks.0.ffn.fc1.weight"]) / width
+    if sizes["attn_l2_norm"]:
+        sizes["num_heads"] = tensors["blocks.0.attn.scale_mul_1H11"].shape[1]
+    if "lvl_1L" in tensors:
+        sizes["patch_nums"] = tuple(round(n**0.5) for n in tensors["lvl_1L"].flatten().long().bincount().tolist())
+    return sizes
+
+
+def _known_schedule(count: int, length: int, source: str) -> tuple[int, ...]:
+    for sides in SCHEDULES.values():
+        if len(sides) == count and Scales(sides).total == length:
+            return sides
+    raise ValueError(
+        f"{source} has {count} scales and {length} tokens, no published schedule; give patch_nums by --config"
+    )
+
+
+def _tokenizer_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    vocabulary, channels = tensors["quantize.embedding.weight"].shape
+    ch = len(tensors["encoder.conv_in.weight"])
+    levels = range(_count(tensors, "encoder.down."))
+    sizes: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "z_channels": channels,
+        "ch": ch,
+        "ch_mult": tuple(len(tensors[f"encoder.down.{i}.block.0.conv1.weight"]) // ch for i in levels),
+        "num_res_blocks": _count(tensors, "encoder.down.0.block."),
+        "quant_conv_ks": tensors["quant_conv.weight"].shape[-1],
+    }
+    shared = _count(tensors, "quantize.quant_resi.qresi_ls.")
+    if shared:
+        sizes["share_quant_resi"] = shared
+    elif "quantize.quant_resi.qresi.weight" in tensors:
+        sizes["share_quant_resi"] = 1
+    elif _count(tensors, "quantize.quant_resi."):
+        sizes["share_quant_resi"] = 0
+    return sizes
