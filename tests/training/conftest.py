@@ -15,7 +15,7 @@ from var_toolkit.training.recipe import Recipe, recipe_from
 from var_toolkit.zoo.directory import WEIGHTS, save_network
 
 TOKENIZER = {"vocab_size": 32, "z_channels": 4, "ch": 8, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1,
-             "norm_groups": 1, "patch_nums": [1, 2, 8]}  # fmt: skip
+             "norm_groups": 1, "share_quant_resi": 2, "patch_nums": [1, 2, 8]}  # fmt: skip
 VAR = {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_nums": [1, 2, 8], "vocab_size": 32, "latent_channels": 4,
        "shared_aln": True}  # fmt: skip
 COMMON = {

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
 from var_toolkit.training.draws import Draws
 
+INITIAL_ROUNDS = 8
+
 
 class CodebookHits(nn.Module):
     """How often each code was used at each scale since the last reset: a buffer, so that checkpoints hold it."""
@@ -79,7 +81,12 @@ def revive(tokenizer: MultiScaleVQ, dead_V: Tensor, pictures: Tensor, draws: Dra
 
 @torch.no_grad()
 def initialise_codebook(tokenizer: MultiScaleVQ, pictures: Tensor, draws: Draws) -> None:
-    """Puts every code onto a residual vector of real pictures: random codes far from the data would never be used."""
+    """Puts every code onto a residual vector of real pictures: random codes far from the data would never be used.
+
+    In rounds, since what fine scales have to code shows only once coarse ones have useful codes.
+    """
     codebook_VC = tokenizer.quantize.embedding.weight
-    codebook_VC.zero_()  # the error of a vector is then its length, so that all scales have their share
-    revive(tokenizer, torch.ones(len(codebook_VC), dtype=torch.bool, device=codebook_VC.device), pictures, draws)
+    codebook_VC.zero_()
+    for _ in range(INITIAL_ROUNDS):
+        hits_V = torch.bincount(torch.cat(tokenizer.encode(pictures), dim=1).flatten(), minlength=len(codebook_VC))
+        revive(tokenizer, hits_V == 0, pictures, draws)

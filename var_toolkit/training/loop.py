@@ -41,16 +41,17 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path, device: str = "auto") -
     Writes `checkpoint.pt`, `log.jsonl`, `samples/` and at the end `final/` under `out`. `cache_dir` keeps rendered
     pictures and tokens for later runs. SIGINT and SIGTERM write a checkpoint and raise `TrainingStoppedError`.
     """
-    with team_of_this_process(device) as team, _stop_signals() as asked:
+    with team_of_this_process(device) as team:
         if recipe.batch_size % team.size:
             raise ValueError(f"batch_size is {recipe.batch_size}; it must be a multiple of the {team.size} processes")
         saved = read_checkpoint(out / "checkpoint.pt", recipe)
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(derived(recipe.seed, "initialisation"))
         objective = objective_class(recipe.objective)(recipe, Workplace(cache_dir, team))
-        run = _Run(recipe, out, team, objective, asked)
+        run = _Run(recipe, out, team, objective)
         run.start(saved)
-        run.steps_to_the_end()
+        with _stop_signals() as asked:
+            run.steps_to_the_end(asked)
         return run.finish()
 
 
@@ -81,10 +82,10 @@ class _Window:
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, out: Path, team: Team, objective: Objective, asked: threading.Event) -> None:
+    def __init__(self, recipe: Recipe, out: Path, team: Team, objective: Objective) -> None:
         if len(objective.source) < recipe.batch_size:
             raise ValueError(f"batch_size is {recipe.batch_size}, but there are only {len(objective.source)} pictures")
-        self.recipe, self.out, self.team, self.objective, self.asked = recipe, out, team, objective, asked
+        self.recipe, self.out, self.team, self.objective = recipe, out, team, objective
         self.steps = recipe.total_steps(len(objective.source))
         self.state = TrainingState(recipe, objective, team, self.steps)
         self.journal = Journal(out, active=team.leads)
@@ -98,7 +99,7 @@ class _Run:
             self.first = saved["step"]
         self.journal.rewind(self.first, {"note": self.objective.log_note, "recipe": as_json(self.recipe)})
 
-    def steps_to_the_end(self) -> None:
+    def steps_to_the_end(self, asked: threading.Event) -> None:
         todo = range(self.first, self.steps)
         self.window = _Window()
         with tqdm(
@@ -108,27 +109,31 @@ class _Run:
                 self.window.add(self.state.train_step(batch, draws))
                 upkeep = self.objective.after_step(batch, draws)
                 bar.update()
-                self._after(draws.step + 1, upkeep, bar)
+                if upkeep:
+                    self.journal.write(draws.step + 1, upkeep)
+                self._report(draws.step + 1, bar)
+                self._save_if_due(draws.step + 1, asked.is_set())
 
-    def _after(self, done: int, upkeep: dict[str, float], bar: "tqdm[Any]") -> None:
-        """`done` steps are complete: log, look, and write a checkpoint where it is time."""
-        if upkeep:
-            self.journal.write(done, upkeep)
+    def _report(self, done: int, bar: "tqdm[Any]") -> None:
         if self._due(done, self.recipe.log_every):
             numbers = self._log(done)
             bar.set_postfix(loss=f"{numbers['loss']:.4g}", refresh=False)
         validate, show = self._due(done, self.recipe.validate_every), self._due(done, self.recipe.sample_every)
         if validate or show:
             self._look(done, validate=validate, show=show)
+
+    def _save_if_due(self, done: int, asked: bool) -> None:
+        """Writes a checkpoint where it is time or where a signal asked for it, and ends the run then."""
         # Processes must agree, which costs a round of messages: together they decide only every so many steps.
-        if done < self.steps and (self.team.size == 1 or done % self.recipe.log_every == 0):
-            stop = self.team.any(self.asked.is_set())
-            overdue = time.perf_counter() - self.checkpointed > 60 * self.recipe.checkpoint_minutes
-            if stop or self.team.any(overdue):
-                self._checkpoint(done)
-            if stop:
-                self.journal.close()
-                raise TrainingStoppedError(f"stopped after step {done} of {self.steps}; the same command continues")
+        if done == self.steps or (self.team.size > 1 and done % self.recipe.log_every):
+            return
+        stop = self.team.any(asked)
+        overdue = time.perf_counter() - self.checkpointed > 60 * self.recipe.checkpoint_minutes
+        if stop or self.team.any(overdue):
+            self._checkpoint(done)
+        if stop:
+            self.journal.close()
+            raise TrainingStoppedError(f"stopped after step {done} of {self.steps}; the same command continues")
 
     def _due(self, done: int, every: int) -> bool:
         return done % every == 0 or done == self.steps
@@ -157,6 +162,7 @@ class _Run:
         if pictures is not None:
             self.journal.show(done, pictures)
         network.train(was_training)
+        parallel.reshard(network)
         self.window.pause(time.perf_counter() - began)
 
     def _checkpoint(self, done: int) -> None:

@@ -38,6 +38,16 @@ def is_sharded(network: nn.Module) -> bool:
     return isinstance(network, FSDPModule)
 
 
+def reshard(network: nn.Module) -> None:
+    """FSDP2 leaves weights gathered after a forward pass without a backward one; the average must be shards."""
+    if is_sharded(network):
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in network.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
 def network_state(network: nn.Module) -> dict[str, Any]:
     """The whole network's weights on the CPU; every process must call this."""
     if not is_sharded(network):

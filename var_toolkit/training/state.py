@@ -1,6 +1,7 @@
 """Everything that a run changes: networks, their average, optimisers, the gradient scaler."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,9 +16,20 @@ from var_toolkit.training.objectives import Objective, Phase
 from var_toolkit.training.processes import Team
 from var_toolkit.training.recipe import Recipe
 
+ParamList = tuple[Tensor, ...] | list[Tensor]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # VAR's release: a small first loss scale, doubled every 1000 steps up to a cap.
 FIRST_SCALE, SCALE_INTERVAL, LARGEST_SCALE = 2.0**11, 1000, 2.0**15
+
+
+def warmed_up_average(decay: float) -> Callable[[ParamList, ParamList, Tensor | int], None]:
+    """An exponential moving average that forgets faster at first, so that it soon lets go of untrained weights."""
+
+    def update(average: ParamList, current: ParamList, averaged: Tensor | int) -> None:
+        count = int(averaged)
+        get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(average, current, averaged)
+
+    return update
 
 
 class TrainingState:
@@ -42,7 +54,7 @@ class TrainingState:
 
     def _averaged(self) -> AveragedModel:
         assert self.recipe.ema is not None
-        average = AveragedModel(self.networks[self.main], multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema))
+        average = AveragedModel(self.networks[self.main], multi_avg_fn=warmed_up_average(self.recipe.ema))
         if self.recipe.parallel == "fsdp" and self.team.size > 1:
             parallel.shard(average.module)
         return average

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.backbones.var import VAR, VARConfig
+from var_toolkit.sampling.engine import decode
+from var_toolkit.sampling.noise import Noise
+from var_toolkit.sampling.plan import Plan, Stage
 from var_toolkit.scales import Scales
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
 from var_toolkit.training.batches import Batch, Source, TokenArray
@@ -26,6 +29,9 @@ NOT_DECAYED = (
     "cls_token", "start_token", "task_token", "cfg_uncond", "pos_embed", "pos_1LC", "pos_start", "start_pos",
     "lvl_embed", "gamma", "beta", "ada_gss", "moe_bias", "scale_mul",
 )  # fmt: skip
+
+
+PREVIEW: dict[str, Any] = {"guidance": 1.5, "top_k": 900, "top_p": 0.96}
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ class VarObjective(Objective):
         labels = torch.where(dropped, self.recipe.model.num_classes, batch.labels)
         tokens_BL, logits_BLV = self._pass(self.networks["var"], batch, labels)
         smoothing = self.options.label_smoothing
-        losses_BL = F.cross_entropy(logits_BLV.mT, tokens_BL, reduction="none", label_smoothing=smoothing)
+        losses_BL = token_losses(logits_BLV, tokens_BL, label_smoothing=smoothing)
         loss = losses_BL.mean()
         return Loss(loss, {"loss": loss.detach(), **self._by_scale(losses_BL.detach(), logits_BLV.detach(), tokens_BL)})
 
@@ -144,9 +150,27 @@ class VarObjective(Objective):
         rows = []
         for batch in self.held_out:
             tokens_BL, logits_BLV = self._pass(network, batch, batch.labels)
-            losses_BL = F.cross_entropy(logits_BLV.mT, tokens_BL, reduction="none")
+            losses_BL = token_losses(logits_BLV, tokens_BL)
             rows.append({"loss": losses_BL.mean(), **self._by_scale(losses_BL, logits_BLV, tokens_BL)})
         return {key: float(torch.stack([row[key] for row in rows]).mean()) for key in rows[0]} if rows else {}
+
+    def preview(self, network: nn.Module) -> Tensor:
+        """Sixteen pictures of classes spread over all of them, the same classes and noise every time."""
+        assert isinstance(network, VAR)
+        stage = Stage(network, range(len(self.scales)), **PREVIEW)
+        labels = torch.linspace(0, self.recipe.model.num_classes - 1, 16).round().long()
+        device = self.tokenizer.quant_conv.weight.device
+        decoded = decode(Plan(self.tokenizer, (stage,)), labels.to(device), Noise(range(16), device))
+        return self.tokenizer.decode(decoded.latent)
+
+
+def token_losses(logits_BLV: Tensor, tokens_BL: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of every token, (B, L)."""
+    # Flat, because a softmax over an inner dimension is several times slower.
+    flat = F.cross_entropy(
+        logits_BLV.flatten(0, 1), tokens_BL.flatten(), reduction="none", label_smoothing=label_smoothing
+    )
+    return flat.view_as(tokens_BL)
 
 
 def decay_groups(network: nn.Module) -> list[dict[str, Any]]:

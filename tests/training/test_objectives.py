@@ -1,0 +1,177 @@
+"""What each objective promises besides a falling loss."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from var_toolkit.backbones.var import VAR, VARConfig
+from var_toolkit.data.still_lifes import cached
+from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
+from var_toolkit.training import token_cache
+from var_toolkit.training.batches import to_unit_range
+from var_toolkit.training.codebook_upkeep import initialise_codebook, residual_vectors, revive
+from var_toolkit.training.discriminator import PatchDiscriminator
+from var_toolkit.training.draws import Draws
+from var_toolkit.training.loop import train
+from var_toolkit.training.token_cache import cached_tokens
+from var_toolkit.training.var_objective import decay_groups, sum_of_factors_
+from var_toolkit.zoo.directory import load_network
+
+DRAWS = Draws(0, 0, 0, 1, 8, torch.device("cpu"))
+
+
+@pytest.fixture
+def pictures(cache):
+    return torch.from_numpy(np.array(cached(cache, 24, "train", progress=False)[0]))
+
+
+@pytest.fixture
+def tokenizer(parts):
+    return load_network(parts / "tokenizer")
+
+
+def log_lines(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_decoder_stage_changes_pictures_but_no_token(tiny, cache, parts, tmp_path, pictures, tokenizer):
+    options = {"train_only": "decoder", "initial": str(parts / "tokenizer")}
+    final = train(tiny("tokenizer", objective_options=options), tmp_path, cache_dir=cache, device="cpu")
+    after, real = load_network(final), to_unit_range(pictures)
+    for old, new in zip(tokenizer.encode(real), after.encode(real), strict=True):
+        assert torch.equal(old, new)
+    assert not torch.equal(tokenizer.reconstruct(real), after.reconstruct(real))
+    frozen = ("encoder.", "quant_conv.", "quantize.")
+    before = tokenizer.state_dict()
+    assert all(torch.equal(v, before[k]) for k, v in after.state_dict().items() if k.startswith(frozen))
+
+
+def test_what_is_delivered_is_the_moving_average(tiny, cache, tmp_path, weights):
+    recipe = tiny("var", ema=0.5)
+    final = weights(train(recipe, tmp_path, cache_dir=cache, device="cpu"))
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert all(torch.equal(final[name], saved["average"][name]) for name in final)
+    assert not torch.equal(final["head.weight"], saved["networks"]["var"]["head.weight"])
+
+
+def test_the_log_and_the_sheets_tell_what_happened(tiny, cache, tmp_path):
+    train(tiny("tokenizer"), tmp_path, cache_dir=cache, device="cpu")
+    header, *lines = log_lines(tmp_path)
+    assert "codebook_used" in header["note"]
+    keys = set().union(*lines)
+    wanted = {"psnr", "l1", "l2", "quantiser", "perceptual", "adversarial", "critic", "lr", "pictures_per_second"}
+    assert wanted <= keys
+    assert {"grad_norm_tokenizer", "codebook_used_scale_2", "validation_psnr"} <= keys
+    assert [path.name for path in sorted((tmp_path / "samples").iterdir())] == ["0000003.png", "0000006.png"]
+
+
+def test_the_var_log_has_loss_and_accuracy_by_scale(tiny, cache, tmp_path):
+    train(tiny("var"), tmp_path, cache_dir=cache, device="cpu")
+    header, first, *_ = log_lines(tmp_path)
+    assert "normal" in header["note"]
+    assert first["loss_scale_0"] == pytest.approx(np.log(32), rel=0.1)
+    assert 0 <= first["accuracy_scale_2"] <= 1
+
+
+def test_classes_that_share_a_part_start_close():
+    torch.manual_seed(0)
+    table = nn.init.normal_(torch.empty(1001, 64), std=0.1)
+    null = table[1000].clone()
+    sum_of_factors_(table)
+    assert torch.equal(table[1000], null)
+    assert table.std().item() == pytest.approx(0.1, rel=0.15)
+    torch.testing.assert_close(table[234] - table[239], table[674] - table[679])
+    near = nn.functional.cosine_similarity(table[234], table[235], dim=0)
+    far = nn.functional.cosine_similarity(table[234], table[905], dim=0)
+    assert near > far + 0.3
+
+
+def test_weight_decay_spares_what_the_release_spares():
+    network = VAR(VARConfig(depth=1, embed_dim=16, num_heads=2, patch_nums=(1, 2), vocab_size=8, latent_channels=4,
+                            shared_aln=True))  # fmt: skip
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    decayed, exempt = ({names[id(p)] for p in group["params"]} for group in decay_groups(network))
+    assert {"pos_1LC", "pos_start", "lvl_embed.weight", "blocks.0.ada_gss", "head.bias"} <= exempt
+    assert {"head.weight", "word_embed.weight", "class_emb.weight"} <= decayed
+    assert any("scale_mul" in name for name in exempt)
+    assert decayed | exempt == set(names.values())
+
+
+def test_an_initial_codebook_is_used_and_dead_codes_come_back(pictures):
+    torch.manual_seed(0)
+    config = MultiScaleVQConfig(vocab_size=32, z_channels=4, ch=8, ch_mult=(1, 1, 1, 1), num_res_blocks=1,
+                                norm_groups=1, patch_nums=(1, 2, 8))  # fmt: skip
+    network, real = MultiScaleVQ(config), to_unit_range(pictures)
+    before = residual_vectors(network, real)[1].mean()
+    initialise_codebook(network, real, DRAWS)
+    assert residual_vectors(network, real)[1].mean() < before
+    assert torch.cat(network.encode(real), dim=1).unique().numel() > 16
+    network.quantize.embedding.weight.data[:24] = 1e3
+    dead = torch.arange(32) < 24
+    revive(network, dead, real, DRAWS)
+    assert torch.cat(network.encode(real), dim=1).unique().numel() > 16
+
+
+def test_tokens_are_computed_once_and_a_killed_encoding_goes_on(tokenizer, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_cache, "CHUNK", 8)
+    whole = cached_tokens(tokenizer, pictures.numpy(), tmp_path / "a", "train", progress=False)
+    expected = torch.cat(tokenizer.encode(to_unit_range(pictures)), dim=1)
+    assert torch.equal(torch.from_numpy(whole.astype(np.int64)), expected)
+    assert whole.dtype == np.int16
+
+    calls = []
+    encode = token_cache.encode_packed
+
+    def fail_on_the_second(network, part):
+        calls.append(len(part))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(network, part)
+
+    monkeypatch.setattr(token_cache, "encode_packed", fail_on_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        cached_tokens(tokenizer, pictures.numpy(), tmp_path / "b", "train", progress=False)
+    again = cached_tokens(tokenizer, pictures.numpy(), tmp_path / "b", "train", progress=False)
+    assert calls == [8, 8, 8, 8]
+    assert np.array_equal(again, whole)
+    cached_tokens(tokenizer, pictures.numpy(), tmp_path / "b", "train", progress=False)
+    assert len(calls) == 4
+
+
+def test_another_tokenizer_has_other_tokens_on_disk(tokenizer):
+    before = token_cache.weights_hash(tokenizer)
+    with torch.no_grad():
+        tokenizer.decoder.conv_in.weight.add_(1)
+    assert token_cache.weights_hash(tokenizer) == before
+    with torch.no_grad():
+        tokenizer.quant_conv.weight.add_(1)
+    assert token_cache.weights_hash(tokenizer) != before
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(tiny, settings, cache, tmp_path):
+    recipe = tiny("var", model=settings("var")["model"] | {"vocab_size": 64})
+    with pytest.raises(ValueError, match="vocab_size is 64, but the tokenizer has 32"):
+        train(recipe, tmp_path, cache_dir=cache, device="cpu")
+
+
+def test_initial_weights_of_another_size_are_refused(tiny, settings, parts, cache, tmp_path):
+    model = settings("tokenizer")["model"] | {"vocab_size": 64}
+    recipe = tiny("tokenizer", model=model, objective_options={"initial": str(parts / "tokenizer")})
+    with pytest.raises(ValueError, match=r"initial: .* but the recipe asks for"):
+        train(recipe, tmp_path, cache_dir=cache, device="cpu")
+
+
+def test_the_wrong_kind_of_network_is_refused(tiny, parts, cache, tmp_path):
+    recipe = tiny("var", tokenizer=str(parts / "classifier"))
+    with pytest.raises(ValueError, match="holds a StillLifeClassifier; expected a MultiScaleVQ"):
+        train(recipe, tmp_path, cache_dir=cache, device="cpu")
+
+
+def test_a_verdict_does_not_depend_on_the_other_pictures():
+    torch.manual_seed(0)
+    network, pictures = PatchDiscriminator(8), torch.rand(4, 3, 64, 64)
+    assert network(pictures).shape == (4, 1, 8, 8)
+    torch.testing.assert_close(network(pictures)[:1], network(pictures[:1]))
