@@ -1,6 +1,6 @@
 """Seconds a picture of VAR at a published size, random weights: transformer and decoder apart, and the cache's bytes.
 
-    python scripts/bench_var.py --depth 16 --batch 1 8 --dtype float32 bfloat16
+python scripts/bench_var.py --depth 16 --batch 1 8 --dtype float32 bfloat16
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from golden.cases import Case, load_case
 from torch.testing import assert_close
 
 from var_toolkit.scales import Scales
+from var_toolkit.tokenizers.cnn import doubled_then_convolved
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
 from var_toolkit.tokenizers.residual_quantizer import phi_choice
 
@@ -50,6 +51,7 @@ def test_every_way_to_share_phis_encodes_and_decodes(share):
         vocab_size=16,
         z_channels=4,
         ch=8,
+        norm_groups=4,
         ch_mult=(1, 2),
         num_res_blocks=1,
         patch_nums=(1, 2, 4),
@@ -77,6 +79,7 @@ def test_znorm_finds_the_code_of_largest_cosine():
         vocab_size=32,
         z_channels=4,
         ch=8,
+        norm_groups=4,
         norm_groups=4,
         ch_mult=(1, 2),
         num_res_blocks=1,
@@ -107,3 +110,19 @@ def test_pictures_of_another_size_are_refused_in_words(small_tokenizer):
 def test_a_configuration_that_makes_no_sense_is_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         MultiScaleVQConfig(**change)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (1, 3)])
+def test_doubling_and_convolving_at_once_equals_one_after_the_other(height, width):
+    conv = torch.nn.Conv2d(5, 7, 3, padding=1)
+    x = torch.randn(2, 5, height, width, requires_grad=True)
+    slow = conv(torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+    fast = doubled_then_convolved(x, conv.weight, conv.bias)
+    assert_close(fast, slow)
+    seed = torch.randn_like(slow)
+    for ours, theirs in zip(
+        torch.autograd.grad(fast, (x, conv.weight), seed),
+        torch.autograd.grad(slow, (x, conv.weight), seed),
+        strict=True,
+    ):
+        assert_close(ours, theirs, atol=1e-5, rtol=1e-4)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.backbones.cache import KVCache
+from var_toolkit.backbones.linear import Linear, linear
 
 MAX_LOG_SCALE = log(100)
 
@@ -27,12 +28,12 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, *, l2_norm: bool) -> None:
         super().__init__()
         self.heads, self.l2_norm = heads, l2_norm
-        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.mat_qkv = Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
         if l2_norm:
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), log(4.0)))
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
 
     def forward(self, x_RLC: Tensor, mask_QL: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         """Attend over the new tokens, and over all cached ones if there is a cache.
@@ -40,7 +41,7 @@ class SelfAttention(nn.Module):
         `mask_QL` is bool (new tokens, all tokens), true where attention is allowed; None allows everything.
         """
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        qkv = F.linear(x_RLC, self.mat_qkv.weight, bias)
+        qkv = linear(x_RLC, self.mat_qkv.weight, bias)
         q, k, v = rearrange(qkv, "r l (three h d) -> three r h l d", three=3, h=self.heads)
         scale = 0.25 / sqrt(q.shape[-1])
         if self.l2_norm:

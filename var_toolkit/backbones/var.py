@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from var_toolkit.backbones.attention import SelfAttention
 from var_toolkit.backbones.cache import KVCache
+from var_toolkit.backbones.linear import Linear, linear_gelu
 from var_toolkit.scales import SCHEDULES, Scales
 
 
@@ -76,11 +77,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(linear_gelu(x, self.fc1.weight, self.fc1.bias))
 
 
 class Block(nn.Module):
@@ -158,7 +159,7 @@ class VAR(nn.Module):
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
         self.head_nm = HeadNorm(width)
-        self.head = nn.Linear(width, config.vocab_size)
+        self.head = Linear(width, config.vocab_size)
 
     @property
     def _blocks(self) -> list[Block]:

@@ -70,7 +70,32 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            return doubled_then_convolved(x, self.conv.weight, self.conv.bias)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def doubled_then_convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Nearest-neighbour doubling and a 3x3 convolution of padding 1, at 4/9 of the multiplications.
+
+    Three taps on a doubled picture meet only two pixels of the original, so each of the four kinds of output pixel is a
+    2x2 convolution of the original.
+    """
+    batch, _, height, width = x.shape
+    shape = (batch, len(weight), 2 * height, 2 * width)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    for i, rows in enumerate(_merged_taps(weight, 2)):
+        for j, kernel in enumerate(_merged_taps(rows, 3)):
+            kernel = kernel.contiguous(memory_format=torch.channels_last)
+            drawn = F.conv2d(x, kernel, bias, padding=1)
+            out[:, :, i::2, j::2] = drawn[:, :, i : i + height, j : j + width]
+    return out
+
+
+def _merged_taps(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Three taps as the two that even and odd output positions see."""
+    before, here, after = weight.unbind(dim)
+    return torch.stack((before, here + after), dim), torch.stack((before + here, after), dim)
 
 
 class Level(nn.Module):
