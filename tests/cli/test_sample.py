@@ -19,7 +19,7 @@ def sample(model, *options) -> int:
 
 
 def most_different(one, other) -> int:
-    """The largest difference of any pixel. Tokens are equal; the decoder's rounding depends on the batch, by a level."""
+    """The largest difference of any pixel: tokens are equal, a decoder's rounding depends on its batch."""
     pixels = [torch.frombuffer(bytearray(Image.open(path).tobytes()), dtype=torch.uint8).int() for path in (one, other)]
     return int((pixels[0] - pixels[1]).abs().max())
 

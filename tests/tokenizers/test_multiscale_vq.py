@@ -80,7 +80,6 @@ def test_znorm_finds_the_code_of_largest_cosine():
         z_channels=4,
         ch=8,
         norm_groups=4,
-        norm_groups=4,
         ch_mult=(1, 2),
         num_res_blocks=1,
         patch_nums=(1, 2),

@@ -21,19 +21,15 @@ def filter_top_k_top_p(logits_BLV: Tensor, *, top_k: int = 0, top_p: float = 0.0
     As published for VAR: ties with the k-th logit survive; the mass is counted after top-k; the largest logit always
     stays. 0 switches either filter off.
     """
-    cut = 0 < top_k < logits_BLV.shape[-1]
-    if top_p == 0:
-        return _at_least(logits_BLV, logits_BLV.topk(top_k, dim=-1).values[..., -1:]) if cut else logits_BLV
-    ascending, order = logits_BLV.sort(dim=-1)
-    if cut:
-        ascending = _at_least(ascending, ascending[..., -top_k, None])
-    dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-    dropped[..., -1] = False
-    return logits_BLV.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
-
-
-def _at_least(logits_BLV: Tensor, least_BL1: Tensor) -> Tensor:
-    return logits_BLV.masked_fill(logits_BLV < least_BL1, -torch.inf)
+    if 0 < top_k < logits_BLV.shape[-1]:
+        kth = logits_BLV.topk(top_k, dim=-1).values[..., -1:]
+        logits_BLV = logits_BLV.masked_fill(logits_BLV < kth, -torch.inf)  # which also makes the sort below fast
+    if top_p > 0:
+        ascending, order = logits_BLV.sort(dim=-1)
+        dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        dropped[..., -1] = False
+        logits_BLV = logits_BLV.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+    return logits_BLV
 
 
 def draw(logits_BLV: Tensor, gumbel_BLV: Tensor, *, temperature: float = 1.0) -> Tensor:
