@@ -53,5 +53,14 @@ class SelfAttention(nn.Module):
             scale = 1.0
         if cache is not None:
             k, v = cache.append(layer, k, v)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_QL, scale=scale)
+        if torch.is_autocast_enabled("cpu") and v.device.type == "cpu":
+            out = _in_float32(q, k, v, mask_QL, scale)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_QL, scale=scale)
         return self.proj(rearrange(out, "r h l d -> r l (h d)"))
+
+
+def _in_float32(q: Tensor, k: Tensor, v: Tensor, mask_QL: Tensor | None, scale: float) -> Tensor:
+    """Attention in training on the CPU, where the half-precision kernel's backward pass is the slower one."""
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask_QL, scale=scale)

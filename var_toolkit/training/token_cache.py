@@ -3,13 +3,13 @@
 There is no augmentation, so a picture's tokens never change for one tokenizer. Letters: N pictures, L tokens.
 """
 
-import fcntl
 import hashlib
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -40,8 +40,7 @@ def cached_tokens(
     """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"tokens-{name}-{len(pictures)}-{weights_hash(tokenizer)}.npy"
-    with open(final.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(final.with_suffix(".lock")):
         if not final.exists():
             _encode_all(tokenizer, pictures, final, progress)
     return np.load(final, mmap_mode="r")

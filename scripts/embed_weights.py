@@ -1,0 +1,38 @@
+"""Put a trained network into the package, in half precision.
+
+python scripts/embed_weights.py runs/stilllife-var/final stilllife-var
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+
+from var_toolkit.zoo.directory import load_network, save_network
+from var_toolkit.zoo.registry import Embedded
+
+LIMIT = 45_000_000  # bytes of all embedded weights, so that a checkout stays small
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("network", type=Path, help="the final/ of a training run")
+    parser.add_argument("name", help="its folder under var_toolkit/zoo/embedded")
+    args = parser.parse_args()
+    target = Embedded.folder(args.name)
+    network = load_network(args.network)
+    shutil.rmtree(target, ignore_errors=True)
+    save_network(network, target, torch.float16)
+    total = sum(path.stat().st_size for path in target.parent.rglob("*.safetensors"))
+    print(
+        f"{target}: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters; all embedded {total / 1e6:.1f} MB"
+    )
+    if total > LIMIT:
+        raise SystemExit(f"all embedded weights together must stay under {LIMIT / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
