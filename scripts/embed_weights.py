@@ -27,9 +27,8 @@ def main() -> None:
     shutil.rmtree(target, ignore_errors=True)
     save_network(network, target, torch.float16)
     total = sum(path.stat().st_size for path in target.parent.rglob("*.safetensors"))
-    print(
-        f"{target}: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters; all embedded {total / 1e6:.1f} MB"
-    )
+    count = sum(p.numel() for p in network.parameters())
+    print(f"{target}: {count / 1e6:.2f} M parameters; all embedded {total / 1e6:.1f} MB")
     if total > LIMIT:
         raise SystemExit(f"all embedded weights together must stay under {LIMIT / 1e6:.0f} MB")
 

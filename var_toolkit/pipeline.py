@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from var_toolkit.backbones.linear import pack_linears
 from var_toolkit.sampling.engine import ScaleEvent, decode
 from var_toolkit.sampling.noise import Noise
 from var_toolkit.sampling.plan import Plan, Stage
@@ -83,10 +84,14 @@ class Pipeline:
         return self.backbone.head.weight.dtype
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
-        """Move both networks, in place. The quantiser stays in float32 whatever the dtype."""
+        """Move both networks, in place, and make them ready to draw.
+
+        The quantiser stays in float32 whatever the dtype. On the CPU the backbone's weights are packed for speed.
+        """
         self.backbone.to(device=device, dtype=dtype)
         self.tokenizer.to(device=device, dtype=dtype)
         self.tokenizer.quantize.float()
+        pack_linears(self.backbone)
         return self
 
     def plan(self, **settings: Any) -> Plan:

@@ -1,11 +1,13 @@
 """The fast linear layers give what torch's give."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from var_toolkit.backbones.linear import linear, linear_gelu
+from var_toolkit.backbones.linear import Linear, linear, linear_gelu
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
@@ -30,3 +32,39 @@ def test_gradients_flow_when_they_are_wanted():
     linear_gelu(x, weight, None).sum().backward()
     assert x.grad.abs().sum() > 0
     assert weight.grad.abs().sum() > 0
+
+
+@pytest.fixture
+def layer() -> Linear:
+    torch.manual_seed(0)
+    return Linear(40, 24).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 30, 600])
+def test_a_packed_layer_gives_the_same(layer, dtype, rows):
+    layer.to(dtype)
+    x = torch.randn(2, rows, 40, dtype=dtype)
+    with torch.no_grad():
+        before = layer(x)
+        layer.pack()
+        assert_close(layer(x), before, atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=1e-2)
+    assert_close(layer(x).detach(), before, atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=1e-2)
+
+
+def test_a_packed_layer_is_saved_moved_copied_and_trained_like_any_other(layer):
+    weight = layer.weight.detach().clone()
+    layer.pack()
+    assert torch.equal(layer.state_dict()["weight"], weight)
+    assert torch.equal(deepcopy(layer).state_dict()["weight"], weight)
+    assert torch.equal(layer.to(torch.float64).weight, weight.double())
+    layer.float().pack()
+    layer.train()
+    layer(torch.randn(3, 40)).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_weights_load_into_a_packed_network_that_is_made_ready_to_train(layer):
+    layer.pack()
+    layer.train().load_state_dict({"weight": torch.ones(24, 40), "bias": torch.zeros(24)})
+    assert layer.weight.min() == 1

@@ -9,6 +9,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from var_toolkit.pipeline import find_device
+
 # The first process may render or encode a whole data set while the others wait at a barrier.
 PATIENCE = timedelta(hours=6)
 
@@ -47,11 +49,11 @@ class Team:
 
 
 def pick_device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
+    """The device of this process: the one named, or its own GPU. ValueError if there is none of that kind."""
+    device = find_device(name)
+    if device.type == "cuda" and device.index is None:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    return device
 
 
 @contextmanager
