@@ -1,6 +1,7 @@
 """Put a trained network into the package, in half precision.
 
 python scripts/embed_weights.py runs/stilllife-var/final stilllife-var
+python scripts/embed_weights.py runs/stilllife-tokenizer/final stilllife-tokenizer
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from var_toolkit.pipeline import INDEX, PARTS
 from var_toolkit.zoo.directory import load_network, save_network
 from var_toolkit.zoo.registry import Embedded
 
@@ -21,9 +23,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("network", type=Path, help="the final/ of a training run")
     parser.add_argument("name", help="its folder under var_toolkit/zoo/embedded")
+    parser.add_argument("--part", choices=PARTS, default="backbone", help="of a model directory (default backbone)")
     args = parser.parse_args()
     target = Embedded.folder(args.name)
-    network = load_network(args.network)
+    is_model = (args.network / INDEX).is_file()
+    network = load_network(args.network / args.part if is_model else args.network)
     shutil.rmtree(target, ignore_errors=True)
     save_network(network, target, torch.float16)
     total = sum(path.stat().st_size for path in target.parent.rglob("*.safetensors"))

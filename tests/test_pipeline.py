@@ -35,6 +35,31 @@ def test_a_generator_makes_the_seeds(pipe):
     assert one.seeds[0] != one.seeds[1]
 
 
+def test_a_generator_a_picture_makes_its_seed(pipe):
+    generators = [torch.Generator().manual_seed(i) for i in (1, 2)]
+    alone = pipe([3], generator=torch.Generator().manual_seed(2))
+    assert pipe([3, 3], generator=generators).seeds[1] == alone.seeds[0]
+
+
+@pytest.mark.parametrize("labels", [np.int64(3), torch.tensor(3), torch.tensor([3]), np.array([3]), range(3, 4)])
+def test_labels_of_any_integer_kind_are_taken(pipe, labels):
+    assert pipe(labels, seeds=[0]).class_labels == [3]
+
+
+def test_pictures_come_alone_without_return_dict(pipe):
+    (images,) = pipe(3, seeds=0, return_dict=False)
+    assert images[0].size == (64, 64)
+
+
+def test_packing_changes_speed_and_nothing_else(small_tokenizer, small_var):
+    from copy import deepcopy
+
+    packed = Pipeline(small_tokenizer, deepcopy(small_var)).pack()
+    plain = Pipeline(small_tokenizer, small_var)
+    ours, theirs = (p([3, 7], seeds=[0, 1], output_type="latent").tokens for p in (packed, plain))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -15,7 +15,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
-        temporary.chmod(0o644)
+        temporary.chmod(0o666 & ~_umask())  # the temporary file was made private
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -28,3 +28,9 @@ def check_writable(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another place with --out") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

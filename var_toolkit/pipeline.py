@@ -6,14 +6,15 @@ pipe(class_labels=[207, "red sphere on sand"], seeds=[0, 1]).images[0]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from torch import Tensor
 
+from var_toolkit import strict_fields
 from var_toolkit.backbones.linear import pack_linears
 from var_toolkit.sampling.engine import ScaleEvent, decode
 from var_toolkit.sampling.noise import Noise
@@ -29,7 +30,7 @@ from var_toolkit.zoo.directory import (
     write_network,
     written_whole,
 )
-from var_toolkit.zoo.registry import Embedded, Entry, Hub, Sampling
+from var_toolkit.zoo.registry import CONFIG, Embedded, Entry, Hub, Sampling
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
 
 INDEX = "model_index.json"
-PARTS = ("tokenizer", "backbone")
+EXPECTED = {"tokenizer": "MultiScaleVQ", "backbone": "VAR"}
+PARTS = tuple(EXPECTED)
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -84,13 +86,17 @@ class Pipeline:
         return self.backbone.head.weight.dtype
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
-        """Move both networks, in place, and make them ready to draw.
-
-        The quantiser stays in float32 whatever the dtype. On the CPU the backbone's weights are packed for speed.
-        """
+        """Move both networks, in place. The quantiser stays in float32 whatever the dtype."""
         self.backbone.to(device=device, dtype=dtype)
         self.tokenizer.to(device=device, dtype=dtype)
         self.tokenizer.quantize.float()
+        return self
+
+    def pack(self) -> Pipeline:
+        """On the CPU, lay the backbone's weights out for speed, in place: worth it before drawing much.
+
+        `to`, saving and copying undo it; training a packed backbone begins with `backbone.train()`.
+        """
         pack_linears(self.backbone)
         return self
 
@@ -107,10 +113,10 @@ class Pipeline:
 
     def __call__(
         self,
-        class_labels: int | str | Sequence[int | str],
+        class_labels: SupportsIndex | str | Iterable[SupportsIndex | str],
         *,
         seeds: int | Sequence[int] | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         guidance_scale: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -118,19 +124,21 @@ class Pipeline:
         smooth: bool = False,
         batch_size: int = 8,
         output_type: str = "pil",
+        return_dict: bool = True,
         callback_on_scale_end: Callable[[ScaleEvent], None] | None = None,
-    ) -> PipelineOutput:
+    ) -> PipelineOutput | tuple[Any]:
         """Draw one picture a label.
 
         Labels are numbers, names or synsets. Each picture is drawn from its own seed (63 bits) and does not depend on
-        the batch; without `seeds` they come from `generator`, or from torch's global one. The callback sees every
-        scale of every batch. ValueError names what is wrong before anything is drawn.
+        the batch; without `seeds` they come from `generator` (one for all, or one a picture), or from torch's global
+        one. The callback sees every scale of every batch. Without `return_dict` the pictures come alone, in a tuple.
+        ValueError names what is wrong before anything is drawn.
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
-        wanted = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
+        wanted: list[Any] = [class_labels] if _is_one(class_labels) else list(class_labels)  # type: ignore[arg-type]
         if not wanted:
             raise ValueError("class_labels is empty; give at least one class")
         labels = [self.class_names.resolve(label) for label in wanted]
@@ -146,8 +154,11 @@ class Pipeline:
             if output_type != "latent":
                 pictures.append(self.tokenizer.decode(runs[-1].latent).cpu())
         latents = torch.cat([run.latent.cpu() for run in runs])
+        images = as_output(torch.cat(pictures), output_type) if pictures else latents
+        if not return_dict:
+            return (images,)
         return PipelineOutput(
-            images=as_output(torch.cat(pictures), output_type) if pictures else latents,
+            images=images,
             class_labels=labels,
             seeds=chosen,
             tokens=[torch.cat(maps).cpu() for maps in zip(*(run.tokens for run in runs), strict=True)],
@@ -192,7 +203,7 @@ def load(source: str | Path, *, device: str = "auto", dtype: torch.dtype = torch
         pipe = _from_directory(Path(source))
     elif str(source) in registry.ENTRIES:
         pipe = _from_entry(registry.entry(str(source)))
-    elif str(source).count("/") == 1 and not str(source).startswith((".", "/", "~")):
+    elif _is_hub_id(str(source)):
         pipe = _from_directory(_snapshot(str(source)))
     else:
         pipe = _from_entry(registry.entry(str(source)))  # which says what is known
@@ -203,6 +214,8 @@ def skeleton(source: str | Path) -> Pipeline:
     """A pipeline of the right sizes without weights, for plans and costs: nothing is read but configurations."""
     if Path(source).is_dir():
         return _from_directory(Path(source), weights=False)
+    if _is_hub_id(str(source)):
+        return _from_directory(_snapshot(str(source), weights=False), weights=False)
     found = registry.entry(str(source))
     if isinstance(found.source, Embedded):
         networks = {part: _part(folder, weights=False) for part, folder in found.source.parts().items()}
@@ -212,16 +225,41 @@ def skeleton(source: str | Path) -> Pipeline:
     return _assemble({"tokenizer": vq, "backbone": var}, found)
 
 
+def load_tokenizer(source: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> MultiScaleVQ:
+    """A tokenizer alone: of anything that `load` takes, of a name like "stilllife-tokenizer", or of its own folder."""
+    entry = registry.ENTRIES.get(str(source))
+    if (Path(source) / CONFIG).is_file():
+        tokenizer = load_network(source)
+    elif entry is not None and isinstance(entry.source, Embedded) and entry.source.tokenizer:
+        tokenizer = load_network(Embedded.folder(entry.source.tokenizer))
+    else:
+        return load(source, device=device, dtype=dtype).tokenizer
+    if type(tokenizer).__name__ != EXPECTED["tokenizer"]:
+        raise ValueError(f"{source} holds a {type(tokenizer).__name__}, no tokenizer")
+    where = find_device(device)
+    tokenizer.to(device=where, dtype=dtype)
+    tokenizer.quantize.float()
+    return tokenizer  # type: ignore[return-value]
+
+
 def find_device(name: str) -> torch.device:
     """The device that a name means; ValueError if this machine has none of that kind."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device("cuda" if available["cuda"] else "cpu")
-    kind = name.split(":")[0]
-    if not available.get(kind, False):
-        usable = ", ".join(["auto", *(kind for kind, there in available.items() if there)])
-        raise ValueError(f"device {name!r} is not available here; usable are {usable}")
-    return torch.device(name)
+    usable = ", ".join(["auto", *(kind for kind, there in available.items() if there)])
+    complaint = f"device {name!r} is not available here; usable are {usable}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(complaint) from None
+    if not available.get(device.type, False):
+        raise ValueError(complaint)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name!r} is not available here; there are {torch.cuda.device_count()} GPUs, from cuda:0"
+        )
+    return device
 
 
 def picture_tensor(image: Image, side: int) -> Tensor:
@@ -229,8 +267,10 @@ def picture_tensor(image: Image, side: int) -> Tensor:
     from PIL import ImageOps
     from PIL.Image import Resampling
 
-    upright = ImageOps.exif_transpose(image).convert("RGB")
-    fitted = ImageOps.fit(upright, (side, side), method=Resampling.LANCZOS)
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip, not scale
+        upright = upright.point(lambda level: level / 257).convert("L")
+    fitted = ImageOps.fit(upright.convert("RGB"), (side, side), method=Resampling.LANCZOS)
     return torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8).view(side, side, 3).permute(2, 0, 1) / 255
 
 
@@ -247,9 +287,19 @@ def as_output(pictures_B3hw: Tensor, output_type: str) -> Any:
     return [fromarray(picture) for picture in (last * 255).round().to(torch.uint8).numpy()]
 
 
-def _seeds(given: int | Sequence[int] | None, count: int, generator: torch.Generator | None) -> list[int]:
+def _is_one(labels: object) -> bool:
+    """Whether this is one label rather than several; arrays of any length offer themselves as an index."""
+    return isinstance(labels, str) or (isinstance(labels, SupportsIndex) and getattr(labels, "ndim", 0) == 0)
+
+
+def _seeds(
+    given: int | Sequence[int] | None, count: int, generator: torch.Generator | Sequence[torch.Generator] | None
+) -> list[int]:
+    if given is None and not isinstance(generator, Sequence):
+        device = generator.device if generator is not None else "cpu"
+        return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
     if given is None:
-        return torch.randint(2**63 - 1, (count,), generator=generator).tolist()
+        given = [_seeds(None, 1, one)[0] for one in generator]  # type: ignore[union-attr]
     seeds = [given] if isinstance(given, int) else [int(seed) for seed in given]
     if len(seeds) != count:
         raise ValueError(f"there are {len(seeds)} seeds for {count} class labels; give one seed a picture")
@@ -259,9 +309,9 @@ def _seeds(given: int | Sequence[int] | None, count: int, generator: torch.Gener
 def _part(folder: Path, weights: bool = True) -> torch.nn.Module:
     if weights:
         return load_network(folder)
-    facts = read_json(folder / "config.json")
+    facts = read_json(folder / CONFIG)
     settings = {name: value for name, value in facts.items() if not name.startswith("_")}
-    return build(network_class(facts.get("_class_name"), folder), settings, str(folder))
+    return build(network_class(facts.get("_class_name"), folder), settings, str(folder / CONFIG))
 
 
 def _from_directory(folder: Path, weights: bool = True) -> Pipeline:
@@ -269,9 +319,11 @@ def _from_directory(folder: Path, weights: bool = True) -> Pipeline:
     for part in PARTS:
         if part not in index or not (folder / part).is_dir():
             raise ValueError(f"{folder} lacks the part {part!r}; a model directory has {INDEX}, {' and '.join(PARTS)}")
-    known = {field.name for field in fields(Sampling)}
-    sampling = replace(Sampling(), **{k: v for k, v in index.get("_sampling", {}).items() if k in known})
+    sampling = strict_fields.build(Sampling, index.get("_sampling", {}), where=f"{folder / INDEX}: _sampling")
     networks = {part: _part(folder / part, weights) for part in PARTS}
+    for part, network in networks.items():
+        if type(network).__name__ != EXPECTED[part]:
+            raise ValueError(f"{folder / part} holds a {type(network).__name__}; it must hold a {EXPECTED[part]}")
     return Pipeline(networks["tokenizer"], networks["backbone"], sampling, index.get("_class_names"))  # type: ignore[arg-type]
 
 
@@ -301,12 +353,18 @@ def _assemble(networks: Mapping[str, Any], found: Entry) -> Pipeline:
     return Pipeline(networks["tokenizer"], networks["backbone"], found.sampling, found.class_names)
 
 
-def _snapshot(repository: str) -> Path:
+def _is_hub_id(source: str) -> bool:
+    """Whether a source that is no directory reads user/name; below a folder that is there it is a mistyped path."""
+    owner, _, name = source.partition("/")
+    return bool(owner and name) and "/" not in name and owner[0] not in ".~" and not Path(owner).is_dir()
+
+
+def _snapshot(repository: str, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(repository, allow_patterns=["*.json", *(["*.safetensors"] if weights else [])]))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise ValueError(
             f"{repository} is not in the cache and the hub cannot be reached; connect once to download it"

@@ -72,6 +72,23 @@ def test_pictures_of_every_kind_are_reconstructed(mode, model, capsys):
     assert "PSNR" in capsys.readouterr().out
 
 
+def test_sixteen_bits_are_scaled_and_not_clipped():
+    from var_toolkit.pipeline import picture_tensor
+
+    ramp = Image.new("I;16", (16, 16))
+    for x in range(16):
+        for y in range(16):
+            ramp.putpixel((x, y), x * 4369)
+    row = picture_tensor(ramp, 16)[0, 0]
+    assert [round(float(v) * 15) for v in row] == list(range(16))
+
+
+def test_a_tokenizer_alone_can_reconstruct(model, tmp_path):
+    Image.new("RGB", (70, 70), "teal").save("picture.png")
+    assert main(["reconstruct", "picture.png", "--model", f"{model}/tokenizer"]) == 0
+    assert main(["reconstruct", "picture.png", "--model", f"{model}/backbone", "--out", "b.png"]) == 2
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [(b"no picture", "is not a picture"), (b"\x89PNG\r\n\x1a\n" + b"0" * 50, "picture"), (None, "No such file")],

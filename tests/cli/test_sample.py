@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from var_toolkit.cli import main
+from var_toolkit.pipeline import Pipeline, load
 
 
 def sample(model, *options) -> int:
@@ -136,23 +136,27 @@ def test_bad_input_is_one_line_and_status_2_and_nothing_is_written(model, option
     assert words in error
     assert error.count("\n") == 1
     assert "Traceback" not in error
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(model, tmp_path):
+@pytest.mark.parametrize("what", ["pictures", "tokens", "model"])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(what, model, tmp_path, capsys):
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(small)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(small)], capture_output=True)
     if mounted.returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:
-        options = ["--class", "3", "-n", "4", "--out", str(small)]
-        command = [sys.executable, "-m", "var_toolkit", "sample", "--model", model, *options]
-        result = subprocess.run(command, capture_output=True, text=True)
-        assert result.returncode == 2
-        assert "No space left" in result.stderr
-        assert "Traceback" not in result.stderr
+        if what == "model":
+            with pytest.raises(OSError, match=r"cannot be written|No space left"):
+                load(model, device="cpu").save_pretrained(small / "copy")
+        else:
+            places = ["--out", str(small)] if what == "pictures" else ["--save-tokens", str(small / "t.safetensors")]
+            assert sample(model, "--class", "3", "-n", "40", *places) == 2
+            error = capsys.readouterr().err
+            assert "No space left" in error
+            assert error.count("\n") == 1
         for path in small.iterdir():
             assert path.suffix == ".png"
             Image.open(path).load()
@@ -163,6 +167,30 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(model, tmp_path
 def test_a_folder_without_write_permission_is_named(model, capsys):
     assert sample(model, "--class", "3", "--out", "/proc/nowhere") == 2
     assert "cannot write to /proc/nowhere" in capsys.readouterr().err
+
+
+def test_what_was_drawn_before_an_interruption_is_kept(model, monkeypatch, tmp_path):
+    whole = Pipeline.__call__
+
+    def interrupted_at_the_third(self, labels, *, seeds, **settings):
+        if 2 in seeds:
+            raise KeyboardInterrupt
+        return whole(self, labels, seeds=seeds, **settings)
+
+    monkeypatch.setattr(Pipeline, "__call__", interrupted_at_the_third)
+    assert sample(model, "--class", "3", "-n", "4", "--batch-size", "1") == 130
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["class-3_seed-0.png", "class-3_seed-1.png"]
+
+
+@pytest.mark.parametrize(
+    "bad", [["--class", "1000"], ["--class", "1", "--cfg", "nan"], ["--class", "1", "--top-p", "2"]]
+)
+def test_bad_input_for_a_published_model_is_refused_before_any_download(bad, monkeypatch, capsys):
+    def no_download(*args, **kwargs):
+        raise AssertionError("downloaded before the input was checked")
+
+    monkeypatch.setattr("var_toolkit.zoo.hub.download", no_download)
+    assert main(["sample", "--model", "var-d16", *bad]) == 2
 
 
 def test_an_interrupted_run_says_so_in_one_line(model, monkeypatch, capsys):

@@ -86,6 +86,7 @@ def test_znorm_finds_the_code_of_largest_cosine():
         using_znorm=True,
     )
     quantize = MultiScaleVQ(config).quantize
+    torch.nn.init.normal_(quantize.embedding.weight)
     codes = torch.randn(2, 3, 4)
     cosine = torch.nn.functional.cosine_similarity(codes[:, :, None], quantize.embedding.weight[None, None], dim=-1)
     assert torch.equal(quantize.nearest(codes), cosine.argmax(-1))

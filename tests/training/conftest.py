@@ -1,6 +1,9 @@
 """Tiny runs: a few dozen pictures, networks of a few thousand weights."""
 
 import copy
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +43,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an untrained `tokenizer` and `classifier`."""
     folder = tmp_path_factory.mktemp("parts")
     torch.manual_seed(0)
-    save_network(MultiScaleVQ(MultiScaleVQConfig(**TOKENIZER)), folder / "tokenizer")
+    tokenizer = MultiScaleVQ(MultiScaleVQConfig(**TOKENIZER))
+    torch.nn.init.normal_(tokenizer.quantize.embedding.weight)  # it starts at zero: every token would be the same
+    save_network(tokenizer, folder / "tokenizer")
     save_network(StillLifeClassifier(StillLifeClassifierConfig(widths=(8, 8))), folder / "classifier")
     return folder
 
@@ -73,5 +78,32 @@ def tiny(settings: Callable[..., dict[str, Any]]) -> Callable[..., Recipe]:
 
 @pytest.fixture(scope="session")
 def weights() -> Callable[[Path], dict[str, torch.Tensor]]:
-    """The tensors of a saved network."""
-    return lambda directory: load_file(directory / WEIGHTS)
+    """The tensors of a saved network, or of the backbone of a model directory."""
+    return lambda folder: load_file((folder / "backbone" if (folder / "backbone").is_dir() else folder) / WEIGHTS)
+
+
+SCRIPT = """
+import pickle, sys, torch
+from pathlib import Path
+from var_toolkit.training.loop import train
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    recipe = pickle.loads(Path(sys.argv[1]).read_bytes())
+    train(recipe, Path(sys.argv[2]), cache_dir=Path(sys.argv[3]), device="cpu")
+"""
+
+
+@pytest.fixture
+def train_in_two(tmp_path: Path, cache: Path) -> Callable[[Recipe, Path], Path]:
+    """Trains in two processes, as torchrun starts them; returns the final directory."""
+
+    def run(recipe: Recipe, out: Path) -> Path:
+        (tmp_path / "recipe.pickle").write_bytes(pickle.dumps(recipe))
+        (tmp_path / "run.py").write_text(SCRIPT)
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        arguments = [tmp_path / "run.py", tmp_path / "recipe.pickle", out, cache]
+        done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-9000:]
+        return out / "final"
+
+    return run

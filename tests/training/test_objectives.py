@@ -16,6 +16,7 @@ from var_toolkit.training.codebook_upkeep import initialise_codebook, residual_v
 from var_toolkit.training.discriminator import PatchDiscriminator
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.loop import train
+from var_toolkit.training.starting_weights import network_from
 from var_toolkit.training.token_cache import cached_tokens
 from var_toolkit.training.var_objective import decay_groups, sum_of_factors_
 from var_toolkit.zoo.directory import load_network
@@ -175,3 +176,49 @@ def test_a_verdict_does_not_depend_on_the_other_pictures():
     network, pictures = PatchDiscriminator(8), torch.rand(4, 3, 64, 64)
     assert network(pictures).shape == (4, 1, 8, 8)
     torch.testing.assert_close(network(pictures)[:1], network(pictures[:1]))
+
+
+def test_tokens_of_a_training_pass_are_those_of_float32(tokenizer, pictures):
+    real, seen = to_unit_range(pictures), []
+    quantise = tokenizer.quantize.forward
+
+    def watched(features):
+        seen.append(features)
+        return quantise(features)
+
+    tokenizer.quantize.forward = watched
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = tokenizer(real)
+        encoded = tokenizer.encode(real)
+    assert seen[0].dtype == torch.bfloat16
+    expected = quantise(seen[0].float())
+    for got, again, wanted in zip(result.tokens, encoded, expected.tokens, strict=True):
+        assert torch.equal(got, wanted)
+        assert torch.equal(again, wanted)
+    assert result.quantizer_loss.dtype == torch.float32
+    assert torch.equal(result.quantizer_loss, expected.loss)
+
+
+@pytest.mark.parametrize("name", ["initial", "perceptual_network"])
+def test_missing_networks_are_refused_before_a_picture_is_drawn(tiny, tmp_path, name):
+    recipe = tiny("tokenizer", objective_options={"perceptual": 1.0, "perceptual_network": "nowhere", name: "nowhere"})
+    with pytest.raises(ValueError, match=rf"^{name}: 'nowhere'"):
+        train(recipe, tmp_path / "out", cache_dir=tmp_path / "cache", device="cpu")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_pictures_of_another_size_are_refused_before_one_is_drawn(tiny, settings, tmp_path):
+    model = settings("tokenizer")["model"] | {"ch_mult": [1, 1]}
+    recipe = tiny("tokenizer", model=model, objective_options={})
+    with pytest.raises(ValueError, match="pictures have 64 x 64 pixels, but the tokenizer reads 16 x 16"):
+        train(recipe, tmp_path / "out", cache_dir=tmp_path / "cache", device="cpu")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_networks_are_found_in_a_model_directory(tiny, cache, tmp_path, weights):
+    final = train(tiny("var", steps=1), tmp_path / "a", cache_dir=cache, device="cpu")
+    assert isinstance(network_from(str(final), VAR, what="initial"), VAR)
+    assert isinstance(network_from(str(final), MultiScaleVQ, what="tokenizer"), MultiScaleVQ)
+    recipe = tiny("var", steps=1, tokenizer=str(final), objective_options={"initial": str(final)}, ema=None)
+    again = train(recipe, tmp_path / "b", cache_dir=cache, device="cpu")
+    torch.testing.assert_close(weights(again)["pos_1LC"], weights(final)["pos_1LC"], rtol=0, atol=0.01)

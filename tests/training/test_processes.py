@@ -1,9 +1,6 @@
 """Several processes see the same pictures as one, and reach the same weights."""
 
-import os
-import pickle
-import subprocess
-import sys
+import dataclasses
 
 import pytest
 import torch
@@ -12,35 +9,45 @@ from var_toolkit.training.batches import stream
 from var_toolkit.training.loop import train
 from var_toolkit.training.processes import Team
 
-SCRIPT = """
-import pickle, sys, torch
-from pathlib import Path
-from var_toolkit.training.loop import train
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    recipe = pickle.loads(Path(sys.argv[1]).read_bytes())
-    train(recipe, Path(sys.argv[2]), cache_dir=Path(sys.argv[3]), device="cpu")
-"""
-
 
 @pytest.mark.parametrize(("objective", "parallel"), [("var", "ddp"), ("var", "fsdp"), ("tokenizer", "ddp")])
-def test_two_processes_reach_the_weights_of_one(tiny, cache, tmp_path, weights, objective, parallel):
+def test_two_processes_reach_the_weights_of_one(tiny, cache, tmp_path, weights, train_in_two, objective, parallel):
     changes = {"adversarial": 0.1, "discriminator_width": 8, "revive_every": 0}
     options = {"objective_options": changes} if objective == "tokenizer" else {}
     # A large epsilon: Adam's first steps otherwise blow rounding differences up to whole steps.
     optimiser = {"lr": 1e-3, "eps": 1e-3}
     recipe = tiny(objective, parallel=parallel, precision="fp32", steps=4, optimiser=optimiser, **options)
     alone = train(recipe, tmp_path / "alone", cache_dir=cache, device="cpu")
-    (tmp_path / "recipe.pickle").write_bytes(pickle.dumps(recipe))
-    (tmp_path / "run.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = [tmp_path / "run.py", tmp_path / "recipe.pickle", tmp_path / "two", cache]
-    done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, timeout=300, env=os.environ)
-    assert done.returncode == 0, done.stderr[-3000:]
-    expected, got = weights(alone), weights(tmp_path / "two" / "final")
+    together = train_in_two(recipe, tmp_path / "two")
+    expected, got = weights(alone), weights(together)
     assert expected.keys() == got.keys()
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("cadence", [(1, 2, 8), (2, 3, 8), (2, 1, 0)])
+def test_shards_are_gathered_whenever_pictures_are_drawn(tiny, tmp_path, train_in_two, cadence, ema):
+    sample_every, validate_every, held_out = cadence
+    data = {"kind": "still-lifes", "count": 24, "validation_count": held_out}
+    recipe = tiny("var", parallel="fsdp", data=data, ema=ema, steps=4, sample_every=sample_every,
+                  validate_every=validate_every)  # fmt: skip
+    train_in_two(recipe, tmp_path / "run")
+    assert len(list((tmp_path / "run" / "samples").iterdir())) == 4 // sample_every
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_that_go_on_end_with_the_bits_of_an_uninterrupted_run(
+    tiny, tmp_path, weights, train_in_two, parallel
+):
+    recipe = tiny("var", parallel=parallel, precision="fp32", steps=4, schedule={"kind": "constant", "warmup": 0.0})
+    whole = weights(train_in_two(recipe, tmp_path / "whole"))
+    train_in_two(dataclasses.replace(recipe, steps=2), tmp_path / "parts")
+    half = weights(tmp_path / "parts" / "final")
+    resumed = weights(train_in_two(recipe, tmp_path / "parts"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not torch.equal(whole["head.weight"], half["head.weight"])
 
 
 def test_the_batch_is_the_same_for_any_number_of_processes(tiny):

@@ -34,6 +34,7 @@ def test_the_published_recipes_have_the_published_peak_rates():
         ({"schedule": {"kind": "cosin"}}, ["kind is 'cosin'", "lin0, cosine, constant"]),
         ({"model": {"widths": [8, 9]}}, ["model", "widths is [8, 9]", "multiples of 8"]),
         ({"model": {"widths": 8}}, ["widths is 8", "a list"]),
+        ({"data": {"kind": ["a"]}}, ["kind is ['a']", "still-lifes, folders"]),
         ({"data": {"kind": "stills"}}, ["kind is 'stills'", "still-lifes, folders"]),
         ({"objective": "gan"}, ["objective is 'gan'", "classifier, tokenizer, var"]),
         ({"objective_options": {"noize": 1}}, ["objective_options", "'noize'", "'noise'"]),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import time
 import pytest
 import torch
 
+from var_toolkit.training.journal import Journal
 from var_toolkit.training.loop import TrainingStoppedError, train
-from var_toolkit.training.objectives import objective_class
+from var_toolkit.training.objectives import Loss, objective_class
 
 SCRIPT = """
 import pickle, sys, torch
@@ -97,4 +99,66 @@ def test_a_finished_run_goes_on_when_it_is_given_more_steps(tiny, cache, tmp_pat
     continued = train(long, tmp_path / "a", cache_dir=cache, device="cpu")
     straight = train(long, tmp_path / "b", cache_dir=cache, device="cpu")
     assert torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["step"] == 5
-    assert weights(continued).keys() == weights(straight).keys()
+    assert_same_bits(weights(continued), weights(straight))
+
+
+def test_a_finished_run_says_so_and_delivers_again(tiny, cache, tmp_path, weights, capsys):
+    recipe = tiny("var", steps=2)
+    before = weights(train(recipe, tmp_path, cache_dir=cache, device="cpu"))
+    assert "finished already" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "final" / "tokenizer")
+    final = train(recipe, tmp_path, cache_dir=cache, device="cpu")
+    assert f"{tmp_path}: finished already, after step 2" in capsys.readouterr().out
+    assert_same_bits(before, weights(final))
+    assert (final / "tokenizer").is_dir()
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_another_length_is_noted_once_and_the_log_before_stays(tiny, cache, tmp_path):
+    short, long = (tiny("classifier", steps=n) for n in (2, 3))
+    train(short, tmp_path, cache_dir=cache, device="cpu")
+    before = (tmp_path / "log.jsonl").read_text()
+    for _ in range(2):
+        train(long, tmp_path, cache_dir=cache, device="cpu")
+    after = (tmp_path / "log.jsonl").read_text()
+    assert after.startswith(before)
+    notes = [json.loads(line) for line in after.splitlines() if "steps changed" in line]
+    assert notes == [{"step": 2, "note": "steps changed from 2 to 3; the schedule follows the new length from here"}]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"pickle"])
+def test_a_damaged_checkpoint_is_refused_in_one_line(tiny, cache, tmp_path, damage):
+    recipe = tiny("classifier", steps=1)
+    train(recipe, tmp_path, cache_dir=cache, device="cpu")
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged .* delete it to start anew") as caught:
+        train(recipe, tmp_path, cache_dir=cache, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_weights_are_never_written(tiny, cache, tmp_path, monkeypatch):
+    cls = objective_class("classifier")
+    loss = cls._loss
+
+    def breaks_at_the_third_step(self, batch, draws):
+        total, terms = loss(self, batch, draws)
+        factor = float("nan") if draws.step == 2 else 1.0
+        return Loss(total * factor, {**terms, "loss": terms["loss"] * factor})
+
+    monkeypatch.setattr(cls, "_loss", breaks_at_the_third_step)
+    recipe = tiny("classifier", checkpoint_minutes=0.0, log_every=6)
+    with pytest.raises(ValueError, match="loss is nan near step 3"):
+        train(recipe, tmp_path, cache_dir=cache, device="cpu")
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == 2
+    assert all(bool(tensor.isfinite().all()) for tensor in saved["networks"]["classifier"].values())
+
+
+def test_the_log_has_null_where_json_has_no_number(tmp_path):
+    journal = Journal(tmp_path, active=True)
+    journal.begin({"recipe": "{}"})
+    journal.write(1, {"loss": 0.5, "norm": float("inf"), "psnr": float("nan")})
+    journal.close()
+    line = (tmp_path / "log.jsonl").read_text().splitlines()[1]
+    assert line == '{"step": 1, "loss": 0.5, "norm": null, "psnr": null}'

@@ -111,8 +111,9 @@ def test_a_published_model_is_drawn_from_by_its_name(hub, tmp_path, small_tokeni
     code = (
         "import sys; from dataclasses import replace; from var_toolkit.zoo import registry; "
         "from var_toolkit.cli import main; e = registry.ENTRIES['var-d16']; "
+        "sizes = {'patch_nums': (1, 2, 3, 4)}; "
         "registry.ENTRIES['var-d16'] = replace(e, class_names='none', "
-        "source=replace(e.source, backbone_config={'patch_nums': (1, 2, 3, 4)})); "
+        "source=replace(e.source, tokenizer_config=sizes, backbone_config=sizes)); "
         f"sys.exit(main(['sample', '--class', '3', '--model', 'var-d16', '--top-k', '5', '--out', {str(tmp_path)!r}]))"
     )
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)

@@ -126,6 +126,13 @@ def damaged(name, published, tmp_path):
         torch.save({**good, "head.bias": torch.full((64,), torch.nan)}, target)
     elif name == "missing":
         torch.save({k: v for k, v in good.items() if k != "blocks.2.ffn.fc1.weight"}, target)
+    elif name == "integers":
+        torch.save({**good, "head.bias": torch.zeros(64, dtype=torch.int64)}, target)
+    elif name == "flat":
+        torch.save({**good, "blocks.0.attn.scale_mul_1H11": torch.zeros(4)}, target)
+    elif name == "scrambled":
+        torch.save(good, target, _use_new_zipfile_serialization=False)
+        target.write_bytes(target.read_bytes()[:3000] + b"\x00" * 3000)
     elif name == "tokenizer":
         torch.save(torch.load(published / "vae.pth", weights_only=True), target)
     return target
@@ -144,6 +151,9 @@ def damaged(name, published, tmp_path):
         ("nan", "head.bias holds values that are not finite"),
         ("missing", "lacks 'blocks.2.ffn.fc1.weight'"),
         ("tokenizer", "not a published file of this kind"),
+        ("integers", "head.bias is torch.int64"),
+        ("flat", "missing or misshapen tensors"),
+        ("scrambled", "is damaged, or"),
     ],
 )
 def test_files_that_cannot_be_trusted_are_refused_in_one_line(name, words, published, tmp_path, capsys, monkeypatch):
@@ -175,6 +185,35 @@ def test_a_configuration_that_disagrees_is_refused_by_name(config, words, publis
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert convert(published, tmp_path / "model", "--config", str(tmp_path / "config.json")) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("backbone/config.json", {"depth": 2.5}, "depth"),
+        ("backbone/config.json", {"depht": 4}, "unknown key 'depht'"),
+        ("tokenizer/config.json", {"quant_resi": "x"}, "quant_resi"),
+        ("tokenizer/config.json", {"_class_name": "Other"}, "names the class 'Other'"),
+        ("model_index.json", {"_sampling": {"top_k": "many"}}, "top_k"),
+        ("model_index.json", {"_sampling": [1]}, "_sampling"),
+    ],
+)
+def test_a_model_directory_with_a_wrong_value_is_refused_by_name(file, change, words, published, tmp_path, capsys):
+    convert(published, tmp_path / "model")
+    path = tmp_path / "model" / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    capsys.readouterr()
+    assert main(["sample", "--class", "1", "--model", str(tmp_path / "model"), "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_weights_are_as_readable_as_other_files(published, tmp_path):
+    convert(published, tmp_path / "model")
+    weights = tmp_path / "model" / "backbone" / "diffusion_pytorch_model.safetensors"
+    (tmp_path / "plain").write_text("")
+    assert weights.stat().st_mode & 0o777 == (tmp_path / "plain").stat().st_mode & 0o777
 
 
 def test_an_existing_directory_is_not_overwritten(published, tmp_path, capsys):

@@ -150,10 +150,11 @@ class VAR(nn.Module):
         self.scales = Scales(config.patch_nums)
         width = config.embed_dim
         self.word_embed = nn.Linear(config.latent_channels, width)
-        self.class_emb = nn.Embedding(config.num_classes + 1, width)
+        # Not nn.Embedding(n, c): its random start would load the compiler when built without memory. See init_weights.
+        self.class_emb = nn.Embedding.from_pretrained(torch.zeros(config.num_classes + 1, width), freeze=False)
         self.pos_start = nn.Parameter(torch.zeros(1, self.scales.lengths[0], width))
         self.pos_1LC = nn.Parameter(torch.zeros(1, self.scales.total, width))
-        self.lvl_embed = nn.Embedding(len(self.scales), width)
+        self.lvl_embed = nn.Embedding.from_pretrained(torch.zeros(len(self.scales), width), freeze=False)
         if config.shared_aln:
             self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]

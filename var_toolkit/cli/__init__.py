@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Bad input ends in one line on standard error and status 2."""
     arguments = parser().parse_args(argv)
     try:
-        return arguments.run(arguments) or 0
+        status = arguments.run(arguments) or 0
+        sys.stdout.flush()  # here, where a full disk or a reader that has gone can still be told
+        return status
     except KeyboardInterrupt:
         print("vargen: interrupted", file=sys.stderr)
         return INTERRUPTED

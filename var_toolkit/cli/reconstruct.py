@@ -35,16 +35,16 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from var_toolkit.cli.sample import enlarged, grid
-    from var_toolkit.pipeline import as_output, load, picture_tensor
+    from var_toolkit.pipeline import as_output, find_device, load_tokenizer, picture_tensor
 
-    pipe = load(args.model, device=args.device, dtype=getattr(torch, args.dtype))
-    before = picture_tensor(image, pipe.tokenizer.picture_side)
-    after = pipe.tokenizer.reconstruct(before.unsqueeze(0).to(pipe.device) * 2 - 1).cpu()
+    tokenizer = load_tokenizer(args.model, device=args.device, dtype=getattr(torch, args.dtype))
+    before = picture_tensor(image, tokenizer.picture_side)
+    after = tokenizer.reconstruct(before.unsqueeze(0).to(find_device(args.device)) * 2 - 1).cpu()
     error = ((after[0] + 1) / 2 - before).square().mean().item()
     psnr = -10 * torch.tensor(max(error, 1e-10)).log10().item()
     pair = grid([*as_output(before.unsqueeze(0) * 2 - 1, "pil"), *as_output(after, "pil")], columns=2)
     write_whole(out, lambda path: enlarged(pair, 512).save(path, format="png"))
-    tokens = pipe.tokenizer.scales.total
+    tokens = tokenizer.scales.total
     if args.json:
         print(json.dumps({"file": str(out), "psnr": round(psnr, 2), "tokens": tokens, "model": str(args.model)}))
     else:

@@ -6,19 +6,25 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from var_toolkit.cli.options import add_machine_options, add_model_option, at_least
 from var_toolkit.files import check_writable, write_whole
 from var_toolkit.zoo.registry import DEFAULT
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from var_toolkit.pipeline import Pipeline, PipelineOutput
     from var_toolkit.sampling.engine import ScaleEvent
+    from var_toolkit.sampling.plan import Plan
 
 SUMMARY = "draw pictures of classes"
 PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp")
+OTHER_FILES = (".bmp", ".gif", ".ppm", ".tif", ".tiff")  # surely meant as a file, and not written
+COLUMNS = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,28 +52,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
+@dataclass
+class Drawn:
+    """What has been drawn so far, and of it only what is still needed."""
+
+    labels: list[int] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    images: list[Any] = field(default_factory=list)  # for the grid
+    tokens: list[list[Tensor]] = field(default_factory=list)  # for --save-tokens, a list of scales each batch
+    latents: list[Tensor] = field(default_factory=list)
+    frames: list[tuple[int, Tensor]] = field(default_factory=list)  # for --trace: scale and pictures
+    seconds: float = 0.0
+    forward_passes: int = 0
+    cache_bytes: int = 0
+
+
 def run(args: argparse.Namespace) -> None:
-    """Draw, write, report."""
-    _check_outputs(args)
+    """Check, draw batch by batch, write each as it is done, report."""
+    _check_names(args)
+    from var_toolkit.pipeline import find_device, load, skeleton
+
+    find_device(args.device)
+    shape = skeleton(args.model)  # sizes alone: what cannot be drawn is refused before anything is downloaded
+    labels = [shape.class_names.resolve(name) for name in args.classes]
+    plan = shape.plan(**_settings(args))
     if args.dry_run:
-        _show_plan(args)
+        _show_plan(args, plan, labels)
         return
+    _check_places(args)
     import torch
 
-    from var_toolkit.pipeline import load
-
     began = time.perf_counter()
-    pipe = load(args.model, device=args.device, dtype=getattr(torch, args.dtype))
-    labels = [pipe.class_names.resolve(name) for name in args.classes for _ in range(args.n)]
-    seeds = [args.seed + i for _ in args.classes for i in range(args.n)]
-    pipe.plan(**_settings(args))  # refuses settings that make no sense before the progress bar starts
-    loaded = time.perf_counter()
-    frames: list[Any] = []
-    output = _draw(pipe, args, labels, seeds, frames)
-    seconds = time.perf_counter() - loaded
-    files = _write_pictures(args, output)
-    _write_extras(args, output, frames)
-    _report(args, pipe, output, files, seconds, loaded - began)
+    pipe = load(args.model, device=args.device, dtype=getattr(torch, args.dtype)).pack()
+    loading = time.perf_counter() - began
+    drawn = _draw(pipe, args, [(label, args.seed + i) for label in labels for i in range(args.n)])
+    _write_sheets(args, drawn)
+    _report(args, pipe, drawn, loading)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -80,77 +101,97 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Everything about the files that can be known before a network is loaded."""
+def _check_names(args: argparse.Namespace) -> None:
     suffix = args.out.suffix.lower()
-    if suffix in PICTURE_FILES:
-        if len(args.classes) * args.n > 1 and not args.grid:
-            raise ValueError(f"--out {args.out} is one file for several pictures; give a folder, or add --grid")
-        check_writable(args.out.parent)
-    elif suffix and not args.out.is_dir():
+    if suffix in PICTURE_FILES and len(args.classes) * args.n > 1 and not args.grid:
+        raise ValueError(f"--out {args.out} is one file for several pictures; give a folder, or add --grid")
+    if suffix in OTHER_FILES:
         raise ValueError(f"--out {args.out} ends in {suffix}; use {', '.join(PICTURE_FILES)}, or a folder")
-    else:
-        check_writable(args.out)
     for path, ending, option in ((args.trace, ".gif", "--trace"), (args.save_tokens, ".safetensors", "--save-tokens")):
+        if path is not None and path.suffix.lower() != ending:
+            raise ValueError(f"{option} {path} must end in {ending}")
+
+
+def _check_places(args: argparse.Namespace) -> None:
+    check_writable(args.out.parent if _is_file(args.out) else args.out)
+    for path in (args.trace, args.save_tokens):
         if path is not None:
-            if path.suffix.lower() != ending:
-                raise ValueError(f"{option} {path} must end in {ending}")
             check_writable(path.parent)
 
 
-def _draw(
-    pipe: Pipeline, args: argparse.Namespace, labels: list[int], seeds: list[int], frames: list[Any]
-) -> PipelineOutput:
+def _is_file(out: Path) -> bool:
+    return out.suffix.lower() in PICTURE_FILES
+
+
+def _draw(pipe: Pipeline, args: argparse.Namespace, wanted: list[tuple[int, int]]) -> Drawn:
+    """Draw pairs of label and seed, and write each picture once its batch is done."""
     from tqdm import tqdm
 
-    rounds = -(-len(labels) // args.batch_size)
-    with tqdm(total=rounds * len(pipe.backbone.scales), unit=" scales", disable=None, leave=False) as bar:
+    drawn, size = Drawn(), args.batch_size
+    with tqdm(
+        total=-(-len(wanted) // size) * len(pipe.backbone.scales), unit=" scales", disable=None, leave=False
+    ) as bar:
 
         def on_scale(event: ScaleEvent) -> None:
             bar.update()
             if args.trace:
-                frames.append((event.scale, event.preview().cpu()))
+                drawn.frames.append((event.scale, event.preview().cpu()))
 
-        return pipe(labels, seeds=seeds, batch_size=args.batch_size, callback_on_scale_end=on_scale, **_settings(args))
-
-
-def _write_pictures(args: argparse.Namespace, output: PipelineOutput) -> list[Path]:
-    if args.grid:
-        is_file = args.out.suffix.lower() in PICTURE_FILES
-        path = args.out if is_file else args.out / f"grid_seed-{args.seed}.png"
-        _save(grid(output.images, columns=args.n if args.n > 1 else _columns(len(output.images))), path)
-        return [path]
-    files = []
-    for image, label, seed in zip(output.images, output.class_labels, output.seeds, strict=True):
-        single = args.out.suffix.lower() in PICTURE_FILES
-        path = args.out if single else args.out / f"class-{label}_seed-{seed}.png"
-        _save(image, path)
-        files.append(path)
-    return files
+        for at in range(0, len(wanted), size):
+            labels, seeds = (list(column) for column in zip(*wanted[at : at + size], strict=True))
+            began = time.perf_counter()
+            output = pipe(labels, seeds=seeds, batch_size=size, callback_on_scale_end=on_scale, **_settings(args))
+            drawn.seconds += time.perf_counter() - began
+            _keep(args, drawn, cast("PipelineOutput", output))
+    return drawn
 
 
-def _write_extras(args: argparse.Namespace, output: PipelineOutput, frames: list[Any]) -> None:
+def _keep(args: argparse.Namespace, drawn: Drawn, output: PipelineOutput) -> None:
+    drawn.labels += output.class_labels
+    drawn.seeds += output.seeds
+    drawn.forward_passes += output.forward_passes
+    drawn.cache_bytes = max(drawn.cache_bytes, output.cache_bytes)
     if args.save_tokens:
-        from safetensors.torch import save_file
+        drawn.tokens.append(output.tokens)
+        drawn.latents.append(output.latents)
+    if args.grid:
+        drawn.images += output.images
+        return
+    for image, label, seed in zip(output.images, output.class_labels, output.seeds, strict=True):
+        path = args.out if _is_file(args.out) else args.out / f"class-{label}_seed-{seed}.png"
+        _save(image, path)
+        drawn.files.append(path)
 
-        tensors = {f"scale_{k}": tokens for k, tokens in enumerate(output.tokens)} | {"latent": output.latents}
-        write_whole(args.save_tokens, lambda path: save_file({k: t.contiguous() for k, t in tensors.items()}, path))
+
+def _write_sheets(args: argparse.Namespace, drawn: Drawn) -> None:
+    """What holds all pictures at once: the grid, the tokens, the animation."""
+    import torch
+
+    columns = args.n if args.n > 1 else min(len(drawn.seeds), COLUMNS)
+    if args.grid:
+        path = args.out if _is_file(args.out) else args.out / f"grid_seed-{args.seed}.png"
+        _save(grid(drawn.images, columns), path)
+        drawn.files.append(path)
+    if args.save_tokens:
+        from var_toolkit.zoo.directory import write_tensors
+
+        scales = {f"scale_{k}": torch.cat(maps) for k, maps in enumerate(zip(*drawn.tokens, strict=True))}
+        write_tensors(args.save_tokens, {**scales, "latent": torch.cat(drawn.latents)})
     if args.trace:
-        import torch
+        _write_trace(args.trace, drawn.frames, columns)
 
-        from var_toolkit.pipeline import as_output
 
-        columns = args.n if args.n > 1 else _columns(len(output.images))
-        scales = sorted({scale for scale, _ in frames})
-        pictures = [torch.cat([drawn for scale, drawn in frames if scale == k]) for k in scales]
-        sheets = [enlarged(grid(as_output(frame, "pil"), columns), 256) for frame in pictures]
-        pauses = [350] * (len(sheets) - 1) + [1800]
-        write_whole(
-            args.trace,
-            lambda path: sheets[0].save(
-                path, format="gif", save_all=True, append_images=sheets[1:], duration=pauses, loop=0
-            ),
-        )
+def _write_trace(path: Path, frames: list[tuple[int, Tensor]], columns: int) -> None:
+    import torch
+
+    from var_toolkit.pipeline import as_output
+
+    pictures = [torch.cat([drawn for scale, drawn in frames if scale == k]) for k in sorted({k for k, _ in frames})]
+    first, *rest = [enlarged(grid(as_output(frame, "pil"), columns), 256) for frame in pictures]
+    pauses = [350] * len(rest) + [1800]  # milliseconds; the finished picture stays longest
+    write_whole(
+        path, lambda to: first.save(to, format="gif", save_all=True, append_images=rest, duration=pauses, loop=0)
+    )
 
 
 def grid(images: list[Any], columns: int) -> Any:
@@ -171,42 +212,35 @@ def enlarged(image: Any, least: int) -> Any:
     return image.resize((image.width * factor, image.height * factor), 0)
 
 
-def _columns(count: int) -> int:
-    return min(count, 8)
-
-
 def _save(image: Any, path: Path) -> None:
     kind = {".jpg": "jpeg"}.get(path.suffix.lower(), path.suffix.lower()[1:])
     write_whole(path, lambda temporary: image.save(temporary, format=kind))
 
 
-def _report(
-    args: argparse.Namespace, pipe: Pipeline, output: PipelineOutput, files: list[Path], seconds: float, loading: float
-) -> None:
-    names = {label: pipe.class_names.name(label) for label in output.class_labels}
+def _report(args: argparse.Namespace, pipe: Pipeline, drawn: Drawn, loading: float) -> None:
+    names = {label: pipe.class_names.name(label) for label in drawn.labels}
     if args.json:
         facts = {
             "model": str(args.model),
-            "files": [str(path) for path in files],
-            "classes": output.class_labels,
-            "names": [names[label] for label in output.class_labels],
-            "seeds": output.seeds,
-            "seconds": round(seconds, 4),
+            "files": [str(path) for path in drawn.files],
+            "classes": drawn.labels,
+            "names": [names[label] for label in drawn.labels],
+            "seeds": drawn.seeds,
+            "seconds": round(drawn.seconds, 4),
             "seconds_loading": round(loading, 4),
-            "images_per_second": round(len(output.seeds) / seconds, 4),
+            "images_per_second": round(len(drawn.seeds) / drawn.seconds, 4),
             "peak_memory_bytes": peak_memory(str(pipe.device)),
-            "cache_bytes": output.cache_bytes,
-            "forward_passes": output.forward_passes,
+            "cache_bytes": drawn.cache_bytes,
+            "forward_passes": drawn.forward_passes,
             "device": str(pipe.device),
             "dtype": args.dtype,
         }
         print(json.dumps(facts))
-        return
-    if len(files) == len(output.seeds):
-        for path, label, seed in zip(files, output.class_labels, output.seeds, strict=True):
-            print(f"{path}: class {label}, {names[label]}, seed {seed}")
+    elif args.grid:
+        print(f"{drawn.files[0]}: {'; '.join(f'class {label}, {name}' for label, name in names.items())}")
     else:
-        print(f"{files[0]}: {'; '.join(f'class {label}, {name}' for label, name in names.items())}")
+        for path, label, seed in zip(drawn.files, drawn.labels, drawn.seeds, strict=True):
+            print(f"{path}: class {label}, {names[label]}, seed {seed}")
     if args.model == DEFAULT:
         print(
             f"{DEFAULT} draws rendered still lifes. ImageNet models are downloaded by name, such as --model var-d16; "
@@ -221,21 +255,19 @@ def peak_memory(device: str) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows has no such counter
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _show_plan(args: argparse.Namespace) -> None:
-    from var_toolkit.pipeline import find_device, skeleton
+def _show_plan(args: argparse.Namespace, plan: Plan, labels: list[int]) -> None:
     from var_toolkit.sampling.cost import forecast
 
-    find_device(args.device)
-    pipe = skeleton(args.model)
-    labels = [pipe.class_names.resolve(name) for name in args.classes]
     pictures = len(labels) * args.n
-    told = forecast(pipe.plan(**_settings(args)), pictures=pictures, batch=args.batch_size, dtype=args.dtype)
+    told = forecast(plan, pictures=pictures, batch=args.batch_size, dtype=args.dtype)
     facts = {"model": str(args.model), "classes": labels, "pictures": pictures, **told}
     if args.json:
         print(json.dumps(facts))

@@ -98,14 +98,21 @@ class MultiScaleVQ(nn.Module):
         return self.quant_conv(self.encoder(pictures))
 
     def forward(self, pictures: Tensor) -> Reconstruction:
-        """Reconstruct for training, with gradients through the straight-through estimator."""
-        quantized = self.quantize(self.features(pictures))
+        """Reconstruct for training, with gradients through the straight-through estimator.
+
+        Under autocast the quantiser stays in float32, as published: half precision moves many a nearest code.
+        """
+        features = self.features(pictures)
+        with torch.autocast(features.device.type, enabled=False):
+            quantized = self.quantize(features)
         return Reconstruction(self._draw(quantized.latent), quantized.loss, quantized.tokens)
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> list[Tensor]:
         """Pictures -> K token maps (B, n_k), int64."""
-        return self.quantize.encode(self.features(pictures))
+        features = self.features(pictures)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.quantize.encode(features)
 
     @torch.no_grad()
     def teacher_inputs(self, tokens: Sequence[Tensor]) -> Tensor:

@@ -80,7 +80,8 @@ class ResidualQuantizer(nn.Module):
     ) -> None:
         super().__init__()
         self.scales, self.beta, self.using_znorm = scales, beta, using_znorm
-        self.embedding = nn.Embedding(vocab_size, channels)
+        # Not nn.Embedding(n, c): its random start would load the compiler when built without memory. Training sets it.
+        self.embedding = nn.Embedding.from_pretrained(torch.zeros(vocab_size, channels), freeze=False)
         count = share_quant_resi or len(scales)
         phis = [Phi(channels, quant_resi) if abs(quant_resi) > 1e-6 else nn.Identity() for _ in range(count)]
         self.quant_resi: nn.Module

@@ -1,32 +1,41 @@
-"""The checkpoint of a run: written whole, and refused where it belongs to another recipe."""
+"""The checkpoint of a run: written whole, and refused where it is damaged or belongs to another recipe."""
 
 import dataclasses
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from var_toolkit.files import write_whole
 from var_toolkit.training.recipe import FREE_TO_CHANGE, Recipe
 
 
-def write_whole(path: Path, content: object) -> None:
+def write_checkpoint(path: Path, content: object) -> None:
     """torch.save that a kill cannot leave half done: the file before stays until the new one is on disk."""
-    unfinished = path.with_suffix(".unfinished")
-    with open(unfinished, "wb") as handle:
-        torch.save(content, handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(unfinished, path)
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as handle:
+            torch.save(content, handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+
+    for left in path.parent.glob(f".{path.name}-*"):
+        left.unlink(missing_ok=True)  # of a run that was killed while it wrote
+    write_whole(path, write)
 
 
 def read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """The checkpoint at `path` if there is one; ValueError if another recipe wrote it."""
+    """The checkpoint at `path` if there is one; ValueError if it is damaged or another recipe wrote it."""
     if not path.exists():
         return None
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    then, now = json.loads(content["recipe"]), json.loads(as_json(recipe))
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        then, now = json.loads(content["recipe"]), json.loads(as_json(recipe))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} is damaged or no checkpoint of a run; delete it to start anew") from None
     for name in now:
         if name not in FREE_TO_CHANGE and then.get(name) != now[name]:
             key, old, new = _first_difference(name, then.get(name), now[name])

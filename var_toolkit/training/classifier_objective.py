@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from var_toolkit.evaluation.classifier import StillLifeClassifier, StillLifeClassifierConfig
 from var_toolkit.training.batches import Batch
-from var_toolkit.training.data_sources import held_out_batches, training_pictures
+from var_toolkit.training.data_sources import pictures_of
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace, objective
 from var_toolkit.training.recipe import Recipe
@@ -38,8 +38,7 @@ class ClassifierObjective(Objective):
         self.recipe, self.options, self.team = recipe, recipe.objective_options, workplace.team
         self.networks = {"classifier": self.empty_network().to(self.team.device)}
         self.record = nn.Module()
-        self.source = training_pictures(recipe.data, workplace)
-        self.held_out = held_out_batches(recipe.data, workplace, recipe.batch_size)
+        self.source, self.held_out = pictures_of(recipe, workplace)
 
     def empty_network(self) -> nn.Module:
         return StillLifeClassifier(self.recipe.model)

@@ -8,18 +8,22 @@ import torch
 from torch import Tensor
 
 from var_toolkit.training.batches import Batch, PictureArray, Source, to_unit_range
+from var_toolkit.training.draws import derived
 from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.processes import Team
-from var_toolkit.training.recipe import FoldersData, StillLifesData
+from var_toolkit.training.recipe import FoldersData, Recipe, StillLifesData
+
+STILL_LIFE_CLASSES = 1000
+HELD_OUT_OF_FOLDERS = 2_048  # decoded pictures stay in memory, as bytes
 
 
 class FolderPictures:
     """Pictures in class folders, decoded and cropped by worker processes."""
 
-    def __init__(self, data: FoldersData, root: str, device: torch.device, *, train: bool) -> None:
+    def __init__(self, data: FoldersData, root: str, device: torch.device, *, train: bool, seed: int = 0) -> None:
         from var_toolkit.data.folders import ClassFolders
 
-        self.folders = ClassFolders(Path(root), data.size, train)
+        self.folders = ClassFolders(Path(root), data.size, train, seed=seed)
         self.workers, self.device = data.workers, device
 
     def __len__(self) -> int:
@@ -38,19 +42,47 @@ class FolderPictures:
             yield Batch(labels.to(self.device, non_blocking=True), pictures=to_unit_range(moved))
 
 
-def training_pictures(data: StillLifesData | FoldersData, workplace: Workplace) -> Source:
-    device = workplace.team.device
+class HeldOut:
+    """This process's share of the held-out pictures or tokens; a batch is on the device only while it is looked at."""
+
+    def __init__(self, source: Source | None, rows: Sequence[Tensor]) -> None:
+        self.source, self.rows = source, rows
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.source is not None:
+            yield from self.source.batches(self.rows, 0)
+
+    def first(self) -> Batch | None:
+        """The first batch, the same every time; None if nothing is held out."""
+        return next(iter(self), None)
+
+
+def require_size(data: StillLifesData | FoldersData, side: int) -> None:
+    """Refuse pictures that a tokenizer for `side` x `side` pixels cannot read, before any of them is made."""
+    from var_toolkit.data.picture_cache import SIZE
+
+    size = data.size if isinstance(data, FoldersData) else SIZE
+    if size != side:
+        raise ValueError(f"data: pictures have {size} x {size} pixels, but the tokenizer reads {side} x {side}")
+
+
+def pictures_of(recipe: Recipe, workplace: Workplace, classes: int | None = None) -> tuple[Source, HeldOut]:
+    """Pictures to train on, of as many classes as given, and those held out. What does not fit is refused first."""
+    data = recipe.data
     if isinstance(data, FoldersData):
-        return FolderPictures(data, data.root, device, train=True)
-    return PictureArray(*still_lifes(workplace, data.count, "train"), device)
+        return _folders(data, recipe, workplace, classes)
+    if classes is not None:
+        require_still_life_classes(classes)
+    source = PictureArray(*still_lifes(workplace, data.count, "train"), workplace.team.device)
+    if not data.validation_count:
+        return source, HeldOut(None, [])
+    held_out = PictureArray(*still_lifes(workplace, data.validation_count, "validation"), workplace.team.device)
+    return source, HeldOut(held_out, shares(len(held_out), workplace.team, recipe.batch_size))
 
 
-def held_out_batches(data: StillLifesData | FoldersData, workplace: Workplace, size: int) -> list[Batch]:
-    """This process's share of the held-out pictures, in batches; empty if the recipe has none."""
-    source = _held_out(data, workplace)
-    if source is None:
-        return []
-    return list(source.batches(shares(len(source), workplace.team, size), 0))
+def require_still_life_classes(classes: int) -> None:
+    if classes != STILL_LIFE_CLASSES:
+        raise ValueError(f"model: num_classes is {classes}, but there are {STILL_LIFE_CLASSES} classes of still lifes")
 
 
 def shares(count: int, team: Team, size: int) -> list[Tensor]:
@@ -65,19 +97,32 @@ def still_lifes(workplace: Workplace, count: int, split: str) -> tuple[np.ndarra
     return cached(workplace.cache_dir, count, split, progress=workplace.team.leads)
 
 
-HELD_OUT_OF_FOLDERS = 2_048  # decoded pictures stay in memory
-
-
-def _held_out(data: StillLifesData | FoldersData, workplace: Workplace) -> Source | None:
-    device = workplace.team.device
-    if isinstance(data, StillLifesData):
-        if not data.validation_count:
-            return None
-        return PictureArray(*still_lifes(workplace, data.validation_count, "validation"), device)
+def _folders(
+    data: FoldersData, recipe: Recipe, workplace: Workplace, classes: int | None
+) -> tuple[FolderPictures, HeldOut]:
+    team = workplace.team
+    source = FolderPictures(data, data.root, team.device, train=True, seed=derived(recipe.seed, "crops"))
+    found = source.folders.classes
+    if classes is not None and len(found) != classes:
+        raise ValueError(f"model: num_classes is {classes}, but {data.root} has {len(found)} class folders")
     if data.validation_root is None:
-        return None
-    folders = FolderPictures(data, data.validation_root, device, train=False)
+        return source, HeldOut(None, [])
+    other = FolderPictures(data, data.validation_root, team.device, train=False)
+    if other.folders.classes != found:
+        odd = sorted(set(found) ^ set(other.folders.classes))[0]
+        raise ValueError(
+            f"data: {data.root} and {data.validation_root} must have the same class folders, "
+            f"but only one of them has {odd!r}"
+        )
+    held_out = _decoded(other, team)
+    return source, HeldOut(held_out, list(torch.arange(len(held_out)).split(recipe.batch_size)) if held_out else [])
+
+
+def _decoded(folders: FolderPictures, team: Team) -> PictureArray | None:
+    """This process's share of pictures spread over all classes, as bytes on the CPU."""
     chosen = np.linspace(0, len(folders) - 1, min(HELD_OUT_OF_FOLDERS, len(folders))).astype(np.int64)
-    items = [folders.folders[int(number)] for number in chosen]
-    pictures = torch.stack([picture for picture, _ in items]).numpy()
-    return PictureArray(pictures, np.array([label for _, label in items]), device)
+    mine = [folders.folders[int(chosen[number])] for part in shares(len(chosen), team, 1) for number in part]
+    if not mine:
+        return None
+    pictures, labels = zip(*mine, strict=True)
+    return PictureArray(torch.stack(pictures).numpy(), np.array(labels), folders.device)

@@ -1,12 +1,14 @@
 """What a run tells: JSON lines, TensorBoard where it is installed, and sheets of pictures."""
 
 import json
-import os
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from var_toolkit.files import write_whole
 
 
 class Journal:
@@ -19,23 +21,38 @@ class Journal:
             (out / "samples").mkdir(parents=True, exist_ok=True)
             self.board = _tensorboard(out / "tensorboard")
 
-    def rewind(self, step: int, header: dict[str, object]) -> None:
-        """Drops what a killed run logged after its checkpoint; the first line of the log describes the run."""
+    def begin(self, header: dict[str, object]) -> None:
+        """Starts the log of a new run with a line that describes it."""
+        if self.active:
+            self._replace([json.dumps(header)])
+
+    def rewind(self, step: int, header: dict[str, object], note: str | None = None) -> None:
+        """Drops what a killed run logged after its checkpoint, and adds a note; lines before stay as they are."""
         if not self.active:
             return
-        path = self.out / "log.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines[1:] if _step(line) <= step]
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text("\n".join([json.dumps(header), *kept]) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
+        kept = [line for line in lines if _is_header(line) or _step(line) <= step]
+        if not kept or not _is_header(kept[0]):
+            kept.insert(0, json.dumps(header))
+        added = json.dumps({"step": step, "note": note})
+        if note is not None and added not in kept:
+            kept.append(added)
+        self._replace(kept)
+
+    @property
+    def _path(self) -> Path:
+        return self.out / "log.jsonl"
+
+    def _replace(self, lines: list[str]) -> None:
+        write_whole(self._path, lambda path: path.write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         if not self.active:
             return
-        short = {key: float(f"{value:.6g}") for key, value in numbers.items()}
-        with open(self.out / "log.jsonl", "a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"step": step, **short}) + "\n")
+        # JSON has no NaN and no infinity.
+        short = {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in numbers.items()}
+        with open(self._path, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps({"step": step, **short}, allow_nan=False) + "\n")
         if self.board is not None:
             for key, value in numbers.items():
                 self.board.add_scalar(key, value, step)
@@ -56,16 +73,24 @@ def write_sheet(path: Path, pictures: Tensor, columns: int = 8) -> None:
     bytes_BChw = pictures.detach().float().cpu().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     rows = [torch.cat(list(row), dim=2) for row in bytes_BChw.split(columns)]
     rows = [torch.nn.functional.pad(row, (0, rows[0].shape[2] - row.shape[2])) for row in rows]
-    unfinished = path.with_suffix(".unfinished")
-    Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(unfinished, format="PNG")
-    os.replace(unfinished, path)
+    sheet = Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy())
+    write_whole(path, lambda temporary: sheet.save(temporary, format="PNG"))
+
+
+def _fields(line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:  # a line that a kill cut short
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_header(line: str) -> bool:
+    return "recipe" in _fields(line)
 
 
 def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
-        return float("inf")  # a line that a kill cut short
+    return float(_fields(line).get("step", math.inf))
 
 
 def _tensorboard(directory: Path) -> Any:

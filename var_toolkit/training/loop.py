@@ -4,7 +4,9 @@ Every step is a function of recipe, seed, step and rank, so a run that was kille
 the CPU, ends with the same bits as one that was not.
 """
 
+import json
 import math
+import os
 import shutil
 import signal
 import threading
@@ -21,14 +23,13 @@ from tqdm import tqdm
 
 from var_toolkit.training import parallel
 from var_toolkit.training.batches import stream
-from var_toolkit.training.checkpoint import as_json, read_checkpoint, write_whole
+from var_toolkit.training.checkpoint import as_json, read_checkpoint, write_checkpoint
 from var_toolkit.training.draws import derived
 from var_toolkit.training.journal import Journal
 from var_toolkit.training.objectives import Objective, Workplace, objective_class
 from var_toolkit.training.processes import Team, team_of_this_process
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.state import TrainingState
-from var_toolkit.zoo.directory import save_network
 
 
 class TrainingStoppedError(Exception):
@@ -36,7 +37,10 @@ class TrainingStoppedError(Exception):
 
 
 def train(recipe: Recipe, out: Path, *, cache_dir: Path, device: str = "auto") -> Path:
-    """Train as the recipe says, or continue the run in `out`; returns the directory of the final network.
+    """Train as the recipe says, or continue the run in `out`; returns the directory of what it delivers.
+
+    That is a model directory for a backbone, and the network alone for anything else. A run that is finished already
+    says so and delivers again.
 
     Writes `checkpoint.pt`, `log.jsonl`, `samples/` and at the end `final/` under `out`. `cache_dir` keeps rendered
     pictures and tokens for later runs. SIGINT and SIGTERM write a checkpoint and raise `TrainingStoppedError`.
@@ -94,10 +98,15 @@ class _Run:
         self.window = _Window()
 
     def start(self, saved: dict[str, Any] | None) -> None:
-        if saved is not None:
-            self.state.load_state_dict(saved)
-            self.first = saved["step"]
-        self.journal.rewind(self.first, {"note": self.objective.log_note, "recipe": as_json(self.recipe)})
+        header: dict[str, object] = {"note": self.objective.log_note, "recipe": as_json(self.recipe)}
+        if saved is None:
+            self.journal.begin(header)
+            return
+        self.state.load_state_dict(saved)
+        self.first = saved["step"]
+        self.journal.rewind(self.first, header, _changed_length(json.loads(saved["recipe"]), self.recipe))
+        if self.first >= self.steps and self.team.leads:
+            tqdm.write(f"{self.out}: finished already, after step {self.first}; raise steps or epochs to go on")
 
     def steps_to_the_end(self, asked: threading.Event) -> None:
         todo = range(self.first, self.steps)
@@ -130,6 +139,7 @@ class _Run:
         stop = self.team.any(asked)
         overdue = time.perf_counter() - self.checkpointed > 60 * self.recipe.checkpoint_minutes
         if stop or self.team.any(overdue):
+            self._refuse_broken(done, self.team.mean(self.window.means()))
             self._checkpoint(done)
         if stop:
             self.journal.close()
@@ -140,15 +150,23 @@ class _Run:
 
     def _log(self, done: int) -> dict[str, float]:
         numbers = self.team.mean(self.window.means())
-        if not math.isfinite(numbers["loss"]):
-            raise ValueError(
-                f"the loss is {numbers['loss']} near step {done}; lower the learning rate or use precision: fp32"
-            )
+        self._refuse_broken(done, numbers)
         numbers["lr"] = self.state.learning_rate(done - 1)
         numbers["pictures_per_second"] = self.window.steps_per_second() * self.recipe.batch_size
         self.journal.write(done, numbers)
         self.window = _Window()
         return numbers
+
+    def _refuse_broken(self, done: int, numbers: dict[str, float]) -> None:
+        """The checkpoint on disk must stay one from which a run can go on: broken weights are never written."""
+        for key, value in numbers.items():
+            # fp16's scaler skips steps whose gradients overflow; without it they are in the weights already.
+            decides = key == "loss" or (key.startswith("grad_norm") and self.recipe.precision != "fp16")
+            if decides and not math.isfinite(value):
+                raise ValueError(
+                    f"{key} is {value} near step {done}; lower the learning rate or use precision: fp32 "
+                    "(the checkpoint is of an earlier step)"
+                )
 
     def _look(self, done: int, *, validate: bool, show: bool) -> None:
         began, network = time.perf_counter(), self.state.delivered
@@ -168,7 +186,7 @@ class _Run:
     def _checkpoint(self, done: int) -> None:
         content = self.state.state_dict(done)
         if self.team.leads:
-            write_whole(self.out / "checkpoint.pt", content)
+            write_checkpoint(self.out / "checkpoint.pt", content)
         self.team.barrier()
         self.checkpointed = time.perf_counter()
 
@@ -186,10 +204,23 @@ class _Run:
         if self.team.leads:
             network = self.objective.empty_network()
             network.load_state_dict(weights)
+            fresh = final.with_name(f".{final.name}-new")
+            shutil.rmtree(fresh, ignore_errors=True)
+            self.objective.save(network.eval(), fresh)
             if final.exists():
-                shutil.rmtree(final)  # of the same run, with fewer steps; the checkpoint holds all of it
-            save_network(network, final)
+                shutil.rmtree(final)  # delivered before by the same run, perhaps after fewer steps
+            os.replace(fresh, final)
         self.team.barrier()
+
+
+def _changed_length(then: dict[str, Any], now: Recipe) -> str | None:
+    """What the log says where a run goes on with another length; None if it has the same."""
+    changes = [
+        f"{name} changed from {then.get(name)} to {getattr(now, name)}"
+        for name in ("steps", "epochs")
+        if then.get(name) != getattr(now, name)
+    ]
+    return f"{' and '.join(changes)}; the schedule follows the new length from here" if changes else None
 
 
 @contextmanager

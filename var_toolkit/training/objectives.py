@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
+from var_toolkit.zoo.directory import save_network
+
 if TYPE_CHECKING:
     from var_toolkit.training.batches import Batch, Source
     from var_toolkit.training.draws import Draws
@@ -92,6 +94,10 @@ class Objective(ABC):
     @abstractmethod
     def empty_network(self) -> nn.Module:
         """The delivered network with any weights, on the CPU: what is saved at the end is loaded into it."""
+
+    def save(self, network: nn.Module, directory: Path) -> None:
+        """Write what the run delivers to a new directory: the network alone, if nothing belongs with it."""
+        save_network(network, directory)
 
 
 Registered = TypeVar("Registered", bound=type[Objective])

@@ -29,7 +29,27 @@ def shard(network: nn.Module) -> nn.Module:
         if hasattr(block, "modulation"):
             register_fsdp_forward_method(block, "modulation")
     fully_shard(network)
+    for name in ("condition", "hidden", "logits"):  # what sampling calls instead of `forward`
+        if hasattr(network, name):
+            _gather_for(network, name)
     return network
+
+
+def _gather_for(network: nn.Module, name: str) -> None:
+    """Lets `name` be called from outside: its weights are gathered first.
+
+    Not with gradients: training calls it within `forward`, where a second gathering would end with the inner call.
+    """
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    plain = getattr(network, name)
+    register_fsdp_forward_method(network, name)
+    gathering = getattr(network, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (plain if torch.is_grad_enabled() else gathering)(*args, **kwargs)
+
+    setattr(network, name, call)
 
 
 def is_sharded(network: nn.Module) -> bool:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import yaml
 
+from var_toolkit.strict_fields import build, refuse_unknown_keys
 from var_toolkit.training.objectives import objective_class
-from var_toolkit.training.strict_fields import build, refuse_unknown_keys
 
 
 def _require(condition: bool, complaint: str) -> None:
@@ -128,6 +128,8 @@ def read_recipe(path: Path) -> Recipe:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such recipe; give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not YAML: it is no UTF-8 text") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     return recipe_from(values, where=str(path))
@@ -158,6 +160,6 @@ def _read_data(values: object, *, where: str) -> StillLifesData | FoldersData:
         "folders": FoldersData,
     }
     kind = values.get("kind") if isinstance(values, Mapping) else None
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"{where}: kind is {kind!r}; allowed: {', '.join(map(str, kinds))}")
     return build(kinds[kind], values, where=where)

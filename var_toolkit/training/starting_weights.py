@@ -9,11 +9,15 @@ from var_toolkit.zoo.directory import CONFIG, load_network
 from var_toolkit.zoo.registry import embedded_part
 
 Network = TypeVar("Network", bound=nn.Module)
+PARTS = {"MultiScaleVQ": "tokenizer", "VAR": "backbone", "StillLifeClassifier": "classifier"}  # of a model directory
 
 
 def network_from(name: str, cls: type[Network], *, what: str) -> Network:
-    """The network of a directory, of its folder `what`, or embedded under that name; ValueError for anything else."""
-    nearby = [folder for folder in (Path(name), Path(name) / what) if (folder / CONFIG).is_file()]
+    """The network in a directory, in a model directory, or embedded under that name; ValueError for anything else.
+
+    `what` is the recipe's name for it, for complaints.
+    """
+    nearby = [folder for folder in (Path(name), Path(name) / PARTS[cls.__name__]) if (folder / CONFIG).is_file()]
     try:
         folder = nearby[0] if nearby else embedded_part(name)
     except ValueError as error:

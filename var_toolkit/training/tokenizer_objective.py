@@ -11,13 +11,15 @@ from var_toolkit.evaluation.classifier import StillLifeClassifier
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.codebook_upkeep import CodebookHits, initialise_codebook, revive, usage
-from var_toolkit.training.data_sources import held_out_batches, training_pictures
+from var_toolkit.training.data_sources import pictures_of, require_size
 from var_toolkit.training.discriminator import PatchDiscriminator, hinge_loss
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace, objective
 from var_toolkit.training.perceptual import PerceptualDistance
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.starting_weights import network_from, start_from
+
+FIRST_PICTURES = 64  # whose residuals become the first codes
 
 
 @dataclass(frozen=True)
@@ -72,26 +74,28 @@ class TokenizerObjective(Objective):
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         self.recipe, self.options = recipe, recipe.objective_options
         device = workplace.team.device
-        self.source = training_pictures(recipe.data, workplace)
-        self.held_out = held_out_batches(recipe.data, workplace, recipe.batch_size)
         self.tokenizer = self.empty_network().to(device)
+        require_size(recipe.data, self.tokenizer.picture_side)
+        start_from(self.tokenizer, self.options.initial)
+        self.distance = self._distance().to(device) if self.options.perceptual else None
+        self.source, self.held_out = pictures_of(recipe, workplace)
         self.record = CodebookHits(len(self.tokenizer.scales), recipe.model.vocab_size).to(device)
         self.networks = {"tokenizer": self.tokenizer}
-        self._start()
+        self._prepare()
         self.discriminator: PatchDiscriminator | None = None
         if self.options.adversarial:
             self.discriminator = PatchDiscriminator(self.options.discriminator_width).to(device)
             self.networks["discriminator"] = self.discriminator
-        self.distance = self._distance().to(device) if self.options.perceptual else None
         self.last_revival = self.options.revive_until * recipe.total_steps(len(self.source))
 
-    def _start(self) -> None:
-        start_from(self.tokenizer, self.options.initial)
+    def _prepare(self) -> None:
+        """Freezes what is not trained, or gives a new codebook its first codes."""
         if self.options.train_only == "decoder":
             for part in (self.tokenizer.encoder, self.tokenizer.quant_conv, self.tokenizer.quantize):
                 part.requires_grad_(False)
         if self.options.initial is None:
-            rows = torch.arange(min(len(self.source), max(64, self.recipe.batch_size)))
+            # Spread over all pictures: in class folders, neighbours are of one class.
+            rows = torch.linspace(0, len(self.source) - 1, min(len(self.source), FIRST_PICTURES)).long()
             first = next(iter(self.source.batches([rows], 0)))
             draws = Draws(self.recipe.seed, 0, 0, 1, len(rows), rows.device)
             assert first.pictures is not None
@@ -169,10 +173,11 @@ class TokenizerObjective(Objective):
 
     def preview(self, network: nn.Module) -> Tensor | None:
         """Rows of eight held-out pictures, each above its reconstruction."""
-        if not self.held_out:
+        first = self.held_out.first()
+        if first is None:
             return None
         assert isinstance(network, MultiScaleVQ)
-        real = _pictures(self.held_out[0])[:16]
+        real = _pictures(first)[:16]
         pairs = zip(real.split(8), network.reconstruct(real).split(8), strict=True)
         return torch.cat([part for pair in pairs for part in pair])
 

@@ -4,6 +4,7 @@ Letters: B pictures, L tokens, V vocabulary, K scales, C width, c latent channel
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,13 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.backbones.var import VAR, VARConfig
+from var_toolkit.pipeline import Pipeline
 from var_toolkit.sampling.engine import decode
 from var_toolkit.sampling.noise import Noise
 from var_toolkit.sampling.plan import Plan, Stage
 from var_toolkit.scales import Scales
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
 from var_toolkit.training.batches import Batch, Source, TokenArray
-from var_toolkit.training.data_sources import held_out_batches, shares, still_lifes, training_pictures
+from var_toolkit.training.data_sources import (
+    HeldOut,
+    pictures_of,
+    require_size,
+    require_still_life_classes,
+    shares,
+    still_lifes,
+)
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace, objective
 from var_toolkit.training.recipe import Recipe, StillLifesData
@@ -76,6 +85,7 @@ class VarObjective(Objective):
         device = workplace.team.device
         tokenizer = network_from(str(recipe.tokenizer), MultiScaleVQ, what="tokenizer")
         _require_fit(tokenizer, recipe.model)
+        require_size(recipe.data, tokenizer.picture_side)
         self.tokenizer = tokenizer.to(device).requires_grad_(False)
         self.scales = Scales(recipe.model.patch_nums)
         network = self.empty_network()
@@ -90,15 +100,22 @@ class VarObjective(Objective):
     def empty_network(self) -> VAR:
         return VAR(self.recipe.model)
 
-    def _data(self, workplace: Workplace) -> tuple[Source, list[Batch]]:
+    def save(self, network: nn.Module, directory: Path) -> None:
+        """A model directory: the tokenizer belongs with what was trained on its tokens."""
+        assert isinstance(network, VAR)
+        data_set = "still-lifes" if isinstance(self.recipe.data, StillLifesData) else None
+        Pipeline(self.tokenizer, network, data_set=data_set).save_pretrained(directory)
+
+    def _data(self, workplace: Workplace) -> tuple[Source, HeldOut]:
         data, size = self.recipe.data, self.recipe.batch_size
         if not isinstance(data, StillLifesData):
-            return training_pictures(data, workplace), held_out_batches(data, workplace, size)
+            return pictures_of(self.recipe, workplace, self.recipe.model.num_classes)
+        require_still_life_classes(self.recipe.model.num_classes)
         held_out = self._token_array(workplace, data.validation_count, "validation")
         parts = shares(len(held_out), workplace.team, size) if held_out is not None else []
         source = self._token_array(workplace, data.count, "train")
         assert source is not None
-        return source, list(held_out.batches(parts, 0)) if held_out is not None else []
+        return source, HeldOut(held_out, parts)
 
     def _token_array(self, workplace: Workplace, count: int, split: str) -> TokenArray | None:
         from var_toolkit.data.still_lifes import VERSION

@@ -6,6 +6,8 @@ import json
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
+from operator import index
+from typing import SupportsIndex
 
 
 class ClassNames:
@@ -25,10 +27,10 @@ class ClassNames:
         """The display name of a label."""
         return self._names[label][0]
 
-    def resolve(self, wanted: int | str) -> int:
+    def resolve(self, wanted: SupportsIndex | str) -> int:
         """The label that a number or a name means; ValueError with the nearest names if there is none."""
-        if isinstance(wanted, int) or wanted.strip().lstrip("+-").isdigit():
-            number = int(wanted)
+        if not isinstance(wanted, str) or wanted.strip().lstrip("+-").isdigit():
+            number = int(wanted) if isinstance(wanted, str) else index(wanted)
             if not 0 <= number < len(self):
                 raise ValueError(f"class {number} does not exist; classes are 0 to {len(self) - 1}")
             return number
@@ -39,8 +41,8 @@ class ClassNames:
             choices = ", ".join(f"{number} ({', '.join(self._names[number][:2])})" for number in found)
             raise ValueError(f"class {wanted!r} is the name of several classes; give the number: {choices}")
         nearest = get_close_matches(wanted.strip().lower(), self._numbers, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(repr(name) for name in nearest)}?" if nearest else ""
-        raise ValueError(f"class {wanted!r} is not known{hint} Numbers 0 to {len(self) - 1} work too")
+        hint = f"did you mean {' or '.join(repr(name) for name in nearest)}? " if nearest else ""
+        raise ValueError(f"class {wanted!r} is not known; {hint}numbers 0 to {len(self) - 1} work too")
 
 
 @cache

@@ -6,13 +6,14 @@ computes with it, and never runs code.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -22,6 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from var_toolkit import strict_fields
+from var_toolkit.files import write_whole
 from var_toolkit.zoo.registry import CONFIG, WEIGHTS
 
 # Where a class named in a config.json lives. Names rather than classes, so that reading one imports one.
@@ -49,9 +52,16 @@ def written_whole(target: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file whole. OSError if the disk is full or the folder closed."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
+    except SafetensorError as error:  # which is no OSError, though it reports one
+        raise OSError(errno.ENOSPC, f"cannot be written: {error}", str(path)) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -69,13 +79,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_network(network: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write `config.json` and the weights into an existing folder, floating-point tensors as `dtype` if given."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    tensors = network.state_dict()
     if dtype is not None:
         tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     write_json(folder / CONFIG, {"_class_name": type(network).__name__, **asdict(network.config)})  # type: ignore[call-overload]
-    temporary = folder / f".{WEIGHTS}.tmp"
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    os.replace(temporary, folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, tensors)
 
 
 def save_network(network: nn.Module, directory: Path | str, dtype: torch.dtype | None = None) -> None:
@@ -103,15 +111,7 @@ def network_class(name: object, folder: Path) -> type[nn.Module]:
 
 def build(cls: type[nn.Module], settings: Mapping[str, Any], source: str) -> nn.Module:
     """A network without memory behind its weights yet; unknown or impossible settings are refused by name."""
-    config_class = get_type_hints(cls.__init__)["config"]
-    known = [field.name for field in fields(config_class)]
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        raise ValueError(f"{source} has the unknown field {unknown[0]!r}; known are {', '.join(known)}")
-    try:
-        config = config_class(**settings)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{source}: {error}") from None
+    config = strict_fields.build(get_type_hints(cls.__init__)["config"], settings, where=source)
     with torch.device("meta"):
         return cls(config)
 
@@ -130,6 +130,8 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None
         if tensor.shape != expected[name].shape:
             found, asked = tuple(tensor.shape), tuple(expected[name].shape)
             raise ValueError(f"{source}: {name} has shape {found}, its configuration asks for {asked}")
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise ValueError(f"{source}: {name} is {tensor.dtype}, the model has {expected[name].dtype} there")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError(f"{source}: {name} holds values that are not finite; the file is damaged")
     network.load_state_dict(dict(tensors), assign=True)

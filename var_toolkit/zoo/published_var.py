@@ -6,7 +6,7 @@ be computed are dropped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -61,8 +61,7 @@ def var_from_tensors(tensors: Mapping[str, Tensor], given: Mapping[str, Any], so
     """The transformer of a published state dict. `given` are constructor arguments that the tensors cannot tell."""
     told = Told.read(given, VARConfig, "the configuration of the backbone")
     _require(tensors, ("word_embed.weight", "class_emb.weight", "pos_1LC", "lvl_embed.weight", "head.weight"), source)
-    seen = _var_sizes(tensors)
-    settings = told.merged(seen)
+    settings = told.merged(_sizes(_var_sizes, tensors, source))
     if "patch_nums" not in settings:
         settings["patch_nums"] = _known_schedule(len(tensors["lvl_embed.weight"]), tensors["pos_1LC"].shape[1], source)
     # Without L2 normalisation no tensor tells the heads; the published family has one for 64 channels.
@@ -78,7 +77,7 @@ def tokenizer_from_tensors(
     """The tokenizer of a published state dict. It serves any schedule, so the backbone's decides."""
     told = Told.read(given, MultiScaleVQConfig, "the configuration of the tokenizer")
     _require(tensors, ("encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight"), source)
-    settings = told.merged({**_tokenizer_sizes(tensors), "patch_nums": patch_nums})
+    settings = told.merged({**_sizes(_tokenizer_sizes, tensors, source), "patch_nums": patch_nums})
     network = build(MultiScaleVQ, settings, source)
     kept, usage = dict(tensors), "quantize.ema_vocab_hit_SV"
     shape = network.get_buffer(usage).shape
@@ -109,6 +108,17 @@ def _require(tensors: Mapping[str, Tensor], names: tuple[str, ...], source: str)
     missing = [name for name in names if name not in tensors]
     if missing:
         raise ValueError(f"{source} lacks {missing[0]!r} ({len(tensors)} tensors): not a published file of this kind")
+
+
+def _sizes(
+    read: Callable[[Mapping[str, Tensor]], dict[str, Any]], tensors: Mapping[str, Tensor], source: str
+) -> dict[str, Any]:
+    try:
+        return read(tensors)
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{source} has missing or misshapen tensors ({error}): it is damaged or of another kind"
+        ) from None
 
 
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:

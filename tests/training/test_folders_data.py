@@ -1,0 +1,113 @@
+"""Training on class folders: what does not fit is refused, and held-out pictures stay bytes until looked at."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from var_toolkit.training.codebook_upkeep import initialise_codebook
+from var_toolkit.training.data_sources import pictures_of
+from var_toolkit.training.loop import train
+from var_toolkit.training.objectives import Workplace
+from var_toolkit.training.processes import Team
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Makes `name` with three pictures in each class folder; returns its path."""
+
+    def make(name: str, classes: str, each: int = 3) -> str:
+        noise = np.random.default_rng(0)
+        for letter in classes:
+            (tmp_path / name / letter).mkdir(parents=True)
+            for number in range(each):
+                pixels = noise.integers(0, 256, (80, 72, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / name / letter / f"{number}.png")
+        return str(tmp_path / name)
+
+    return make
+
+
+def section(root, validation=None, size=64):
+    return {"kind": "folders", "root": root, "validation_root": validation, "size": size, "workers": 0}
+
+
+def test_a_var_trains_on_folders_and_is_delivered(tiny, settings, folders, cache, tmp_path):
+    model = settings("var")["model"] | {"num_classes": 3}
+    recipe = tiny("var", model=model, data=section(folders("train", "abc"), folders("val", "abc", 1)), batch_size=4)
+    final = train(recipe, tmp_path / "out", cache_dir=cache, device="cpu")
+    assert (final / "model_index.json").is_file()
+
+
+def test_crops_follow_from_the_seed_of_the_recipe(tiny, folders, cache):
+    root, team = folders("train", "ab"), Team(0, 1, torch.device("cpu"))
+
+    def crops(seed):
+        source, _ = pictures_of(tiny("classifier", data=section(root), seed=seed), Workplace(cache, team))
+        return next(iter(source.batches([torch.arange(6)], 0))).pictures
+
+    assert torch.equal(crops(1), crops(1))
+    assert not torch.equal(crops(1), crops(2))
+
+
+def test_held_out_pictures_are_shared_out_and_stay_bytes(tiny, folders, cache):
+    data = section(folders("train", "abc"), folders("val", "abc"))
+    labels = []
+    for rank in range(2):
+        team = Team(rank, 2, torch.device("cpu"))
+        _, held_out = pictures_of(tiny("classifier", data=data, batch_size=2), Workplace(cache, team))
+        assert held_out.source.pictures.dtype == np.uint8
+        batches = list(held_out)
+        assert [len(batch.labels) for batch in batches] == [2, 2]
+        assert torch.equal(batches[0].pictures, next(iter(held_out)).pictures)
+        labels += [int(label) for batch in batches for label in batch.labels]
+    assert sorted(labels) == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
+def refused(recipe, tmp_path, cache, match):
+    with pytest.raises(ValueError, match=match) as caught:
+        train(recipe, tmp_path / "out", cache_dir=cache, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_another_number_of_class_folders_is_refused(tiny, folders, cache, tmp_path):
+    refused(
+        tiny("var", data=section(folders("train", "abc"))),
+        tmp_path, cache, "num_classes is 1000, but .*train has 3 class folders",
+    )  # fmt: skip
+
+
+def test_still_lifes_need_their_number_of_classes(tiny, settings, tmp_path):
+    recipe = tiny("var", model=settings("var")["model"] | {"num_classes": 10})
+    refused(recipe, tmp_path, tmp_path / "cache", "num_classes is 10, but there are 1000 classes of still lifes")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_other_validation_folders_are_refused(tiny, folders, cache, tmp_path):
+    data = section(folders("train", "abc"), folders("val", "abd"))
+    refused(tiny("tokenizer", data=data), tmp_path, cache, "must have the same class folders, .* 'c'")
+
+
+def test_pictures_of_another_size_are_refused(tiny, folders, cache, tmp_path):
+    data = section(folders("train", "abc"), size=32)
+    refused(tiny("tokenizer", data=data), tmp_path, cache, "pictures have 32 x 32 pixels, but the tokenizer reads 64")
+
+
+def test_the_first_codes_come_from_pictures_of_all_classes(tiny, folders, cache, tmp_path, monkeypatch):
+    import var_toolkit.training.tokenizer_objective as module
+
+    seen = []
+
+    def watched(tokenizer, pictures, draws):
+        seen.append(pictures)
+        initialise_codebook(tokenizer, pictures, draws)
+
+    monkeypatch.setattr(module, "initialise_codebook", watched)
+    monkeypatch.setattr(module, "FIRST_PICTURES", 3)
+    recipe = tiny("tokenizer", data=section(folders("train", "abc")), objective_options={}, batch_size=4, steps=1)
+    train(recipe, tmp_path / "out", cache_dir=cache, device="cpu")
+    source, _ = pictures_of(recipe, Workplace(Path(cache), Team(0, 1, torch.device("cpu"))))
+    expected = next(iter(source.batches([torch.tensor([0, 4, 8])], 0))).pictures
+    assert torch.equal(seen[0], expected)
