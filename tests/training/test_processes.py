@@ -25,10 +25,12 @@ def test_two_processes_reach_the_weights_of_one(tiny, cache, tmp_path, weights, 
         torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("ema", [None, 0.9])
-@pytest.mark.parametrize("cadence", [(1, 2, 8), (2, 3, 8), (2, 1, 0)])
-def test_shards_are_gathered_whenever_pictures_are_drawn(tiny, tmp_path, train_in_two, cadence, ema):
-    sample_every, validate_every, held_out = cadence
+@pytest.mark.parametrize(
+    ("sample_every", "validate_every", "held_out", "ema"), [(1, 2, 8, None), (1, 2, 8, 0.9), (2, 1, 0, 0.9)]
+)
+def test_shards_are_gathered_whenever_pictures_are_drawn(
+    tiny, tmp_path, train_in_two, sample_every, validate_every, held_out, ema
+):
     data = {"kind": "still-lifes", "count": 24, "validation_count": held_out}
     recipe = tiny("var", parallel="fsdp", data=data, ema=ema, steps=4, sample_every=sample_every,
                   validate_every=validate_every)  # fmt: skip
@@ -36,7 +38,7 @@ def test_shards_are_gathered_whenever_pictures_are_drawn(tiny, tmp_path, train_i
     assert len(list((tmp_path / "run" / "samples").iterdir())) == 4 // sample_every
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_that_go_on_end_with_the_bits_of_an_uninterrupted_run(
     tiny, tmp_path, weights, train_in_two, parallel
 ):

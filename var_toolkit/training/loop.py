@@ -172,7 +172,7 @@ class _Run:
         began, network = time.perf_counter(), self.state.delivered
         was_training = network.training
         network.eval()
-        with torch.no_grad(), self.state.autocast():
+        with parallel.no_gradients(network), self.state.autocast():
             if validate:
                 numbers = self.team.mean(self.objective.validate(network))
                 self.journal.write(done, {f"validation_{key}": value for key, value in numbers.items()})

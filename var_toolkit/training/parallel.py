@@ -1,5 +1,6 @@
 """One network over several processes: copies that average gradients (DDP), or shards of one network (FSDP2)."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -56,6 +57,11 @@ def is_sharded(network: nn.Module) -> bool:
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(network, FSDPModule)
+
+
+def no_gradients(network: nn.Module) -> AbstractContextManager[Any]:
+    """For looking at results. Shards first gathered in inference mode, as sampling is, can be gathered in no other."""
+    return torch.inference_mode() if is_sharded(network) else torch.no_grad()
 
 
 def reshard(network: nn.Module) -> None:
