@@ -15,7 +15,8 @@ import torch
 
 from var_toolkit.training.journal import Journal
 from var_toolkit.training.loop import TrainingStoppedError, train
-from var_toolkit.training.objectives import Loss, objective_class
+from var_toolkit.training.objectives import Loss
+from var_toolkit.training.registry import objective_class
 
 SCRIPT = """
 import pickle, sys, torch

@@ -10,8 +10,9 @@ from var_toolkit.evaluation.classifier import StillLifeClassifier, StillLifeClas
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.data_sources import pictures_of
 from var_toolkit.training.draws import Draws
-from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace, objective
+from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
 from var_toolkit.training.recipe import Recipe
+from var_toolkit.training.registry import objective
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,10 @@
-"""What an objective is, and the registry of them: one file `<name>_objective.py` each, found by itself."""
+"""What an objective is: the part of training that differs between networks."""
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -98,33 +96,3 @@ class Objective(ABC):
     def save(self, network: nn.Module, directory: Path) -> None:
         """Write what the run delivers to a new directory: the network alone, if nothing belongs with it."""
         save_network(network, directory)
-
-
-Registered = TypeVar("Registered", bound=type[Objective])
-_REGISTRY: dict[str, type[Objective]] = {}
-
-
-def objective(name: str) -> Callable[[Registered], Registered]:
-    """Class decorator: the public name under which recipes ask for an objective."""
-
-    def register(cls: Registered) -> Registered:
-        _REGISTRY[name] = cls
-        return cls
-
-    return register
-
-
-def objective_names() -> list[str]:
-    import var_toolkit.training as package
-
-    for module in pkgutil.iter_modules(package.__path__):
-        if module.name.endswith("_objective"):
-            importlib.import_module(f"{package.__name__}.{module.name}")
-    return sorted(_REGISTRY)
-
-
-def objective_class(name: str) -> type[Objective]:
-    names = objective_names()
-    if name not in names:
-        raise ValueError(f"objective is {name!r}; allowed: {', '.join(names)}")
-    return _REGISTRY[name]

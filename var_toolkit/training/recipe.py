@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from var_toolkit.strict_fields import build, refuse_unknown_keys
-from var_toolkit.training.objectives import objective_class
+from var_toolkit.training.registry import objective_class
 
 
 def _require(condition: bool, complaint: str) -> None:

@@ -14,9 +14,10 @@ from var_toolkit.training.codebook_upkeep import CodebookHits, initialise_codebo
 from var_toolkit.training.data_sources import pictures_of, require_size
 from var_toolkit.training.discriminator import PatchDiscriminator, hinge_loss
 from var_toolkit.training.draws import Draws
-from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace, objective
+from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
 from var_toolkit.training.perceptual import PerceptualDistance
 from var_toolkit.training.recipe import Recipe
+from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import network_from, start_from
 
 FIRST_PICTURES = 64  # whose residuals become the first codes

@@ -28,8 +28,9 @@ from var_toolkit.training.data_sources import (
     still_lifes,
 )
 from var_toolkit.training.draws import Draws
-from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace, objective
+from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
 from var_toolkit.training.recipe import Recipe, StillLifesData
+from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import network_from, start_from
 from var_toolkit.training.token_cache import cached_tokens
 
