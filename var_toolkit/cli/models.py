@@ -50,8 +50,9 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def _parameters(entry: Entry) -> int | None:
+    """Values in the backbone, or in what there is instead."""
     if isinstance(entry.source, Embedded):
-        return sum(_tensor_sizes(folder) for folder in entry.source.parts().values())
+        return _tensor_sizes(list(entry.source.parts().values())[-1])
     return entry.source.parameters
 
 

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Draw the pictures of the README anew with the embedded models.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+vargen sample --class 207 55 912 348 660 471 --seed 0 -n 10 --grid --out docs/samples.png
+vargen sample --class 207 55 912 348 --trace docs/growing.gif --out "$(mktemp -d)"
