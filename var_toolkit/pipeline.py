@@ -88,8 +88,7 @@ class Pipeline:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
         """Move both networks, in place. The quantiser stays in float32 whatever the dtype."""
         self.backbone.to(device=device, dtype=dtype)
-        self.tokenizer.to(device=device, dtype=dtype)
-        self.tokenizer.quantize.float()
+        self.tokenizer.place(device, dtype)
         return self
 
     def pack(self) -> Pipeline:
@@ -236,10 +235,7 @@ def load_tokenizer(source: str | Path, *, device: str = "auto", dtype: torch.dty
         return load(source, device=device, dtype=dtype).tokenizer
     if type(tokenizer).__name__ != EXPECTED["tokenizer"]:
         raise ValueError(f"{source} holds a {type(tokenizer).__name__}, no tokenizer")
-    where = find_device(device)
-    tokenizer.to(device=where, dtype=dtype)
-    tokenizer.quantize.float()
-    return tokenizer  # type: ignore[return-value]
+    return tokenizer.place(find_device(device), dtype)  # type: ignore[operator]
 
 
 def find_device(name: str) -> torch.device:

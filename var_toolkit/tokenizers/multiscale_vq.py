@@ -87,6 +87,12 @@ class MultiScaleVQ(nn.Module):
         """Height and width, in pixels, of the pictures this tokenizer reads and draws."""
         return self.scales.finest * self.config.downsample
 
+    def place(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> MultiScaleVQ:
+        """Move in place; the quantiser stays in float32, since sums over the scales lose too much in less."""
+        self.to(device=device, dtype=dtype)
+        self.quantize.float()
+        return self
+
     def features(self, pictures: Tensor) -> Tensor:
         """The latent before quantisation, (B, z_channels, h, w)."""
         side = self.picture_side
