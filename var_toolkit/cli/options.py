@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -34,3 +35,28 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default=DEFAULT, help="a name from `vargen models`, a model directory, or a hub id user/name"
     )
+
+
+def model_of(args: argparse.Namespace) -> str:
+    """What `load` and `skeleton` shall open."""
+    return str(args.model)
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """How the model draws: --cfg, --top-k, --top-p, --temperature, --smooth. Unset ones are the model's defaults."""
+    parser.add_argument("--cfg", type=float, help="guidance at the last scale, as VAR counts it; 0 is off")
+    parser.add_argument("--top-k", type=int, help="keep the k likeliest tokens; 0 is off")
+    parser.add_argument("--top-p", type=float, help="keep the likeliest tokens up to this mass; 0 is off")
+    parser.add_argument("--temperature", type=float, help="above 1 varies more, below 1 less")
+    parser.add_argument("--smooth", action="store_true", help="mix codes instead of drawing one: smoother pictures")
+
+
+def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Those options as keywords of `Pipeline.plan` and of the pipeline itself."""
+    return {
+        "guidance_scale": args.cfg,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "temperature": args.temperature,
+        "smooth": args.smooth,
+    }

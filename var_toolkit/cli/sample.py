@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from var_toolkit.cli.options import add_machine_options, add_model_option, at_least
+from var_toolkit.cli.options import (
+    add_machine_options,
+    add_model_option,
+    add_sampling_options,
+    at_least,
+    model_of,
+    sampling_settings,
+)
 from var_toolkit.files import check_writable, write_whole
 from var_toolkit.zoo.registry import DEFAULT
 
@@ -37,11 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=at_least(0), default=0, help="seed of the first picture of each class; the next ones count up"
     )
     add_model_option(parser)
-    parser.add_argument("--cfg", type=float, help="guidance at the last scale, as VAR counts it; 0 is off")
-    parser.add_argument("--top-k", type=int, help="keep the k likeliest tokens; 0 is off")
-    parser.add_argument("--top-p", type=float, help="keep the likeliest tokens up to this mass; 0 is off")
-    parser.add_argument("--temperature", type=float, help="above 1 varies more, below 1 less")
-    parser.add_argument("--smooth", action="store_true", help="mix codes instead of drawing one: smoother pictures")
+    add_sampling_options(parser)
     add_machine_options(parser)
     parser.add_argument("--batch-size", type=at_least(1), default=8, help="pictures at a time (default 8)")
     parser.add_argument("--out", type=Path, default=Path("."), help="a folder, or a .png, .jpg or .webp file")
@@ -74,9 +77,9 @@ def run(args: argparse.Namespace) -> None:
     from var_toolkit.pipeline import find_device, load, skeleton
 
     find_device(args.device)
-    shape = skeleton(args.model)  # sizes alone: what cannot be drawn is refused before anything is downloaded
+    shape = skeleton(model_of(args))  # sizes alone: what cannot be drawn is refused before anything is downloaded
     labels = [shape.class_names.resolve(name) for name in args.classes]
-    plan = shape.plan(**_settings(args))
+    plan = shape.plan(**sampling_settings(args))
     if args.dry_run:
         _show_plan(args, plan, labels)
         return
@@ -84,21 +87,11 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     began = time.perf_counter()
-    pipe = load(args.model, device=args.device, dtype=getattr(torch, args.dtype)).pack()
+    pipe = load(model_of(args), device=args.device, dtype=getattr(torch, args.dtype)).pack()
     loading = time.perf_counter() - began
     drawn = _draw(pipe, args, [(label, args.seed + i) for label in labels for i in range(args.n)])
     _write_sheets(args, drawn)
     _report(args, pipe, drawn, loading)
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "guidance_scale": args.cfg,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "temperature": args.temperature,
-        "smooth": args.smooth,
-    }
 
 
 def _check_names(args: argparse.Namespace) -> None:
@@ -140,7 +133,7 @@ def _draw(pipe: Pipeline, args: argparse.Namespace, wanted: list[tuple[int, int]
         for at in range(0, len(wanted), size):
             labels, seeds = (list(column) for column in zip(*wanted[at : at + size], strict=True))
             began = time.perf_counter()
-            output = pipe(labels, seeds=seeds, batch_size=size, callback_on_scale_end=on_scale, **_settings(args))
+            output = pipe(labels, seeds=seeds, batch_size=size, callback_on_scale_end=on_scale, **sampling_settings(args))
             drawn.seconds += time.perf_counter() - began
             _keep(args, drawn, cast("PipelineOutput", output))
     return drawn
@@ -221,7 +214,7 @@ def _report(args: argparse.Namespace, pipe: Pipeline, drawn: Drawn, loading: flo
     names = {label: pipe.class_names.name(label) for label in drawn.labels}
     if args.json:
         facts = {
-            "model": str(args.model),
+            "model": model_of(args),
             "files": [str(path) for path in drawn.files],
             "classes": drawn.labels,
             "names": [names[label] for label in drawn.labels],
@@ -268,7 +261,7 @@ def _show_plan(args: argparse.Namespace, plan: Plan, labels: list[int]) -> None:
 
     pictures = len(labels) * args.n
     told = forecast(plan, pictures=pictures, batch=args.batch_size, dtype=args.dtype)
-    facts = {"model": str(args.model), "classes": labels, "pictures": pictures, **told}
+    facts = {"model": model_of(args), "classes": labels, "pictures": pictures, **told}
     if args.json:
         print(json.dumps(facts))
         return
