@@ -120,7 +120,7 @@ def _draw(pipe: Pipeline, args: argparse.Namespace, wanted: list[tuple[int, int]
     """Draw pairs of label and seed, and write each picture once its batch is done."""
     from tqdm import tqdm
 
-    drawn, size = Drawn(), args.batch_size
+    drawn, size, settings = Drawn(), args.batch_size, sampling_settings(args)
     with tqdm(
         total=-(-len(wanted) // size) * len(pipe.backbone.scales), unit=" scales", disable=None, leave=False
     ) as bar:
@@ -133,7 +133,7 @@ def _draw(pipe: Pipeline, args: argparse.Namespace, wanted: list[tuple[int, int]
         for at in range(0, len(wanted), size):
             labels, seeds = (list(column) for column in zip(*wanted[at : at + size], strict=True))
             began = time.perf_counter()
-            output = pipe(labels, seeds=seeds, batch_size=size, callback_on_scale_end=on_scale, **sampling_settings(args))
+            output = pipe(labels, seeds=seeds, batch_size=size, callback_on_scale_end=on_scale, **settings)
             drawn.seconds += time.perf_counter() - began
             _keep(args, drawn, cast("PipelineOutput", output))
     return drawn
