@@ -56,7 +56,15 @@ def test_draws_follow_the_softmax():
     from var_toolkit.sampling.noise import Noise, Stream
 
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf]).expand(1, 100_000, 5)
-    found = draw(logits, Noise([7]).gumbel(Stream.TOKEN, 0, 100_000, 5), temperature=2.0)
+    found = draw(logits, Noise([7]).uniform(Stream.TOKEN, 0, 100_000), temperature=2.0)
     frequency = found.flatten().bincount(minlength=5) / 100_000
     assert_close(frequency, (logits[0, 0] / 2.0).softmax(-1), atol=0.006, rtol=0)
     assert frequency[4] == 0
+
+
+@pytest.mark.parametrize("uniform", [2.0**-33, 1 - 2.0**-24])
+def test_the_ends_of_the_noise_draw_the_first_and_the_last_code_with_mass(uniform):
+    logits = torch.randn(1, 50, 4096)
+    logits[..., :7] = logits[..., -5:] = -torch.inf
+    found = draw(logits, torch.full((1, 50), uniform), temperature=0.7)
+    assert (found == (7 if uniform < 0.5 else 4090)).all()

@@ -97,9 +97,9 @@ def _draw_scale(stage: Stage, logits: Tensor, noise: Noise, tokenizer: Tokenizer
     if stage.guidance > 0:
         logits = guide(logits, stage.guidance * scales.progress(k))
     logits = filter_top_k_top_p(logits, top_k=stage.top_k, top_p=stage.top_p)
-    place = (scales.offsets[k], scales.lengths[k], logits.shape[-1])
-    found = draw(logits, noise.gumbel(Stream.TOKEN, *place), temperature=stage.temperature)
+    place = (scales.offsets[k], scales.lengths[k])
+    found = draw(logits, noise.uniform(Stream.TOKEN, *place), temperature=stage.temperature)
     if not stage.smooth:
         return found, quantize.embed(found)
-    gumbel = noise.gumbel(Stream.SMOOTH, *place)
+    gumbel = noise.gumbel(Stream.SMOOTH, *place, logits.shape[-1])
     return found, soft_codes(logits, gumbel, quantize.embedding.weight, progress=scales.progress(k))

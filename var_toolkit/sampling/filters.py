@@ -32,12 +32,15 @@ def filter_top_k_top_p(logits_BLV: Tensor, *, top_k: int = 0, top_p: float = 0.0
     return logits_BLV
 
 
-def draw(logits_BLV: Tensor, gumbel_BLV: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """One token each from softmax(logits / temperature), (B, L): a pure function of logits and noise.
+def draw(logits_BLV: Tensor, uniform_BL: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """One token each from softmax(logits / temperature), (B, L): where the mass summed over the codes passes `uniform`.
 
-    Temperature acts after the filters, as published for CoDe, so the filters see temperature 1.
+    A pure function of logits and noise; a code of -inf is never drawn. Temperature acts after the filters, as published
+    for CoDe, so the filters see temperature 1.
     """
-    return (logits_BLV / temperature + gumbel_BLV).argmax(dim=-1)
+    mass_BLV = (logits_BLV / temperature).softmax(dim=-1).cumsum(dim=-1)
+    # The total is 1 up to rounding; uniform is below 1, so the product stays below the total.
+    return torch.searchsorted(mass_BLV, uniform_BL.unsqueeze(-1) * mass_BLV[..., -1:], right=True).squeeze(-1)
 
 
 def soft_codes(logits_BLV: Tensor, gumbel_BLV: Tensor, codebook_VC: Tensor, *, progress: float) -> Tensor:

@@ -60,9 +60,16 @@ class Noise:
         words = philox((block, place, zero + int(stream), zero), key)
         return torch.stack(words, dim=-1).flatten(2)[..., :width]
 
+    def uniform(self, stream: Stream, position: int, tokens: int) -> Tensor:
+        """One number in (0, 1) a token, float32 (B, tokens)."""
+        return _unit(self.words(stream, position, tokens, 1)).squeeze(-1)
+
     def gumbel(self, stream: Stream, position: int, tokens: int, width: int) -> Tensor:
         """Standard Gumbel noise, float32 (B, tokens, width): logits + noise, argmax, is one draw from softmax."""
-        uniform = (self.words(stream, position, tokens, width).float() + 0.5) * 2.0**-32
         # -log1p(-u) rather than -log(u): small exponentials decide who wins, and small u is where float32 is fine.
-        # A word near 2**32 rounds to u = 1, hence the clamp.
-        return -torch.log(-torch.log1p(-uniform.clamp_(max=1 - 2.0**-24)))
+        return -torch.log(-torch.log1p(-_unit(self.words(stream, position, tokens, width))))
+
+
+def _unit(words: Tensor) -> Tensor:
+    """32-bit words -> float32 in (0, 1). A word near 2**32 would round to 1, hence the clamp."""
+    return ((words.float() + 0.5) * 2.0**-32).clamp_(max=1 - 2.0**-24)
