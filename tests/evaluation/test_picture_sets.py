@@ -1,0 +1,163 @@
+"""Folders, files of the ADM evaluator and fresh renderings as sets of pictures; and everything wrong with them."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from evaluation.conftest import write_pictures
+from PIL import Image
+
+from var_toolkit.data.still_lifes import render
+from var_toolkit.evaluation.picture_sets import FRESH_SEED, FreshStillLifes, open_images, open_reference
+
+
+def pixels(pictures) -> torch.Tensor:
+    """All pictures of a set, uint8 (N, 3, h, w)."""
+    return torch.stack([pictures[i] for i in range(len(pictures))])
+
+
+@pytest.fixture
+def noise() -> np.ndarray:
+    """Pictures as the evaluator holds them, uint8 (6, 8, 10, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (6, 8, 10, 3), dtype=np.uint8)
+
+
+def test_a_folder_and_its_class_folders_are_one_set(tmp_path, noise):
+    pictures = torch.from_numpy(noise).permute(0, 3, 1, 2)
+    write_pictures(tmp_path / "a", pictures[:2])
+    write_pictures(tmp_path / "b", pictures[2:])
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "notes.txt").write_text("hidden files are nobody's pictures")
+    (tmp_path / "settings.json").write_text(json.dumps({"model": "var-d16"}))
+    found = open_images(tmp_path)
+    assert (found.count, found.size, found.settings) == (6, (8, 10), {"model": "var-d16"})
+    assert torch.equal(pixels(found.pictures), pictures)
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_an_evaluator_file_gives_back_its_pictures_and_statistics(write, tmp_path, noise):
+    write(tmp_path / "set.npz", arr_0=noise, mu=np.ones(3), sigma=np.eye(3), mu_s=np.ones(2), sigma_s=np.eye(2))
+    found = open_reference(tmp_path / "set.npz", 6)
+    assert (found.count, found.size, found.shuffled) == (6, (8, 10), True)
+    assert torch.equal(pixels(found.pictures), torch.from_numpy(noise).permute(0, 3, 1, 2))
+    assert found.statistics is not None
+    assert found.spatial is not None
+    assert torch.equal(found.statistics.mu, torch.ones(3, dtype=torch.float64))
+    assert torch.equal(found.spatial.sigma, torch.eye(2, dtype=torch.float64))
+
+
+def test_a_large_file_is_mapped_and_not_read(tmp_path, noise):
+    np.savez(tmp_path / "set.npz", arr_0=noise)
+    assert isinstance(open_images(tmp_path / "set.npz").pictures._array, np.memmap)
+
+
+def test_a_file_with_statistics_alone_is_a_reference_and_no_set_of_images(tmp_path):
+    np.savez(tmp_path / "set.npz", mu=np.ones(3, np.float32), sigma=np.eye(3))
+    found = open_reference(tmp_path / "set.npz", 6)
+    assert (found.count, found.size, found.spatial) == (0, None, None)
+    assert found.statistics is not None
+    assert found.statistics.mu.dtype == torch.float64
+    with pytest.raises(ValueError, match="statistics but no pictures"):
+        open_images(tmp_path / "set.npz")
+
+
+def test_fresh_still_lifes_hold_every_class_equally_often_and_are_drawn_anew():
+    found = open_reference("stilllife", 1200)
+    assert found.count == 2000
+    assert torch.equal(found.pictures[1003], render([3], [FRESH_SEED + 1003])[0])
+    assert torch.equal(FreshStillLifes(5, first=1000)[3], found.pictures[1003])
+
+
+def test_some_of_the_pictures_are_the_same_ones_every_time(tmp_path, noise):
+    np.savez(tmp_path / "set.npz", arr_0=noise)
+    few = [pixels(open_images(tmp_path / "set.npz", 4).pictures) for _ in range(2)]
+    assert torch.equal(*few)
+    assert len(few[0]) == 4
+    with pytest.raises(ValueError, match=r"7 pictures are asked for; .*set.npz holds 6"):
+        open_images(tmp_path / "set.npz", 7)
+
+
+def test_sixteen_bits_and_truncated_files_are_named(tmp_path, noise):
+    folder = write_pictures(tmp_path / "set", torch.from_numpy(noise).permute(0, 3, 1, 2))
+    broken = folder / "000003_class-3.png"
+    whole = broken.read_bytes()
+    for content in (whole[: len(whole) // 2], b"no picture", whole[:-60] + b"\0" * 60, b""):
+        broken.write_bytes(content)
+        with pytest.raises(ValueError, match=r"000003_class-3.png is damaged, or is not a picture"):
+            open_images(folder)
+    Image.new("I;16", (10, 8)).save(broken)
+    with pytest.raises(ValueError, match=r"000003_class-3.png holds pixels of I;16"):
+        open_images(folder)
+
+
+def test_a_jpeg_that_ends_too_soon_is_named_when_it_is_read(tmp_path):
+    Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-900])
+    with pytest.raises(ValueError, match=r"a.jpg is damaged"):
+        open_images(tmp_path).pictures[0]
+
+
+def test_mixed_sizes_name_two_files(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 9)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"several sizes: \S*a.png is 8x8, \S*b.png is 8x9; scale and crop"):
+        open_images(tmp_path)
+
+
+def test_folders_without_pictures_and_with_other_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no pictures"):
+        open_images(tmp_path)
+    (tmp_path / "notes.txt").write_text("text")
+    with pytest.raises(ValueError, match=r"notes.txt is no picture; beside settings.json"):
+        open_images(tmp_path)
+    with pytest.raises(ValueError, match=r"notes.txt is neither a folder nor an .npz file"):
+        open_images(tmp_path / "notes.txt")
+    with pytest.raises(ValueError, match=r"nowhere is not there"):
+        open_images(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"images": np.zeros(3)}, "holds images; it must hold pictures as arr_0, or mu and sigma"),
+        ({"mu": np.zeros(3)}, "holds mu; it must hold"),
+        ({"arr_0": np.zeros((2, 8, 8, 3), np.float32)}, "arr_0 is float32"),
+        ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, r"must be uint8 pictures \(N, height, width, 3\)"),
+        ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, r"must be uint8 pictures"),
+        ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"mu is \(3,\) and sigma \(4, 4\)"),
+        ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "no mean and covariance"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 9], [0, 1]])}, "no mean and covariance"),
+        ({"mu": np.array(["a"]), "sigma": np.eye(1)}, "cannot be read as numbers"),
+    ],
+)
+def test_arrays_of_the_wrong_kind_are_refused(arrays, words, tmp_path):
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(ValueError, match=words):
+        open_reference(tmp_path / "set.npz", 6)
+
+
+class Trap:
+    """Does something when it is unpickled."""
+
+    def __reduce__(self):
+        return pytest.fail, ("a file ran code",)
+
+
+def test_no_file_runs_code(tmp_path):
+    np.savez(tmp_path / "set.npz", mu=np.array([Trap()], dtype=object), sigma=np.eye(1))
+    with pytest.raises(ValueError, match="cannot be read as numbers"):
+        open_reference(tmp_path / "set.npz", 6)
+    np.savez(tmp_path / "set.npz", arr_0=np.array([Trap()], dtype=object))
+    with pytest.raises(ValueError, match="arr_0 is object"):
+        open_images(tmp_path / "set.npz")
+
+
+def test_damaged_archives_are_refused(tmp_path, noise):
+    np.savez(tmp_path / "set.npz", arr_0=noise)
+    whole = (tmp_path / "set.npz").read_bytes()
+    for content in (b"", whole[:500], pickle.dumps("text")):
+        (tmp_path / "set.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"is damaged, or is not an .npz file"):
+            open_images(tmp_path / "set.npz")

@@ -1,0 +1,259 @@
+"""Sets of pictures to be measured: a folder, an `.npz` of the ADM evaluator, or freshly rendered still lifes.
+
+Everything that can be wrong with a set is found when it is opened, before anyone computes with it: a picture that is
+damaged or of another size, a file that is none, an array of the wrong kind. Item i of a set is uint8 (3, h, w).
+"""
+
+from __future__ import annotations
+
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from var_toolkit.data.still_lifes import SIZE, render
+from var_toolkit.evaluation.frechet import Statistics
+from var_toolkit.zoo.directory import read_json
+
+SETTINGS = "settings.json"  # `vargen evaluate sample` writes it among its pictures: model, plan, versions
+PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+STILL_LIFES = "stilllife"  # names the reference that is rendered
+CLASSES = 1000
+FRESH_SEED = 2**41  # beyond the seeds of both splits of the still lifes: no training saw these
+PICTURES, STATISTICS, SPATIAL = "arr_0", ("mu", "sigma"), ("mu_s", "sigma_s")  # in files of the ADM evaluator
+
+
+class PictureFiles(Dataset[Tensor]):
+    """Pictures in files that were checked."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        from PIL import Image
+
+        path = self._paths[index]
+        try:
+            with Image.open(path) as picture:
+                pixels = np.array(picture.convert("RGB"))
+        except OSError as error:  # a JPEG that ends too soon has a perfect header
+            raise ValueError(f"{path} is damaged: {error}") from None
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+class PictureArray(Dataset[Tensor]):
+    """Pictures in an array, uint8 (N, h, w, 3)."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(np.array(self._array[index])).permute(2, 0, 1)
+
+
+class FreshStillLifes(Dataset[Tensor]):
+    """Renderings that no training saw, drawn when asked for; item i has the label (first + i) % 1000."""
+
+    def __init__(self, count: int, first: int = 0) -> None:
+        self._items = range(first, first + count)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Tensor:
+        item = self._items[index]
+        return render([item % CLASSES], [FRESH_SEED + item])[0]
+
+
+class Part(Dataset[Tensor]):
+    """Some pictures of a set, in its order."""
+
+    def __init__(self, whole: Dataset[Tensor], indices: list[int]) -> None:
+        self._whole, self._indices = whole, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._whole[self._indices[index]]
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Pictures, statistics that were made elsewhere, or both."""
+
+    source: str
+    pictures: Any = None  # one of the data sets above
+    size: tuple[int, int] | None = None  # height and width
+    statistics: Statistics | None = None  # mu, sigma
+    spatial: Statistics | None = None  # mu_s, sigma_s
+    settings: dict[str, Any] | None = None  # what was sampled, where the set says it
+    shuffled: bool = False  # whether the first pictures stand for all of them, as in the evaluator's files
+
+    @property
+    def count(self) -> int:
+        """How many pictures; 0 if there are statistics alone."""
+        return 0 if self.pictures is None else len(self.pictures)
+
+
+def open_images(source: str | Path, count: int | None = None) -> PictureSet:
+    """The set that is measured: a folder or an `.npz` with pictures; of them `count` at random, the same every time.
+
+    ValueError in one line if it is no such thing.
+    """
+    found = _opened(source)
+    if found.pictures is None:
+        raise ValueError(f"{source} holds statistics but no pictures ({PICTURES}); it can only be a reference")
+    if count is None or count == found.count:
+        return found
+    if not 1 <= count < found.count:
+        raise ValueError(f"{count} pictures are asked for; {source} holds {found.count}")
+    part = Part(found.pictures, chosen(found.count, count))
+    return PictureSet(found.source, part, found.size, settings=found.settings, shuffled=found.shuffled)
+
+
+def open_reference(source: str | Path, images: int) -> PictureSet:
+    """The set that is measured against: a folder, an `.npz`, or "stilllife" for as many fresh renderings as `images`.
+
+    Fresh renderings are rounded up to whole thousands, so that every class is there equally often.
+    """
+    if str(source) == STILL_LIFES:
+        count = -(-images // CLASSES) * CLASSES
+        return PictureSet(f"{count} fresh still lifes", FreshStillLifes(count), (SIZE, SIZE))
+    return _opened(source)
+
+
+def chosen(of: int, count: int) -> list[int]:
+    """Numbers of `count` pictures out of `of`: at random, in ascending order, and the same every time."""
+    return sorted(np.random.default_rng(0).permutation(of)[:count].tolist())
+
+
+def _opened(source: str | Path) -> PictureSet:
+    path = Path(source)
+    if path.is_dir():
+        return _open_folder(path)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return _open_npz(path)
+    problem = "is neither a folder nor an .npz file" if path.exists() else "is not there"
+    raise ValueError(f"{source} {problem}; give a folder of pictures or an .npz file")
+
+
+class _Header(NamedTuple):
+    path: Path
+    size: tuple[int, int]
+
+
+def _open_folder(folder: Path) -> PictureSet:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_aside(path.relative_to(folder)))
+    for path in paths:
+        if path.suffix.lower() not in PICTURE_FILES:
+            raise ValueError(
+                f"{path} is no picture; beside {SETTINGS} the folder may hold {', '.join(PICTURE_FILES)} alone"
+            )
+    if not paths:
+        raise ValueError(f"{folder} holds no pictures")
+    with ThreadPoolExecutor(8) as pool:
+        headers = list(pool.map(_verified, paths))
+    other = next((header for header in headers if header.size != headers[0].size), None)
+    if other is not None:
+        raise ValueError(
+            f"the pictures of {folder} have several sizes: {_told(headers[0])}, {_told(other)}; "
+            "scale and crop them to one size first"
+        )
+    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else None
+    return PictureSet(str(folder), PictureFiles(paths), headers[0].size, settings=settings)
+
+
+def _is_aside(path: Path) -> bool:
+    return path.name == SETTINGS or any(part.startswith(".") for part in path.parts)
+
+
+def _told(header: _Header) -> str:
+    height, width = header.size
+    return f"{header.path} is {width}x{height}"
+
+
+def _verified(path: Path) -> _Header:
+    """Size of a picture; for a PNG every checksum is compared too."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            size, mode = (picture.height, picture.width), picture.mode
+            picture.verify()
+    except Exception as error:  # Pillow raises anything from SyntaxError to struct.error
+        raise ValueError(f"{path} is damaged, or is not a picture: {error}") from None
+    if mode[0] in "IF":
+        raise ValueError(f"{path} holds pixels of {mode}; the metrics take 8 bits a channel")
+    return _Header(path, size)
+
+
+def _open_npz(path: Path) -> PictureSet:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            array = _pictures(path, archive) if PICTURES in names else None
+        with np.load(path, allow_pickle=False) as arrays:
+            told = [_statistics(path, arrays, names, keys) for keys in (STATISTICS, SPATIAL)]
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ValueError(f"{path} is damaged, or is not an .npz file: {error}") from None
+    if array is None and told[0] is None:
+        listed = ", ".join(names[:6]) or "nothing"
+        raise ValueError(f"{path} holds {listed}; it must hold pictures as {PICTURES}, or mu and sigma")
+    if array is None:
+        return PictureSet(str(path), statistics=told[0], spatial=told[1])
+    return PictureSet(str(path), PictureArray(array), array.shape[1:3], told[0], told[1], shuffled=True)
+
+
+def _pictures(path: Path, archive: zipfile.ZipFile) -> np.ndarray:
+    """The pictures, mapped rather than read where the archive stores them as they are, as `np.savez` does."""
+    member = archive.getinfo(f"{PICTURES}.npy")
+    with archive.open(member) as file:
+        shape, in_columns, dtype = _header(path, file)
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or in_columns or 0 in shape:
+        raise ValueError(f"{path}: {PICTURES} is {dtype} {shape}; it must be uint8 pictures (N, height, width, 3)")
+    if member.compress_type != zipfile.ZIP_STORED:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays[PICTURES]
+    with path.open("rb") as raw:
+        raw.seek(member.header_offset + 26)  # the two lengths of a zip's local header, which end its 30 bytes
+        lengths = np.frombuffer(raw.read(4), "<u2")
+        raw.seek(int(lengths.sum()), 1)
+        _header(path, raw)
+        return np.memmap(path, np.uint8, "r", offset=raw.tell(), shape=shape)
+
+
+def _header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    try:
+        read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+        return read(file)
+    except ValueError as error:
+        raise ValueError(f"{path}: {PICTURES} is damaged: {error}") from None
+
+
+def _statistics(path: Path, arrays: Any, names: list[str], keys: tuple[str, str]) -> Statistics | None:
+    """A mean and a covariance, checked, in float64; None if they are not there."""
+    if not all(key in names for key in keys):
+        return None
+    try:
+        mu, sigma = (np.asarray(arrays[key], np.float64) for key in keys)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {' and '.join(keys)} cannot be read as numbers: {error}") from None
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        raise ValueError(f"{path}: {keys[0]} is {mu.shape} and {keys[1]} {sigma.shape}; expected (C,) and (C, C)")
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all() and np.allclose(sigma, sigma.T)):
+        raise ValueError(f"{path}: {' and '.join(keys)} are no mean and covariance: not finite, or not symmetric")
+    return Statistics(torch.from_numpy(mu), torch.from_numpy(sigma))
