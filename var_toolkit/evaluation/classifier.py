@@ -65,15 +65,22 @@ class StillLifeClassifier(nn.Module):
             maps.append(x)
         return maps
 
+    def pool(self, last: Tensor) -> Tensor:
+        """The feature vectors of the coarsest maps, (B, features)."""
+        return self.project(torch.cat([last.mean((2, 3)), last.amax((2, 3))], dim=1))
+
     def features(self, pictures: Tensor) -> Tensor:
         """(B, features)."""
-        last = self.levels(pictures)[-1]
-        return self.project(torch.cat([last.mean((2, 3)), last.amax((2, 3))], dim=1))
+        return self.pool(self.levels(pictures)[-1])
+
+    def answers(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of solid, colour and ground of feature vectors, each (B, 10), float32."""
+        solid, colour, ground = self.head(F.silu(features)).float().split(ANSWERS, dim=1)
+        return solid, colour, ground
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of solid, colour and ground, each (B, 10), float32."""
-        solid, colour, ground = self.head(F.silu(self.features(pictures))).float().split(ANSWERS, dim=1)
-        return solid, colour, ground
+        return self.answers(self.features(pictures))
 
     @torch.no_grad()
     def predict(self, pictures: Tensor) -> Tensor:

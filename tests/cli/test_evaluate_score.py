@@ -1,0 +1,72 @@
+"""`vargen evaluate score`, as a module: what it prints, and its complaints."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from var_toolkit.cli import evaluate_score
+from var_toolkit.data.still_lifes import render
+
+
+@pytest.fixture
+def parsed():
+    """Parse the options of the step and run it."""
+    parser = argparse.ArgumentParser()
+    evaluate_score.add_arguments(parser)
+
+    def run(*options: str) -> None:
+        evaluate_score.run(parser.parse_args(options))
+
+    return run
+
+
+@pytest.fixture
+def sets() -> None:
+    """Two small sets of still lifes in the current folder, as an evaluator's files."""
+    for name, first in (("a", 0), ("b", 100)):
+        pictures = render(range(first, first + 40), range(40)).permute(0, 2, 3, 1)
+        np.savez(f"{name}.npz", arr_0=pictures.numpy())
+
+
+def test_the_table_names_figures_settings_and_doubts(parsed, sets, capsys):
+    parsed("--images", "a.npz", "--reference", "b.npz", "--features", "stilllife", "-n", "30")
+    told = capsys.readouterr()
+    assert "a.npz (30 pictures of 64x64)" in told.out
+    for name in ("FID", "spatial FID", "Inception Score", "KID", "precision", "recall"):
+        assert f"\n{name} " in told.out
+    assert "torch_fidelity 0.4" in told.out
+    assert told.err.startswith("note: fid, sfid: 30 pictures of a.npz are too few for 128 pooled")
+
+
+def test_json_is_one_object(parsed, sets, capsys):
+    parsed("--images", "a.npz", "--reference", "b.npz", "--features", "stilllife", "--json")
+    report = json.loads(capsys.readouterr().out)
+    assert list(report)[:6] == ["fid", "sfid", "isc", "kid", "precision", "recall"]
+    assert report["features"] == "stilllife"
+    assert report["reference"] == {"source": "b.npz", "kind": "pictures", "count": 40, "pixels": "64x64"}
+
+
+def test_missing_figures_are_dashes(parsed, sets, capsys):
+    np.savez("statistics.npz", mu=np.zeros(128), sigma=np.eye(128))
+    parsed("--images", "a.npz", "--reference", "statistics.npz", "--features", "stilllife")
+    told = capsys.readouterr()
+    assert "(statistics)" in told.out
+    assert told.out.count(" -\n") == 4
+    assert "note: kid, precision, recall:" in told.err
+
+
+def test_a_folder_that_says_how_it_was_sampled_is_quoted(parsed, sets, capsys):
+    folder = Path("pictures")
+    folder.mkdir()
+    for i, picture in enumerate(torch.randint(256, (4, 64, 64, 3), dtype=torch.uint8)):
+        Image.fromarray(picture.numpy()).save(folder / f"{i}.png")
+    (folder / "settings.json").write_text('{"model": "x", "plan": [{"cfg": 1.5}]}')
+    parsed("--images", "pictures", "--reference", "a.npz", "--features", "stilllife")
+    out = capsys.readouterr().out
+    assert "model        x\n" in out
+    assert 'plan         [{"cfg": 1.5}]\n' in out

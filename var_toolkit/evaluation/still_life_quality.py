@@ -1,0 +1,133 @@
+"""How good drawn still lifes are, judged by the embedded classifier: class agreement, and a Fréchet distance.
+
+The distance is the FID of `vargen evaluate score --features stilllife`: between the classifier's 128 features of the
+pictures and those of fresh renderings. Neither needs a network connection, nor torch-fidelity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from var_toolkit.data.still_lifes import VERSION, parts
+from var_toolkit.evaluation.classifier import StillLifeClassifier
+from var_toolkit.evaluation.frechet import Statistics, frechet_distance
+from var_toolkit.evaluation.picture_sets import FreshStillLifes
+from var_toolkit.files import write_whole
+from var_toolkit.zoo.directory import load_network
+from var_toolkit.zoo.registry import WEIGHTS, embedded_part
+
+BATCH = 100
+ENOUGH = 10_000  # renderings to compare with; with fewer the distance is larger, as with any Fréchet distance
+WORKERS = min(4, os.cpu_count() or 1)  # processes that render
+JUDGE = "stilllife-classifier"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Share of pictures in which the classifier sees the right class, and the right parts of it, from 0 to 1."""
+
+    whole: float
+    solid: float
+    colour: float
+    ground: float
+
+
+def load_judge() -> StillLifeClassifier:
+    """The embedded classifier, on the CPU."""
+    judge = load_network(embedded_part(JUDGE))
+    assert isinstance(judge, StillLifeClassifier)
+    return judge.requires_grad_(False)
+
+
+_judge = cache(load_judge)  # one for the functions here, which never move it
+
+
+def normalised(pictures_B3hw: Tensor) -> Tensor:
+    """Pictures of uint8 as the classifier takes them, float in [-1, 1]."""
+    if pictures_B3hw.dtype != torch.uint8:
+        raise ValueError(f"pictures are {pictures_B3hw.dtype}; they must be uint8, from 0 to 255")
+    return pictures_B3hw / 127.5 - 1
+
+
+@torch.inference_mode()
+def agreement(pictures_B3hw: Tensor, labels_B: Tensor) -> Agreement:
+    """Class agreement of uint8 pictures (B, 3, 64, 64) with the labels that they were drawn for."""
+    if not len(pictures_B3hw) == len(labels_B) > 0:
+        raise ValueError(f"there are {len(pictures_B3hw)} pictures and {len(labels_B)} labels; give one a picture")
+    judge = _judge()
+    found = [judge.predict(normalised(batch.cpu())) for batch in pictures_B3hw.split(BATCH)]
+    told = torch.tensor([parts(int(label)) for label in torch.cat(found)])
+    truth = torch.tensor([parts(int(label)) for label in labels_B])
+    right = told == truth
+    return Agreement(float(right.all(1).double().mean()), *right.double().mean(0).tolist())
+
+
+def class_agreement(pictures_B3hw: Tensor, labels_B: Tensor) -> float:
+    """Share of pictures whose label the classifier names, from 0 to 1."""
+    return agreement(pictures_B3hw, labels_B).whole
+
+
+@torch.inference_mode()
+def picture_statistics(pictures_B3hw: Tensor) -> Statistics:
+    """Statistics of the classifier's features of uint8 pictures (B, 3, 64, 64)."""
+    judge = _judge()
+    return Statistics.of(torch.cat([judge.features(normalised(b.cpu())) for b in pictures_B3hw.split(BATCH)]))
+
+
+@torch.inference_mode()
+def fresh_statistics(count: int = ENOUGH, *, cached: Path | None = None, first: int = 0) -> Statistics:
+    """Statistics of `count` fresh renderings, from number `first`; a few hundred are drawn in a second.
+
+    With `cached` they are kept in that `.npz` file, and drawn anew if it holds another count, or if the renderer or
+    the classifier have changed since. It is a reference of `vargen evaluate score` as well.
+    """
+    origin = f"{count} renderings of version {VERSION} from {first}, classifier {_fingerprint()}"
+    if cached is not None and (known := _kept(cached, origin)):
+        return known
+    judge = _judge()
+    # Processes that render are worth starting for some thousands of pictures.
+    loader = DataLoader(FreshStillLifes(count, first), BATCH, num_workers=WORKERS if count > 1000 else 0)
+    found = Statistics.of(torch.cat([judge.features(normalised(batch)) for batch in loader]))
+    if cached is not None:
+        _keep(cached, origin, found)
+    return found
+
+
+def embedded_distance(pictures_B3hw: Tensor, reference: Statistics | int = ENOUGH) -> float:
+    """Fréchet distance of uint8 pictures (B, 3, 64, 64) to fresh renderings: their statistics, or how many to draw."""
+    against = fresh_statistics(reference) if isinstance(reference, int) else reference
+    return frechet_distance(picture_statistics(pictures_B3hw), against)
+
+
+def _fingerprint() -> str:
+    return hashlib.sha256((embedded_part(JUDGE) / WEIGHTS).read_bytes()).hexdigest()[:16]
+
+
+def _kept(path: Path, origin: str) -> Statistics | None:
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if str(arrays["origin"]) == origin:
+                return Statistics(torch.from_numpy(arrays["mu"]), torch.from_numpy(arrays["sigma"]))
+    except Exception:  # whatever is wrong with the file, drawing anew mends it
+        pass
+    return None
+
+
+def _keep(path: Path, origin: str, found: Statistics) -> None:
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a name, numpy would add an ending to it
+            np.savez(file, mu=found.mu.numpy(), sigma=found.sigma.numpy(), origin=np.array(origin))
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, write)
