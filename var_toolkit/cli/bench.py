@@ -1,0 +1,59 @@
+"""Measure speed, memory and quality of methods side by side, as a table of rows says.
+
+Exit status 1 if any row failed; the others are measured all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from var_toolkit.cli.options import at_least
+from var_toolkit.cli.train import default_cache
+from var_toolkit.files import check_writable
+
+SUMMARY = "measure speed, memory and quality of methods side by side"
+A_ROW_FAILED = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `vargen bench`."""
+    parser.add_argument("table", metavar="TABLE", help="a YAML file, see configs/bench/; or the name of one of those")
+    parser.add_argument(
+        "--rounds", type=at_least(1), help="how often each row is measured (default: as the table says)"
+    )
+    parser.add_argument("--only", nargs="+", metavar="ROW", help='rows to measure, such as "var-d16*"')
+    parser.add_argument("--out", type=Path, help="a folder for the table as JSON and Markdown, and the plot")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read and check the table, measure, print, write."""
+    from dataclasses import replace
+
+    from var_toolkit.evaluation.bench.report import as_text, report, write_report
+    from var_toolkit.evaluation.bench.rounds import measure, steps
+    from var_toolkit.evaluation.bench.table import find_table, read_table
+
+    path = find_table(args.table)
+    table = read_table(path)
+    table = table.only(args.only) if args.only else table
+    table = replace(table, rounds=args.rounds) if args.rounds else table
+    if args.out:
+        check_writable(args.out)
+    from tqdm import tqdm
+
+    with tqdm(total=steps(table), unit=" turns", disable=None, leave=False) as bar:
+
+        def on_step(what: str) -> None:
+            bar.set_description(what)
+            bar.update()
+
+        told = report(table, measure(table, cache=default_cache(), on_step=on_step), str(path))
+    files = write_report(told, args.out, path.stem) if args.out else []
+    if args.json:
+        print(json.dumps({**told, "files": [str(file) for file in files]}))
+    else:
+        print(as_text(told), *files, sep="\n")
+    return A_ROW_FAILED if any(row["error"] for row in told["rows"]) else 0

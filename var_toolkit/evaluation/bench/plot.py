@@ -1,0 +1,151 @@
+"""The Pareto plot of a benchmark: quality against speed, a dot a row, its area the memory.
+
+Both panels read the same way: better is up and to the right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import cos, radians, sin
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from var_toolkit.files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
+
+DPI = 120
+LARGEST = 700  # area of the largest dot, in square points
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#666666")
+
+
+def pareto_front(points: list[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other beats in both coordinates (higher is better), by rising x."""
+    order = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1]))
+    front: list[int] = []
+    for i in order:
+        if not front or points[i][1] > points[front[-1]][1]:
+            front.append(i)
+    return front[::-1]
+
+
+def write_plot(told: dict[str, Any], path: Path) -> None:
+    """Draw the rows whose quality is known into a PNG."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [row for row in told["rows"] if row["error"] is None and row["quality_found"]]
+    agreement = [100 * row["quality_found"]["class_agreement"] for row in rows]
+    distance = [row["quality_found"]["distance"] for row in rows]
+    with mpl.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(12, 5.6), dpi=DPI, layout="constrained")
+        canvas = FigureCanvasAgg(figure)  # a canvas of its own: nothing of pyplot, no display
+        panels = figure.subplots(1, 2)
+        _panel(panels[0], rows, agreement, "class agreement, %")
+        _panel(panels[1], rows, distance, "Fréchet distance to fresh renderings (axis inverted)", falling=True)
+        figure.suptitle(_title(told, rows), fontsize=10, color="#555555")
+        canvas.draw()  # from here on every point has its place, around which labels look for theirs
+        figure.set_layout_engine("none")
+        for axes, heights in zip(panels, (agreement, distance), strict=True):
+            _label(axes, rows, heights)
+        write_whole(path, lambda to: figure.savefig(to, format="png"))
+
+
+def _title(told: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    on, memory = told["machine"], [row["memory_growth_bytes"] / 2**20 for row in rows]
+    return (
+        f"{on['cpu']}, {on['threads']} threads, torch {on['torch']}; area of a dot: memory beyond that of an empty "
+        f"process, {min(memory):.0f} to {max(memory):.0f} MiB; line: rows that no other beats in both"
+    )
+
+
+def _panel(axes: Axes, rows: list[dict[str, Any]], heights: list[float], name: str, *, falling: bool = False) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    speeds = [row["pictures_per_second"] for row in rows]
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("pictures a second")
+    axes.set_ylabel(name)
+    axes.margins(0.18)
+    axes.grid(color="#eeeeee")
+    axes.set_axisbelow(True)
+    front = pareto_front([(x, -y if falling else y) for x, y in zip(speeds, heights, strict=True)])
+    axes.plot([speeds[i] for i in front], [heights[i] for i in front], color="#bbbbbb", zorder=1)
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(rows))]
+    axes.scatter(speeds, heights, s=_areas(rows), c=colours, alpha=0.85, edgecolors="white", zorder=2)
+    if falling:
+        axes.invert_yaxis()
+
+
+def _areas(rows: list[dict[str, Any]]) -> list[float]:
+    largest = max(row["memory_growth_bytes"] for row in rows) or 1  # 0 where the system does not tell
+    return [max(LARGEST * row["memory_growth_bytes"] / largest, 20) for row in rows]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a label may stand: away from its dot, in points, and which of its sides faces the dot."""
+
+    dx: float
+    dy: float
+
+    def move(self, label: Annotation) -> None:
+        """Put a label here."""
+        label.set_position((self.dx, self.dy))
+        label.set_horizontalalignment("left" if self.dx > 1 else "right" if self.dx < -1 else "center")
+        label.set_verticalalignment("bottom" if self.dy > 1 else "top" if self.dy < -1 else "center")
+
+
+def _places(radius: float) -> list[Place]:
+    """Beside, above, below and aslant, near and then farther."""
+    angles = (0, 180, 90, 270, 45, 315, 135, 225)
+    away = (radius + gap for gap in (3, 14, 28, 44))
+    return [Place(far * cos(radians(a)), far * sin(radians(a))) for far in away for a in angles]
+
+
+def _label(axes: Axes, rows: list[dict[str, Any]], heights: list[float]) -> None:
+    """Write each name beside its dot, at the first place of a few where it covers the least."""
+    from matplotlib.transforms import Bbox
+
+    points = [(row["pictures_per_second"], y) for row, y in zip(rows, heights, strict=True)]
+    radii = [area**0.5 / 2 for area in _areas(rows)]  # matplotlib's areas are those of the square around a dot
+    taken, frame = [], axes.get_window_extent()
+    for (x, y), radius in zip(axes.transData.transform(points), radii, strict=True):
+        reach = radius * DPI / 72
+        taken.append(Bbox.from_bounds(x - reach, y - reach, 2 * reach, 2 * reach))
+    leader = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0}
+    for row, point, radius in zip(rows, points, radii, strict=True):
+        label = axes.annotate(row["name"], point, textcoords="offset points", xytext=(0, 0), arrowprops=leader)
+        label.set_fontsize(10)
+        covered: list[tuple[float, Place]] = []
+        for place in _places(radius):
+            place.move(label)
+            box = _extent(label)
+            lost = box.width * box.height - _shared(box, frame)
+            covered.append((lost + sum(_shared(box, other) for other in taken), place))
+            if covered[-1][0] == 0:
+                break
+        min(covered, key=lambda pair: pair[0])[1].move(label)
+        taken.append(_extent(label))
+
+
+def _extent(label: Annotation) -> Bbox:
+    """The box of the words alone; an annotation's own includes the line to its dot."""
+    from matplotlib.text import Text
+
+    label.get_window_extent()  # which moves the words to where they belong
+    return Text.get_window_extent(label)
+
+
+def _shared(one: Bbox, other: Bbox) -> float:
+    """The area that two boxes have in common."""
+    width = min(one.x1, other.x1) - max(one.x0, other.x0)
+    height = min(one.y1, other.y1) - max(one.y0, other.y0)
+    return max(width, 0.0) * max(height, 0.0)

@@ -1,0 +1,28 @@
+"""What a row's pictures are worth: class agreement and the embedded Fréchet distance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from var_toolkit.evaluation.still_life_quality import ENOUGH, class_agreement, embedded_distance, fresh_statistics
+
+RENDERINGS = ENOUGH
+
+
+def judge(path: Path, classes: int, cache: Path) -> dict[str, Any]:
+    """Judge the pictures in a file, uint8 (N, 3, 64, 64), picture i of class i % classes.
+
+    What they are compared with is rendered once and kept in the folder `cache`.
+    """
+    pictures = torch.from_numpy(np.load(path))
+    reference = fresh_statistics(RENDERINGS, cached=cache / "still-life-statistics.npz")
+    return {
+        "pictures": len(pictures),
+        "renderings": RENDERINGS,
+        "class_agreement": class_agreement(pictures, torch.arange(len(pictures)) % classes),
+        "distance": embedded_distance(pictures, reference),
+    }

@@ -1,0 +1,46 @@
+"""Networks of a known size with random weights: for speed and memory, which do not depend on what was learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from var_toolkit.pipeline import Pipeline, find_device, skeleton
+
+# A prime: repeated over a matrix whose rows have any other length, no two rows of it become the same.
+BLOCK = 1_000_003
+
+
+def random_pipeline(source: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Pipeline:
+    """What `load` returns, with random weights instead of its own: the same every time, nothing is downloaded."""
+    pipe, where = skeleton(source).to(dtype=dtype), find_device(device)
+    backbones = {id(stage.backbone): stage.backbone for stage in pipe.plan().stages}.values()
+    for network in (pipe.tokenizer, *backbones):
+        randomise(network.to_empty(device=where).eval())  # type: ignore[attr-defined]
+    return pipe
+
+
+@torch.no_grad()
+def randomise(network: nn.Module) -> None:
+    """Fill a network in place: biases 0, gains of norms 1, everything else normal with variance 1 / fan-in.
+
+    One block of numbers is repeated through all weights: drawing billions would take longer than most measurements.
+    """
+    block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0))
+    for name, weight in network.named_parameters():
+        if weight.ndim == 1:
+            weight.fill_(1.0 if name.endswith("weight") else 0.0)
+        else:
+            _repeat(block * (weight.shape[0] / weight.numel()) ** 0.5, weight)
+    for buffer in network.buffers():
+        buffer.zero_()
+
+
+def _repeat(block: torch.Tensor, weight: torch.Tensor) -> None:
+    flat = weight.as_strided((weight.numel(),), (1,))  # in the order of memory, which is not that of the dimensions
+    block = block.to(weight.device, weight.dtype)
+    for at in range(0, len(flat), len(block)):
+        piece = flat[at : at + len(block)]
+        piece.copy_(block[: len(piece)])

@@ -1,0 +1,227 @@
+"""What a measured table says: figures of each row, ratios to the first, and the table in text and in Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from var_toolkit.evaluation.bench.machine import machine
+from var_toolkit.evaluation.bench.rounds import Measured
+from var_toolkit.evaluation.bench.table import Table
+from var_toolkit.files import write_whole
+
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over the rounds: its median and its ends."""
+
+    median: float
+    low: float
+    high: float
+
+
+def paired_ratio(first: Sequence[float], own: Sequence[float]) -> Spread:
+    """How many times as fast as the first row: seconds of both, paired round by round since they share its noise."""
+    ratios = [one / other for one, other in zip(first, own, strict=True)]
+    return Spread(median(ratios), min(ratios), max(ratios))
+
+
+def report(table: Table, found: list[Measured], source: str) -> dict[str, Any]:
+    """Everything as one JSON object: settings, machine, and of each row the figures and every raw round."""
+    return {
+        "table": source,
+        "rounds": table.rounds,
+        "seconds": table.seconds,
+        "machine": machine(),
+        "rows": [_row(one, found[0]) for one in found],
+    }
+
+
+def _row(one: Measured, first: Measured) -> dict[str, Any]:
+    counted, width = one.size.cost, getattr(torch, one.row.dtype).itemsize
+    facts = {
+        **asdict(one.row),
+        "plan_in_words": one.size.plan,
+        "error": one.error,
+        "parameters": one.size.parameters,
+        "tokenizer_parameters": one.size.tokenizer_parameters,
+        "predicted": {
+            "forward_passes": counted.forward_passes,
+            "multiply_adds": counted.multiply_adds,
+            "decoder_multiply_adds": counted.decoder_multiply_adds,
+            "cache_bytes_per_picture": counted.cache_values * width,
+            "ratio": _work(first) / _work(one),
+            "transformer_ratio": first.size.cost.multiply_adds / counted.multiply_adds,
+        },
+        **one.facts,
+    }
+    if one.error is None:
+        facts |= _figures(one, first)
+    return {**facts, "quality_found": one.quality, "raw_rounds": one.turns}
+
+
+def _figures(one: Measured, first: Measured) -> dict[str, Any]:
+    seconds = _seconds(one, "transformer", "decoder")
+    comparable = first.error is None
+    peak = max(turn["peak_memory_bytes"] for turn in one.turns)
+    empty = 0 if one.facts["gpu"] else one.facts["process_memory_bytes"]
+    return {
+        "seconds_per_picture": median(seconds),
+        "transformer_seconds_per_picture": median(_seconds(one, "transformer")),
+        "decoder_seconds_per_picture": median(_seconds(one, "decoder")),
+        "pictures_per_second": 1 / median(seconds),
+        "ratio": asdict(paired_ratio(_seconds(first, "transformer", "decoder"), seconds)) if comparable else None,
+        "transformer_ratio": asdict(paired_ratio(_seconds(first, "transformer"), _seconds(one, "transformer")))
+        if comparable
+        else None,
+        "peak_memory_bytes": peak,
+        "memory_growth_bytes": max(peak - empty, 0),
+        "cache_bytes_per_picture": one.turns[-1]["cache_bytes_per_picture"],
+        "forward_passes": one.turns[-1]["forward_passes"],
+    }
+
+
+def _seconds(one: Measured, *parts: str) -> list[float]:
+    """Seconds a picture of each round: the median of its batches, of one part or of parts added."""
+    return [median(map(sum, zip(*(turn[part] for part in parts), strict=True))) for turn in one.turns]
+
+
+def _work(one: Measured) -> int:
+    return one.size.cost.multiply_adds + one.size.cost.decoder_multiply_adds
+
+
+def _number(value: float) -> str:
+    """Three digits that count, never as a power of ten."""
+    return f"{value:.3g}" if 0.001 <= value < 1000 else f"{value:.0f}" if value >= 1000 else f"{value:.5f}"
+
+
+def _ratio(row: dict[str, Any], key: str) -> str:
+    told = row[key]
+    return f"{told['median']:.2f} ({told['low']:.2f} to {told['high']:.2f})" if told else MISSING
+
+
+def _mega(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count < 1e8 else f"{count / 1e6:.0f} M"
+
+
+def _mebi(count: int) -> str:
+    return f"{count / 2**20:.2f}" if count < 10 * 2**20 else f"{count / 2**20:.0f}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: its heading, and what it says of a row that was measured."""
+
+    heading: str
+    text: Callable[[dict[str, Any]], str]
+
+
+COLUMNS = (
+    Column("s/picture", lambda row: _number(row["seconds_per_picture"])),
+    Column("transformer", lambda row: _number(row["transformer_seconds_per_picture"])),
+    Column("decoder", lambda row: _number(row["decoder_seconds_per_picture"])),
+    Column("pictures/s", lambda row: _number(row["pictures_per_second"])),
+    Column("ratio", lambda row: _ratio(row, "ratio")),
+    Column("transformer ratio", lambda row: _ratio(row, "transformer_ratio")),
+    Column("predicted", lambda row: f"{row['predicted']['transformer_ratio']:.2f}"),
+    Column("G mult-adds", lambda row: _number(row["predicted"]["multiply_adds"] / 1e9)),
+    Column("passes", lambda row: str(row["forward_passes"])),
+    Column("parameters", lambda row: _mega(row["parameters"])),
+    Column("KV MiB", lambda row: _mebi(row["cache_bytes_per_picture"])),
+    Column("peak MiB", lambda row: f"{_mebi(row['peak_memory_bytes'])} (+{_mebi(row['memory_growth_bytes'])})"),
+)
+QUALITY_COLUMNS = (
+    Column("agreement", lambda row: f"{100 * row['quality_found']['class_agreement']:.1f} %"),
+    Column("distance", lambda row: _number(row["quality_found"]["distance"])),
+)
+
+
+def has_quality(told: dict[str, Any]) -> bool:
+    """Whether the quality of any row is known."""
+    return any(row["quality_found"] for row in told["rows"])
+
+
+def cells(told: dict[str, Any]) -> list[list[str]]:
+    """The table: headings, then a row each. A row that failed has its reason as the only cell after its name."""
+    columns = [*COLUMNS, *(QUALITY_COLUMNS if has_quality(told) else ())]
+    lines = [["row", *(column.heading for column in columns)]]
+    for row in told["rows"]:
+        if row["error"] is not None:
+            lines.append([row["name"], f"failed: {row['error']}"])
+            continue
+        judged = row["quality_found"] is not None
+        lines.append([row["name"], *(c.text(row) if judged or c not in QUALITY_COLUMNS else MISSING for c in columns)])
+    return lines
+
+
+def as_text(told: dict[str, Any]) -> str:
+    """The table for the terminal, with the legend below."""
+    lines = cells(told)
+    whole = [line for line in lines if len(line) == len(lines[0])]
+    widths = [max(len(line[i]) for line in whole) for i in range(len(lines[0]))]
+    widths[0] = max(len(line[0]) for line in lines)
+    out = []
+    for name, *rest in lines:
+        failed = len(rest) + 1 < len(widths)
+        texts = rest if failed else [text.rjust(width) for text, width in zip(rest, widths[1:], strict=True)]
+        out.append("  ".join([name.ljust(widths[0]), *texts]).rstrip())
+    return "\n".join([*out, "", *legend(told)])
+
+
+def as_markdown(told: dict[str, Any]) -> str:
+    """The table, the legend and each row's plan in Markdown."""
+    lines = cells(told)
+    columns = len(lines[0])
+    ruler = ["---", *["---:"] * (columns - 1)]
+    filled = [[text.replace("|", "\\|") for text in line] + [""] * (columns - len(line)) for line in lines]
+    rows = [f"| {' | '.join(line)} |" for line in (filled[0], ruler, *filled[1:])]
+    plans = [f"- `{row['name']}`: {_settings(row)}; {row['plan_in_words']}" for row in told["rows"]]
+    return "\n".join([*rows, "", *(f"{line}  " for line in legend(told)), "", *plans, ""])
+
+
+def _settings(row: dict[str, Any]) -> str:
+    weights = " with random weights" if row["weights"] == "random" else ""
+    return f"{row['model']}{weights}, {row['dtype']}, {row.get('gpu') or row.get('device')}, batch {row['batch']}"
+
+
+def legend(told: dict[str, Any]) -> list[str]:
+    """What the columns mean and what they were measured on, a sentence a line."""
+    on = told["machine"]
+    lines = [
+        f"{on['cpu']}, {on['threads']} threads, torch {on['torch']}; medians of {told['rounds']} rounds in which "
+        "the rows take turns",
+        f"ratio: times as fast as {told['rows'][0]['name']}, median of the rounds (lowest to highest); predicted: the "
+        "transformer's, from multiply-adds alone",
+        "KV: keys and values a picture; peak: memory of the process while it draws (beyond that of an empty process); "
+        "on CUDA, of torch's allocator",
+    ]
+    judged = sorted({row["quality_found"]["pictures"] for row in told["rows"] if row["quality_found"]})
+    if judged:
+        lines.append(
+            f"agreement: the embedded classifier names the class, of {', '.join(map(str, judged))} pictures; distance: "
+            "Fréchet distance of its features to fresh renderings"
+        )
+    return lines
+
+
+def write_report(told: dict[str, Any], folder: Path, name: str) -> list[Path]:
+    """NAME.json, NAME.md and, where quality was measured, NAME.png; returns them."""
+    texts = {"json": json.dumps(told, indent=2) + "\n", "md": as_markdown(told)}
+    written = []
+    for ending, text in texts.items():
+        written.append(folder / f"{name}.{ending}")
+        write_whole(written[-1], lambda to, text=text: to.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+    if has_quality(told):
+        from var_toolkit.evaluation.bench.plot import write_plot
+
+        written.append(folder / f"{name}.png")
+        write_plot(told, written[-1])
+    return written

@@ -1,0 +1,158 @@
+"""Measuring a table: rows take turns round by round, so that whatever disturbs the machine disturbs all alike.
+
+Each row has a process of its own and only one computes at a time. The processes stay alive between rounds if all of
+them together fit into half of the free memory; otherwise each turn loads and warms up anew.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from var_toolkit.evaluation.bench.child import Child, RowFailedError
+from var_toolkit.evaluation.bench.memory import available
+from var_toolkit.evaluation.bench.quality import judge
+from var_toolkit.evaluation.bench.table import Row, Table
+from var_toolkit.pipeline import find_device, skeleton
+from var_toolkit.sampling.cost import Cost, cost, describe
+
+SHARE = 0.5  # of the free memory, for all processes together
+PROCESS = 500_000_000  # bytes of a process that has imported torch
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is known of a row without its weights."""
+
+    plan: str
+    cost: Cost
+    parameters: int  # of the backbones
+    tokenizer_parameters: int
+    bytes: int  # weights, and the cache of a batch
+
+
+@dataclass
+class Measured:
+    """What was found about a row; `error` says why it is not complete."""
+
+    row: Row
+    size: Size
+    facts: dict[str, Any] = field(default_factory=dict)
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    quality: dict[str, Any] | None = None
+    error: str | None = None
+
+
+Step = Callable[[str], None]  # told before each step what comes
+
+
+def size_of(row: Row) -> Size:
+    """Check a row and count its work; ValueError in one line if it cannot be. Reads configurations alone."""
+    try:
+        shape = skeleton(row.model)
+        plan = shape.plan(**row.plan)
+        if row.quality and (shape.data_set != "still-lifes" or shape.tokenizer.picture_side != 64):
+            raise ValueError(f"quality is judged on still lifes of 64 px, which {row.model!r} does not draw")
+    except (TypeError, ValueError) as error:  # a setting of the wrong type is compared with a number
+        raise ValueError(f"row {row.name!r}: {error}") from None
+    counted, width = cost(plan), getattr(torch, row.dtype).itemsize
+    networks = {id(stage.backbone): stage.backbone for stage in plan.stages}.values()
+    parameters = sum(p.numel() for network in networks for p in network.parameters())  # type: ignore[attr-defined]
+    tokenizer = sum(p.numel() for p in shape.tokenizer.parameters())
+    held = width * (parameters + tokenizer + row.batch * counted.cache_values)
+    return Size("; ".join(map(describe, plan.stages)), counted, parameters, tokenizer, held)
+
+
+def measure(table: Table, *, cache: Path, on_step: Step) -> list[Measured]:
+    """Measure every row; one that fails keeps its error and the others go on. ValueError before any work.
+
+    `cache` is a folder that keeps what pictures are compared with.
+    """
+    found = [Measured(row, size_of(row)) for row in table.rows]
+    with Children(keep=fit_together(found)) as children:
+        for number in range(table.rounds):
+            for one in found:
+                if one.error is None:
+                    on_step(f"round {number + 1} of {table.rounds}: {one.row.name}")
+                    answer = children.ask(one, turn=number, seconds=table.seconds)
+                    one.turns += [answer] if answer else []
+        _judge_all(found, children, cache, on_step)
+    return found
+
+
+def steps(table: Table) -> int:
+    """How often `on_step` is called if no row fails."""
+    return table.rounds * len(table.rows) + len({row.pictures_key for row in table.rows if row.quality})
+
+
+class Children:
+    """The processes of the rows: all kept until the end, or each started anew for every order."""
+
+    def __init__(self, *, keep: bool) -> None:
+        self._keep = keep
+        self._alive: dict[str, Child] = {}
+        self._threads = torch.get_num_threads()
+
+    def ask(self, one: Measured, **order: Any) -> dict[str, Any] | None:
+        """An answer of a row's warm process; None, and the row's error, if it fails."""
+        name = one.row.name
+        try:
+            if name not in self._alive:
+                self._alive[name] = Child(one.row, self._threads)
+            one.facts = self._alive[name].facts
+            return self._alive[name].ask(**order)
+        except RowFailedError as error:
+            one.error = str(error)
+            return None
+        finally:
+            if (one.error is not None or not self._keep) and name in self._alive:
+                self._alive.pop(name).close()
+
+    def __enter__(self) -> Children:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for child in self._alive.values():
+            child.close()
+
+
+def fit_together(found: list[Measured]) -> bool:
+    """Whether the processes of all rows may live at the same time."""
+    needed: dict[str, int] = defaultdict(int)
+    for one in found:
+        needed["cpu"] += PROCESS
+        needed[_place(one.row.device)] += one.size.bytes
+    return all(need <= SHARE * available(place) for place, need in needed.items())
+
+
+def _place(device: str) -> str:
+    """Whose memory a row fills. A device that is not there is found out when the row is measured."""
+    try:
+        found = find_device(device)
+    except ValueError:
+        return "cpu"
+    return f"cuda:{found.index or 0}" if found.type == "cuda" else "cpu"
+
+
+def _judge_all(found: list[Measured], children: Children, cache: Path, on_step: Step) -> None:
+    """The quality of the rows that ask for it, once for those that draw the same pictures."""
+    judged: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pictures.npy"
+        for one in found:
+            if not one.row.quality or one.error is not None:
+                continue
+            key = one.row.pictures_key
+            if key not in judged:
+                on_step(f"quality, {one.row.quality} pictures: {one.row.name}")
+                told = children.ask(one, pictures=str(path))
+                if told is None:
+                    continue
+                judged[key] = judge(path, told["classes"], cache)
+            one.quality = judged[key]

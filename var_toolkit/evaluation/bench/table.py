@@ -1,0 +1,135 @@
+"""The table of a benchmark: what is measured, read from one YAML file and checked before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from var_toolkit.pipeline import Pipeline
+from var_toolkit.strict_fields import build, refuse_unknown_keys
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model, a plan and a machine."""
+
+    name: str
+    model: str  # a zoo name, a model directory or a hub id
+    weights: Literal["own", "random"] = "own"  # random: the sizes alone count, and nothing is downloaded
+    plan: Any = field(default_factory=dict)  # keywords of `Pipeline.plan`
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    batch: int = 8
+    quality: int = 0  # pictures to judge it by, of classes 0, 1, ...; 0 is off
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.plan, Mapping):
+            raise ValueError(f"plan is {self.plan!r}; expected a mapping of settings, such as {{guidance_scale: 0}}")
+        refuse_unknown_keys(self.plan, plan_keywords(), where="plan")
+        if self.batch < 1:
+            raise ValueError(f"batch is {self.batch}; expected 1 or more")
+        if self.quality < 0 or self.quality == 1:
+            raise ValueError(f"quality is {self.quality}; expected 2 pictures or more, or 0 for none")
+        if self.quality and self.weights == "random":
+            raise ValueError("random weights have no quality; leave out quality or weights")
+
+    @property
+    def pictures_key(self) -> str:
+        """Rows of one key draw the same pictures: the batch and the name change nothing."""
+        return repr(dataclasses.replace(self, name="", batch=1))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows, and how they are measured: each `rounds` times in turn, at least `seconds` and one batch a turn."""
+
+    rows: tuple[Row, ...]
+    rounds: int = 5
+    seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError("rows is empty; give at least one row")
+        if self.rounds < 1:
+            raise ValueError(f"rounds is {self.rounds}; expected 1 or more")
+        if not 0 <= self.seconds < float("inf"):
+            raise ValueError(f"seconds is {self.seconds}; expected 0 or more")
+        name, count = Counter(row.name for row in self.rows).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"{count} rows have the name {name!r}; give each its own")
+
+    def only(self, patterns: Sequence[str]) -> Table:
+        """The rows whose names match one of the shell patterns, in the order of the table."""
+        for pattern in patterns:
+            if not any(fnmatch(row.name, pattern) for row in self.rows):
+                raise ValueError(f"no row matches {pattern!r}; rows are {', '.join(row.name for row in self.rows)}")
+        chosen = tuple(row for row in self.rows if any(fnmatch(row.name, pattern) for pattern in patterns))
+        return dataclasses.replace(self, rows=chosen)
+
+
+def plan_keywords() -> list[str]:
+    """What `plan` may hold: the settings of `Pipeline.plan`."""
+    return [name for name in inspect.signature(Pipeline.plan).parameters if name != "self"]
+
+
+def find_table(name: str) -> Path:
+    """The file of a table: a path, or the name of one that comes with the package."""
+    if Path(name).is_file():
+        return Path(name)
+    folder = Path(str(files("var_toolkit.configs"))) / "bench"
+    if (folder / f"{name}.yaml").is_file():
+        return folder / f"{name}.yaml"
+    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise ValueError(f"{name}: no such table; give the path of a YAML file, or a name: {known}")
+
+
+def read_table(path: Path) -> Table:
+    """The table in a YAML file; ValueError in one line for whatever is wrong with it."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not YAML: it is no UTF-8 text") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    return table_from(values, where=str(path))
+
+
+def table_from(values: object, *, where: str = "table") -> Table:
+    """The table in a mapping: settings of the table, `defaults` for every row, and `rows`.
+
+    A row's own field replaces the default whole, `plan` as well.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: expected a mapping with rows, got {values!r}")
+    allowed = [*(one.name for one in dataclasses.fields(Table)), "defaults"]
+    refuse_unknown_keys(values, allowed, where=where)
+    defaults, rows = values.get("defaults") or {}, values.get("rows") or []
+    if not isinstance(defaults, Mapping):
+        raise ValueError(f"{where}: defaults: expected a mapping of settings, got {defaults!r}")
+    fields = [one.name for one in dataclasses.fields(Row)]
+    refuse_unknown_keys(defaults, [name for name in fields if name != "name"], where=f"{where}: defaults")
+    if not isinstance(rows, list):
+        raise ValueError(f"{where}: rows is {rows!r}; expected a list")
+    settings = {name: value for name, value in values.items() if name != "defaults"}
+    read = tuple(_row(row, defaults, where=f"{where}: {_called(row, i)}") for i, row in enumerate(rows, start=1))
+    return build(Table, {**settings, "rows": read}, where=where)
+
+
+def _row(values: object, defaults: Mapping[str, Any], *, where: str) -> Row:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: expected a mapping of settings, got {values!r}")
+    return build(Row, {**defaults, **values}, where=where)
+
+
+def _called(values: object, number: int) -> str:
+    name = values.get("name") if isinstance(values, Mapping) else None
+    return f"row {name!r}" if isinstance(name, str) else f"row {number}"

@@ -1,0 +1,141 @@
+"""The process of one row: reads orders from standard input and answers on standard output, a JSON object a line.
+
+Started by `bench.child`. It ends when its input does, so that it never outlives the process that started it for long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from var_toolkit.evaluation.bench.memory import forget_peak, peak
+from var_toolkit.evaluation.bench.random_weights import random_pipeline
+from var_toolkit.evaluation.bench.table import Row
+from var_toolkit.pipeline import Pipeline, load
+from var_toolkit.sampling.engine import Decoded, decode
+from var_toolkit.sampling.noise import Noise
+from var_toolkit.sampling.plan import Plan
+
+QUALITY_BATCH = 100
+TURN = 1_000_000  # seeds set aside for one turn of a row
+
+
+class Worker:
+    """A row's networks, loaded and warmed up."""
+
+    def __init__(self, row: Row, threads: int) -> None:
+        torch.set_num_threads(threads)
+        before = peak(torch.device("cpu"))
+        self.row = row
+        self.pipe = _pipeline(row).pack()
+        self.plan = self.pipe.plan(**row.plan)
+        _draw(self.pipe, self.plan, self._labels(0, row.batch), range(row.batch))  # the first run warms up
+        self.process_bytes = before
+
+    def facts(self) -> dict[str, Any]:
+        """Where the row computes, and what its process took before the networks were there."""
+        device = self.pipe.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+        return {"device": str(device), "gpu": name, "process_memory_bytes": self.process_bytes}
+
+    def turn(self, number: int, seconds: float) -> dict[str, Any]:
+        """Draw batches for at least `seconds`: seconds a picture of each batch, memory, and what the engine counted."""
+        drawing: list[float] = []
+        decoding: list[float] = []
+        seed, size = number * TURN, self.row.batch
+        forget_peak(self.pipe.device)
+        began = time.perf_counter()
+        while not drawing or time.perf_counter() - began < seconds:
+            drawn, decoded, run, _ = _draw(self.pipe, self.plan, self._labels(seed, size), range(seed, seed + size))
+            drawing.append(drawn / size)
+            decoding.append(decoded / size)
+            seed += size
+        return {
+            "transformer": drawing,
+            "decoder": decoding,
+            "peak_memory_bytes": peak(self.pipe.device),
+            "cache_bytes_per_picture": run.cache_bytes // size,
+            "forward_passes": run.forward_passes,
+        }
+
+    def pictures(self, path: str) -> dict[str, Any]:
+        """Draw what the row's quality is judged by into a file: uint8 (N, 3, h, w), picture i of class and seed i."""
+        import numpy as np
+
+        parts = []
+        for at in range(0, self.row.quality, QUALITY_BATCH):
+            size = min(QUALITY_BATCH, self.row.quality - at)
+            *_, pictures = _draw(self.pipe, self.plan, self._labels(at, size), range(at, at + size))
+            parts.append(((pictures + 1) * 127.5).round().to(torch.uint8).cpu())
+        np.save(path, torch.cat(parts).numpy())
+        return {"classes": self.pipe.backbone.config.num_classes}
+
+    def _labels(self, first: int, count: int) -> Tensor:
+        return torch.arange(first, first + count, device=self.pipe.device) % self.pipe.backbone.config.num_classes
+
+
+def _pipeline(row: Row) -> Pipeline:
+    open_it = random_pipeline if row.weights == "random" else load
+    return open_it(row.model, device=row.device, dtype=getattr(torch, row.dtype))
+
+
+def _draw(pipe: Pipeline, plan: Plan, labels: Tensor, seeds: range) -> tuple[float, float, Decoded, Tensor]:
+    """Seconds of the transformer and of the tokenizer's decoder, the tokens and the pictures in [-1, 1]."""
+    noise = Noise(seeds, pipe.device)
+    began = _now(pipe.device)
+    run = decode(plan, labels, noise)
+    drawn = _now(pipe.device)
+    pictures = plan.tokenizer.decode(run.latent)
+    return drawn - began, _now(pipe.device) - drawn, run, pictures
+
+
+def _now(device: torch.device) -> float:
+    """The time, once the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+def main() -> None:
+    """Answer orders until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this decides what an interruption means
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not look like an answer
+    worker: Worker | None = None
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            if worker is None:
+                worker = Worker(Row(**order["row"]), order["threads"])
+                answer = worker.facts()
+            elif "turn" in order:
+                answer = worker.turn(order["turn"], order["seconds"])
+            else:
+                answer = worker.pictures(order["pictures"])
+        except Exception as error:  # whatever it is, it is this row's failure
+            traceback.print_exc()
+            answer = {"error": _in_one_line(error)}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _in_one_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    kind = type(error).__name__
+    if not text:
+        return kind
+    return text[0] if isinstance(error, ValueError) else f"{kind}: {text[0]}"
+
+
+if __name__ == "__main__":
+    main()
