@@ -1,0 +1,61 @@
+"""`vargen evaluate sample` as a user meets it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from var_toolkit.cli import main
+
+
+def evaluate(model, *options) -> int:
+    return main(["evaluate", "sample", "--model", model, "--device", "cpu", *options])
+
+
+def test_a_set_is_drawn_told_and_continued(model, capsys):
+    command = [model, "--classes", "0-3,7", "--per-class", "2", "--out", "set", "--npz", "set.npz"]
+    assert evaluate(*command) == 0
+    assert len(list(Path("set").glob("*.png"))) == 10
+    assert np.load("set.npz")["arr_0"].shape == (10, 64, 64, 3)
+    told = capsys.readouterr()
+    assert told.out.startswith("set: 10 pictures, 10 of them drawn now at ")
+    assert told.err == "set: 10 pictures to draw\n"
+    assert evaluate(*command) == 0
+    assert capsys.readouterr().out == "set: 10 pictures; packed in set.npz\n"
+
+
+def test_json_is_one_object(model, capsys):
+    assert evaluate(model, "--classes", "3", "--per-class", "2", "--out", "set", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["folder"], facts["pictures"], facts["added"], facts["npz"]) == ("set", 2, 2, None)
+    assert facts["images_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--classes", "5-12"], "classes are 0 to 9"),
+        (["--classes", "-1"], "classes are 0 to 9"),
+        (["--per-class", "0"], "at least 1"),
+        (["--npz", "set.zip"], "must end in .npz"),
+        (["--top-k", "-1"], "top_k"),
+        (["--out", "/proc/nowhere"], "cannot write"),
+    ],
+)
+def test_bad_input_is_one_line(model, options, words, capsys):
+    try:
+        status = evaluate(model, "--out", "set", *options)
+    except SystemExit as stop:
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert words in error
+    assert error.count("\n") == 1
+    assert not list(Path().glob("set/*.png"))
+
+
+def test_another_guidance_in_the_same_folder_is_refused(model, capsys):
+    assert evaluate(model, "--classes", "3", "--per-class", "1", "--out", "set") == 0
+    assert evaluate(model, "--classes", "3", "--per-class", "1", "--out", "set", "--cfg", "3") == 2
+    assert "guidance 1.5, not 3.0" in capsys.readouterr().err

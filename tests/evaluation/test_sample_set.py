@@ -1,0 +1,227 @@
+"""Sets of pictures: the same files from one process, several, and runs that were killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from var_toolkit.evaluation.adm_npz import shuffled
+from var_toolkit.evaluation.sample_set import PictureList, draw_set, labels_of, spelled
+from var_toolkit.pipeline import Pipeline
+from var_toolkit.zoo.class_names import class_names
+
+SCRIPT = """
+import sys
+from var_toolkit.evaluation.sample_set import draw_set
+model, out, per_class = sys.argv[1:]
+draw_set(model, out, classes="0-9", per_class=int(per_class), batch_size=4, device="cpu")
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, small_tokenizer, small_var) -> str:
+    """A directory with the golden networks: 64 px, 10 classes."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    Pipeline(small_tokenizer, small_var).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory) -> Path:
+    """Thirty pictures that one process drew in one go."""
+    out = tmp_path_factory.mktemp("sets") / "whole"
+    draw(model, out)
+    return out
+
+
+def draw(model, out, **changes):
+    return draw_set(model, out, **{"classes": "0-9", "per_class": 3, "batch_size": 4, "device": "cpu", **changes})
+
+
+def started(model, out, per_class=3, **environment) -> subprocess.Popen:
+    """A process that draws the same."""
+    command = [sys.executable, "-c", SCRIPT, model, str(out), str(per_class)]
+    return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_every_picture_has_its_own_class_and_file(whole):
+    assert sorted(contents(whole)) == [
+        ".lock", *sorted(f"{i:06d}_class-{i % 10}.png" for i in range(30)), "settings.json",
+    ]  # fmt: skip
+    assert Image.open(whole / "000013_class-3.png").size == (64, 64)
+    assert len({(whole / f"{i:06d}_class-3.png").read_bytes() for i in (3, 13, 23)}) == 3
+
+
+def test_two_processes_write_the_files_of_one(model, whole, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    both = [started(model, tmp_path / "out", **place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_files(model, tmp_path, capsys):
+    draw(model, tmp_path / "whole", per_class=8)
+    out = tmp_path / "killed"
+    process = started(model, out, per_class=8)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("*.png"))) < 6:
+        assert process.poll() is None, "the run ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    there = len(list(out.glob("*.png")))
+    assert 6 <= there < 80
+    (out / ".000073_class-3.png-abcd_123").write_bytes(b"half a picture")
+    capsys.readouterr()
+    assert draw(model, out, per_class=8).added == 80 - there
+    assert f"{there} of 80 pictures are there; {80 - there} to draw" in capsys.readouterr().err
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_what_is_lost_of_a_batch_is_drawn_again_and_the_rest_is_not_touched(model, whole, tmp_path):
+    draw(model, tmp_path)
+    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
+    (tmp_path / "000005_class-5.png").unlink()
+    (tmp_path / "000018_class-8.png").write_bytes(b"")
+    assert draw(model, tmp_path).added == 2
+    assert contents(tmp_path) == contents(whole)
+    changed = {path.name for path in tmp_path.glob("*.png") if path.stat().st_mtime_ns != times[path.name]}
+    assert changed == {"000005_class-5.png", "000018_class-8.png"}
+
+
+def test_a_set_that_is_complete_can_be_packed_later(model, whole, tmp_path, capsys):
+    done = draw(model, whole, npz=tmp_path / "set.npz")
+    assert (done.added, done.pictures) == (0, 30)
+    assert "all 30 pictures are there" in capsys.readouterr().err
+    files = sorted(whole.glob("*.png"))
+    packed = np.load(tmp_path / "set.npz")["arr_0"]
+    np.testing.assert_array_equal(packed, np.stack([np.asarray(Image.open(files[i])) for i in shuffled(30)]))
+
+
+def test_the_number_of_threads_is_left_as_it_was(model, whole):
+    before = torch.get_num_threads()
+    draw(model, whole)
+    assert torch.get_num_threads() == before
+
+
+def test_the_settings_are_noted_whole(whole, model):
+    noted = json.loads((whole / "settings.json").read_text())
+    assert noted["model"] == model
+    assert noted["classes"] == "0-9"
+    assert noted["stages"][0]["guidance"] == 1.5
+    assert "VAR 4 x 256, guidance 1.5, top-k 900" in noted["plan"]
+    assert noted["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"per_class": 4}, "per_class 3, not 4"),
+        ({"classes": "0-8,9"}, None),
+        ({"classes": "0-8"}, 'classes "0-9", not "0-8"'),
+        ({"seed": 1}, "seed 0, not 1"),
+        ({"batch_size": 8}, "batch_size 4, not 8"),
+        ({"settings": {"guidance_scale": 2}}, "guidance 1.5, not 2"),
+        ({"settings": {"guidance_scale": 1.5}}, None),
+        ({"dtype": torch.bfloat16}, 'dtype "float32", not "bfloat16"'),
+        ({"model": "stilllife-var-small"}, "was begun with model"),
+    ],
+)
+def test_a_folder_that_was_begun_otherwise_is_refused(model, whole, change, words):
+    before = contents(whole)
+    if words is None:
+        draw(**{"model": model, "out": whole, **change})
+    else:
+        with pytest.raises(ValueError, match=f"{words}.*choose another folder with --out"):
+            draw(**{"model": model, "out": whole, **change})
+    assert contents(whole) == before
+
+
+def test_other_weights_under_the_same_name_are_refused(small_tokenizer, small_var, tmp_path):
+    folder = tmp_path / "model"
+    Pipeline(small_tokenizer, small_var).save_pretrained(folder)
+    draw(folder, tmp_path / "out", per_class=1)
+    weights = folder / "backbone" / "diffusion_pytorch_model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-2] ^= 1
+    weights.write_bytes(changed)
+    with pytest.raises(ValueError, match="was begun with weights"):
+        draw(folder, tmp_path / "out", per_class=1)
+
+
+def test_a_folder_with_other_files_is_refused(model, whole, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds notes\.txt and no settings\.json; choose an empty or new folder"):
+        draw(model, tmp_path)
+    foreign = whole / "000001_class-7.png"
+    foreign.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"000001_class-7\.png, which is no picture of this set"):
+        draw(model, whole)
+    foreign.unlink()
+
+
+def test_two_runs_at_once_are_refused(model, tmp_path):
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match="another run is drawing into"):
+        draw(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"classes": "0-10"}, "classes are 0 to 9"),
+        ({"classes": "7-3"}, "run backwards"),
+        ({"classes": "0,,1"}, "is not known"),
+        ({"classes": "dog"}, "'dog' is not known"),
+        ({"classes": []}, "at least one"),
+        ({"per_class": 0}, "per_class is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"seed": 2**63 - 10}, "seed is"),
+        ({"settings": {"top_p": 2.0}}, "top_p"),
+        ({"npz": "set.zip"}, r"set\.zip must end in \.npz"),
+        ({"npz": "/proc/nowhere/set.npz"}, "cannot write to /proc/nowhere"),
+        ({"out": "/proc/nowhere"}, "cannot write to /proc/nowhere"),
+        ({"device": "abacus"}, "usable are auto, cpu"),
+    ],
+)
+def test_bad_input_is_refused_before_weights_are_read(model, tmp_path, monkeypatch, changes, words):
+    monkeypatch.setattr("var_toolkit.evaluation.sample_set.load", None)
+    with pytest.raises(ValueError, match=words):
+        draw(**{"model": model, "out": tmp_path / "out", **changes})
+
+
+@pytest.mark.parametrize("text", ["0-9", "0,5,7-9", "3", "1-2,4-5"])
+def test_classes_are_spelled_as_they_are_read(text):
+    assert spelled(labels_of(text, class_names(None, 10))) == text
+
+
+def test_classes_are_a_set_and_may_be_named():
+    names = class_names("still-lifes", 1000)
+    assert labels_of("9, 3-5,4", names) == (3, 4, 5, 9)
+    assert labels_of("red cylinder on marble,5", names) == (5, 207)
+    assert labels_of([7, "3"], names) == (3, 7)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_processes_share_every_picture_once(size):
+    wanted = PictureList(classes=(2, 5, 7), per_class=11, batch_size=4)
+    shares = [[i for b in range(rank, wanted.batches, size) for i in wanted.batch(b)] for rank in range(size)]
+    assert sorted(i for share in shares for i in share) == list(range(33))

@@ -1,0 +1,74 @@
+"""Draw many pictures of every class into a folder of PNG files, to be measured.
+
+Run it again to continue what was stopped. Under torchrun its processes share the work; on the CPU each computes with
+one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from var_toolkit.cli.options import (
+    add_machine_options,
+    add_model_option,
+    add_sampling_options,
+    at_least,
+    model_of,
+    sampling_settings,
+)
+
+SUMMARY = "draw many pictures of every class; the same command continues"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `vargen evaluate sample`."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the pictures")
+    parser.add_argument("--classes", help="such as 0-9,207 (default: all classes of the model)")
+    parser.add_argument("--per-class", type=at_least(1), default=50, help="pictures a class (default 50)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of picture 0; the next ones count up")
+    add_model_option(parser)
+    add_sampling_options(parser)
+    add_machine_options(parser)
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=8, help="pictures at a time (default 8); a set keeps the one it has"
+    )
+    parser.add_argument("--npz", type=Path, metavar="FILE.npz", help="pack the pictures for the ADM evaluator as well")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw what is lacking, then say what is there."""
+    import torch
+
+    from var_toolkit.evaluation.sample_set import draw_set
+
+    drawn = draw_set(
+        model_of(args),
+        args.out,
+        classes=args.classes,
+        per_class=args.per_class,
+        seed=args.seed,
+        settings=sampling_settings(args),
+        batch_size=args.batch_size,
+        device=args.device,
+        dtype=getattr(torch, args.dtype),
+        npz=args.npz,
+    )
+    if not drawn.leads:
+        return
+    speed = drawn.added / drawn.seconds
+    if args.json:
+        facts = {
+            "folder": str(drawn.folder),
+            "pictures": drawn.pictures,
+            "added": drawn.added,
+            "seconds": round(drawn.seconds, 4),
+            "images_per_second": round(speed, 4),
+            "npz": str(drawn.npz) if drawn.npz else None,
+        }
+        print(json.dumps(facts))
+        return
+    now = f", {drawn.added:,} of them drawn now at {speed:.1f} images/s" if drawn.added else ""
+    print(f"{drawn.folder}: {drawn.pictures:,} pictures{now}{f'; packed in {drawn.npz}' if drawn.npz else ''}")

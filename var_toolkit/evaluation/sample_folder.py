@@ -1,0 +1,104 @@
+"""The folder of a drawn set on disk: who may write there, what it was begun with, what is there already.
+
+Beside the pictures it holds `settings.json` and the hidden `.lock`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from var_toolkit.files import check_writable
+from var_toolkit.zoo.directory import read_json, write_json
+
+SETTINGS = "settings.json"
+LOCK = ".lock"
+PICTURE = re.compile(r"(\d{6,})_class-\d+\.png")
+PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
+# What `write_whole` leaves of a file that it was writing when its process was killed.
+TEMPORARY = re.compile(r"\.(\d{6,}_class-\d+\.png|settings\.json)-\w{8}")
+WAY_OUT = "choose another folder with --out"
+
+
+@contextmanager
+def opened(out: Path, facts: Mapping[str, Any], name_of: Callable[[int], str | None]) -> Iterator[None]:
+    """Hold a folder for one run, free of what a killed run left half written.
+
+    ValueError if another run holds it, if it was begun with other facts, or if it holds what is not of this set;
+    `name_of` gives the file name of a picture's number, None for numbers that the set lacks.
+    """
+    check_writable(out)
+    # The system lets go of this lock when its process dies in any way.
+    lock = FileLock(out / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"another run is drawing into {out}; wait for its end, or {WAY_OUT}") from None
+    try:
+        check_settings(out, facts)
+        _check_files(out, name_of)
+        for path in out.iterdir():
+            if TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def check_settings(out: Path, facts: Mapping[str, Any]) -> None:
+    """See that a folder which was begun was begun with these facts; ValueError naming the first that differs."""
+    if not (out / SETTINGS).exists():
+        return
+    begun = dict(_leaves(read_json(out / SETTINGS)))
+    for name, value in _leaves(json.loads(json.dumps(facts))):
+        if name not in begun:
+            raise ValueError(f"{out / SETTINGS} lacks {name}, so the pictures there cannot be continued; {WAY_OUT}")
+        if begun[name] != value:
+            was, now = (json.dumps(v) for v in (begun[name], value))
+            raise ValueError(
+                f"{out} was begun with {name} {was}, not {now}; give it what it was begun with, or {WAY_OUT}"
+            )
+
+
+def write_settings(out: Path, facts: Mapping[str, Any]) -> None:
+    """Note what the set is drawn with, once."""
+    check_settings(out, facts)
+    if not (out / SETTINGS).exists():
+        write_json(out / SETTINGS, facts)
+
+
+def numbers_there(out: Path) -> set[int]:
+    """The numbers of the pictures in a folder that the first process holds; ValueError if it does not hold this one."""
+    if not (out / LOCK).exists():
+        raise ValueError(f"{out} is not the folder that the first process opened; all machines must share it")
+    found = ((PICTURE.fullmatch(path.name), path) for path in out.iterdir())
+    # An empty file is what some file systems make of a young one when the power fails.
+    return {int(match[1]) for match, path in found if match and path.stat().st_size > 0}
+
+
+def _check_files(out: Path, name_of: Callable[[int], str | None]) -> None:
+    begun = (out / SETTINGS).exists()
+    for path in sorted(out.iterdir()):
+        if path.name.startswith(".") or (begun and path.name == SETTINGS):
+            continue
+        if not begun:
+            raise ValueError(f"{out} holds {path.name} and no {SETTINGS}; choose an empty or new folder with --out")
+        match = PICTURE.fullmatch(path.name)
+        ours = match is not None and name_of(int(match[1])) == path.name
+        if not ours and path.suffix.lower() in PICTURE_FILES:  # which would be measured as one of the set
+            raise ValueError(f"{out} holds {path.name}, which is no picture of this set; move it away, or {WAY_OUT}")
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values inside nested dictionaries and lists, each with its path, such as "versions.torch"."""
+    if not isinstance(value, dict | list):
+        yield name, value
+        return
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(inner, f"{name}.{key}" if name else str(key))

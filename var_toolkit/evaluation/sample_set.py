@@ -1,0 +1,268 @@
+"""Draw a set of pictures for measurement: many of every class, by any number of processes, continued when killed.
+
+Picture i of a set has the class `classes[i % len(classes)]` and the seed `seed + i`, so the first pictures of a set
+are of all classes alike. Rounding depends on the shape of a batch and, on the CPU, on the number of threads. Hence a
+batch is always the same consecutive numbers, drawn whole, whichever process draws it and whatever of it is there
+already; and a process on the CPU computes with one thread. So every run gives a picture the same bytes, on one kind of
+machine with one version of torch.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from var_toolkit import __version__
+from var_toolkit.evaluation.adm_npz import check_name, write_pictures
+from var_toolkit.evaluation.sample_folder import numbers_there, opened, write_settings
+from var_toolkit.files import check_writable, write_whole
+from var_toolkit.pipeline import Pipeline, PipelineOutput, find_device, load, skeleton
+from var_toolkit.sampling.cost import describe
+from var_toolkit.sampling.plan import Plan, Stage
+from var_toolkit.training.processes import Team, team_of_this_process
+from var_toolkit.zoo.class_names import ClassNames
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SPAN = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
+
+
+@dataclass(frozen=True)
+class PictureList:
+    """Which pictures a set has, by number: 0 to count - 1."""
+
+    classes: tuple[int, ...]  # ascending
+    per_class: int = 50
+    seed: int = 0
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("per_class", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if not 0 <= self.seed <= 2**63 - self.count:
+            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**63 - {self.count}, the number of pictures")
+
+    @property
+    def count(self) -> int:
+        """How many pictures the set has."""
+        return len(self.classes) * self.per_class
+
+    @property
+    def batches(self) -> int:
+        """How many batches they are drawn in."""
+        return -(-self.count // self.batch_size)
+
+    def batch(self, index: int) -> range:
+        """The numbers of a batch."""
+        return range(index * self.batch_size, min((index + 1) * self.batch_size, self.count))
+
+    def label(self, number: int) -> int:
+        """The class of a picture."""
+        return self.classes[number % len(self.classes)]
+
+    def name(self, number: int) -> str | None:
+        """The file of a picture; None for a number that the set lacks."""
+        return f"{number:06d}_class-{self.label(number)}.png" if 0 <= number < self.count else None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A set that is complete, and what this run added to it."""
+
+    folder: Path
+    pictures: int
+    added: int  # by all processes of this run
+    seconds: float  # of drawing and writing them
+    npz: Path | None
+    leads: bool  # whether this is the first or the only process
+
+
+def draw_set(
+    model: str | Path,
+    out: Path | str,
+    *,
+    classes: str | Iterable[int | str] | None = None,
+    per_class: int = 50,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    batch_size: int = 8,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    npz: Path | str | None = None,
+) -> Drawn:
+    """Draw `per_class` pictures of every class into a flat folder of PNG files, or draw those that it lacks.
+
+    Alone, or as one of the processes that torchrun started, on one machine or on several that share the folder. On the
+    CPU a process computes with one thread (see above): start as many processes as there are cores.
+
+    `classes` is a text such as "0-9,207" or an iterable of labels, None for all. `settings` are keywords of the
+    pipeline's call. With `npz` the set is also packed for the ADM evaluator. What is there is told on stderr.
+    ValueError names what is wrong before weights are read; only that a folder was begun with other weights is seen
+    after.
+    """
+    find_device(device)
+    out, npz, chosen = Path(out), Path(npz) if npz is not None else None, dict(settings or {})
+    shape = skeleton(model)
+    wanted = PictureList(labels_of(classes, shape.class_names), per_class, seed, batch_size)
+    plan = shape.plan(**chosen)
+    check_name(npz)
+    with team_of_this_process(device) as team, _one_thread(team.device), ExitStack() as held:
+        facts = _facts(model, plan, wanted, team.device, dtype)
+        _led(team, lambda: held.enter_context(_places(out, npz, facts, wanted)))
+        there = numbers_there(out)  # by every process, before any of them adds to it
+        batches = [wanted.batch(i) for i in range(team.rank, wanted.batches, team.size)]
+        lacking = [numbers for numbers in batches if not there.issuperset(numbers)]
+        if team.leads:
+            _tell(out, len(there), wanted.count)
+        pipe = load(model, device=str(team.device), dtype=dtype) if lacking or team.leads else None
+        _led(team, lambda: write_settings(out, {**facts, "weights": _fingerprint(cast(Pipeline, pipe).plan(**chosen))}))
+        began = time.perf_counter()
+        if pipe is not None:
+            bar = tqdm(
+                total=wanted.count - len(there), unit=" images", disable=None if team.leads and lacking else True
+            )
+            with bar:
+                _draw(pipe.pack(), lacking, wanted, out, chosen, bar)
+        team.barrier()
+        seconds = time.perf_counter() - began
+        if npz is not None and team.leads:
+            write_pictures(npz, [out / cast(str, wanted.name(number)) for number in range(wanted.count)])
+    return Drawn(out, wanted.count, wanted.count - len(there), seconds, npz, team.leads)
+
+
+def labels_of(classes: str | Iterable[int | str] | None, names: ClassNames) -> tuple[int, ...]:
+    """The labels that a text such as "0-9,207,red cube on sand" or an iterable means, ascending, each once."""
+    if classes is None:
+        return tuple(range(len(names)))
+    found: set[int] = set()
+    for piece in classes.split(",") if isinstance(classes, str) else classes:
+        span = SPAN.fullmatch(piece) if isinstance(piece, str) else None
+        first, last = (names.resolve(end) for end in (span.groups() if span else (piece, piece)))
+        if first > last:
+            raise ValueError(f"classes {piece!r} run backwards; give the smaller number first")
+        found.update(range(first, last + 1))
+    if not found:
+        raise ValueError("there are no classes; give at least one")
+    return tuple(sorted(found))
+
+
+def spelled(labels: Sequence[int]) -> str:
+    """Ascending labels as `labels_of` reads them: "0-9,207"."""
+    starts = [i for i, label in enumerate(labels) if i == 0 or label != labels[i - 1] + 1]
+    spans = [(labels[i], labels[j - 1]) for i, j in zip(starts, [*starts[1:], len(labels)], strict=True)]
+    return ",".join(f"{first}-{last}" if first < last else f"{first}" for first, last in spans)
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """On the CPU, compute with one thread: how a convolution splits its sums depends on how many there are."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _places(out: Path, npz: Path | None, facts: Mapping[str, Any], wanted: PictureList) -> Iterator[None]:
+    """Hold the folder of the set, and see that the file beside it can be written."""
+    with opened(out, facts, wanted.name):
+        if npz is not None:
+            check_writable(npz.parent)
+        yield
+
+
+def _facts(
+    model: str | Path, plan: Plan, wanted: PictureList, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """All that decides the pictures, except the weights themselves."""
+    return {
+        "model": str(Path(model).resolve() if Path(model).is_dir() else model),
+        "classes": spelled(wanted.classes),
+        "per_class": wanted.per_class,
+        "pictures": wanted.count,
+        "seed": wanted.seed,
+        "batch_size": wanted.batch_size,
+        "stages": [_numbers(stage) for stage in plan.stages],
+        "plan": "; ".join(describe(stage) for stage in plan.stages),
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device.type,
+        "versions": {"var_toolkit": __version__, "torch": torch.__version__},
+    }
+
+
+def _numbers(stage: Stage) -> dict[str, Any]:
+    """The settings of a stage to the last digit; its backbone is told in words, in the plan."""
+    values = {field.name: getattr(stage, field.name) for field in fields(stage) if field.name != "scales"}
+    plain = {name: value for name, value in values.items() if isinstance(value, int | float | str | None)}
+    return {"scales": f"{stage.scales.start}-{stage.scales.stop - 1}", **plain}
+
+
+def _fingerprint(plan: Plan) -> str:
+    """Twenty hexadecimal digits that change with any weight of the networks that draw."""
+    digest = blake2b(digest_size=10)
+    networks = {id(network): network for network in (plan.tokenizer, *(stage.backbone for stage in plan.stages))}
+    for network in networks.values():
+        for name, tensor in sorted(cast(nn.Module, network).state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _led(team: Team, act: Callable[[], object]) -> None:
+    """The first process acts while the others wait; where it fails, all of them end."""
+    problem: Exception | None = None
+    if team.leads:
+        try:
+            act()
+        except (OSError, ValueError) as error:
+            problem = error
+    if team.any(problem is not None):
+        raise problem or ValueError("the first process cannot go on, and says why")
+
+
+def _tell(out: Path, there: int, count: int) -> None:
+    if there == count:
+        print(f"{out}: all {count:,} pictures are there", file=sys.stderr)
+    elif there:
+        print(f"{out}: {there:,} of {count:,} pictures are there; {count - there:,} to draw", file=sys.stderr)
+    else:
+        print(f"{out}: {count:,} pictures to draw", file=sys.stderr)
+
+
+def _draw(
+    pipe: Pipeline,
+    batches: Sequence[range],
+    wanted: PictureList,
+    out: Path,
+    settings: Mapping[str, Any],
+    bar: tqdm[NoReturn],
+) -> None:
+    """Draw whole batches, and write of each what is not there yet."""
+    for done, numbers in enumerate(batches, 1):
+        labels, seeds = [wanted.label(i) for i in numbers], [wanted.seed + i for i in numbers]
+        drawn = cast(PipelineOutput, pipe(labels, seeds=seeds, batch_size=len(numbers), **settings))
+        for number, image in zip(numbers, drawn.images, strict=True):
+            _write(image, out / cast(str, wanted.name(number)))
+        # The other processes are as far as this one, more or less.
+        bar.update(round((bar.total or 0) * done / len(batches)) - bar.n)
+
+
+def _write(image: Image, path: Path) -> None:
+    if not path.exists() or path.stat().st_size == 0:
+        write_whole(path, lambda temporary: image.save(temporary, format="png"))
