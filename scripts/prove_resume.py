@@ -1,0 +1,76 @@
+"""Draw one set of pictures three times: by one process, by two, and killed again and again; then compare every byte.
+
+python scripts/prove_resume.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from hashlib import blake2b
+from pathlib import Path
+
+ONE = [sys.executable]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def command(launch: list[str], out: Path, args: argparse.Namespace) -> list[str]:
+    """What draws the set into a folder."""
+    options = ["--model", args.model, "--classes", args.classes, "--per-class", str(args.per_class), "--device", "cpu"]
+    packed = ["--npz", str(out.with_suffix(".npz"))]
+    return [*launch, "-m", "var_toolkit", "evaluate", "sample", *options, "--out", str(out), *packed]
+
+
+def killed(out: Path, args: argparse.Namespace, count: int) -> None:
+    """Draw alone, killed with signal 9 whenever another random number of pictures is there."""
+    for wanted in sorted(random.sample(range(1, count), args.kills)):
+        process = subprocess.Popen(command(ONE, out, args), stderr=subprocess.DEVNULL)
+        while process.poll() is None and pictures(out) < wanted:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.5))  # anywhere in a batch
+        process.kill()
+        process.wait()
+        print(f"killed at {pictures(out)} pictures, {len(list(out.glob('.*-*')))} of them half written", flush=True)
+    subprocess.run(command(ONE, out, args), check=True)
+
+
+def pictures(out: Path) -> int:
+    return len(list(out.glob("[0-9]*.png")))
+
+
+def digest(out: Path) -> str:
+    """Of the names and the bytes of everything in a folder, and of its packed file."""
+    found = blake2b(digest_size=10)
+    for path in [*sorted(out.iterdir()), out.with_suffix(".npz")]:
+        name = path.name if path.parent == out else "npz"
+        found.update(f"{name} {path.stat().st_size} ".encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="stilllife-var")
+    parser.add_argument("--classes", default="0-999")
+    parser.add_argument("--per-class", type=int, default=2)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="a new folder for the three sets (default a temporary one)")
+    args = parser.parse_args()
+    folder = args.folder or Path(tempfile.mkdtemp(prefix="prove-resume-"))
+    one, two, many = (folder / name for name in ("one-process", "two-processes", "killed"))
+    subprocess.run(command(ONE, one, args), check=True)
+    subprocess.run(command(TWO, two, args), check=True)
+    killed(many, args, pictures(one))
+    found = {out.name: digest(out) for out in (one, two, many)}
+    for name, value in found.items():
+        print(f"{value}  {name}: {pictures(folder / name)} pictures")
+    same = len(set(found.values())) == 1
+    print("every byte is the same" if same else "THEY DIFFER")
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
