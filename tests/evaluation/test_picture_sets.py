@@ -30,6 +30,7 @@ def test_a_folder_and_its_class_folders_are_one_set(tmp_path, noise):
     write_pictures(tmp_path / "b", pictures[2:])
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "notes.txt").write_text("hidden files are nobody's pictures")
+    (tmp_path / "packed.npz").write_bytes(b"the same pictures again")
     (tmp_path / "settings.json").write_text(json.dumps({"model": "var-d16"}))
     found = open_images(tmp_path)
     assert (found.count, found.size, found.settings) == (6, (8, 10), {"model": "var-d16"})

@@ -142,17 +142,26 @@ def test_an_evaluator_file_gives_everything(measured, judge, renderings, images_
 
 def test_the_report_says_what_was_measured(measured, reference_folder, blurred, tmp_path):
     write_pictures(tmp_path / "set", blurred[:5])
-    (tmp_path / "set" / "settings.json").write_text(json.dumps({"model": "var-d16", "guidance_scale": 1.5}))
+    (tmp_path / "set" / "settings.json").write_text(json.dumps({"model": "var-d16", "pictures": 7}))
     heard: list[str] = []
     found = score(tmp_path / "set", reference_folder, features="stilllife", count=4, on_note=heard.append)
     report = json.loads(json.dumps(found.report(), allow_nan=False))
-    assert report["sampling"] == {"model": "var-d16", "guidance_scale": 1.5}
+    assert report["sampling"] == {"model": "var-d16", "pictures": 7}
     assert report["images"]["count"] == 4
     assert report["published"] is None  # that figure is of other features
     assert report["versions"]["torch_fidelity"] == torch_fidelity.__version__
     assert report["notes"] == heard
     assert heard[0].startswith("fid, sfid: 4 pictures of")
+    assert "images: 4 of the 7 pictures that their settings.json plans are measured" in heard
     assert {"fid", "sfid", "isc", "kid", "precision", "recall", "features", "reference"} <= report.keys()
+
+
+def test_pictures_of_some_classes_against_all_are_noted(blurred, tmp_path):
+    write_pictures(tmp_path / "set", blurred[:4])
+    (tmp_path / "set" / "settings.json").write_text(json.dumps({"pictures": 4, "classes": "0-3"}))
+    found = score(tmp_path / "set", "stilllife")
+    assert any(note.startswith("images are of the classes 0-3, the reference is of all") for note in found.notes)
+    assert found.settings["reference"]["kind"] == "fresh still lifes"
 
 
 def test_two_pictures_give_what_they_can(reference_folder, blurred, tmp_path):

@@ -22,7 +22,7 @@ from var_toolkit.data.still_lifes import SIZE, render
 from var_toolkit.evaluation.frechet import Statistics
 from var_toolkit.zoo.directory import read_json
 
-SETTINGS = "settings.json"  # `vargen evaluate sample` writes it among its pictures: model, plan, versions
+SETTINGS = "settings.json"  # `vargen evaluate sample` writes it among its pictures, and an .npz where it is told to
 PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 STILL_LIFES = "stilllife"  # names the reference that is rendered
 CLASSES = 1000
@@ -161,7 +161,7 @@ def _open_folder(folder: Path) -> PictureSet:
     for path in paths:
         if path.suffix.lower() not in PICTURE_FILES:
             raise ValueError(
-                f"{path} is no picture; beside {SETTINGS} the folder may hold {', '.join(PICTURE_FILES)} alone"
+                f"{path} is no picture; beside {SETTINGS} and .npz the folder may hold {', '.join(PICTURE_FILES)} alone"
             )
     if not paths:
         raise ValueError(f"{folder} holds no pictures")
@@ -178,7 +178,8 @@ def _open_folder(folder: Path) -> PictureSet:
 
 
 def _is_aside(path: Path) -> bool:
-    return path.name == SETTINGS or any(part.startswith(".") for part in path.parts)
+    """Whether a file belongs to a set without being one of its pictures."""
+    return path.name == SETTINGS or path.suffix == ".npz" or any(part.startswith(".") for part in path.parts)
 
 
 def _told(header: _Header) -> str:

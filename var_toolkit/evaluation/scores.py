@@ -37,6 +37,7 @@ FEATURES = ("inception", "stilllife")
 METRICS = ("fid", "sfid", "isc", "kid", "precision", "recall")
 NEIGHBOURS = 3
 ENOUGH_FOR_MANIFOLD = 10_000  # pictures of the reference, for precision and recall
+ALL_CLASSES = "0-999"  # in the words of `settings.json`
 SUBSETS, SUBSET_SIZE = 100, 1000  # of KID: its average over this many random subsets of this size
 BATCH = 64
 DISTANCES = 500  # rows of the distance matrix that are held at a time
@@ -153,11 +154,21 @@ def _check(drawn: PictureSet, truth: PictureSet, kind: str, facts: Any, note: Ca
         note(f"images are {_pixels(drawn)}, those of the reference {_pixels(truth)}: published figures are of one size")
     if truth.statistics is not None and truth.spatial is None:
         note("sfid: the reference has no mu_s and sigma_s")
+    _check_plan(drawn, isinstance(truth.pictures, FreshStillLifes), note)
     fewest = min(drawn.count, truth.count)
     if not truth.count:
         note("kid, precision, recall: the reference has statistics alone; they take pictures")
     elif fewest <= NEIGHBOURS:
         note(f"precision, recall: they take more than {NEIGHBOURS} pictures of each set")
+
+
+def _check_plan(drawn: PictureSet, against_all_classes: bool, note: Callable[[str], None]) -> None:
+    """Note where the images are not the whole of what `vargen evaluate sample` set out to draw."""
+    planned, classes = ((drawn.settings or {}).get(key) for key in ("pictures", "classes"))
+    if isinstance(planned, int) and drawn.count < planned:
+        note(f"images: {drawn.count} of the {planned} pictures that their settings.json plans are measured")
+    if against_all_classes and classes not in (None, ALL_CLASSES):
+        note(f"images are of the classes {classes}, the reference is of all; their distance grows by what is left out")
 
 
 def _pixels(found: PictureSet) -> str:

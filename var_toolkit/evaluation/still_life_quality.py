@@ -28,6 +28,7 @@ from var_toolkit.zoo.registry import WEIGHTS, embedded_part
 BATCH = 100
 ENOUGH = 10_000  # renderings to compare with; with fewer the distance is larger, as with any Fréchet distance
 WORKERS = min(4, os.cpu_count() or 1)  # processes that render
+WORTH_PROCESSES = 1000  # renderings for which they are worth their start
 JUDGE = "stilllife-classifier"
 
 
@@ -83,6 +84,11 @@ def picture_statistics(pictures_B3hw: Tensor) -> Statistics:
     return Statistics.of(torch.cat([judge.features(normalised(b.cpu())) for b in pictures_B3hw.split(BATCH)]))
 
 
+def fresh_batches(count: int, first: int = 0) -> DataLoader[Tensor]:
+    """Fresh renderings from number `first`, uint8 in batches, drawn by several processes if there are many."""
+    return DataLoader(FreshStillLifes(count, first), BATCH, num_workers=WORKERS if count > WORTH_PROCESSES else 0)
+
+
 @torch.inference_mode()
 def fresh_statistics(count: int = ENOUGH, *, cached: Path | None = None, first: int = 0) -> Statistics:
     """Statistics of `count` fresh renderings, from number `first`; a few hundred are drawn in a second.
@@ -94,9 +100,7 @@ def fresh_statistics(count: int = ENOUGH, *, cached: Path | None = None, first: 
     if cached is not None and (known := _kept(cached, origin)):
         return known
     judge = _judge()
-    # Processes that render are worth starting for some thousands of pictures.
-    loader = DataLoader(FreshStillLifes(count, first), BATCH, num_workers=WORKERS if count > 1000 else 0)
-    found = Statistics.of(torch.cat([judge.features(normalised(batch)) for batch in loader]))
+    found = Statistics.of(torch.cat([judge.features(normalised(b)) for b in fresh_batches(count, first)]))
     if cached is not None:
         _keep(cached, origin, found)
     return found
