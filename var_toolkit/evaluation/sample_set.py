@@ -36,6 +36,8 @@ from var_toolkit.zoo.class_names import ClassNames
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from var_toolkit.pipeline import Pair
+
 SPAN = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
 
 
@@ -91,7 +93,7 @@ class Drawn:
 
 
 def draw_set(
-    model: str | Path,
+    model: str | Path | Pair,
     out: Path | str,
     *,
     classes: str | Iterable[int | str] | None = None,
@@ -188,11 +190,11 @@ def _places(out: Path, npz: Path | None, facts: Mapping[str, Any], wanted: Pictu
 
 
 def _facts(
-    model: str | Path, plan: Plan, wanted: PictureList, device: torch.device, dtype: torch.dtype
+    model: str | Path | Pair, plan: Plan, wanted: PictureList, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
     """All that decides the pictures, except the weights themselves."""
     return {
-        "model": str(Path(model).resolve() if Path(model).is_dir() else model),
+        "model": str(Path(str(model)).resolve() if Path(str(model)).is_dir() else model),
         "classes": spelled(wanted.classes),
         "per_class": wanted.per_class,
         "pictures": wanted.count,
@@ -208,9 +210,8 @@ def _facts(
 
 def _numbers(stage: Stage) -> dict[str, Any]:
     """The settings of a stage to the last digit; its backbone is told in words, in the plan."""
-    values = {field.name: getattr(stage, field.name) for field in fields(stage) if field.name != "scales"}
-    plain = {name: value for name, value in values.items() if isinstance(value, int | float | str | None)}
-    return {"scales": f"{stage.scales.start}-{stage.scales.stop - 1}", **plain}
+    values = {field.name: getattr(stage, field.name) for field in fields(stage) if field.name != "backbone"}
+    return {name: v if isinstance(v, int | float | str | None) else repr(v) for name, v in values.items()}
 
 
 def _fingerprint(plan: Plan) -> str:
