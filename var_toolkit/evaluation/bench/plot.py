@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 DPI = 120
+CROSSING = 60  # square pixels of covered things that a line through something is worth
 LARGEST = 700  # area of the largest dot, in square points
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#666666")
 
@@ -77,9 +78,10 @@ def _panel(axes: Axes, rows: list[dict[str, Any]], heights: list[float], name: s
     axes.grid(color="#eeeeee")
     axes.set_axisbelow(True)
     front = pareto_front([(x, -y if falling else y) for x, y in zip(speeds, heights, strict=True)])
-    axes.plot([speeds[i] for i in front], [heights[i] for i in front], color="#bbbbbb", zorder=1)
-    colours = [COLOURS[i % len(COLOURS)] for i in range(len(rows))]
-    axes.scatter(speeds, heights, s=_areas(rows), c=colours, alpha=0.85, edgecolors="white", zorder=2)
+    axes.plot([speeds[i] for i in front], [heights[i] for i in front], color="#bbbbbb", zorder=0.9)
+    areas = _areas(rows)
+    for i in sorted(range(len(rows)), key=lambda i: -areas[i]):  # the small ones on top
+        axes.scatter(speeds[i], heights[i], s=areas[i], color=COLOURS[i % len(COLOURS)], alpha=0.85, edgecolors="white")
     if falling:
         axes.invert_yaxis()
 
@@ -105,8 +107,8 @@ class Place:
 
 def _places(radius: float) -> list[Place]:
     """Beside, above, below and aslant, near and then farther."""
-    angles = (0, 180, 90, 270, 45, 315, 135, 225)
-    away = (radius + gap for gap in (3, 14, 28, 44))
+    angles = (0, 180, 90, 270, 45, 315, 135, 225, 20, 340, 160, 200)
+    away = (radius + gap for gap in (3, 14, 28, 44, 64))
     return [Place(far * cos(radians(a)), far * sin(radians(a))) for far in away for a in angles]
 
 
@@ -115,25 +117,35 @@ def _label(axes: Axes, rows: list[dict[str, Any]], heights: list[float]) -> None
     from matplotlib.transforms import Bbox
 
     points = [(row["pictures_per_second"], y) for row, y in zip(rows, heights, strict=True)]
+    pixels = [tuple(point) for point in axes.transData.transform(points)]
     radii = [area**0.5 / 2 for area in _areas(rows)]  # matplotlib's areas are those of the square around a dot
-    taken, frame = [], axes.get_window_extent()
-    for (x, y), radius in zip(axes.transData.transform(points), radii, strict=True):
+    taken = []  # boxes of dots and of labels already written
+    for (x, y), radius in zip(pixels, radii, strict=True):
         reach = radius * DPI / 72
         taken.append(Bbox.from_bounds(x - reach, y - reach, 2 * reach, 2 * reach))
-    leader = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0}
-    for row, point, radius in zip(rows, points, radii, strict=True):
+    for row, point, pixel, radius in zip(rows, points, pixels, radii, strict=True):
+        leader = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.7, "shrinkA": 1, "shrinkB": radius}
         label = axes.annotate(row["name"], point, textcoords="offset points", xytext=(0, 0), arrowprops=leader)
         label.set_fontsize(10)
         covered: list[tuple[float, Place]] = []
         for place in _places(radius):
             place.move(label)
             box = _extent(label)
-            lost = box.width * box.height - _shared(box, frame)
-            covered.append((lost + sum(_shared(box, other) for other in taken), place))
-            if covered[-1][0] == 0:
+            lost = box.width * box.height - _shared(box, axes.get_window_extent())
+            lost += sum(_shared(box, other) for other in taken)
+            lost += CROSSING * sum(_crosses(box, pixel, other) for other in taken if not other.contains(*pixel))
+            covered.append((lost, place))
+            if lost == 0:
                 break
         min(covered, key=lambda pair: pair[0])[1].move(label)
         taken.append(_extent(label))
+
+
+def _crosses(box: Bbox, dot: tuple[float, float], other: Bbox) -> bool:
+    """Whether the line from a dot to its label passes through a third thing, looked at in a few points."""
+    end = (min(max(dot[0], box.x0), box.x1), min(max(dot[1], box.y0), box.y1))
+    steps = [i / 10 for i in range(1, 10)]
+    return any(other.contains(*(a + t * (b - a) for a, b in zip(dot, end, strict=True))) for t in steps)
 
 
 def _extent(label: Annotation) -> Bbox:
