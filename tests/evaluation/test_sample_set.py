@@ -107,9 +107,11 @@ def test_what_is_lost_of_a_batch_is_drawn_again_and_the_rest_is_not_touched(mode
 
 
 def test_a_set_that_is_complete_can_be_packed_later(model, whole, tmp_path, capsys):
+    (tmp_path / ".set.npz-0abc_def").write_bytes(b"packed in part by a run that was killed")
     done = draw(model, whole, npz=tmp_path / "set.npz")
     assert (done.added, done.pictures) == (0, 30)
     assert "all 30 pictures are there" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["set.npz"]
     files = sorted(whole.glob("*.png"))
     packed = np.load(tmp_path / "set.npz")["arr_0"]
     np.testing.assert_array_equal(packed, np.stack([np.asarray(Image.open(files[i])) for i in shuffled(30)]))

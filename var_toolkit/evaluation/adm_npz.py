@@ -15,6 +15,7 @@ from zipfile import ZIP_STORED, ZipFile
 import numpy as np
 from numpy.lib.format import write_array_header_1_0
 from PIL import Image
+from tqdm import tqdm
 
 from var_toolkit.files import write_whole
 
@@ -51,7 +52,7 @@ def _pack(target: Path, files: Sequence[Path]) -> None:
     # A name without a time stamp, stored as numpy.savez does it: equal pictures give equal files.
     with ZipFile(target, "w", ZIP_STORED) as archive, archive.open(f"{ARRAY}.npy", "w", force_zip64=True) as member:
         write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": (len(files), *shape)})
-        for number in shuffled(len(files)):
+        for number in tqdm(shuffled(len(files)), "packing", unit=" images", disable=None):
             pixels = _pixels(files[number])
             if pixels.shape != shape:
                 sizes = (f"{s[1]} x {s[0]}" for s in (pixels.shape, shape))

@@ -43,9 +43,7 @@ def opened(out: Path, facts: Mapping[str, Any], name_of: Callable[[int], str | N
     try:
         check_settings(out, facts)
         _check_files(out, name_of)
-        for path in out.iterdir():
-            if TEMPORARY.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+        sweep(out, TEMPORARY)
         yield
     finally:
         lock.release()
@@ -80,6 +78,13 @@ def numbers_there(out: Path) -> set[int]:
     found = ((PICTURE.fullmatch(path.name), path) for path in out.iterdir())
     # An empty file is what some file systems make of a young one when the power fails.
     return {int(match[1]) for match, path in found if match and path.stat().st_size > 0}
+
+
+def sweep(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove the files whose names match."""
+    for path in folder.iterdir():
+        if names.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _check_files(out: Path, name_of: Callable[[int], str | None]) -> None:

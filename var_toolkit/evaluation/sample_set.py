@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from var_toolkit import __version__
 from var_toolkit.evaluation.adm_npz import check_name, write_pictures
-from var_toolkit.evaluation.sample_folder import numbers_there, opened, write_settings
+from var_toolkit.evaluation.sample_folder import numbers_there, opened, sweep, write_settings
 from var_toolkit.files import check_writable, write_whole
 from var_toolkit.pipeline import Pipeline, PipelineOutput, find_device, load, skeleton
 from var_toolkit.sampling.cost import describe
@@ -141,7 +141,7 @@ def draw_set(
         team.barrier()
         seconds = time.perf_counter() - began
         if npz is not None and team.leads:
-            write_pictures(npz, [out / cast(str, wanted.name(number)) for number in range(wanted.count)])
+            _pack(npz, out, wanted)
     return Drawn(out, wanted.count, wanted.count - len(there), seconds, npz, team.leads)
 
 
@@ -262,6 +262,11 @@ def _draw(
             _write(image, out / cast(str, wanted.name(number)))
         # The other processes are as far as this one, more or less.
         bar.update(round((bar.total or 0) * done / len(batches)) - bar.n)
+
+
+def _pack(npz: Path, out: Path, wanted: PictureList) -> None:
+    sweep(npz.parent, re.compile(rf"\.{re.escape(npz.name)}-\w{{8}}"))  # gigabytes, if a run was killed while packing
+    write_pictures(npz, [out / cast(str, wanted.name(number)) for number in range(wanted.count)])
 
 
 def _write(image: Image, path: Path) -> None:
