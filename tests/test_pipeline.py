@@ -1,12 +1,17 @@
 """What Python users hold."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
+from conftest import small_var_network
 from PIL import Image
 
 import var_toolkit
-from var_toolkit.pipeline import Pipeline
+from var_toolkit.pipeline import Pair, Pipeline, load, pair, skeleton
+from var_toolkit.sampling.variant import variant
+from var_toolkit.zoo.registry import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +57,6 @@ def test_pictures_come_alone_without_return_dict(pipe):
 
 
 def test_packing_changes_speed_and_nothing_else(small_tokenizer, small_var):
-    from copy import deepcopy
-
     packed = Pipeline(small_tokenizer, deepcopy(small_var)).pack()
     plain = Pipeline(small_tokenizer, small_var)
     ours, theirs = (p([3, 7], seeds=[0, 1], output_type="latent").tokens for p in (packed, plain))
@@ -77,7 +80,7 @@ def test_bad_arguments_are_refused_by_name(pipe, arguments, words):
 
 
 def test_a_rotated_photograph_is_turned_upright(pipe):
-    from var_toolkit.pipeline import picture_tensor
+    from var_toolkit.pictures import picture_tensor
 
     image = Image.new("RGB", (20, 20), "black")
     image.paste((255, 255, 255), (0, 0, 20, 10))
@@ -95,9 +98,60 @@ def test_the_zoo_is_reachable_from_the_package():
 
 
 def test_moving_to_half_precision_leaves_the_quantiser_in_float32(small_tokenizer, small_var):
-    from copy import deepcopy
-
     half = Pipeline(deepcopy(small_tokenizer), deepcopy(small_var)).to(dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
     assert half.tokenizer.quantize.embedding.weight.dtype == torch.float32
     assert half([3], seeds=[0], output_type="pt").images.isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def couple(small_tokenizer, small_var) -> Pipeline:
+    refiner = Pipeline(small_tokenizer, small_var_network(depth=2), Sampling(top_k=7))
+    drafter = Pipeline(small_tokenizer, small_var, Sampling(temperature=(1.1, 1.1, 1.0, 1.0)))
+    return pair(drafter, refiner, draft_scales=3)
+
+
+def test_a_pair_draws_with_both_each_at_its_own_settings(couple):
+    assert str(couple.plan()).splitlines() == [
+        "scales 0-1: VAR 4 x 256, guidance 1.5, top-k 900, top-p 0.96, temperature 1.1",
+        "scale 2: VAR 4 x 256, guidance 1.5, top-k 900, top-p 0.96, temperature 1",
+        "scale 3: VAR 2 x 128, guidance 1.5, top-k 7, top-p 0.96, temperature 1",
+    ]
+    shorter = couple.plan(temperature=0.5, top_k=3, subnet=2, full_scales=2)
+    assert str(shorter).splitlines() == [
+        "scales 0-2: VAR 4 x 256, 2 layers from scale 2 on, guidance 1.5, top-k 3, top-p 0.96, temperature 0.5",
+        "scale 3: VAR 2 x 128, guidance 1.5, top-k 3, top-p 0.96, temperature 0.5",
+    ]
+    assert couple(3, seeds=0).forward_passes == 4
+
+
+def test_a_pair_is_saved_and_loaded_as_one_model(couple, tmp_path):
+    couple.save_pretrained(tmp_path / "pair")
+    again = load(tmp_path / "pair", device="cpu")
+    assert str(again.plan()) == str(couple.plan()) == str(skeleton(tmp_path / "pair").plan())
+    assert torch.equal(again(3, seeds=0).latents, couple(3, seeds=0).latents)
+
+
+def test_two_saved_models_make_a_pair_by_name(couple, tmp_path, small_tokenizer):
+    halves = {"drafter": couple, "refiner": couple.refiner}
+    for name, half in halves.items():
+        Pipeline(half.tokenizer, half.backbone, half.sampling).save_pretrained(tmp_path / name)
+    source = Pair(str(tmp_path / "drafter"), str(tmp_path / "refiner"), 3)
+    assert torch.equal(load(source, device="cpu")(3, seeds=0).latents, couple(3, seeds=0).latents)
+    assert str(skeleton(source).plan()) == str(couple.plan())
+
+
+def test_models_with_other_tokenizers_are_no_pair(pipe, small_tokenizer, small_var):
+    other = deepcopy(small_tokenizer)
+    other.quantize.embedding.weight.data += 1
+    with pytest.raises(ValueError, match="different tokenizers"):
+        pair(pipe, Pipeline(other, small_var), 2)
+
+
+def test_a_plan_takes_the_place_of_settings(pipe):
+    plan = variant(pipe.plan(top_k=5), subnet=2, full_scales=2)
+    assert torch.equal(pipe(3, seeds=0, plan=plan).latents, pipe(3, seeds=0, top_k=5, subnet=2, full_scales=2).latents)
+    with pytest.raises(ValueError, match="not both"):
+        pipe(3, seeds=0, plan=plan, top_k=5)
+    with pytest.raises(ValueError, match="go together"):
+        pipe(3, subnet=2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -16,9 +17,12 @@ from torch import Tensor
 
 from var_toolkit import strict_fields
 from var_toolkit.backbones.linear import pack_linears
+from var_toolkit.pictures import as_output, picture_tensor
+from var_toolkit.sampling.collaborative import code
 from var_toolkit.sampling.engine import ScaleEvent, decode
 from var_toolkit.sampling.noise import Noise
 from var_toolkit.sampling.plan import Plan, Stage
+from var_toolkit.sampling.variant import variant
 from var_toolkit.zoo import registry
 from var_toolkit.zoo.class_names import ClassNames, class_names
 from var_toolkit.zoo.directory import (
@@ -39,8 +43,8 @@ if TYPE_CHECKING:
     from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
 
 INDEX = "model_index.json"
-EXPECTED = {"tokenizer": "MultiScaleVQ", "backbone": "VAR"}
-PARTS = tuple(EXPECTED)
+EXPECTED = {"tokenizer": "MultiScaleVQ", "backbone": "VAR", "refiner": "VAR"}
+PARTS = ("tokenizer", "backbone")  # which every model has
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -57,18 +61,39 @@ class PipelineOutput:
     cache_bytes: int  # keys and values of the largest batch
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two models by name that draw one picture together (CoDe): a source that `load` and `skeleton` take."""
+
+    drafter: str
+    refiner: str
+    draft_scales: int
+
+    def __str__(self) -> str:
+        return f"{self.drafter} + {self.refiner} from scale {self.draft_scales} on"
+
+
 class Pipeline:
     """A tokenizer and a backbone that draw pictures of classes.
 
-    `sampling` holds the default settings; `data_set` says whose class names the labels have.
+    `sampling` holds the default settings; `data_set` says whose class names the labels have. With a `refiner`, itself
+    a pipeline on the same tokenizer, the backbone draws the first `draft_scales` scales and the refiner's the others.
     """
 
     def __init__(
-        self, tokenizer: MultiScaleVQ, backbone: VAR, sampling: Sampling | None = None, data_set: str | None = None
+        self,
+        tokenizer: MultiScaleVQ,
+        backbone: VAR,
+        sampling: Sampling | None = None,
+        data_set: str | None = None,
+        *,
+        refiner: Pipeline | None = None,
+        draft_scales: int = 0,
     ) -> None:
         self.tokenizer, self.backbone = tokenizer, backbone
         self.sampling = sampling or Sampling()
         self.data_set = data_set
+        self.refiner, self.draft_scales = refiner, draft_scales
 
     @property
     def class_names(self) -> ClassNames:
@@ -86,29 +111,66 @@ class Pipeline:
         return self.backbone.head.weight.dtype
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
-        """Move both networks, in place. The quantiser stays in float32 whatever the dtype."""
-        self.backbone.to(device=device, dtype=dtype)
+        """Move the networks, in place. The quantiser stays in float32 whatever the dtype."""
+        for backbone in self.backbones:
+            backbone.to(device=device, dtype=dtype)
         self.tokenizer.place(device, dtype)
         return self
 
     def pack(self) -> Pipeline:
-        """On the CPU, lay the backbone's weights out for speed, in place: worth it before drawing much.
+        """On the CPU, lay the weights of the backbone out for speed, in place: worth it before drawing much.
 
         `to`, saving and copying undo it; training a packed backbone begins with `backbone.train()`.
         """
-        pack_linears(self.backbone)
+        for backbone in self.backbones:
+            pack_linears(backbone)
         return self
 
-    def plan(self, **settings: Any) -> Plan:
-        """The decoding plan for some settings; those that are not given, or None, are the model's defaults."""
-        chosen = {**asdict(self.sampling), **{k: v for k, v in settings.items() if v is not None}}
-        stage = Stage(
-            self.backbone,
-            range(len(self.backbone.scales)),
-            guidance=chosen.pop("guidance_scale"),
-            **chosen,
-        )
-        return Plan(self.tokenizer, (stage,))
+    @property
+    def backbones(self) -> list[VAR]:
+        """The backbone, and the refiner's if there is one."""
+        return [self.backbone, *(self.refiner.backbones if self.refiner else [])]
+
+    def plan(
+        self,
+        *,
+        guidance_scale: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        temperature: float | None = None,
+        smooth: bool = False,
+        subnet: int | None = None,
+        full_scales: int | None = None,
+    ) -> Plan:
+        """The decoding plan for some settings; those that are not given are the model's defaults.
+
+        `subnet` layers draw the scales from `full_scales` on (VARiant); the two go together.
+        """
+        if (subnet is None) != (full_scales is None):
+            raise ValueError(
+                "subnet and full_scales go together: how many layers, and how many scales have all of them"
+            )
+        given = {"guidance_scale": guidance_scale, "top_k": top_k, "top_p": top_p, "temperature": temperature}
+        plan = self._plain({name: value for name, value in given.items() if value is not None}, smooth)
+        return plan if subnet is None or full_scales is None else variant(plan, subnet=subnet, full_scales=full_scales)
+
+    def _plain(self, given: dict[str, Any], smooth: bool) -> Plan:
+        """The plan with every layer."""
+        chosen = {**asdict(self.sampling), **given, "smooth": smooth}
+        guidance, temperature = chosen.pop("guidance_scale"), chosen.pop("temperature")
+        count = len(self.backbone.scales)
+        by_scale = (temperature,) * count if isinstance(temperature, int | float) else tuple(temperature)
+        if len(by_scale) != count:
+            raise ValueError(f"there are {len(by_scale)} temperatures for {count} scales; give one, or one a scale")
+        runs = [[k for k, _ in run] for _, run in groupby(enumerate(by_scale), key=lambda item: item[1])]
+        stages = [
+            Stage(self.backbone, range(run[0], run[-1] + 1), guidance=guidance, temperature=by_scale[run[0]], **chosen)
+            for run in runs
+        ]
+        plan = Plan(self.tokenizer, tuple(stages))
+        if self.refiner is None:
+            return plan
+        return code(plan, self.refiner._plain(given, smooth), draft_scales=self.draft_scales)
 
     def __call__(
         self,
@@ -121,6 +183,9 @@ class Pipeline:
         top_p: float | None = None,
         temperature: float | None = None,
         smooth: bool = False,
+        subnet: int | None = None,
+        full_scales: int | None = None,
+        plan: Plan | None = None,
         batch_size: int = 8,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -130,7 +195,8 @@ class Pipeline:
 
         Labels are numbers, names or synsets. Each picture is drawn from its own seed (63 bits) and does not depend on
         the batch; without `seeds` they come from `generator` (one for all, or one a picture), or from torch's global
-        one. The callback sees every scale of every batch. Without `return_dict` the pictures come alone, in a tuple.
+        one. A `plan` made elsewhere takes the place of the settings. The callback sees every scale of every batch.
+        Without `return_dict` the pictures come alone, in a tuple.
         ValueError names what is wrong before anything is drawn.
         """
         if output_type not in OUTPUT_TYPES:
@@ -142,9 +208,18 @@ class Pipeline:
             raise ValueError("class_labels is empty; give at least one class")
         labels = [self.class_names.resolve(label) for label in wanted]
         chosen = _seeds(seeds, len(labels), generator)
-        plan = self.plan(
-            guidance_scale=guidance_scale, top_k=top_k, top_p=top_p, temperature=temperature, smooth=smooth
-        )
+        settings: dict[str, Any] = {
+            "guidance_scale": guidance_scale,
+            "top_k": top_k,
+            "top_p": top_p,
+            "temperature": temperature,
+            "smooth": smooth,
+            "subnet": subnet,
+            "full_scales": full_scales,
+        }
+        if plan is not None and any(value is not None and value is not False for value in settings.values()):
+            raise ValueError("give a plan or settings, not both: a plan holds its own settings")
+        plan = plan or self.plan(**settings)
         runs, pictures = [], []
         for at in range(0, len(labels), batch_size):
             noise = Noise(chosen[at : at + batch_size], self.device)
@@ -177,12 +252,18 @@ class Pipeline:
         """Write a model directory in the diffusers layout, whole or not at all."""
         with written_whole(Path(directory)) as folder:
             index: dict[str, Any] = {"_class_name": "Pipeline"}
-            for part in PARTS:
-                network = getattr(self, part)
+            for part, network in self._parts().items():
                 (folder / part).mkdir()
                 write_network(network, folder / part, dtype)
                 index[part] = ["var_toolkit", type(network).__name__]
-            write_json(folder / INDEX, {**index, "_sampling": asdict(self.sampling), "_class_names": self.data_set})
+            index |= {"_sampling": asdict(self.sampling), "_class_names": self.data_set}
+            if self.refiner is not None:
+                index |= {"_refiner_sampling": asdict(self.refiner.sampling), "_draft_scales": self.draft_scales}
+            write_json(folder / INDEX, index)
+
+    def _parts(self) -> dict[str, torch.nn.Module]:
+        refiner = {} if self.refiner is None else {"refiner": self.refiner.backbone}
+        return {"tokenizer": self.tokenizer, "backbone": self.backbone, **refiner}
 
     @classmethod
     def from_pretrained(
@@ -192,13 +273,44 @@ class Pipeline:
         return load(source, device=device, dtype=dtype)
 
 
-def load(source: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Pipeline:
-    """A pipeline from a zoo name, a model directory or a hub id; an existing directory wins over a name.
+def pair(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
+    """Two models as one that draws with both (CoDe). ValueError if their tokenizers or classes are not the same."""
+    _require_one_tokenizer(drafter.tokenizer, refiner.tokenizer)
+    shared = Pipeline(drafter.tokenizer, refiner.backbone, refiner.sampling, refiner.data_set)
+    both = Pipeline(
+        drafter.tokenizer,
+        drafter.backbone,
+        drafter.sampling,
+        drafter.data_set,
+        refiner=shared,
+        draft_scales=draft_scales,
+    )
+    both.plan()  # which refuses what does not fit
+    return both
 
-    `device` "auto" takes CUDA where there is one, else the CPU.
+
+def _require_one_tokenizer(one: MultiScaleVQ, other: MultiScaleVQ) -> None:
+    if one.scales != other.scales:
+        schedules = [list(tokenizer.scales.patch_nums) for tokenizer in (one, other)]
+        raise ValueError(f"drafter and refiner have the schedules {schedules[0]} and {schedules[1]}; they must be one")
+    weights = [tokenizer.quantize.state_dict() for tokenizer in (one, other)]
+    decisive = [name for name in weights[0] if name.startswith(("embedding", "quant_resi"))]
+    same = one.config == other.config and all(
+        weights[0][name].is_meta or torch.equal(weights[0][name], weights[1][name]) for name in decisive
+    )
+    if not same:
+        raise ValueError("drafter and refiner have different tokenizers; both must be trained on the same one")
+
+
+def load(source: str | Path | Pair, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Pipeline:
+    """A pipeline from a zoo name, a model directory, a hub id, or a pair of these.
+
+    An existing directory wins over a name. `device` "auto" takes CUDA where there is one, else the CPU.
     """
     where = find_device(device)
-    if Path(source).is_dir():
+    if isinstance(source, Pair):
+        pipe = pair(load(source.drafter, device="cpu"), load(source.refiner, device="cpu"), source.draft_scales)
+    elif Path(source).is_dir():
         pipe = _from_directory(Path(source))
     elif str(source) in registry.ENTRIES:
         pipe = _from_entry(registry.entry(str(source)))
@@ -209,8 +321,10 @@ def load(source: str | Path, *, device: str = "auto", dtype: torch.dtype = torch
     return pipe.to(where, dtype)
 
 
-def skeleton(source: str | Path) -> Pipeline:
+def skeleton(source: str | Path | Pair) -> Pipeline:
     """A pipeline of the right sizes without weights, for plans and costs: nothing is read but configurations."""
+    if isinstance(source, Pair):
+        return pair(skeleton(source.drafter), skeleton(source.refiner), source.draft_scales)
     if Path(source).is_dir():
         return _from_directory(Path(source), weights=False)
     if _is_hub_id(str(source)):
@@ -219,9 +333,11 @@ def skeleton(source: str | Path) -> Pipeline:
     if isinstance(found.source, Embedded):
         networks = {part: _part(folder, weights=False) for part, folder in found.source.parts().items()}
         return _assemble(networks, found)
-    sizes = {"MultiScaleVQ": found.source.tokenizer_config, "VAR": found.source.backbone_config}
-    vq, var = (build(network_class(name, Path(".")), config, found.name) for name, config in sizes.items())
-    return _assemble({"tokenizer": vq, "backbone": var}, found)
+    networks = {
+        part: build(network_class(EXPECTED[part], Path(".")), config, found.name)
+        for part, config in found.source.configs.items()
+    }
+    return _assemble(networks, found)
 
 
 def load_tokenizer(source: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> MultiScaleVQ:
@@ -258,31 +374,6 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def picture_tensor(image: Image, side: int) -> Tensor:
-    """A PIL picture, upright, in RGB, scaled and centre-cropped to (3, side, side), float in [0, 1]."""
-    from PIL import ImageOps
-    from PIL.Image import Resampling
-
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip, not scale
-        upright = upright.point(lambda level: level / 257).convert("L")
-    fitted = ImageOps.fit(upright.convert("RGB"), (side, side), method=Resampling.LANCZOS)
-    return torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8).view(side, side, 3).permute(2, 0, 1) / 255
-
-
-def as_output(pictures_B3hw: Tensor, output_type: str) -> Any:
-    """Pictures in [-1, 1] as what the caller asked for."""
-    unit = (pictures_B3hw + 1) / 2
-    if output_type == "pt":
-        return unit
-    last = unit.permute(0, 2, 3, 1).contiguous()
-    if output_type == "np":
-        return last.numpy()
-    from PIL.Image import fromarray
-
-    return [fromarray(picture) for picture in (last * 255).round().to(torch.uint8).numpy()]
-
-
 def _is_one(labels: object) -> bool:
     """Whether this is one label rather than several; arrays of any length offer themselves as an index."""
     return isinstance(labels, str) or (isinstance(labels, SupportsIndex) and getattr(labels, "ndim", 0) == 0)
@@ -315,12 +406,27 @@ def _from_directory(folder: Path, weights: bool = True) -> Pipeline:
     for part in PARTS:
         if part not in index or not (folder / part).is_dir():
             raise ValueError(f"{folder} lacks the part {part!r}; a model directory has {INDEX}, {' and '.join(PARTS)}")
-    sampling = strict_fields.build(Sampling, index.get("_sampling", {}), where=f"{folder / INDEX}: _sampling")
-    networks = {part: _part(folder / part, weights) for part in PARTS}
+    parts = [*PARTS, *(["refiner"] if "refiner" in index else [])]
+    networks = {part: _part(folder / part, weights) for part in parts}
     for part, network in networks.items():
         if type(network).__name__ != EXPECTED[part]:
             raise ValueError(f"{folder / part} holds a {type(network).__name__}; it must hold a {EXPECTED[part]}")
-    return Pipeline(networks["tokenizer"], networks["backbone"], sampling, index.get("_class_names"))  # type: ignore[arg-type]
+    names = index.get("_class_names")
+    samplings = {
+        key: strict_fields.build(Sampling, index.get(key, {}), where=f"{folder / INDEX}: {key}")
+        for key in ("_sampling", "_refiner_sampling")
+    }
+    return _together(networks, list(samplings.values()), names, index.get("_draft_scales", 0))
+
+
+def _together(
+    networks: Mapping[str, Any], samplings: Sequence[Sampling], names: str | None, draft_scales: int
+) -> Pipeline:
+    """The parts of a model as a pipeline; the second sampling is the refiner's."""
+    drafter = Pipeline(networks["tokenizer"], networks["backbone"], samplings[0], names)
+    if "refiner" not in networks:
+        return drafter
+    return pair(drafter, Pipeline(networks["tokenizer"], networks["refiner"], samplings[1], names), draft_scales)
 
 
 def _from_entry(found: Entry) -> Pipeline:
@@ -334,10 +440,15 @@ def _downloaded(source: Hub) -> dict[str, torch.nn.Module]:
     from var_toolkit.zoo.published_var import networks_from_tensors
     from var_toolkit.zoo.weight_files import read_weights
 
-    names = (source.tokenizer, source.backbone)
-    tensors = [read_weights(download(source.repository, name)) for name in names]
-    vq, var = networks_from_tensors(tensors[0], tensors[1], {"backbone": dict(source.backbone_config)}, names)
-    return {"tokenizer": vq, "backbone": var}
+    tensors = {part: read_weights(download(*file)) for part, file in source.files.items()}
+    networks: dict[str, torch.nn.Module] = {}
+    for part in source.configs.keys() - {"tokenizer"}:
+        sources = (source.files["tokenizer"][1], source.files[part][1])
+        vq, networks[part] = networks_from_tensors(
+            tensors["tokenizer"], tensors[part], {"backbone": dict(source.configs[part])}, sources
+        )
+        networks.setdefault("tokenizer", vq)
+    return networks
 
 
 def _assemble(networks: Mapping[str, Any], found: Entry) -> Pipeline:
@@ -346,7 +457,7 @@ def _assemble(networks: Mapping[str, Any], found: Entry) -> Pipeline:
         raise ValueError(
             f"model {found.name!r} draws no pictures ({found.summary}); those that do: {', '.join(drawing)}"
         )
-    return Pipeline(networks["tokenizer"], networks["backbone"], found.sampling, found.class_names)
+    return _together(networks, [found.sampling] * 2, found.class_names, found.draft_scales)
 
 
 def _is_hub_id(source: str) -> bool:

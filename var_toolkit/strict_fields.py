@@ -63,8 +63,9 @@ def _convert_union(hint: Any, value: object, *, where: str) -> Any:
     members = get_args(hint)
     if value is None and type(None) in members:
         return None
-    kinds = [member for member in members if member is not type(None)]
-    return convert(kinds[0], value, where=where)
+    lists = [member for member in members if get_origin(member) is tuple]
+    kinds = [member for member in members if member is not type(None) and member not in lists]
+    return convert(lists[0] if lists and isinstance(value, list | tuple) else kinds[0], value, where=where)
 
 
 def _convert_tuple(hint: Any, value: object, *, where: str) -> tuple[Any, ...]:

@@ -38,6 +38,7 @@ def test_the_options_are_the_documented_ones():
     machine = {"-h", "--help", "--device", "--dtype"}
     assert options["sample"] == machine | {
         "--class", "-n", "--seed", "--model", "--cfg", "--top-k", "--top-p", "--temperature", "--smooth",
+        "--subnet", "--full-scales", "--drafter", "--refiner", "--draft-scales",
         "--batch-size", "--out", "--grid", "--trace", "--save-tokens", "--dry-run", "--json",
     }  # fmt: skip
     assert options["reconstruct"] == machine | {"--model", "--out", "--json"}
@@ -73,7 +74,7 @@ def test_pictures_of_every_kind_are_reconstructed(mode, model, capsys):
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped():
-    from var_toolkit.pipeline import picture_tensor
+    from var_toolkit.pictures import picture_tensor
 
     ramp = Image.new("I;16", (16, 16))
     for x in range(16):

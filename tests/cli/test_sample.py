@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import small_var_network
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -200,3 +201,46 @@ def test_an_interrupted_run_says_so_in_one_line(model, monkeypatch, capsys):
     monkeypatch.setattr("var_toolkit.pipeline.Pipeline.__call__", interrupt)
     assert sample(model, "--class", "3") == 130
     assert capsys.readouterr().err == "vargen: interrupted\n"
+
+
+@pytest.fixture(scope="module")
+def refiner(tmp_path_factory, small_tokenizer) -> str:
+    folder = tmp_path_factory.mktemp("models") / "refiner"
+    Pipeline(small_tokenizer, small_var_network(depth=2)).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_drafter_and_a_refiner_draw_together(model, refiner, capsys):
+    both = ["--drafter", model, "--refiner", refiner, "--draft-scales", "2"]
+    assert main(["sample", "--class", "3", *both, "--dry-run"]) == 0
+    assert "scales 2-3: VAR 2 x 128" in capsys.readouterr().out
+    assert main(["sample", "--class", "3", *both, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["model"] == f"{model} + {refiner} from scale 2 on"
+    assert facts["cache_bytes"] == 2 * 2 * 4 * max(4 * 256 * 5, 2 * 128 * 30)
+
+
+def test_a_subnet_draws_with_less_memory(model, capsys):
+    assert sample(model, "--class", "3", "--subnet", "2", "--full-scales", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["cache_bytes"] == 2 * 2 * 4 * 2 * 256 * 30
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--drafter", "MODEL"], "--drafter, --refiner and --draft-scales go together"),
+        (
+            ["--drafter", "MODEL", "--refiner", "MODEL", "--draft-scales", "4"],
+            "draft_scales is 4; it must be from 1 to 3",
+        ),
+        (["--drafter", "MODEL", "--refiner", "stilllife-var", "--draft-scales", "2"], "must be one"),
+        (["--model", "MODEL", "--subnet", "5", "--full-scales", "2"], "subnet is 5; it must be from 2 to 4"),
+        (["--model", "MODEL", "--subnet", "2", "--full-scales", "5"], "full_scales is 5; it must be from 1 to 4"),
+        (["--model", "MODEL", "--subnet", "2"], "subnet and full_scales go together"),
+    ],
+)
+def test_what_cannot_draw_together_is_refused_in_one_line(model, capsys, options, words):
+    assert main(["sample", "--class", "3", *(model if option == "MODEL" else option for option in options)]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1

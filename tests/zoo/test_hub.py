@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import small_var_network
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -102,19 +103,23 @@ def test_a_file_that_the_hub_does_not_have_is_named(hub):
     assert "someone/model/weights.pth cannot be downloaded" in download(environment).stderr
 
 
-def test_a_published_model_is_drawn_from_by_its_name(hub, tmp_path, small_tokenizer, small_var):
-    """The whole way of `--model var-d16`, with small networks in place of the published ones."""
+@pytest.mark.parametrize("name", ["var-d16", "code-8"])
+def test_a_published_model_is_drawn_from_by_its_name(hub, tmp_path, small_tokenizer, small_var, name):
+    """The whole way of `--model`, with small networks in place of the published ones."""
     handler, environment = hub
-    for name, network in (("vae_ch160v4096z32.pth", small_tokenizer), ("var_d16.pth", small_var)):
-        torch.save(network.state_dict(), tmp_path / name)
-        handler.files[name] = (tmp_path / name).read_bytes()
+    files = {"vae_ch160v4096z32.pth": small_tokenizer, "var_d16.pth": small_var}
+    files |= {"drafter_8.pth": small_var, "refiner_8.pth": small_var_network(depth=2)}
+    for file, network in files.items():
+        torch.save(network.state_dict(), tmp_path / file)
+        handler.files[file] = (tmp_path / file).read_bytes()
     code = (
         "import sys; from dataclasses import replace; from var_toolkit.zoo import registry; "
-        "from var_toolkit.cli import main; e = registry.ENTRIES['var-d16']; "
-        "sizes = {'patch_nums': (1, 2, 3, 4)}; "
-        "registry.ENTRIES['var-d16'] = replace(e, class_names='none', "
-        "source=replace(e.source, tokenizer_config=sizes, backbone_config=sizes)); "
-        f"sys.exit(main(['sample', '--class', '3', '--model', 'var-d16', '--top-k', '5', '--out', {str(tmp_path)!r}]))"
+        f"from var_toolkit.cli import main; e = registry.ENTRIES[{name!r}]; "
+        "sizes = {part: {'patch_nums': (1, 2, 3, 4)} for part in e.source.configs}; "
+        "sampling = replace(e.sampling, temperature=(1.1, 1.0, 1.0, 1.0)); "
+        f"registry.ENTRIES[{name!r}] = replace(e, class_names='none', sampling=sampling, "
+        "draft_scales=min(e.draft_scales, 2), source=replace(e.source, configs=sizes)); "
+        f"sys.exit(main(['sample', '--class', '3', '--model', {name!r}, '--top-k', '5', '--out', {str(tmp_path)!r}]))"
     )
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr

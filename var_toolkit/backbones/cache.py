@@ -5,38 +5,61 @@ Letters: R rows (pictures, twice under guidance), H heads, L tokens, D head widt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
 class KVCache:
-    """Preallocated keys and values of every layer, (R, H, length, D) each, filled from the front."""
+    """Keys and values of every layer, (R, H, room, D) each, allocated at once and filled from the front.
+
+    `rooms` says for how many tokens each layer has room. Layers may differ: one that the rest of a picture does not
+    run through needs none.
+    """
 
     def __init__(
         self,
+        rooms: Sequence[int],
         *,
-        layers: int,
         rows: int,
         heads: int,
-        length: int,
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        shape = (rows, heads, length, head_dim)
-        self._keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self._values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self.capacity = length
+        self._shape = (rows, heads, head_dim)
+        self._like = torch.empty(0, dtype=dtype, device=device)
+        self._keys = [self._room(room) for room in rooms]
+        self._values = [self._room(room) for room in rooms]
         self.length = 0
+
+    def _room(self, room: int) -> Tensor:
+        rows, heads, head_dim = self._shape
+        return self._like.new_empty(rows, heads, room, head_dim)
+
+    def resize(self, rooms: Sequence[int]) -> None:
+        """Give each layer the room named, keeping what it holds as far as that fits; 0 frees a layer.
+
+        Layers that shrink go first, and one tensor is moved at a time, so the old and the new never lie side by side.
+        """
+        for layer in sorted(range(len(rooms)), key=lambda layer: rooms[layer] - self._keys[layer].shape[2]):
+            for tensors in (self._keys, self._values):
+                old = tensors[layer]
+                if old.shape[2] == rooms[layer]:
+                    continue
+                tensors[layer] = self._room(rooms[layer])
+                kept = min(self.length, old.shape[2], rooms[layer])
+                tensors[layer][:, :, :kept] = old[:, :, :kept]
 
     def append(self, layer: int, k_RHLD: Tensor, v_RHLD: Tensor) -> tuple[Tensor, Tensor]:
         """Write new keys and values behind what is there; return views of everything so far.
 
         The length moves only with `advance`, once all layers have written, so an error in between leaves it right.
         """
-        end = self.length + k_RHLD.shape[2]
-        if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens; {end} were asked of it")
+        end, room = self.length + k_RHLD.shape[2], self._keys[layer].shape[2]
+        if end > room:
+            raise ValueError(f"the cache has room for {room} tokens in layer {layer}; {end} were asked of it")
         self._keys[layer][:, :, self.length : end] = k_RHLD
         self._values[layer][:, :, self.length : end] = v_RHLD
         return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]

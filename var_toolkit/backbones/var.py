@@ -5,6 +5,7 @@ Letters: R rows (pictures, twice under guidance), L tokens, C width, V vocabular
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import NamedTuple, cast
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from var_toolkit.backbones.attention import SelfAttention
 from var_toolkit.backbones.cache import KVCache
 from var_toolkit.backbones.linear import Linear, linear_gelu
+from var_toolkit.backbones.subnet import Subnet
 from var_toolkit.scales import SCHEDULES, Scales
 
 
@@ -166,25 +168,33 @@ class VAR(nn.Module):
     def _blocks(self) -> list[Block]:
         return [cast(Block, block) for block in self.blocks]
 
-    def new_cache(self, rows: int) -> KVCache:
-        """An empty cache for `rows` rows over the whole schedule, in the dtype and on the device of the weights."""
+    def new_cache(self, rows: int, rooms: Sequence[int] | None = None) -> KVCache:
+        """An empty cache for `rows` rows, in the dtype and on the device of the weights.
+
+        `rooms` are the tokens that each layer will hold at most; None stands for the whole schedule in every layer.
+        """
         c, weight = self.config, self.head.weight
         return KVCache(
-            layers=c.depth,
+            [self.scales.total] * c.depth if rooms is None else rooms,
             rows=rows,
             heads=c.num_heads,
-            length=self.scales.total,
             head_dim=c.embed_dim // c.num_heads,
             dtype=weight.dtype,
             device=weight.device,
         )
 
-    def multiply_adds(self, new: int, context: int, drawn: int) -> int:
-        """Work of one row: `new` tokens that look at `context` (themselves included), `drawn` of them with logits."""
+    def cache_values(self, tokens: int) -> int:
+        """How many numbers the cache of one row holds for `tokens` tokens of one layer."""
+        return 2 * tokens * self.config.embed_dim
+
+    def layer_work(self, new: int, context: int) -> int:
+        """Multiply-adds of one layer and row: `new` tokens that look at `context` tokens, themselves included."""
         c = self.config
-        linear = (4 + 2 * c.mlp_ratio) * c.embed_dim**2
-        attention = 2 * context * c.embed_dim
-        return round(new * c.depth * (linear + attention) + drawn * c.embed_dim * c.vocab_size)
+        return round(new * ((4 + 2 * c.mlp_ratio) * c.embed_dim**2 + 2 * context * c.embed_dim))
+
+    def head_work(self, drawn: int) -> int:
+        """Multiply-adds of the logits of `drawn` tokens."""
+        return drawn * self.config.embed_dim * self.config.vocab_size
 
     def condition(self, labels_R: Tensor) -> Condition:
         """What the labels (R, int64, num_classes for the null class) mean to every block and to the head."""
@@ -195,12 +205,19 @@ class VAR(nn.Module):
         return Condition(start_RC, [block.modulation(steer) for block in self._blocks], *self.head_nm(start_RC))
 
     def hidden(
-        self, condition: Condition, inputs_RLc: Tensor | None, *, scales: range, cache: KVCache | None = None
+        self,
+        condition: Condition,
+        inputs_RLc: Tensor | None,
+        *,
+        scales: range,
+        cache: KVCache | None = None,
+        subnet: Subnet | None = None,
     ) -> Tensor:
         """Features (R, L, C) of the tokens of `scales`, computed in one block-causal pass.
 
         `inputs_RLc` are the tokenizer's inputs of these scales; scale 0 has none (it starts from the class). A cache
-        must hold exactly the scales before `scales`, and holds these too afterwards.
+        must hold exactly the scales before `scales`, and holds these too afterwards. With a `subnet`, skipped layers
+        see the first scales alone; no mask is needed for that, because coarse tokens never look at finer ones.
         """
         begin, end = self.scales.offsets[scales.start], self.scales.offsets[scales.stop]
         if (cache.length if cache is not None else 0) != begin:
@@ -211,8 +228,14 @@ class VAR(nn.Module):
         mask_QL = None
         if len(scales) > 1:
             mask_QL = self.scales.block_causal_mask(scales.start, scales.stop).to(x_RLC.device)
-        for layer, block in enumerate(self.blocks):
-            x_RLC = block(x_RLC, condition.blocks[layer], mask_QL, cache, layer)
+        for layer, block in enumerate(self._blocks):
+            deep = end - begin if subnet is None else subnet.depth_tokens(layer, self.scales, scales)
+            if deep == end - begin:
+                x_RLC = block(x_RLC, condition.blocks[layer], mask_QL, cache, layer)
+            elif deep:
+                mask = None if mask_QL is None else mask_QL[:deep, : begin + deep]
+                deepened = block(x_RLC[:, :deep], condition.blocks[layer], mask, cache, layer)
+                x_RLC = torch.cat((deepened, x_RLC[:, deep:]), dim=1)
         if cache is not None:
             cache.advance(end - begin)
         return x_RLC
@@ -222,10 +245,14 @@ class VAR(nn.Module):
         normed = F.layer_norm(hidden_RLC, (self.config.embed_dim,), eps=self.config.norm_eps)
         return self.head(torch.addcmul(condition.head_shift, normed, condition.head_scale)).float()
 
-    def forward(self, labels_B: Tensor, inputs_BLc: Tensor) -> Tensor:
-        """The packed training pass: labels (B), teacher inputs of scales 1 .. K-1 -> logits (B, L, V), float32."""
+    def forward(self, labels_B: Tensor, inputs_BLc: Tensor, subnet: Subnet | None = None) -> Tensor:
+        """The packed training pass: labels (B), teacher inputs of scales 1 .. K-1 -> logits (B, L, V), float32.
+
+        Inputs of fewer scales give the logits of these alone.
+        """
         condition = self.condition(labels_B)
-        return self.logits(condition, self.hidden(condition, inputs_BLc, scales=range(len(self.scales))))
+        scales = range(self.scales.offsets.index(inputs_BLc.shape[1] + self.scales.lengths[0]))
+        return self.logits(condition, self.hidden(condition, inputs_BLc, scales=scales, subnet=subnet))
 
     def _embed(self, condition: Condition, inputs_RLc: Tensor | None, scales: range) -> Tensor:
         parts = []

@@ -74,8 +74,7 @@ def _whereabouts(entry: Entry) -> str:
         return "embedded" if all(folder.is_dir() for folder in entry.source.parts().values()) else "missing"
     from huggingface_hub import try_to_load_from_cache
 
-    files = (entry.source.tokenizer, entry.source.backbone)
-    cached = all(isinstance(try_to_load_from_cache(entry.source.repository, name), str) for name in files)
+    cached = all(isinstance(try_to_load_from_cache(*file), str) for file in entry.source.files.values())
     return "cached" if cached else "on the hub"
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from var_toolkit.pipeline import Pair
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -37,18 +40,30 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def model_of(args: argparse.Namespace) -> str:
-    """What `load` and `skeleton` shall open."""
-    return str(args.model)
+def model_of(args: argparse.Namespace) -> str | Pair:
+    """What `load` and `skeleton` shall open: a model, or a drafter and a refiner."""
+    given = (args.drafter, args.refiner, args.draft_scales)
+    if all(value is None for value in given):
+        return str(args.model)
+    if any(value is None for value in given):
+        raise ValueError("--drafter, --refiner and --draft-scales go together; give all three, or --model")
+    from var_toolkit.pipeline import Pair
+
+    return Pair(*given)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """How the model draws: --cfg, --top-k, --top-p, --temperature, --smooth. Unset ones are the model's defaults."""
+    """How pictures are drawn: the settings, which are the model's own unless given, and what shortens the work."""
     parser.add_argument("--cfg", type=float, help="guidance at the last scale, as VAR counts it; 0 is off")
     parser.add_argument("--top-k", type=int, help="keep the k likeliest tokens; 0 is off")
     parser.add_argument("--top-p", type=float, help="keep the likeliest tokens up to this mass; 0 is off")
     parser.add_argument("--temperature", type=float, help="above 1 varies more, below 1 less")
     parser.add_argument("--smooth", action="store_true", help="mix codes instead of drawing one: smoother pictures")
+    parser.add_argument("--subnet", type=at_least(2), metavar="D", help="layers for the finer scales (VARiant)")
+    parser.add_argument("--full-scales", type=at_least(1), metavar="N", help="scales that run through every layer")
+    parser.add_argument("--drafter", metavar="MODEL", help="instead of --model: draws the first scales (CoDe)")
+    parser.add_argument("--refiner", metavar="MODEL", help="draws the other scales")
+    parser.add_argument("--draft-scales", type=at_least(1), metavar="N", help="how many scales the drafter draws")
 
 
 def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -59,4 +74,6 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
         "top_p": args.top_p,
         "temperature": args.temperature,
         "smooth": args.smooth,
+        "subnet": args.subnet,
+        "full_scales": args.full_scales,
     }

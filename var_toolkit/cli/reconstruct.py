@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from var_toolkit.cli.sample import enlarged, grid
-    from var_toolkit.pipeline import as_output, find_device, load_tokenizer, picture_tensor
+    from var_toolkit.pictures import as_output, picture_tensor
+    from var_toolkit.pipeline import find_device, load_tokenizer
 
     tokenizer = load_tokenizer(args.model, device=args.device, dtype=getattr(torch, args.dtype))
     before = picture_tensor(image, tokenizer.picture_side)

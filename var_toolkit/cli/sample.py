@@ -177,7 +177,7 @@ def _write_sheets(args: argparse.Namespace, drawn: Drawn) -> None:
 def _write_trace(path: Path, frames: list[tuple[int, Tensor]], columns: int) -> None:
     import torch
 
-    from var_toolkit.pipeline import as_output
+    from var_toolkit.pictures import as_output
 
     pictures = [torch.cat([drawn for scale, drawn in frames if scale == k]) for k in sorted({k for k, _ in frames})]
     first, *rest = [enlarged(grid(as_output(frame, "pil"), columns), 256) for frame in pictures]
@@ -214,7 +214,7 @@ def _report(args: argparse.Namespace, pipe: Pipeline, drawn: Drawn, loading: flo
     names = {label: pipe.class_names.name(label) for label in drawn.labels}
     if args.json:
         facts = {
-            "model": model_of(args),
+            "model": str(model_of(args)),
             "files": [str(path) for path in drawn.files],
             "classes": drawn.labels,
             "names": [names[label] for label in drawn.labels],
@@ -234,7 +234,7 @@ def _report(args: argparse.Namespace, pipe: Pipeline, drawn: Drawn, loading: flo
     else:
         for path, label, seed in zip(drawn.files, drawn.labels, drawn.seeds, strict=True):
             print(f"{path}: class {label}, {names[label]}, seed {seed}")
-    if args.model == DEFAULT:
+    if model_of(args) == DEFAULT:
         print(
             f"{DEFAULT} draws rendered still lifes. ImageNet models are downloaded by name, such as --model var-d16; "
             "`vargen models` lists them.",
@@ -261,7 +261,7 @@ def _show_plan(args: argparse.Namespace, plan: Plan, labels: list[int]) -> None:
 
     pictures = len(labels) * args.n
     told = forecast(plan, pictures=pictures, batch=args.batch_size, dtype=args.dtype)
-    facts = {"model": model_of(args), "classes": labels, "pictures": pictures, **told}
+    facts = {"model": str(model_of(args)), "classes": labels, "pictures": pictures, **told}
     if args.json:
         print(json.dumps(facts))
         return

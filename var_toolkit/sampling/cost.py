@@ -26,12 +26,8 @@ class Cost:
 
 def cost(plan: Plan) -> Cost:
     """Count the work of a plan for one picture, exactly as the engine does it."""
-    return Cost(
-        forward_passes=sum(len(stage.scales) for stage in plan.stages),
-        multiply_adds=sum(_stage_work(plan, stage) for stage in plan.stages),
-        decoder_multiply_adds=_decoder_work(plan),
-        cache_values=max(_rows(stage) * _cache_values(stage) for stage in plan.stages),
-    )
+    told = plan.cost()
+    return Cost(told.forward_passes, told.multiply_adds, _decoder_work(plan), told.cache_values)
 
 
 def forecast(plan: Plan, *, pictures: int, batch: int, dtype: str) -> dict[str, Any]:
@@ -54,35 +50,7 @@ def forecast(plan: Plan, *, pictures: int, batch: int, dtype: str) -> dict[str, 
 
 def describe(stage: Stage) -> str:
     """One stage in words."""
-    c = stage.backbone.config
-    settings = [
-        f"{type(stage.backbone).__name__} {c.depth} x {c.embed_dim}",
-        f"guidance {stage.guidance:g}",
-        f"top-k {stage.top_k}",
-        f"top-p {stage.top_p:g}",
-        f"temperature {stage.temperature:g}",
-        *(["smooth"] if stage.smooth else []),
-    ]
-    return f"scales {stage.scales.start}-{stage.scales.stop - 1}: {', '.join(settings)}"
-
-
-def _rows(stage: Stage) -> int:
-    return 2 if stage.guidance > 0 else 1
-
-
-def _stage_work(plan: Plan, stage: Stage) -> int:
-    scales, work, known = plan.tokenizer.scales, 0, 0
-    for k in stage.scales:
-        for j in range(known, k + 1):  # a stage's first pass takes in the scales before it as well
-            drawn = scales.lengths[k] if j == k else 0
-            work += stage.backbone.multiply_adds(scales.lengths[j], scales.offsets[j + 1], drawn)
-        known = k + 1
-    return _rows(stage) * work
-
-
-def _cache_values(stage: Stage) -> int:
-    cache = stage.backbone.new_cache(1)
-    return cache.nbytes // stage.backbone.head.weight.element_size()  # type: ignore[attr-defined]
+    return str(stage)
 
 
 def _decoder_work(plan: Plan) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,24 +72,33 @@ def decode(
     """
     canvas = _Canvas(plan.tokenizer)
     tokens: list[Tensor] = []
+    condition: Any = None
+    cache: Any = None
     passes, cache_bytes = 0, 0
-    for stage in plan.stages:
-        backbone, guided = stage.backbone, stage.guidance > 0
-        rows = torch.cat((labels_B, torch.full_like(labels_B, backbone.config.num_classes))) if guided else labels_B
-        condition, cache = backbone.condition(rows), backbone.new_cache(len(rows))
-        cache_bytes = max(cache_bytes, cache.nbytes)
-        known = 0  # scales that this stage's cache holds; its first pass also takes in what earlier stages drew
-        for k in stage.scales:
-            new = range(known, k + 1)
-            hidden = backbone.hidden(condition, canvas.inputs_of(new, 1 + guided), scales=new, cache=cache)
-            logits = backbone.logits(condition, hidden[:, -plan.tokenizer.scales.lengths[k] :])
-            found, codes = _draw_scale(stage, logits, noise, plan.tokenizer, k)
-            latent = canvas.add(codes, k)
-            tokens.append(found)
-            known, passes = k + 1, passes + 1
-            if on_scale is not None:
-                on_scale(ScaleEvent(k, found, latent, plan.tokenizer))
+    for stage, scales, fresh, rooms in plan.passes():
+        if fresh:
+            cache = None  # freed before the next backbone makes its own
+            condition = stage.backbone.condition(_rows(stage, labels_B))
+            cache = stage.backbone.new_cache(stage.rows * len(labels_B), rooms)
+        else:
+            cache.resize(rooms)
+        inputs, k = canvas.inputs_of(scales, stage.rows), scales.stop - 1
+        hidden = stage.backbone.hidden(condition, inputs, scales=scales, cache=cache, subnet=stage.subnet)
+        logits = stage.backbone.logits(condition, hidden[:, -plan.tokenizer.scales.lengths[k] :])
+        found, codes = _draw_scale(stage, logits, noise, plan.tokenizer, k)
+        latent = canvas.add(codes, k)
+        tokens.append(found)
+        passes, cache_bytes = passes + 1, max(cache_bytes, cache.nbytes)
+        if on_scale is not None:
+            on_scale(ScaleEvent(k, found, latent, plan.tokenizer))
     return Decoded(tokens, latent, passes, cache_bytes)
+
+
+def _rows(stage: Stage, labels_B: Tensor) -> Tensor:
+    """The labels of the backbone's rows: under guidance, the null class for each picture as well."""
+    if stage.guidance == 0:
+        return labels_B
+    return torch.cat((labels_B, torch.full_like(labels_B, stage.backbone.config.num_classes)))
 
 
 def _draw_scale(stage: Stage, logits: Tensor, noise: Noise, tokenizer: Tokenizer, k: int) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,14 @@ A method of next-scale decoding is a way to build a plan; one engine runs every 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from var_toolkit.backbones.subnet import Subnet
 from var_toolkit.scales import Scales
 
 
@@ -19,14 +21,27 @@ class Backbone(Protocol):
 
     scales: Scales
     config: Any
+    blocks: Any
 
-    def new_cache(self, rows: int) -> Any: ...
+    def new_cache(self, rows: int, rooms: Sequence[int] | None = None) -> Any: ...
 
-    def multiply_adds(self, new: int, context: int, drawn: int) -> int: ...
+    def cache_values(self, tokens: int) -> int: ...
+
+    def layer_work(self, new: int, context: int) -> int: ...
+
+    def head_work(self, drawn: int) -> int: ...
 
     def condition(self, labels_R: Tensor) -> Any: ...
 
-    def hidden(self, condition: Any, inputs_RLc: Tensor | None, *, scales: range, cache: Any = None) -> Tensor: ...
+    def hidden(
+        self,
+        condition: Any,
+        inputs_RLc: Tensor | None,
+        *,
+        scales: range,
+        cache: Any = None,
+        subnet: Subnet | None = None,
+    ) -> Tensor: ...
 
     def logits(self, condition: Any, hidden_RLC: Tensor) -> Tensor: ...
 
@@ -45,7 +60,8 @@ class Stage:
     """Some consecutive scales, drawn by one backbone under one set of settings.
 
     `guidance` is VAR's: it grows linearly from 0 at the first scale of the picture to this value at the last, and the
-    usual guidance scale there is 1 + guidance. 0 switches guidance off and halves the work.
+    usual guidance scale there is 1 + guidance. 0 switches guidance off and halves the work. `subnet` says which layers
+    the finer scales run through; None for all.
     """
 
     backbone: Backbone
@@ -55,6 +71,7 @@ class Stage:
     top_p: float = 0.0
     temperature: float = 1.0
     smooth: bool = False
+    subnet: Subnet | None = None
 
     def __post_init__(self) -> None:
         last = len(self.backbone.scales)
@@ -68,6 +85,49 @@ class Stage:
             raise ValueError(f"top_p is {self.top_p}; it must be from 0 (off) to 1")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
+
+    @property
+    def rows(self) -> int:
+        """Rows that the backbone computes for each picture."""
+        return 2 if self.guidance > 0 else 1
+
+    def continues(self, before: Stage) -> bool:
+        """Whether this stage goes on with the keys and values of the stage before it."""
+        return (self.backbone is before.backbone, self.rows, self.subnet) == (True, before.rows, before.subnet)
+
+    def __str__(self) -> str:
+        c, first, last = self.backbone.config, self.scales.start, self.scales.stop - 1
+        settings = [
+            f"{type(self.backbone).__name__} {c.depth} x {c.embed_dim}",
+            *_shown(self.subnet, self.scales),
+            f"guidance {self.guidance:g}",
+            f"top-k {self.top_k}",
+            f"top-p {self.top_p:g}",
+            f"temperature {self.temperature:g}",
+            *(["smooth"] if self.smooth else []),
+        ]
+        return f"scale{f's {first}-{last}' if last > first else f' {first}'}: {', '.join(settings)}"
+
+
+class Pass(NamedTuple):
+    """One forward pass of a plan."""
+
+    stage: Stage
+    scales: range  # that the backbone takes in; the last of them is drawn
+    fresh: bool  # whether the stage's backbone begins here, with an empty cache
+    rooms: tuple[int, ...]  # tokens for which each layer's cache needs room from here on
+
+
+class Cost(NamedTuple):
+    """The work of one picture."""
+
+    forward_passes: int
+    multiply_adds: int  # of the backbones' matrix products
+    cache_values: int  # keys and values held at the largest pass
+
+    def cache_bytes(self, dtype: Any) -> int:
+        """The same in bytes, for a torch dtype."""
+        return int(self.cache_values * dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -94,7 +154,69 @@ class Plan:
             if one.backbone.config.num_classes != other.backbone.config.num_classes:
                 raise ValueError("the backbones of a plan must have the same classes")
 
+    def __str__(self) -> str:
+        return "\n".join(str(stage) for stage in self.stages)
+
     @property
     def ranges(self) -> str:
         """The scales of the stages in words."""
         return ", ".join(f"{stage.scales.start}-{stage.scales.stop - 1}" for stage in self.stages) or "nothing"
+
+    def passes(self) -> Iterator[Pass]:
+        """The forward passes, in order.
+
+        A backbone that takes over takes in the scales before it, all in its first pass.
+        """
+        known = 0
+        for index, stage in enumerate(self.stages):
+            fresh = index == 0 or not stage.continues(self.stages[index - 1])
+            known = 0 if fresh else known
+            for k in stage.scales:
+                scales = range(known, k + 1)
+                yield Pass(stage, scales, fresh, self._rooms(index, scales))
+                fresh, known = False, k + 1
+
+    def _rooms(self, index: int, scales: range) -> tuple[int, ...]:
+        """Until the switch to a subnet no layer needs room for more than the scales before it; then some need none."""
+        stage, offsets = self.stages[index], self.tokenizer.scales.offsets
+        last = stage.scales.stop
+        for before, after in pairwise(self.stages[index:]):
+            if not after.continues(before):
+                break
+            last = after.scales.stop
+        depth, subnet = len(stage.backbone.blocks), stage.subnet
+        if subnet is None:
+            return (offsets[last],) * depth
+        full = min(subnet.full_scales, last)
+        if scales.stop <= full:
+            return (offsets[full],) * depth
+        skipped = offsets[full] if scales.start < full else 0
+        return tuple(offsets[last] if layer in subnet.layers else skipped for layer in range(depth))
+
+    def cost(self) -> Cost:
+        """What the engine will do for one picture, counted from sizes alone: the networks may be without weights."""
+        passes = list(self.passes())
+        return Cost(
+            forward_passes=len(passes),
+            multiply_adds=sum(self._work(one) for one in passes),
+            cache_values=max(one.stage.rows * sum(map(one.stage.backbone.cache_values, one.rooms)) for one in passes),
+        )
+
+    def _work(self, one: Pass) -> int:
+        scales, stage = self.tokenizer.scales, one.stage
+        layers = range(len(stage.backbone.blocks))
+        work = stage.backbone.head_work(scales.lengths[one.scales.stop - 1])
+        for k in one.scales:  # under the block-causal mask a token looks at its own scale and the coarser ones
+            each = stage.backbone.layer_work(scales.lengths[k], scales.offsets[k + 1])
+            kept = (
+                stage.subnet is None or layer in stage.subnet.layers or k < stage.subnet.full_scales for layer in layers
+            )
+            work += each * sum(kept)
+        return stage.rows * work
+
+
+def _shown(subnet: Subnet | None, scales: range) -> list[str]:
+    if subnet is None or subnet.full_scales >= scales.stop:
+        return []
+    since = f" from scale {subnet.full_scales} on" if subnet.full_scales > scales.start else ""
+    return [f"{len(subnet.layers)} layers{since}"]

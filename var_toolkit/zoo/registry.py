@@ -15,6 +15,8 @@ from typing import Any
 
 from var_toolkit.scales import SCHEDULES
 
+VAR_TOKENIZER = ("FoundationVision/var", "vae_ch160v4096z32.pth")
+VAR_PARAMETERS = {16: 310_000_000, 20: 600_000_000, 24: 1_030_000_000, 30: 2_010_000_000, 36: 2_350_000_000}
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -26,7 +28,7 @@ class Sampling:
     guidance_scale: float = 1.5
     top_k: int = 900
     top_p: float = 0.96
-    temperature: float = 1.0
+    temperature: float | tuple[float, ...] = 1.0  # one, or one a scale
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Embedded:
 
     tokenizer: str | None = None
     backbone: str | None = None
+    refiner: str | None = None
     classifier: str | None = None
 
     @staticmethod
@@ -44,20 +47,16 @@ class Embedded:
 
     def parts(self) -> dict[str, Path]:
         """The folders of the parts this model has."""
-        named = {"tokenizer": self.tokenizer, "backbone": self.backbone, "classifier": self.classifier}
-        return {part: self.folder(folder) for part, folder in named.items() if folder}
+        return {part: self.folder(folder) for part, folder in vars(self).items() if folder}
 
 
 @dataclass(frozen=True)
 class Hub:
-    """Published files on a model hub, and the sizes of the networks in them."""
+    """Published files on a model hub, and the sizes of the networks in them, by part."""
 
-    repository: str
-    tokenizer: str
-    backbone: str
-    tokenizer_config: Mapping[str, Any]
-    backbone_config: Mapping[str, Any]
-    parameters: int  # about, of the backbone
+    files: Mapping[str, tuple[str, str]]  # repository and file
+    configs: Mapping[str, Mapping[str, Any]]
+    parameters: int  # about, of the backbones
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,7 @@ class Entry:
     class_names: str
     sampling: Sampling = Sampling()
     published: Mapping[str, float] = field(default_factory=dict)  # as the authors report: FID on 50k pictures
+    draft_scales: int = 0  # of a drafter and a refiner (CoDe): how many scales the drafter draws
 
     @property
     def draws(self) -> bool:
@@ -82,13 +82,32 @@ def _still_life(name: str, summary: str, sampling: Sampling = Sampling(), **part
     return Entry(name, summary, 64, Embedded(**parts), "still-lifes", sampling)
 
 
-def _var(depth: int, fid: float, parameters: int, side: int = 256, name: str = "", **config: Any) -> Entry:
-    patch_nums = SCHEDULES[str(side)]
-    backbone = {"depth": depth, "embed_dim": 64 * depth, "num_heads": depth, "patch_nums": patch_nums, **config}
-    files = ("vae_ch160v4096z32.pth", f"var_d{depth}.pth")
-    source = Hub("FoundationVision/var", *files, {"patch_nums": patch_nums}, backbone, parameters)
+def _var(depth: int, fid: float, side: int = 256, name: str = "", **config: Any) -> Entry:
+    source = Hub(
+        {"tokenizer": VAR_TOKENIZER, "backbone": ("FoundationVision/var", f"var_d{depth}.pth")},
+        {"tokenizer": {"patch_nums": SCHEDULES[str(side)]}, "backbone": _var_sizes(depth, side, **config)},
+        VAR_PARAMETERS[depth],
+    )
     summary = f"VAR, {depth} layers, ImageNet"
     return Entry(name or f"var-d{depth}", summary, side, source, "imagenet", published={"fid": fid})
+
+
+def _code(draft_scales: int, fid: float) -> Entry:
+    """CoDe's pairs, fine-tuned for one number of drafted scales each, with the settings of its scripts."""
+    files = {"backbone": f"drafter_{draft_scales}.pth", "refiner": f"refiner_{draft_scales}.pth"}
+    source = Hub(
+        {"tokenizer": VAR_TOKENIZER, **{part: ("Zigeng/VAR_CoDe", file) for part, file in files.items()}},
+        {"tokenizer": {"patch_nums": SCHEDULES["256"]}, "backbone": _var_sizes(30), "refiner": _var_sizes(16)},
+        VAR_PARAMETERS[30] + VAR_PARAMETERS[16],
+    )
+    summary = f"CoDe, VAR with 30 layers for {draft_scales} scales, then 16, ImageNet"
+    sampling = Sampling(top_k=600, temperature=(1.1,) * 7 + (1.0,) * 3)
+    name, published = f"code-{draft_scales}", {"fid": fid}
+    return Entry(name, summary, 256, source, "imagenet", sampling, published, draft_scales)
+
+
+def _var_sizes(depth: int, side: int = 256, **config: Any) -> dict[str, Any]:
+    return {"depth": depth, "embed_dim": 64 * depth, "num_heads": depth, "patch_nums": SCHEDULES[str(side)], **config}
 
 
 ENTRIES: dict[str, Entry] = {
@@ -110,11 +129,15 @@ ENTRIES: dict[str, Entry] = {
         _still_life(
             "stilllife-classifier", "judges which still life a picture shows", classifier="stilllife-classifier"
         ),
-        _var(16, 3.55, 310_000_000),
-        _var(20, 2.95, 600_000_000),
-        _var(24, 2.33, 1_030_000_000),
-        _var(30, 1.97, 2_010_000_000),
-        _var(36, 2.63, 2_350_000_000, side=512, name="var-d36-512", shared_aln=True),
+        _var(16, 3.55),
+        _var(20, 2.95),
+        _var(24, 2.33),
+        _var(30, 1.97),
+        _var(36, 2.63, side=512, name="var-d36-512", shared_aln=True),
+        _code(6, 2.27),
+        _code(7, 2.11),
+        _code(8, 1.98),
+        _code(9, 1.94),
     )
 }
 DEFAULT = "stilllife-var"

@@ -1,0 +1,74 @@
+"""CoDe draws as published, equals plain VAR when both halves are one network, and costs what it says."""
+
+import pytest
+import torch
+from conftest import small_var_network
+from golden.cases import load_case
+from torch.testing import assert_close
+
+from var_toolkit.sampling.collaborative import code
+from var_toolkit.sampling.engine import decode
+from var_toolkit.sampling.noise import Noise
+from var_toolkit.sampling.plan import Plan, Stage
+
+
+def plan_of(tokenizer, backbone, **settings) -> Plan:
+    return Plan(tokenizer, (Stage(backbone, range(4), **settings),))
+
+
+def same_tokens(ours, theirs) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_greedy_tokens_latents_and_pictures_are_the_published_ones(small_tokenizer, small_var):
+    case, latents = load_case("code-small"), []
+    greedy = {"guidance": 1.5, "top_k": 1, "temperature": 1.1}
+    drafter, refiner = (plan_of(small_tokenizer, var, **greedy) for var in (small_var, small_var_network(depth=2)))
+    decoded = decode(
+        code(drafter, refiner, draft_scales=2),
+        case.tensors["labels"],
+        Noise([0, 1]),
+        on_scale=lambda event: latents.append(event.latent),
+    )
+    assert same_tokens(decoded.tokens, [*case.maps("draft_idx"), *case.maps("refine_idx")])
+    assert_close(latents[1], case.tensors["draft_f_hat"], atol=5e-6, rtol=0)
+    assert_close(decoded.latent, case.tensors["f_hat"], atol=5e-6, rtol=0)
+    assert_close((small_tokenizer.decode(decoded.latent) + 1) / 2, case.tensors["image"], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("draft_scales", [1, 2, 3])
+def test_equal_drafter_and_refiner_draw_what_one_var_draws(small_tokenizer, small_var, draft_scales):
+    labels = torch.tensor([3, 7])
+    one = plan_of(small_tokenizer, small_var, guidance=1.5, top_k=40, top_p=0.95)
+    twin = plan_of(small_tokenizer, small_var_network(), guidance=1.5, top_k=40, top_p=0.95)
+    ours = decode(code(one, twin, draft_scales=draft_scales), labels, Noise([0, 1]))
+    expected = decode(one, labels, Noise([0, 1]))
+    assert same_tokens(ours.tokens, expected.tokens)
+    assert_close(ours.latent, expected.latent, atol=1e-5, rtol=0)
+
+
+def test_the_cache_is_the_larger_half_not_the_sum(small_tokenizer, small_var):
+    small = small_var_network(depth=2)
+    halves = [plan_of(small_tokenizer, var, guidance=1.0) for var in (small_var, small)]
+    rows, both = 2, 2 * 4  # guidance; keys and values in float32
+    for draft_scales, tokens in ((2, 5), (3, 14)):
+        plan = code(*halves, draft_scales=draft_scales)
+        expected = rows * both * max(4 * 256 * tokens, 2 * 128 * 30)
+        assert decode(plan, torch.tensor([1]), Noise([0])).cache_bytes == expected
+        assert plan.cost().cache_bytes(torch.float32) == expected
+
+
+def test_the_work_is_that_of_both_halves_and_only_drawn_tokens_pass_a_head(small_tokenizer, small_var):
+    small = small_var_network(depth=2)
+    told = code(plan_of(small_tokenizer, small_var), plan_of(small_tokenizer, small), draft_scales=3).cost()
+    scales = [(1, 1), (4, 5), (9, 14), (16, 30)]  # tokens, and tokens they look at
+    drafted = sum(4 * small_var.layer_work(n, m) + small_var.head_work(n) for n, m in scales[:3])
+    refined = sum(2 * small.layer_work(n, m) for n, m in scales) + small.head_work(16)
+    assert (told.forward_passes, told.multiply_adds) == (4, drafted + refined)
+
+
+@pytest.mark.parametrize("draft_scales", [0, 4])
+def test_a_number_of_drafted_scales_that_leaves_one_half_empty_is_refused(small_tokenizer, small_var, draft_scales):
+    plan = plan_of(small_tokenizer, small_var)
+    with pytest.raises(ValueError, match=f"draft_scales is {draft_scales}; it must be from 1 to 3"):
+        code(plan, plan, draft_scales=draft_scales)

@@ -1,0 +1,39 @@
+"""VARiant (arXiv 2511.16546): the finer scales run through some of the layers only, of the same weights.
+
+Most tokens belong to the last scales, and those need the least depth. The first scales run through every layer; then
+the skipped layers free their keys and values. Needs nothing but one backbone, best one trained for it (the objective
+`variant` of `vargen train`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from var_toolkit.backbones.subnet import Subnet
+from var_toolkit.sampling.plan import Plan, Stage
+
+
+def variant(plan: Plan, *, subnet: int, full_scales: int) -> Plan:
+    """The plan with `subnet` layers of each backbone from scale `full_scales` on, and all of them before.
+
+    ValueError if a backbone has fewer layers, or `full_scales` is not from 1 to the number of scales.
+    """
+    count = len(plan.tokenizer.scales)
+    if not 1 <= full_scales <= count:
+        raise ValueError(f"full_scales is {full_scales}; it must be from 1 to {count}, the number of scales")
+    return Plan(plan.tokenizer, tuple(_shortened(stage, subnet, full_scales) for stage in plan.stages))
+
+
+def _shortened(stage: Stage, subnet: int, full_scales: int) -> Stage:
+    layers = kept_layers(len(stage.backbone.blocks), subnet)
+    return replace(stage, subnet=Subnet(layers, full_scales) if len(layers) < len(stage.backbone.blocks) else None)
+
+
+def kept_layers(depth: int, subnet: int) -> tuple[int, ...]:
+    """Which of `depth` layers a subnet of `subnet` keeps: spread evenly, with the first and the last (section 3).
+
+    They are not nested: of 30 layers, the 8 kept are not all among the 16 kept.
+    """
+    if not 2 <= subnet <= depth:
+        raise ValueError(f"subnet is {subnet}; it must be from 2 to {depth}, the layers of the backbone")
+    return tuple(i * (depth - 1) // (subnet - 1) for i in range(subnet))
