@@ -65,8 +65,9 @@ def test_a_folder_that_says_how_it_was_sampled_is_quoted(parsed, sets, capsys):
     folder.mkdir()
     for i, picture in enumerate(torch.randint(256, (4, 64, 64, 3), dtype=torch.uint8)):
         Image.fromarray(picture.numpy()).save(folder / f"{i}.png")
-    (folder / "settings.json").write_text('{"model": "x", "plan": [{"cfg": 1.5}]}')
+    (folder / "settings.json").write_text('{"model": "x", "per_class": 2, "stages": [{"guidance": 1.5}]}')
     parsed("--images", "pictures", "--reference", "a.npz", "--features", "stilllife")
     out = capsys.readouterr().out
     assert "model        x\n" in out
-    assert 'plan         [{"cfg": 1.5}]\n' in out
+    assert "per class    2\n" in out
+    assert "guidance" not in out  # --json has it all

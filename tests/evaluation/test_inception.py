@@ -69,9 +69,10 @@ def test_every_figure_of_a_small_pair_comes_from_a_local_file(weights, blurred, 
     assert any("6 pictures" in note and "too few for 2048 pooled and 2023 spatial" in note for note in found.notes)
 
 
-def test_without_a_network_the_way_out_is_told(offline, images_folder, reference_folder):
+def test_without_a_network_the_way_out_is_told(offline, images_folder, reference_folder, capsys):
     with pytest.raises(ValueError, match=r"cannot be downloaded \(.*no route.*\); connect once, .*--inception-weights"):
         score(images_folder, reference_folder)
+    assert capsys.readouterr().out == ""  # which is JSON's
 
 
 class Trap:

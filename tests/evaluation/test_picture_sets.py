@@ -71,6 +71,13 @@ def test_fresh_still_lifes_hold_every_class_equally_often_and_are_drawn_anew():
     assert torch.equal(FreshStillLifes(5, first=1000)[3], found.pictures[1003])
 
 
+def test_a_file_packed_among_the_pictures_has_their_settings(tmp_path, noise):
+    np.savez(tmp_path / "set.npz", arr_0=noise)
+    assert open_images(tmp_path / "set.npz").settings is None
+    (tmp_path / "settings.json").write_text(json.dumps({"model": "x"}))
+    assert open_images(tmp_path / "set.npz").settings == {"model": "x"}
+
+
 def test_some_of_the_pictures_are_the_same_ones_every_time(tmp_path, noise):
     np.savez(tmp_path / "set.npz", arr_0=noise)
     few = [pixels(open_images(tmp_path / "set.npz", 4).pictures) for _ in range(2)]

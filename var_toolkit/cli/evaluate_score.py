@@ -11,7 +11,6 @@ from var_toolkit.cli.options import at_least
 
 SUMMARY = "FID and the other figures of a set of pictures, against a reference"
 FEATURES = ("inception", "stilllife")
-LONGEST = 120  # characters of a setting in the table; --json has all of it
 ROWS = {
     "fid": "FID",
     "sfid": "spatial FID",
@@ -61,14 +60,18 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
-    images, reference = report["images"], report["reference"]
+    images, reference, sampling = report["images"], report["reference"], report["sampling"] or {}
     against = f" ({reference['count']} pictures)" if reference["count"] else " (statistics)"
     published = (report["published"] or {}).get("fid")
     lines = [
         f"images       {images['source']} ({images['count']} pictures of {images['pixels']})",
         f"reference    {reference['source']}{against}",
         f"features     {report['features']}: {report['extractor']}",
-        *(f"{key.replace('_', ' '):12} {_short(value)}" for key, value in (report["sampling"] or {}).items()),
+        *(
+            f"{key.replace('_', ' '):12} {value}"
+            for key, value in sampling.items()
+            if not isinstance(value, dict | list)
+        ),
         "",
     ]
     for key, name in ROWS.items():
@@ -77,8 +80,3 @@ def _lines(report: dict[str, Any]) -> list[str]:
         lines.append(f"{name:16} {text:>12}" + (f"   published {published:g}" if key == "fid" and published else ""))
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return [*lines, "", f"{versions}; {report['device']}"]
-
-
-def _short(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

@@ -7,6 +7,8 @@ Inception Score. Importing this module imports torch-fidelity, which takes secon
 from __future__ import annotations
 
 import io
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,9 +150,10 @@ def create(kind: str, weights: Path | None = None, *, cuda: bool = False) -> Ext
 def _downloaded() -> dict[str, Tensor]:
     """torch-fidelity's own file, in the place where torch-fidelity keeps it, checked by its hash, as tensors alone."""
     try:
-        return torch.hub.load_state_dict_from_url(
-            URL_INCEPTION_V3, map_location="cpu", progress=False, check_hash=True, weights_only=True
-        )
+        with redirect_stdout(sys.stderr):  # where torch tells of the download
+            return torch.hub.load_state_dict_from_url(
+                URL_INCEPTION_V3, map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
+            )
     except Exception as error:  # no network, a proxy that answers with a page, a full disk, a damaged file
         reason = " ".join(str(error).split())[:120]
         raise ValueError(

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from var_toolkit.data.still_lifes import SIZE, render
+from var_toolkit.evaluation.adm_npz import shuffled
 from var_toolkit.evaluation.frechet import Statistics
 from var_toolkit.zoo.directory import read_json
 
@@ -138,7 +139,7 @@ def open_reference(source: str | Path, images: int) -> PictureSet:
 
 def chosen(of: int, count: int) -> list[int]:
     """Numbers of `count` pictures out of `of`: at random, in ascending order, and the same every time."""
-    return sorted(np.random.default_rng(0).permutation(of)[:count].tolist())
+    return sorted(shuffled(of)[:count])
 
 
 def _opened(source: str | Path) -> PictureSet:
@@ -173,8 +174,11 @@ def _open_folder(folder: Path) -> PictureSet:
             f"the pictures of {folder} have several sizes: {_told(headers[0])}, {_told(other)}; "
             "scale and crop them to one size first"
         )
-    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else None
-    return PictureSet(str(folder), PictureFiles(paths), headers[0].size, settings=settings)
+    return PictureSet(str(folder), PictureFiles(paths), headers[0].size, settings=_settings(folder))
+
+
+def _settings(folder: Path) -> dict[str, Any] | None:
+    return read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else None
 
 
 def _is_aside(path: Path) -> bool:
@@ -208,15 +212,17 @@ def _open_npz(path: Path) -> PictureSet:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             array = _pictures(path, archive) if PICTURES in names else None
         with np.load(path, allow_pickle=False) as arrays:
-            told = [_statistics(path, arrays, names, keys) for keys in (STATISTICS, SPATIAL)]
+            pooled, spatial = (_statistics(path, arrays, names, keys) for keys in (STATISTICS, SPATIAL))
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         raise ValueError(f"{path} is damaged, or is not an .npz file: {error}") from None
-    if array is None and told[0] is None:
+    if array is None and pooled is None:
         listed = ", ".join(names[:6]) or "nothing"
         raise ValueError(f"{path} holds {listed}; it must hold pictures as {PICTURES}, or mu and sigma")
     if array is None:
-        return PictureSet(str(path), statistics=told[0], spatial=told[1])
-    return PictureSet(str(path), PictureArray(array), array.shape[1:3], told[0], told[1], shuffled=True)
+        return PictureSet(str(path), statistics=pooled, spatial=spatial)
+    size = (array.shape[1], array.shape[2])
+    settings = _settings(path.parent)  # where `vargen evaluate sample` packed it among its pictures
+    return PictureSet(str(path), PictureArray(array), size, pooled, spatial, settings, shuffled=True)
 
 
 def _pictures(path: Path, archive: zipfile.ZipFile) -> np.ndarray:

@@ -112,9 +112,10 @@ def score(
     from var_toolkit.evaluation.extractors import KINDS, create  # which takes seconds
 
     facts = KINDS[kind]
-    _check(drawn, truth, kind, facts, note)
+    _refuse(drawn, truth, kind, facts)
     cuda = torch.cuda.is_available()
     extractor = create(kind, None if inception_weights is None else Path(inception_weights), cuda=cuda)
+    _doubt(drawn, truth, facts, note)
     measured = _extracted(extractor, drawn, cuda, progress)
     against = _extracted(extractor, _needed(truth), cuda, progress) if truth.count else None
     figures = {
@@ -128,8 +129,8 @@ def score(
     return Scores(**figures, settings=settings, notes=tuple(notes))
 
 
-def _check(drawn: PictureSet, truth: PictureSet, kind: str, facts: Any, note: Callable[[str], None]) -> None:
-    """Refuse what cannot be measured, note what can be only in part or means little."""
+def _refuse(drawn: PictureSet, truth: PictureSet, kind: str, facts: Any) -> None:
+    """ValueError for what cannot be measured."""
     for found in (drawn, truth):
         if found.pictures is not None and found.count < 2:
             raise ValueError(f"{found.source} holds {found.count} picture; a covariance takes 2 or more")
@@ -143,6 +144,10 @@ def _check(drawn: PictureSet, truth: PictureSet, kind: str, facts: Any, note: Ca
                 f"{truth.source} holds statistics of {len(told.mu)} features; {kind} features are {length}: "
                 "it was made with another extractor"
             )
+
+
+def _doubt(drawn: PictureSet, truth: PictureSet, facts: Any, note: Callable[[str], None]) -> None:
+    """Note what can be measured only in part, or means little."""
     for found in (drawn, truth):
         lacking = [name for name, length in (("fid", facts.pooled), ("sfid", facts.spatial)) if found.count <= length]
         if found.count and found.statistics is None and lacking:
@@ -154,7 +159,7 @@ def _check(drawn: PictureSet, truth: PictureSet, kind: str, facts: Any, note: Ca
         note(f"images are {_pixels(drawn)}, those of the reference {_pixels(truth)}: published figures are of one size")
     if truth.statistics is not None and truth.spatial is None:
         note("sfid: the reference has no mu_s and sigma_s")
-    _check_plan(drawn, isinstance(truth.pictures, FreshStillLifes), note)
+    _doubt_whole(drawn, isinstance(truth.pictures, FreshStillLifes), note)
     fewest = min(drawn.count, truth.count)
     if not truth.count:
         note("kid, precision, recall: the reference has statistics alone; they take pictures")
@@ -162,7 +167,7 @@ def _check(drawn: PictureSet, truth: PictureSet, kind: str, facts: Any, note: Ca
         note(f"precision, recall: they take more than {NEIGHBOURS} pictures of each set")
 
 
-def _check_plan(drawn: PictureSet, against_all_classes: bool, note: Callable[[str], None]) -> None:
+def _doubt_whole(drawn: PictureSet, against_all_classes: bool, note: Callable[[str], None]) -> None:
     """Note where the images are not the whole of what `vargen evaluate sample` set out to draw."""
     planned, classes = ((drawn.settings or {}).get(key) for key in ("pictures", "classes"))
     if isinstance(planned, int) and drawn.count < planned:
