@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from var_toolkit.pipeline import Pipeline, load
+    from var_toolkit.sampling.collaborative import code
+    from var_toolkit.sampling.variant import variant
     from var_toolkit.zoo.registry import list_models
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "__version__", "list_models", "load"]
+__all__ = ["Pipeline", "__version__", "code", "list_models", "load", "variant"]
 
 # Looked up on first use, so that importing the package, and `vargen --help`, stay instant.
 _HOMES = {
     "Pipeline": "var_toolkit.pipeline",
+    "code": "var_toolkit.sampling.collaborative",
     "list_models": "var_toolkit.zoo.registry",
     "load": "var_toolkit.pipeline",
+    "variant": "var_toolkit.sampling.variant",
 }
 
 

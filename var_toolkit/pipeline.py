@@ -275,31 +275,10 @@ class Pipeline:
 
 def pair(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
     """Two models as one that draws with both (CoDe). ValueError if their tokenizers or classes are not the same."""
-    _require_one_tokenizer(drafter.tokenizer, refiner.tokenizer)
+    code(drafter, refiner, draft_scales=draft_scales)  # which refuses what does not fit
     shared = Pipeline(drafter.tokenizer, refiner.backbone, refiner.sampling, refiner.data_set)
-    both = Pipeline(
-        drafter.tokenizer,
-        drafter.backbone,
-        drafter.sampling,
-        drafter.data_set,
-        refiner=shared,
-        draft_scales=draft_scales,
-    )
-    both.plan()  # which refuses what does not fit
-    return both
-
-
-def _require_one_tokenizer(one: MultiScaleVQ, other: MultiScaleVQ) -> None:
-    if one.scales != other.scales:
-        schedules = [list(tokenizer.scales.patch_nums) for tokenizer in (one, other)]
-        raise ValueError(f"drafter and refiner have the schedules {schedules[0]} and {schedules[1]}; they must be one")
-    weights = [tokenizer.quantize.state_dict() for tokenizer in (one, other)]
-    decisive = [name for name in weights[0] if name.startswith(("embedding", "quant_resi"))]
-    same = one.config == other.config and all(
-        weights[0][name].is_meta or torch.equal(weights[0][name], weights[1][name]) for name in decisive
-    )
-    if not same:
-        raise ValueError("drafter and refiner have different tokenizers; both must be trained on the same one")
+    ours = (drafter.tokenizer, drafter.backbone, drafter.sampling, drafter.data_set)
+    return Pipeline(*ours, refiner=shared, draft_scales=draft_scales)
 
 
 def load(source: str | Path | Pair, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Pipeline:

@@ -72,3 +72,13 @@ def test_a_number_of_drafted_scales_that_leaves_one_half_empty_is_refused(small_
     plan = plan_of(small_tokenizer, small_var)
     with pytest.raises(ValueError, match=f"draft_scales is {draft_scales}; it must be from 1 to 3"):
         code(plan, plan, draft_scales=draft_scales)
+
+
+def test_the_drafter_may_leave_the_device_at_the_hand_over(small_tokenizer, small_var):
+    drafter, refiner = small_var_network(), plan_of(small_tokenizer, small_var_network(depth=2))
+    labels = torch.tensor([3])
+    expected = decode(code(plan_of(small_tokenizer, small_var), refiner, draft_scales=2), labels, Noise([0]))
+    plan = code(plan_of(small_tokenizer, drafter), refiner, draft_scales=2)
+    ours = decode(plan, labels, Noise([0]), on_scale=lambda e: drafter.to("meta") if e.scale == 1 else None)
+    assert drafter.head.weight.is_meta
+    assert torch.equal(ours.latent, expected.latent)

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from var_toolkit.sampling.plan import Plan, Stage
+import torch
+
+from var_toolkit.sampling.plan import Plan, Planned, Stage, Tokenizer, as_plan
 
 
-def code(drafter: Plan, refiner: Plan, *, draft_scales: int) -> Plan:
+def code(drafter: Planned, refiner: Planned, *, draft_scales: int) -> Plan:
     """The first `draft_scales` scales as the drafter's plan draws them, the others as the refiner's.
 
-    Either half may itself be any plan. Both must use one tokenizer object. ValueError if they do not, or if no scale
-    is left for one of them.
+    Either half may be any plan, or a pipeline for its plan at its own settings. ValueError if their tokenizers or
+    classes differ, or if no scale is left for one of them.
+
+    The drafter is not touched after the hand-over: a callback on scale `draft_scales` - 1 may move it off the device.
     """
+    drafter, refiner = as_plan(drafter), as_plan(refiner)
+    _require_one_tokenizer(drafter.tokenizer, refiner.tokenizer)
     count = len(drafter.tokenizer.scales)
-    if refiner.tokenizer is not drafter.tokenizer:
-        raise ValueError("drafter and refiner must share one tokenizer")
     if not 1 <= draft_scales <= count - 1:
         raise ValueError(f"draft_scales is {draft_scales}; it must be from 1 to {count - 1}, of {count} scales")
     halves = _within(drafter, range(draft_scales)) + _within(refiner, range(draft_scales, count))
@@ -34,3 +38,24 @@ def _within(plan: Plan, scales: range) -> tuple[Stage, ...]:
         for stage in plan.stages
     )
     return tuple(replace(stage, scales=left) for stage, left in cut if left)
+
+
+def _require_one_tokenizer(one: Tokenizer, other: Tokenizer) -> None:
+    if one is other:
+        return
+    if one.scales != other.scales:
+        schedules = [list(tokenizer.scales.patch_nums) for tokenizer in (one, other)]
+        raise ValueError(f"drafter and refiner have the schedules {schedules[0]} and {schedules[1]}; they must be one")
+    ours, theirs = (
+        {name: t for name, t in tokenizer.quantize.state_dict().items() if name.startswith(("embedding", "quant_resi"))}
+        for tokenizer in (one, other)
+    )
+    # Sizes alone can be told of networks without weights, which plans are made of to count their cost.
+    if ours.keys() != theirs.keys() or not all(_equal(ours[name], theirs[name]) for name in ours):
+        raise ValueError("drafter and refiner have different tokenizers; both must be trained on the same one")
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.is_meta or other.is_meta:
+        return one.shape == other.shape
+    return torch.equal(one.cpu(), other.cpu())

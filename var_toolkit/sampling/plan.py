@@ -215,6 +215,20 @@ class Plan:
         return stage.rows * work
 
 
+class HasPlan(Protocol):
+    """A pipeline, as far as methods are concerned."""
+
+    def plan(self) -> Plan: ...
+
+
+Planned = Plan | HasPlan
+
+
+def as_plan(source: Planned) -> Plan:
+    """A plan as it is, or a pipeline's at its own settings."""
+    return source if isinstance(source, Plan) else source.plan()
+
+
 def _shown(subnet: Subnet | None, scales: range) -> list[str]:
     if subnet is None or subnet.full_scales >= scales.stop:
         return []

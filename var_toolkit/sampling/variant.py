@@ -10,14 +10,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from var_toolkit.backbones.subnet import Subnet
-from var_toolkit.sampling.plan import Plan, Stage
+from var_toolkit.sampling.plan import Plan, Planned, Stage, as_plan
 
 
-def variant(plan: Plan, *, subnet: int, full_scales: int) -> Plan:
-    """The plan with `subnet` layers of each backbone from scale `full_scales` on, and all of them before.
+def variant(plan: Planned, *, subnet: int, full_scales: int) -> Plan:
+    """The plan, or a pipeline's, with `subnet` layers of each backbone from scale `full_scales` on, and all before.
 
     ValueError if a backbone has fewer layers, or `full_scales` is not from 1 to the number of scales.
     """
+    plan = as_plan(plan)
     count = len(plan.tokenizer.scales)
     if not 1 <= full_scales <= count:
         raise ValueError(f"full_scales is {full_scales}; it must be from 1 to {count}, the number of scales")
