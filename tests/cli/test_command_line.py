@@ -34,18 +34,27 @@ def test_every_command_explains_itself(command, capsys):
 def test_the_options_are_the_documented_ones():
     """Growth of the surface is a decision: change this list when you change the options."""
     commands = next(action for action in parser()._actions if action.dest == "command").choices
+    steps = next(action for action in commands["evaluate"]._actions if action.dest == "step").choices
+    commands = commands | {f"evaluate {name}": step for name, step in steps.items()}
     options = {name: {o for a in command._actions for o in a.option_strings} for name, command in commands.items()}
     machine = {"-h", "--help", "--device", "--dtype"}
-    assert options["sample"] == machine | {
-        "--class", "-n", "--seed", "--model", "--cfg", "--top-k", "--top-p", "--temperature", "--smooth",
-        "--subnet", "--full-scales", "--drafter", "--refiner", "--draft-scales",
-        "--batch-size", "--out", "--grid", "--trace", "--save-tokens", "--dry-run", "--json",
+    drawing = {"--cfg", "--top-k", "--top-p", "--temperature", "--smooth", "--batch-size"}
+    plans = {"--subnet", "--full-scales", "--drafter", "--refiner", "--draft-scales"}
+    assert options["sample"] == machine | drawing | plans | {
+        "--class", "-n", "--seed", "--model", "--out", "--grid", "--trace", "--save-tokens", "--dry-run", "--json",
     }  # fmt: skip
     assert options["reconstruct"] == machine | {"--model", "--out", "--json"}
     assert options["models"] == {"-h", "--help", "--json"}
     assert options["convert"] == {
         "-h", "--help", "--family", "--tokenizer", "--backbone", "--config", "--out", "--half",
     }  # fmt: skip
+    assert options["evaluate sample"] == machine | drawing | plans | {
+        "--model", "--out", "--classes", "--per-class", "--seed", "--npz", "--json",
+    }  # fmt: skip
+    assert options["evaluate score"] == {
+        "-h", "--help", "--images", "--reference", "--features", "--inception-weights", "-n", "--json",
+    }  # fmt: skip
+    assert options["bench"] == {"-h", "--help", "--rounds", "--only", "--out", "--json"}
     assert options["train"] == {"-h", "--help", "--out", "--cache", "--device"}
 
 

@@ -1,0 +1,25 @@
+"""Draw a large set of pictures (`evaluate sample`), and measure a set (`evaluate score`)."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+
+SUMMARY = "draw many pictures; compute FID, Inception Score, KID, precision and recall"
+STEPS = ("sample", "score")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The two steps, each with its own options."""
+    steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
+    for name in STEPS:
+        module = import_module(f"var_toolkit.cli.evaluate_{name}")
+        step = steps.add_parser(name, help=module.SUMMARY, description=module.__doc__)
+        module.add_arguments(step)
+        step.set_defaults(run_step=module.run)
+
+
+def run(args: argparse.Namespace) -> int | None:
+    """Run one step."""
+    status: int | None = args.run_step(args)
+    return status
