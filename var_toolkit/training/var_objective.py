@@ -5,7 +5,7 @@ Letters: B pictures, L tokens, V vocabulary, K scales, C width, c latent channel
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,16 +55,18 @@ class VarOptions:
     class_embedding: Literal["table", "still-life-factors"] = "table"
 
     def __post_init__(self) -> None:
-        for name in ("class_dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a number in [0, 1)")
+        require_share(class_dropout=self.class_dropout, label_smoothing=self.label_smoothing)
 
 
 @objective("var")
 class VarObjective(Objective):
-    """Cross-entropy on every token of every scale, all with the same weight."""
+    """Cross-entropy on every token of every scale, all with the same weight.
 
-    options_type = VarOptions
+    Objectives that go on from it change the starting weights (`_begin`), what is minimised (`_loss`), how held-out
+    pictures are judged (`_judged`), or which scales the network computes (`trained`, the first of them).
+    """
+
+    options_type: ClassVar[type] = VarOptions
     log_note = (
         "accuracy is the share of tokens guessed exactly; low values are normal: many codes look alike, "
         "and on ImageNet 4 to 6 % overall goes with good pictures"
@@ -78,7 +80,8 @@ class VarObjective(Objective):
     def check(cls, recipe: Recipe, *, where: str) -> None:
         if recipe.tokenizer is None:
             raise ValueError(f"{where}: missing key 'tokenizer'; give the directory of a trained tokenizer")
-        if recipe.objective_options.class_embedding == "still-life-factors" and recipe.model.num_classes != 1000:
+        embedding = getattr(recipe.objective_options, "class_embedding", "table")
+        if embedding == "still-life-factors" and recipe.model.num_classes != 1000:
             raise ValueError(f"{where}: class_embedding still-life-factors needs num_classes 1000")
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
@@ -88,15 +91,19 @@ class VarObjective(Objective):
         _require_fit(tokenizer, recipe.model)
         require_size(recipe.data, tokenizer.picture_side)
         self.tokenizer = tokenizer.to(device).requires_grad_(False)
-        self.scales = Scales(recipe.model.patch_nums)
+        self.scales = self.trained = Scales(recipe.model.patch_nums)
         network = self.empty_network()
+        self._begin(network)
+        self.networks = {"var": network.to(device)}
+        self.record = nn.Module()
+        self.source, self.held_out = self._data(workplace)
+
+    def _begin(self, network: VAR) -> None:
+        """Fill the network with the weights that the run starts from."""
         network.init_weights(adaln_gamma=self.options.adaln_gamma)
         if self.options.class_embedding == "still-life-factors":
             sum_of_factors_(network.class_emb.weight)
         start_from(network, self.options.initial)
-        self.networks = {"var": network.to(device)}
-        self.record = nn.Module()
-        self.source, self.held_out = self._data(workplace)
 
     def empty_network(self) -> VAR:
         return VAR(self.recipe.model)
@@ -135,20 +142,26 @@ class VarObjective(Objective):
         return decay_groups(network)
 
     def _loss(self, batch: Batch, draws: Draws) -> Loss:
-        dropped = draws.per_picture("class dropout") < self.options.class_dropout
-        labels = torch.where(dropped, self.recipe.model.num_classes, batch.labels)
-        tokens_BL, logits_BLV = self._pass(self.networks["var"], batch, labels)
-        smoothing = self.options.label_smoothing
-        losses_BL = token_losses(logits_BLV, tokens_BL, label_smoothing=smoothing)
-        loss = losses_BL.mean()
-        return Loss(loss, {"loss": loss.detach(), **self._by_scale(losses_BL.detach(), logits_BLV.detach(), tokens_BL)})
+        tokens_BL, inputs_BLc = self._forced(batch)
+        return self._cross_entropy(self.networks["var"](self._labels(batch, draws), inputs_BLc), tokens_BL)
 
-    def _pass(self, network: nn.Module, batch: Batch, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L) and logits (B, L, V)."""
-        with torch.no_grad(), torch.autocast(labels.device.type, enabled=False):
-            tokens = self._tokens(batch)
+    def _labels(self, batch: Batch, draws: Draws) -> Tensor:
+        """Labels (B), some of them dropped: guidance needs the null class."""
+        dropped = draws.per_picture("class dropout") < self.options.class_dropout
+        return torch.where(dropped, self.recipe.model.num_classes, batch.labels)
+
+    def _cross_entropy(self, logits_BLV: Tensor, tokens_BL: Tensor) -> Loss:
+        losses_BL = token_losses(logits_BLV, tokens_BL, label_smoothing=self.options.label_smoothing)
+        loss = losses_BL.mean()
+        terms = self._by_scale("loss", losses_BL.detach(), logits_BLV.detach(), tokens_BL)
+        return Loss(loss, {"loss": loss.detach(), **terms})
+
+    def _forced(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L) of the trained scales, and the network's inputs (B, L - n_0, c) under teacher forcing."""
+        with torch.no_grad(), torch.autocast(batch.labels.device.type, enabled=False):
+            tokens = self._tokens(batch)[: len(self.trained)]
             inputs_BLc = self.tokenizer.teacher_inputs(tokens)
-        return torch.cat(tokens, dim=1), network(labels, inputs_BLc)
+        return torch.cat(tokens, dim=1), inputs_BLc[:, : self.trained.total - self.trained.lengths[0]]
 
     def _tokens(self, batch: Batch) -> list[Tensor]:
         if batch.tokens is not None:
@@ -156,30 +169,49 @@ class VarObjective(Objective):
         assert batch.pictures is not None
         return self.tokenizer.encode(batch.pictures)
 
-    def _by_scale(self, losses_BL: Tensor, logits_BLV: Tensor, tokens_BL: Tensor) -> dict[str, Tensor]:
+    def _by_scale(self, key: str, values_BL: Tensor, logits_BLV: Tensor, tokens_BL: Tensor) -> dict[str, Tensor]:
+        """Accuracy, and the means over each scale of the values, called `key`, and of what was guessed right."""
         right_BL = (logits_BLV.argmax(dim=2) == tokens_BL).float()
         terms = {"accuracy": right_BL.mean()}
-        for k, (loss, right) in enumerate(zip(self.scales.split(losses_BL), self.scales.split(right_BL), strict=True)):
-            terms |= {f"loss_scale_{k}": loss.mean(), f"accuracy_scale_{k}": right.mean()}
+        parts = zip(self.trained.split(values_BL), self.trained.split(right_BL), strict=True)
+        for k, (values, right) in enumerate(parts):
+            terms |= {f"{key}_scale_{k}": values.mean(), f"accuracy_scale_{k}": right.mean()}
         return terms
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """Loss and accuracy with the true labels."""
-        rows = []
-        for batch in self.held_out:
-            tokens_BL, logits_BLV = self._pass(network, batch, batch.labels)
-            losses_BL = token_losses(logits_BLV, tokens_BL)
-            rows.append({"loss": losses_BL.mean(), **self._by_scale(losses_BL, logits_BLV, tokens_BL)})
+        """What `_judged` finds, over all held-out pictures."""
+        rows = [self._judged(network, batch) for batch in self.held_out]
         return {key: float(torch.stack([row[key] for row in rows]).mean()) for key in rows[0]} if rows else {}
+
+    def _judged(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Loss and accuracy with the true labels."""
+        tokens_BL, inputs_BLc = self._forced(batch)
+        return self._graded(network(batch.labels, inputs_BLc), tokens_BL)
+
+    def _graded(self, logits_BLV: Tensor, tokens_BL: Tensor) -> dict[str, Tensor]:
+        losses_BL = token_losses(logits_BLV, tokens_BL)
+        return {"loss": losses_BL.mean(), **self._by_scale("loss", losses_BL, logits_BLV, tokens_BL)}
 
     def preview(self, network: nn.Module) -> Tensor:
         """Sixteen pictures of classes spread over all of them, the same classes and noise every time."""
+        return self._drawn(self._plan(network), 16)
+
+    def _plan(self, network: nn.Module) -> Plan:
         assert isinstance(network, VAR)
-        stage = Stage(network, range(len(self.scales)), **PREVIEW)
-        labels = torch.linspace(0, self.recipe.model.num_classes - 1, 16).round().long()
+        return Plan(self.tokenizer, (Stage(network, range(len(self.scales)), **PREVIEW),))
+
+    def _drawn(self, plan: Plan, count: int) -> Tensor:
+        """Pictures in [-1, 1], (count, 3, h, w), of classes spread over all of them."""
+        labels = torch.linspace(0, self.recipe.model.num_classes - 1, count).round().long()
         device = self.tokenizer.quant_conv.weight.device
-        decoded = decode(Plan(self.tokenizer, (stage,)), labels.to(device), Noise(range(16), device))
-        return self.tokenizer.decode(decoded.latent)
+        return self.tokenizer.decode(decode(plan, labels.to(device), Noise(range(count), device)).latent)
+
+
+def require_share(**values: float) -> None:
+    """Refuse options, given by name, that are no share of the pictures or of the certainty."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} is {value}; expected a number in [0, 1)")
 
 
 def token_losses(logits_BLV: Tensor, tokens_BL: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
