@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from var_toolkit.backbones import var
 from var_toolkit.evaluation.classifier import StillLifeClassifier, StillLifeClassifierConfig
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
 from var_toolkit.training.recipe import Recipe, recipe_from
@@ -21,6 +22,8 @@ TOKENIZER = {"vocab_size": 32, "z_channels": 4, "ch": 8, "ch_mult": [1, 1, 1, 1]
              "norm_groups": 1, "share_quant_resi": 2, "patch_nums": [1, 2, 8]}  # fmt: skip
 VAR = {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_nums": [1, 2, 8], "vocab_size": 32, "latent_channels": 4,
        "shared_aln": True}  # fmt: skip
+DEEPER = VAR | {"depth": 3}
+MODELS = {"tokenizer": TOKENIZER, "classifier": {"widths": [8, 8]}, "variant": DEEPER}  # VAR for the others
 COMMON = {
     "data": {"kind": "still-lifes", "count": 24, "validation_count": 8},
     "optimiser": {"lr": 1e-3},
@@ -40,13 +43,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an untrained `tokenizer` and `classifier`."""
+    """A folder with an untrained `tokenizer` and `classifier`, a `var`, and a deeper one, its `teacher`."""
     folder = tmp_path_factory.mktemp("parts")
     torch.manual_seed(0)
     tokenizer = MultiScaleVQ(MultiScaleVQConfig(**TOKENIZER))
     torch.nn.init.normal_(tokenizer.quantize.embedding.weight)  # it starts at zero: every token would be the same
     save_network(tokenizer, folder / "tokenizer")
     save_network(StillLifeClassifier(StillLifeClassifierConfig(widths=(8, 8))), folder / "classifier")
+    for name, config in (("var", VAR), ("teacher", DEEPER)):
+        network = var.VAR(var.VARConfig(**config))
+        network.init_weights(head=1.0)  # as the published 0.02 makes every token equally likely
+        save_network(network, folder / name)
     return folder
 
 
@@ -55,14 +62,23 @@ def settings(parts: Path) -> Callable[..., dict[str, Any]]:
     """The settings of a tiny recipe by objective, with changes."""
 
     def make(objective: str, **changes: Any) -> dict[str, Any]:
-        options: dict[str, Any] = {"tokenizer": _all_terms(parts), "var": {}, "classifier": {}}[objective]
-        model = {"tokenizer": TOKENIZER, "var": VAR, "classifier": {"widths": [8, 8]}}[objective]
+        model, options = MODELS.get(objective, VAR), _options(parts).get(objective, {})
         values = copy.deepcopy({"objective": objective, "model": model, **COMMON, "objective_options": options})
-        if objective == "var":
+        if "vocab_size" in model and objective != "tokenizer":
             values["tokenizer"] = str(parts / "tokenizer")
         return values | changes
 
     return make
+
+
+def _options(parts: Path) -> dict[str, dict[str, Any]]:
+    drafter = {"draft_scales": 2, "initial": str(parts / "var")}
+    return {
+        "tokenizer": _all_terms(parts),
+        "drafter": drafter,
+        "refiner": drafter | {"teacher": str(parts / "teacher")},
+        "variant": {"subnets": [2], "full_scales": 1, "subnet_probability": [0.5, 0.5]},
+    }
 
 
 def _all_terms(parts: Path) -> dict[str, Any]:
