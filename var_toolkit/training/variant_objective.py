@@ -1,0 +1,118 @@
+"""Trains one network for several depths: VARiant's progressive training (arXiv 2511.16546, section 3)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from var_toolkit.backbones.subnet import Subnet
+from var_toolkit.sampling.variant import kept_layers, variant
+from var_toolkit.training.batches import Batch
+from var_toolkit.training.draws import Draws
+from var_toolkit.training.objectives import Loss, Workplace
+from var_toolkit.training.recipe import Recipe
+from var_toolkit.training.registry import objective
+from var_toolkit.training.var_objective import VarObjective, VarOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantOptions(VarOptions):
+    """Which subnets are trained, and how often.
+
+    A step trains a subnet with the first `subnet_probability` until the first of `phase_ends`, given as shares of the
+    run, then linearly more often, and with the second probability from the second of them on. The defaults are the
+    paper's, with 5, 15 and 5 epochs. Two equal probabilities make its plain joint training.
+    """
+
+    subnets: tuple[int, ...]  # numbers of layers
+    full_scales: int  # the first scales, which run through every layer
+    subnet_probability: tuple[float, float] = (0.2, 1.0)
+    phase_ends: tuple[float, float] = (0.2, 0.8)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.subnets or len(set(self.subnets)) < len(self.subnets):
+            raise ValueError(f"subnets is {list(self.subnets)}; expected different numbers of layers, such as [8, 4]")
+        if not all(0 <= share <= 1 for share in self.subnet_probability):
+            raise ValueError(f"subnet_probability is {list(self.subnet_probability)}; expected two numbers in [0, 1]")
+        if not 0 <= self.phase_ends[0] <= self.phase_ends[1] <= 1:
+            raise ValueError(f"phase_ends is {list(self.phase_ends)}; expected two growing shares of the run in [0, 1]")
+
+
+@objective("variant")
+class VariantObjective(VarObjective):
+    """Cross-entropy on every token, at each step of the whole network or of one of its subnets.
+
+    A subnet is drawn with the same chance as any other: the paper does not say how. All processes draw the same one.
+    Layers that it skips still learn from the first scales, so no parameter is without a gradient at any step.
+    """
+
+    options_type = VariantOptions
+    log_note = (
+        "loss is of whichever depth was trained: loss_full and loss_subnet_* tell them apart; " + VarObjective.log_note
+    )
+
+    @classmethod
+    def check(cls, recipe: Recipe, *, where: str) -> None:
+        super().check(recipe, where=where)
+        options, count = recipe.objective_options, len(recipe.model.patch_nums)
+        if not 1 <= options.full_scales <= count - 1:
+            raise ValueError(
+                f"{where}: full_scales is {options.full_scales}; it must be from 1 to {count - 1}, of {count} scales"
+            )
+        for subnet in options.subnets:
+            try:
+                kept_layers(recipe.model.depth, subnet)
+            except ValueError as error:
+                raise ValueError(f"{where}: subnets: {error}") from None
+
+    def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
+        super().__init__(recipe, workplace)
+        self.subnets = {
+            layers: Subnet(kept_layers(recipe.model.depth, layers), self.options.full_scales)
+            for layers in self.options.subnets
+        }
+        self.steps = recipe.total_steps(len(self.source))
+
+    def _loss(self, batch: Batch, draws: Draws) -> Loss:
+        layers = self._chosen(draws)
+        tokens_BL, inputs_BLc = self._forced(batch)
+        logits_BLV = self.networks["var"](self._labels(batch, draws), inputs_BLc, self.subnets.get(layers))
+        loss, terms = self._cross_entropy(logits_BLV, tokens_BL)
+        return Loss(loss, {"loss": terms["loss"], **_named(terms, layers)})
+
+    def _chosen(self, draws: Draws) -> int:
+        """How many layers this step trains; 0 for all of them."""
+        whether, which = torch.rand(2, generator=draws.generator("subnet"), dtype=torch.float64).tolist()
+        options = self.options
+        probability = subnet_probability(draws.step / self.steps, options.subnet_probability, options.phase_ends)
+        return options.subnets[int(which * len(options.subnets))] if whether < probability else 0
+
+    def _judged(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Loss and accuracy with the true labels, of the whole network and of every subnet."""
+        tokens_BL, inputs_BLc = self._forced(batch)
+        found: dict[str, Tensor] = {}
+        for layers in (0, *self.subnets):
+            logits_BLV = network(batch.labels, inputs_BLc, self.subnets.get(layers))
+            found |= _named(self._graded(logits_BLV, tokens_BL), layers)
+        return found
+
+    def preview(self, network: nn.Module) -> Tensor:
+        """A row of eight pictures by the whole network, and one of the same classes and noise for each subnet."""
+        whole = self._plan(network)
+        plans = [whole, *(variant(whole, subnet=d, full_scales=self.options.full_scales) for d in self.subnets)]
+        return torch.cat([self._drawn(plan, 8) for plan in plans])
+
+
+def subnet_probability(passed: float, between: tuple[float, float], ends: tuple[float, float]) -> float:
+    """The chance that a step trains a subnet after the share `passed` of the run."""
+    if passed >= ends[1]:
+        return between[1]
+    if passed <= ends[0]:
+        return between[0]
+    return between[0] + (between[1] - between[0]) * (passed - ends[0]) / (ends[1] - ends[0])
+
+
+def _named(terms: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """Numbers of one depth, told apart from those of the others."""
+    return {f"{key}_{f'subnet_{layers}' if layers else 'full'}": value for key, value in terms.items()}
