@@ -10,7 +10,19 @@ from var_toolkit.training.loop import train
 from var_toolkit.training.processes import Team
 
 
-@pytest.mark.parametrize(("objective", "parallel"), [("var", "ddp"), ("var", "fsdp"), ("tokenizer", "ddp")])
+@pytest.mark.parametrize(
+    ("objective", "parallel"),
+    [
+        ("var", "ddp"),
+        ("var", "fsdp"),
+        ("tokenizer", "ddp"),
+        ("drafter", "ddp"),
+        ("refiner", "ddp"),
+        ("variant", "ddp"),
+        pytest.param("refiner", "fsdp", marks=pytest.mark.slow),
+        pytest.param("variant", "fsdp", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_reach_the_weights_of_one(tiny, cache, tmp_path, weights, train_in_two, objective, parallel):
     changes = {"adversarial": 0.1, "discriminator_width": 8, "revive_every": 0}
     options = {"objective_options": changes} if objective == "tokenizer" else {}

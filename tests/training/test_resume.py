@@ -16,7 +16,7 @@ import torch
 from var_toolkit.training.journal import Journal
 from var_toolkit.training.loop import TrainingStoppedError, train
 from var_toolkit.training.objectives import Loss
-from var_toolkit.training.registry import objective_class
+from var_toolkit.training.registry import objective_class, objective_names
 
 SCRIPT = """
 import pickle, sys, torch
@@ -35,7 +35,7 @@ def assert_same_bits(a, b):
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("objective", ["classifier", "tokenizer", "var"])
+@pytest.mark.parametrize("objective", objective_names())
 def test_a_stopped_run_ends_like_an_uninterrupted_one(tiny, cache, tmp_path, weights, monkeypatch, objective):
     recipe = tiny(objective)
     whole = train(recipe, tmp_path / "whole", cache_dir=cache, device="cpu")
