@@ -17,7 +17,7 @@ from var_toolkit.evaluation.bench.report import Spread, as_text, paired_ratio, r
 from var_toolkit.evaluation.bench.rounds import Measured, fit_together, measure, size_of
 from var_toolkit.evaluation.bench.table import Row, Table, find_table, plan_keywords, read_table, table_from
 from var_toolkit.pipeline import Pipeline, load, skeleton
-from var_toolkit.sampling.cost import cost
+from var_toolkit.sampling.forecast import decoder_multiply_adds
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,8 @@ BAD = [
     ({"rows": [{"name": "plain"}]}, "row 'plain': missing key 'model'"),
     ({"rows": [{"model": "stilllife-var"}]}, "row 1: missing key 'name'"),
     ({"rows": [a_row(), a_row("fast", dtipe="bfloat16")]}, "row 'fast': unknown key 'dtipe'; did you mean 'dtype'"),
+    ({"rows": [a_row(model=3)]}, "row 'plain': model: expected a mapping of settings"),
+    ({"rows": [a_row(model={"drafter": "a", "refiner": "b"})]}, "model: missing key 'draft_scales'"),
     ({"rows": [a_row(dtype="int8")]}, "row 'plain': dtype is 'int8'; allowed: float32, bfloat16, float16"),
     ({"rows": [a_row(batch=0)]}, "batch is 0"),
     ({"rows": [a_row(batch="many")]}, "batch is 'many'; expected a whole number"),
@@ -67,6 +69,8 @@ def test_a_table_that_does_not_fit_is_refused_in_one_line(values, words):
 UNFIT = [
     ({"model": "stilllife-war"}, "did you mean 'stilllife-var'"),
     ({"plan": {"top_p": 2}}, "top_p is 2"),
+    ({"plan": {"subnet": 13, "full_scales": 2}}, "subnet is 13; it must be from 2 to 12"),
+    ({"model": {"drafter": "var-d30", "refiner": "var-d16", "draft_scales": 10}}, "draft_scales is 10"),
     ({"plan": {"top_k": "many"}}, "row 'plain'"),
     ({"model": "var-d16", "quality": 10}, "still lifes of 64 px"),
 ]
@@ -168,13 +172,14 @@ def test_a_first_row_that_failed_leaves_the_others_without_ratios(model):
 
 
 def test_what_is_predicted_is_the_plans_cost_and_what_the_engine_counts(model, tmp_path):
-    plans = ({}, {"guidance_scale": 0})
+    plans = ({}, {"subnet": 2, "full_scales": 2}, {"guidance_scale": 0})
     rows = tuple(Row(str(plan), model, plan=plan, batch=3, dtype="bfloat16", device="cpu") for plan in plans)
     found = measure(Table(rows, rounds=1, seconds=0), cache=tmp_path, on_step=lambda what: None)
     for row in report(Table(rows, rounds=1), found, "")["rows"]:
-        counted, predicted = cost(load(model, device="cpu").plan(**row["plan"])), row["predicted"]
+        plan, predicted = load(model, device="cpu").plan(**row["plan"]), row["predicted"]
+        counted = plan.cost()
         assert predicted["multiply_adds"] == counted.multiply_adds
-        assert predicted["decoder_multiply_adds"] == counted.decoder_multiply_adds
+        assert predicted["decoder_multiply_adds"] == decoder_multiply_adds(plan)
         assert predicted["cache_bytes_per_picture"] == 2 * counted.cache_values == row["cache_bytes_per_picture"]
         assert predicted["forward_passes"] == counted.forward_passes == row["forward_passes"]
     assert row["predicted"]["transformer_ratio"] == 2.0
@@ -211,7 +216,7 @@ def test_memory_is_counted_over_all_rows(model, monkeypatch):
 def test_the_bytes_of_a_row_are_its_weights_and_its_cache(model):
     pipe = load(model, device="cpu")
     weights = sum(p.numel() for part in (pipe.tokenizer, pipe.backbone) for p in part.parameters())
-    assert size_of(Row("a", model, batch=3)).bytes == 4 * (weights + 3 * cost(pipe.plan()).cache_values)
+    assert size_of(Row("a", model, batch=3)).bytes == 4 * (weights + 3 * pipe.plan().cost().cache_values)
 
 
 def test_a_process_that_dies_is_said_to_have(model):

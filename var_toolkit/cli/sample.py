@@ -257,7 +257,7 @@ def peak_memory(device: str) -> int:
 
 
 def _show_plan(args: argparse.Namespace, plan: Plan, labels: list[int]) -> None:
-    from var_toolkit.sampling.cost import forecast
+    from var_toolkit.sampling.forecast import forecast
 
     pictures = len(labels) * args.n
     told = forecast(plan, pictures=pictures, batch=args.batch_size, dtype=args.dtype)

@@ -28,7 +28,6 @@ from var_toolkit.evaluation.adm_npz import check_name, write_pictures
 from var_toolkit.evaluation.sample_folder import numbers_there, opened, sweep, write_settings
 from var_toolkit.files import check_writable, write_whole
 from var_toolkit.pipeline import Pipeline, PipelineOutput, find_device, load, skeleton
-from var_toolkit.sampling.cost import describe
 from var_toolkit.sampling.plan import Plan, Stage
 from var_toolkit.training.processes import Team, team_of_this_process
 from var_toolkit.zoo.class_names import ClassNames
@@ -201,7 +200,7 @@ def _facts(
         "seed": wanted.seed,
         "batch_size": wanted.batch_size,
         "stages": [_numbers(stage) for stage in plan.stages],
-        "plan": "; ".join(describe(stage) for stage in plan.stages),
+        "plan": "; ".join(map(str, plan.stages)),
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type,
         "versions": {"var_toolkit": __version__, "torch": torch.__version__},

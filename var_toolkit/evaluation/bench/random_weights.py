@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from var_toolkit.pipeline import Pipeline, find_device, skeleton
+from var_toolkit.pipeline import Pair, Pipeline, find_device, skeleton
 
 # A prime: repeated over a matrix whose rows have any other length, no two rows of it become the same.
 BLOCK = 1_000_003
 
 
-def random_pipeline(source: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Pipeline:
+def random_pipeline(source: str | Path | Pair, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Pipeline:
     """What `load` returns, with random weights instead of its own: the same every time, nothing is downloaded."""
     pipe, where = skeleton(source).to(dtype=dtype), find_device(device)
     backbones = {id(stage.backbone): stage.backbone for stage in pipe.plan().stages}.values()

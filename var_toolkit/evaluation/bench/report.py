@@ -46,7 +46,7 @@ def report(table: Table, found: list[Measured], source: str) -> dict[str, Any]:
 
 
 def _row(one: Measured, first: Measured) -> dict[str, Any]:
-    counted, width = one.size.cost, getattr(torch, one.row.dtype).itemsize
+    counted = one.size.cost
     facts = {
         **asdict(one.row),
         "plan_in_words": one.size.plan,
@@ -56,8 +56,8 @@ def _row(one: Measured, first: Measured) -> dict[str, Any]:
         "predicted": {
             "forward_passes": counted.forward_passes,
             "multiply_adds": counted.multiply_adds,
-            "decoder_multiply_adds": counted.decoder_multiply_adds,
-            "cache_bytes_per_picture": counted.cache_values * width,
+            "decoder_multiply_adds": one.size.decoder_multiply_adds,
+            "cache_bytes_per_picture": counted.cache_bytes(getattr(torch, one.row.dtype)),
             "ratio": _work(first) / _work(one),
             "transformer_ratio": first.size.cost.multiply_adds / counted.multiply_adds,
         },
@@ -95,7 +95,7 @@ def _seconds(one: Measured, *parts: str) -> list[float]:
 
 
 def _work(one: Measured) -> int:
-    return one.size.cost.multiply_adds + one.size.cost.decoder_multiply_adds
+    return one.size.cost.multiply_adds + one.size.decoder_multiply_adds
 
 
 def _number(value: float) -> str:

@@ -20,7 +20,8 @@ from var_toolkit.evaluation.bench.memory import available
 from var_toolkit.evaluation.bench.quality import judge
 from var_toolkit.evaluation.bench.table import Row, Table
 from var_toolkit.pipeline import find_device, skeleton
-from var_toolkit.sampling.cost import Cost, cost, describe
+from var_toolkit.sampling.forecast import decoder_multiply_adds
+from var_toolkit.sampling.plan import Cost
 
 SHARE = 0.5  # of the free memory, for all processes together
 PROCESS = 500_000_000  # bytes of a process that has imported torch
@@ -32,6 +33,7 @@ class Size:
 
     plan: str
     cost: Cost
+    decoder_multiply_adds: int
     parameters: int  # of the backbones
     tokenizer_parameters: int
     bytes: int  # weights, and the cache of a batch
@@ -55,18 +57,19 @@ Step = Callable[[str], None]  # told before each step what comes
 def size_of(row: Row) -> Size:
     """Check a row and count its work; ValueError in one line if it cannot be. Reads configurations alone."""
     try:
-        shape = skeleton(row.model)
+        shape = skeleton(row.source)
         plan = shape.plan(**row.plan)
         if row.quality and (shape.data_set != "still-lifes" or shape.tokenizer.picture_side != 64):
-            raise ValueError(f"quality is judged on still lifes of 64 px, which {row.model!r} does not draw")
+            raise ValueError(f"quality is judged on still lifes of 64 px, which {row.source} does not draw")
     except (TypeError, ValueError) as error:  # a setting of the wrong type is compared with a number
         raise ValueError(f"row {row.name!r}: {error}") from None
-    counted, width = cost(plan), getattr(torch, row.dtype).itemsize
+    counted, dtype = plan.cost(), getattr(torch, row.dtype)
+    words = "; ".join(map(str, plan.stages))
     networks = {id(stage.backbone): stage.backbone for stage in plan.stages}.values()
     parameters = sum(p.numel() for network in networks for p in network.parameters())  # type: ignore[attr-defined]
     tokenizer = sum(p.numel() for p in shape.tokenizer.parameters())
-    held = width * (parameters + tokenizer + row.batch * counted.cache_values)
-    return Size("; ".join(map(describe, plan.stages)), counted, parameters, tokenizer, held)
+    held = dtype.itemsize * (parameters + tokenizer) + row.batch * counted.cache_bytes(dtype)
+    return Size(words, counted, decoder_multiply_adds(plan), parameters, tokenizer, held)
 
 
 def measure(table: Table, *, cache: Path, on_step: Step) -> list[Measured]:

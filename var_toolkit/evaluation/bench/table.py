@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from var_toolkit.pipeline import Pipeline
+from var_toolkit.pipeline import Pair, Pipeline
 from var_toolkit.strict_fields import build, refuse_unknown_keys
 
 
@@ -23,7 +23,7 @@ class Row:
     """A model, a plan and a machine."""
 
     name: str
-    model: str  # a zoo name, a model directory or a hub id
+    model: Any  # a zoo name, a model directory or a hub id; or a mapping of drafter, refiner and draft_scales
     weights: Literal["own", "random"] = "own"  # random: the sizes alone count, and nothing is downloaded
     plan: Any = field(default_factory=dict)  # keywords of `Pipeline.plan`
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -32,6 +32,8 @@ class Row:
     quality: int = 0  # pictures to judge it by, of classes 0, 1, ...; 0 is off
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, str):
+            build(Pair, self.model, where="model")
         if not isinstance(self.plan, Mapping):
             raise ValueError(f"plan is {self.plan!r}; expected a mapping of settings, such as {{guidance_scale: 0}}")
         refuse_unknown_keys(self.plan, plan_keywords(), where="plan")
@@ -41,6 +43,11 @@ class Row:
             raise ValueError(f"quality is {self.quality}; expected 2 pictures or more, or 0 for none")
         if self.quality and self.weights == "random":
             raise ValueError("random weights have no quality; leave out quality or weights")
+
+    @property
+    def source(self) -> str | Pair:
+        """What `load` and `skeleton` take."""
+        return self.model if isinstance(self.model, str) else build(Pair, self.model, where="model")
 
     @property
     def pictures_key(self) -> str:

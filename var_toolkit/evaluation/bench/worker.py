@@ -84,7 +84,7 @@ class Worker:
 
 def _pipeline(row: Row) -> Pipeline:
     open_it = random_pipeline if row.weights == "random" else load
-    return open_it(row.model, device=row.device, dtype=getattr(torch, row.dtype))
+    return open_it(row.source, device=row.device, dtype=getattr(torch, row.dtype))
 
 
 def _draw(pipe: Pipeline, plan: Plan, labels: Tensor, seeds: range) -> tuple[float, float, Decoded, Tensor]:

@@ -1,59 +1,38 @@
-"""What a plan costs, told in advance from sizes alone: nothing is drawn, and weights need not be there."""
+"""What drawing by a plan will take, told in advance from sizes alone: nothing is drawn, weights need not be there."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from var_toolkit.sampling.plan import Plan, Stage
+from var_toolkit.sampling.plan import Plan
 
 WARM_UP = 3
 TRIALS = 5
 
 
-@dataclass(frozen=True)
-class Cost:
-    """The work of one picture."""
-
-    forward_passes: int
-    multiply_adds: int  # of the backbones' matrix products
-    decoder_multiply_adds: int  # of the tokenizer's decoder
-    cache_values: int  # keys and values held at the largest stage
-
-
-def cost(plan: Plan) -> Cost:
-    """Count the work of a plan for one picture, exactly as the engine does it."""
-    told = plan.cost()
-    return Cost(told.forward_passes, told.multiply_adds, _decoder_work(plan), told.cache_values)
-
-
 def forecast(plan: Plan, *, pictures: int, batch: int, dtype: str) -> dict[str, Any]:
     """A plan and its cost in words and numbers, with a guess at the time on this CPU. The networks may be skeletons."""
-    counted = cost(plan)
+    counted, decoder = plan.cost(), decoder_multiply_adds(plan)
     width = torch.tensor([], dtype=getattr(torch, dtype)).element_size()
     networks = {id(n): n for n in (plan.tokenizer, *(stage.backbone for stage in plan.stages))}.values()
     weights = sum(p.numel() for network in networks for p in network.parameters())  # type: ignore[attr-defined]
-    work = counted.multiply_adds + counted.decoder_multiply_adds
+    work = counted.multiply_adds + decoder
     return {
-        "plan": "; ".join(describe(stage) for stage in plan.stages),
+        "plan": "; ".join(map(str, plan.stages)),
         "forward_passes_per_batch": counted.forward_passes,
         "giga_multiply_adds_per_picture": round(counted.multiply_adds / 1e9, 3),
-        "decoder_giga_multiply_adds": round(counted.decoder_multiply_adds / 1e9, 3),
+        "decoder_giga_multiply_adds": round(decoder / 1e9, 3),
         "weights_megabytes": round(weights * width / 1e6, 1),
         "cache_megabytes_per_batch": round(counted.cache_values * width * min(batch, pictures) / 1e6, 1),
         "seconds_on_this_cpu_about": float(f"{pictures * work / _speed(getattr(torch, dtype)):.2g}"),
     }
 
 
-def describe(stage: Stage) -> str:
-    """One stage in words."""
-    return str(stage)
-
-
-def _decoder_work(plan: Plan) -> int:
+def decoder_multiply_adds(plan: Plan) -> int:
+    """Multiply-adds of the tokenizer's decoder for one picture."""
     from copy import deepcopy
 
     from torch.utils.flop_counter import FlopCounterMode
