@@ -27,7 +27,7 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another place with --out") from None
+        raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another place") from None
 
 
 def _umask() -> int:

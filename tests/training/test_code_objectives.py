@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from var_toolkit.backbones.var import VAR, VARConfig
+from var_toolkit.processes import Team
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.loop import train
 from var_toolkit.training.objectives import Workplace
-from var_toolkit.training.processes import Team
 from var_toolkit.training.refiner_objective import drafted_weight, kl
 from var_toolkit.training.registry import objective_class
 from var_toolkit.zoo.directory import load_network, save_network

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from var_toolkit.processes import Team
 from var_toolkit.training.codebook_upkeep import initialise_codebook
 from var_toolkit.training.data_sources import pictures_of
 from var_toolkit.training.loop import train
 from var_toolkit.training.objectives import Workplace
-from var_toolkit.training.processes import Team
 
 
 @pytest.fixture

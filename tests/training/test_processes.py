@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+from var_toolkit.processes import Team
 from var_toolkit.training.batches import stream
 from var_toolkit.training.loop import train
-from var_toolkit.training.processes import Team
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ from var_toolkit.evaluation.adm_npz import check_name, write_pictures
 from var_toolkit.evaluation.sample_folder import numbers_there, opened, sweep, write_settings
 from var_toolkit.files import check_writable, write_whole
 from var_toolkit.pipeline import Pipeline, PipelineOutput, find_device, load, skeleton
+from var_toolkit.processes import Team, team_of_this_process
 from var_toolkit.sampling.plan import Plan, Stage
-from var_toolkit.training.processes import Team, team_of_this_process
 from var_toolkit.zoo.class_names import ClassNames
 
 if TYPE_CHECKING:

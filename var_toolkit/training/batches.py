@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from var_toolkit.processes import Team
 from var_toolkit.training.draws import Draws, epoch_order
-from var_toolkit.training.processes import Team
 from var_toolkit.training.recipe import Recipe
 
 

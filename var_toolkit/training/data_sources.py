@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from var_toolkit.processes import Team
 from var_toolkit.training.batches import Batch, PictureArray, Source, to_unit_range
 from var_toolkit.training.draws import derived
 from var_toolkit.training.objectives import Workplace
-from var_toolkit.training.processes import Team
 from var_toolkit.training.recipe import FoldersData, Recipe, StillLifesData
 
 STILL_LIFE_CLASSES = 1000

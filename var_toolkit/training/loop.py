@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from var_toolkit.processes import Team, team_of_this_process
 from var_toolkit.training import parallel
 from var_toolkit.training.batches import stream
 from var_toolkit.training.checkpoint import as_json, read_checkpoint, write_checkpoint
 from var_toolkit.training.draws import derived
 from var_toolkit.training.journal import Journal
 from var_toolkit.training.objectives import Objective, Workplace
-from var_toolkit.training.processes import Team, team_of_this_process
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective_class
 from var_toolkit.training.state import TrainingState

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from var_toolkit.zoo.directory import save_network
 
 if TYPE_CHECKING:
+    from var_toolkit.processes import Team
     from var_toolkit.training.batches import Batch, Source
     from var_toolkit.training.draws import Draws
-    from var_toolkit.training.processes import Team
     from var_toolkit.training.recipe import Recipe
 
 

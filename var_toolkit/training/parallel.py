@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.training.processes import Team
+from var_toolkit.processes import Team
 
 
 def wrapped(network: nn.Module, parallel: str, team: Team) -> nn.Module:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from var_toolkit.processes import Team
 from var_toolkit.training import parallel, schedules
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.checkpoint import as_json
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.objectives import Objective, Phase
-from var_toolkit.training.processes import Team
 from var_toolkit.training.recipe import Recipe
 
 ParamList = tuple[Tensor, ...] | list[Tensor]
