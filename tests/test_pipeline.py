@@ -148,6 +148,13 @@ def test_models_with_other_tokenizers_are_no_pair(pipe, small_tokenizer, small_v
         pair(pipe, Pipeline(other, small_var), 2)
 
 
+def test_a_model_may_have_a_subnet_by_default(small_tokenizer, small_var):
+    pipe = Pipeline(small_tokenizer, small_var, Sampling(subnet=2, full_scales=3))
+    assert "2 layers from scale 3 on" in str(pipe.plan())
+    assert "3 layers from scale 3 on" in str(pipe.plan(subnet=3))
+    assert "layers" not in str(pipe.plan(subnet=4))
+
+
 def test_a_plan_takes_the_place_of_settings(pipe):
     plan = variant(pipe.plan(top_k=5), subnet=2, full_scales=2)
     assert torch.equal(pipe(3, seeds=0, plan=plan).latents, pipe(3, seeds=0, top_k=5, subnet=2, full_scales=2).latents)

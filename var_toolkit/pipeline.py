@@ -146,31 +146,36 @@ class Pipeline:
 
         `subnet` layers draw the scales from `full_scales` on (VARiant); the two go together.
         """
-        if (subnet is None) != (full_scales is None):
-            raise ValueError(
-                "subnet and full_scales go together: how many layers, and how many scales have all of them"
-            )
-        given = {"guidance_scale": guidance_scale, "top_k": top_k, "top_p": top_p, "temperature": temperature}
-        plan = self._plain({name: value for name, value in given.items() if value is not None}, smooth)
-        return plan if subnet is None or full_scales is None else variant(plan, subnet=subnet, full_scales=full_scales)
+        settings = {
+            "guidance_scale": guidance_scale,
+            "top_k": top_k,
+            "top_p": top_p,
+            "temperature": temperature,
+            "subnet": subnet,
+            "full_scales": full_scales,
+        }
+        given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+        plan = self._own_plan({**asdict(self.sampling), **given}, smooth)
+        if self.refiner is None:
+            return plan
+        return code(plan, self.refiner.plan(**given, smooth=smooth), draft_scales=self.draft_scales)
 
-    def _plain(self, given: dict[str, Any], smooth: bool) -> Plan:
-        """The plan with every layer."""
-        chosen = {**asdict(self.sampling), **given, "smooth": smooth}
-        guidance, temperature = chosen.pop("guidance_scale"), chosen.pop("temperature")
-        count = len(self.backbone.scales)
+    def _own_plan(self, chosen: dict[str, Any], smooth: bool) -> Plan:
+        """The plan of this backbone alone: a stage for each run of scales of one temperature."""
+        temperature, count = chosen["temperature"], len(self.backbone.scales)
         by_scale = (temperature,) * count if isinstance(temperature, int | float) else tuple(temperature)
         if len(by_scale) != count:
             raise ValueError(f"there are {len(by_scale)} temperatures for {count} scales; give one, or one a scale")
-        runs = [[k for k, _ in run] for _, run in groupby(enumerate(by_scale), key=lambda item: item[1])]
-        stages = [
-            Stage(self.backbone, range(run[0], run[-1] + 1), guidance=guidance, temperature=by_scale[run[0]], **chosen)
-            for run in runs
-        ]
-        plan = Plan(self.tokenizer, tuple(stages))
-        if self.refiner is None:
-            return plan
-        return code(plan, self.refiner._plain(given, smooth), draft_scales=self.draft_scales)
+        stages = []
+        for value, run in groupby(range(count), key=lambda k: by_scale[k]):
+            first, *rest = run
+            scales, shared = range(first, first + len(rest) + 1), {name: chosen[name] for name in ("top_k", "top_p")}
+            guidance = chosen["guidance_scale"]
+            stages.append(Stage(self.backbone, scales, guidance, temperature=value, smooth=smooth, **shared))
+        plan, subnet, full_scales = Plan(self.tokenizer, tuple(stages)), chosen["subnet"], chosen["full_scales"]
+        if (subnet is None) != (full_scales is None):
+            raise ValueError("subnet and full_scales go together: how many layers, and how many scales have all")
+        return plan if subnet is None else variant(plan, subnet=subnet, full_scales=full_scales)
 
     def __call__(
         self,

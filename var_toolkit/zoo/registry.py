@@ -29,6 +29,8 @@ class Sampling:
     top_k: int = 900
     top_p: float = 0.96
     temperature: float | tuple[float, ...] = 1.0  # one, or one a scale
+    subnet: int | None = None  # layers for the scales from `full_scales` on (VARiant)
+    full_scales: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,13 @@ ENTRIES: dict[str, Entry] = {
         _still_life(
             "stilllife-var",
             "VAR, 12 layers, still lifes (the default)",
+            tokenizer="stilllife-tokenizer",
+            backbone="stilllife-var",
+        ),
+        _still_life(
+            "stilllife-variant",
+            "VARiant: the same weights, 4 layers for the two finest scales",
+            Sampling(subnet=4, full_scales=4),
             tokenizer="stilllife-tokenizer",
             backbone="stilllife-var",
         ),
