@@ -141,6 +141,26 @@ def test_two_saved_models_make_a_pair_by_name(couple, tmp_path, small_tokenizer)
     assert str(skeleton(source).plan()) == str(couple.plan())
 
 
+def test_a_pair_of_pairs_is_refused(couple, pipe):
+    for halves in ((couple, pipe), (pipe, couple)):
+        with pytest.raises(ValueError, match="itself a pair"):
+            pair(*halves, 2)
+
+
+def test_a_damaged_index_is_refused_in_one_line(couple, tmp_path):
+    couple.save_pretrained(tmp_path / "pair")
+    index = tmp_path / "pair" / "model_index.json"
+    index.write_text(index.read_text().replace('"_draft_scales": 3', '"_draft_scales": "3"'))
+    with pytest.raises(ValueError, match="_draft_scales is '3'"):
+        load(tmp_path / "pair", device="cpu")
+
+
+def test_a_half_with_no_more_layers_than_the_subnet_keeps_them_all(couple):
+    shown = str(couple.plan(subnet=3, full_scales=1)).splitlines()
+    assert "3 layers from scale 1 on" in shown[0]
+    assert "layers" not in shown[-1]
+
+
 def test_models_with_other_tokenizers_are_no_pair(pipe, small_tokenizer, small_var):
     other = deepcopy(small_tokenizer)
     other.quantize.embedding.weight.data += 1

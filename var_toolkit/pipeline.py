@@ -146,21 +146,28 @@ class Pipeline:
 
         `subnet` layers draw the scales from `full_scales` on (VARiant); the two go together.
         """
-        settings = {
-            "guidance_scale": guidance_scale,
-            "top_k": top_k,
-            "top_p": top_p,
-            "temperature": temperature,
-            "subnet": subnet,
-            "full_scales": full_scales,
-        }
-        given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-        plan = self._own_plan({**asdict(self.sampling), **given}, smooth)
+        settings = {"guidance_scale": guidance_scale, "top_k": top_k, "top_p": top_p, "temperature": temperature}
+        given = {name: value for name, value in settings.items() if value is not None}
+        plan = self._default_depth({**given, "smooth": smooth})
+        if subnet is None and full_scales is None:
+            return plan
+        defaults = self.sampling
+        return _variant(
+            plan,
+            defaults.subnet if subnet is None else subnet,
+            defaults.full_scales if full_scales is None else full_scales,
+        )
+
+    def _default_depth(self, given: dict[str, Any]) -> Plan:
+        """The plan with as many layers as the model has by default."""
+        plan, defaults = self._full_depth({**asdict(self.sampling), **given}), self.sampling
+        if defaults.subnet is not None or defaults.full_scales is not None:
+            plan = _variant(plan, defaults.subnet, defaults.full_scales)
         if self.refiner is None:
             return plan
-        return code(plan, self.refiner.plan(**given, smooth=smooth), draft_scales=self.draft_scales)
+        return code(plan, self.refiner._default_depth(given), draft_scales=self.draft_scales)
 
-    def _own_plan(self, chosen: dict[str, Any], smooth: bool) -> Plan:
+    def _full_depth(self, chosen: dict[str, Any]) -> Plan:
         """The plan of this backbone alone: a stage for each run of scales of one temperature."""
         temperature, count = chosen["temperature"], len(self.backbone.scales)
         by_scale = (temperature,) * count if isinstance(temperature, int | float) else tuple(temperature)
@@ -169,13 +176,10 @@ class Pipeline:
         stages = []
         for value, run in groupby(range(count), key=lambda k: by_scale[k]):
             first, *rest = run
-            scales, shared = range(first, first + len(rest) + 1), {name: chosen[name] for name in ("top_k", "top_p")}
-            guidance = chosen["guidance_scale"]
-            stages.append(Stage(self.backbone, scales, guidance, temperature=value, smooth=smooth, **shared))
-        plan, subnet, full_scales = Plan(self.tokenizer, tuple(stages)), chosen["subnet"], chosen["full_scales"]
-        if (subnet is None) != (full_scales is None):
-            raise ValueError("subnet and full_scales go together: how many layers, and how many scales have all")
-        return plan if subnet is None else variant(plan, subnet=subnet, full_scales=full_scales)
+            scales = range(first, first + len(rest) + 1)
+            shared = {name: chosen[name] for name in ("top_k", "top_p", "smooth")}
+            stages.append(Stage(self.backbone, scales, chosen["guidance_scale"], temperature=value, **shared))
+        return Plan(self.tokenizer, tuple(stages))
 
     def __call__(
         self,
@@ -278,8 +282,16 @@ class Pipeline:
         return load(source, device=device, dtype=dtype)
 
 
+def _variant(plan: Plan, subnet: int | None, full_scales: int | None) -> Plan:
+    if subnet is None or full_scales is None:
+        raise ValueError("subnet and full_scales go together: how many layers, and how many scales have all of them")
+    return variant(plan, subnet=subnet, full_scales=full_scales)
+
+
 def pair(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
     """Two models as one that draws with both (CoDe). ValueError if their tokenizers or classes are not the same."""
+    if drafter.refiner or refiner.refiner:
+        raise ValueError("one of the two is itself a pair; combine plans of more than two models by `code` in Python")
     code(drafter, refiner, draft_scales=draft_scales)  # which refuses what does not fit
     shared = Pipeline(drafter.tokenizer, refiner.backbone, refiner.sampling, refiner.data_set)
     ours = (drafter.tokenizer, drafter.backbone, drafter.sampling, drafter.data_set)
@@ -400,7 +412,8 @@ def _from_directory(folder: Path, weights: bool = True) -> Pipeline:
         key: strict_fields.build(Sampling, index.get(key, {}), where=f"{folder / INDEX}: {key}")
         for key in ("_sampling", "_refiner_sampling")
     }
-    return _together(networks, list(samplings.values()), names, index.get("_draft_scales", 0))
+    draft_scales = strict_fields.convert(int, index.get("_draft_scales", 0), where=f"{folder / INDEX}: _draft_scales")
+    return _together(networks, list(samplings.values()), names, draft_scales)
 
 
 def _together(

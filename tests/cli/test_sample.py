@@ -234,6 +234,10 @@ def test_a_subnet_draws_with_less_memory(model, capsys):
             "draft_scales is 4; it must be from 1 to 3",
         ),
         (["--drafter", "MODEL", "--refiner", "stilllife-var", "--draft-scales", "2"], "must be one"),
+        (
+            ["--model", "MODEL", "--drafter", "a", "--refiner", "b", "--draft-scales", "2"],
+            "two ways to name what draws",
+        ),
         (["--model", "MODEL", "--subnet", "5", "--full-scales", "2"], "subnet is 5; it must be from 2 to 4"),
         (["--model", "MODEL", "--subnet", "2", "--full-scales", "5"], "full_scales is 5; it must be from 1 to 4"),
         (["--model", "MODEL", "--subnet", "2"], "subnet and full_scales go together"),

@@ -45,6 +45,10 @@ def model_of(args: argparse.Namespace) -> str | Pair:
     given = (args.drafter, args.refiner, args.draft_scales)
     if all(value is None for value in given):
         return str(args.model)
+    from var_toolkit.zoo.registry import DEFAULT
+
+    if args.model != DEFAULT:
+        raise ValueError(f"--model {args.model} and --drafter, --refiner are two ways to name what draws; give one")
     if any(value is None for value in given):
         raise ValueError("--drafter, --refiner and --draft-scales go together; give all three, or --model")
     from var_toolkit.pipeline import Pair

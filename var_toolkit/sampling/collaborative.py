@@ -20,7 +20,8 @@ def code(drafter: Planned, refiner: Planned, *, draft_scales: int) -> Plan:
     Either half may be any plan, or a pipeline for its plan at its own settings. ValueError if their tokenizers or
     classes differ, or if no scale is left for one of them.
 
-    The drafter is not touched after the hand-over: a callback on scale `draft_scales` - 1 may move it off the device.
+    The drafter is not touched after the hand-over: a callback on scale `draft_scales` - 1 may move it off the device,
+    and back before the next batch.
     """
     drafter, refiner = as_plan(drafter), as_plan(refiner)
     _require_one_tokenizer(drafter.tokenizer, refiner.tokenizer)

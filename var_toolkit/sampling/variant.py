@@ -16,18 +16,24 @@ from var_toolkit.sampling.plan import Plan, Planned, Stage, as_plan
 def variant(plan: Planned, *, subnet: int, full_scales: int) -> Plan:
     """The plan, or a pipeline's, with `subnet` layers of each backbone from scale `full_scales` on, and all before.
 
-    ValueError if a backbone has fewer layers, or `full_scales` is not from 1 to the number of scales.
+    In a plan of several backbones, one with no more layers than that keeps them all. ValueError if no backbone has as
+    many, or `full_scales` is not from 1 to the number of scales.
     """
     plan = as_plan(plan)
     count = len(plan.tokenizer.scales)
     if not 1 <= full_scales <= count:
         raise ValueError(f"full_scales is {full_scales}; it must be from 1 to {count}, the number of scales")
+    depth = max(len(stage.backbone.blocks) for stage in plan.stages)
+    if not 2 <= subnet <= depth:
+        raise ValueError(f"subnet is {subnet}; it must be from 2 to {depth}, the layers of the backbone")
     return Plan(plan.tokenizer, tuple(_shortened(stage, subnet, full_scales) for stage in plan.stages))
 
 
 def _shortened(stage: Stage, subnet: int, full_scales: int) -> Stage:
-    layers = kept_layers(len(stage.backbone.blocks), subnet)
-    return replace(stage, subnet=Subnet(layers, full_scales) if len(layers) < len(stage.backbone.blocks) else None)
+    depth = len(stage.backbone.blocks)
+    if subnet >= depth:
+        return replace(stage, subnet=None)
+    return replace(stage, subnet=Subnet(kept_layers(depth, subnet), full_scales))
 
 
 def kept_layers(depth: int, subnet: int) -> tuple[int, ...]:
@@ -35,6 +41,4 @@ def kept_layers(depth: int, subnet: int) -> tuple[int, ...]:
 
     They are not nested: of 30 layers, the 8 kept are not all among the 16 kept.
     """
-    if not 2 <= subnet <= depth:
-        raise ValueError(f"subnet is {subnet}; it must be from 2 to {depth}, the layers of the backbone")
     return tuple(i * (depth - 1) // (subnet - 1) for i in range(subnet))

@@ -1,7 +1,8 @@
 """Networks that a run starts from or leans on, by directory or by the name of a model."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -34,6 +35,11 @@ def start_from(network: nn.Module, name: str | None) -> None:
     if name is None:
         return
     saved = network_from(name, type(network), what="initial")
-    if saved.config != network.config:
+    if _sizes(saved) != _sizes(network):
         raise ValueError(f"initial: {name} has {saved.config}, but the recipe asks for {network.config}")
     network.load_state_dict(saved.state_dict())
+
+
+def _sizes(network: nn.Module) -> dict[str, Any]:
+    """What decides the shapes and the meaning of the weights; how a run drops paths does not."""
+    return {name: value for name, value in asdict(network.config).items() if name != "drop_path"}  # type: ignore[call-overload]
