@@ -53,8 +53,8 @@ def check_settings(out: Path, facts: Mapping[str, Any]) -> None:
     """See that a folder which was begun was begun with these facts; ValueError naming the first that differs."""
     if not (out / SETTINGS).exists():
         return
-    begun = dict(_leaves(read_json(out / SETTINGS)))
-    for name, value in _leaves(json.loads(json.dumps(facts))):
+    begun = dict(leaves(read_json(out / SETTINGS)))
+    for name, value in leaves(json.loads(json.dumps(facts))):
         if name not in begun:
             raise ValueError(f"{out / SETTINGS} lacks {name}, so the pictures there cannot be continued; {WAY_OUT}")
         if begun[name] != value:
@@ -100,10 +100,10 @@ def _check_files(out: Path, name_of: Callable[[int], str | None]) -> None:
             raise ValueError(f"{out} holds {path.name}, which is no picture of this set; move it away, or {WAY_OUT}")
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """The values inside nested dictionaries and lists, each with its path, such as "versions.torch"."""
     if not isinstance(value, dict | list):
         yield name, value
         return
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+        yield from leaves(inner, f"{name}.{key}" if name else str(key))

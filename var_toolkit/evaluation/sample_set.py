@@ -199,12 +199,17 @@ def _facts(
         "pictures": wanted.count,
         "seed": wanted.seed,
         "batch_size": wanted.batch_size,
-        "stages": [_numbers(stage) for stage in plan.stages],
+        "stages": exact_stages(plan),
         "plan": "; ".join(map(str, plan.stages)),
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type,
         "versions": {"var_toolkit": __version__, "torch": torch.__version__},
     }
+
+
+def exact_stages(plan: Plan) -> list[dict[str, Any]]:
+    """The settings of every stage as `settings.json` holds them."""
+    return [_numbers(stage) for stage in plan.stages]
 
 
 def _numbers(stage: Stage) -> dict[str, Any]:

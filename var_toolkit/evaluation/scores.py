@@ -116,6 +116,7 @@ def score(
     cuda = torch.cuda.is_available()
     extractor = create(kind, None if inception_weights is None else Path(inception_weights), cuda=cuda)
     _doubt(drawn, truth, facts, note)
+    theirs = _published(drawn, truth, note) if kind == "inception" else None
     measured = _extracted(extractor, drawn, cuda, progress)
     against = _extracted(extractor, _needed(truth), cuda, progress) if truth.count else None
     figures = {
@@ -125,7 +126,7 @@ def score(
         "isc": _inception_score(measured["logits"]),
     }
     figures |= _compared(measured["pooled"], against["pooled"] if against else None, truth.shuffled)
-    settings = _settings(drawn, truth, kind, facts.summary, cuda)
+    settings = _settings(drawn, truth, kind, facts.summary, theirs, cuda)
     return Scores(**figures, settings=settings, notes=tuple(notes))
 
 
@@ -174,6 +175,16 @@ def _doubt_whole(drawn: PictureSet, against_all_classes: bool, note: Callable[[s
         note(f"images: {drawn.count} of the {planned} pictures that their settings.json plans are measured")
     if against_all_classes and classes not in (None, ALL_CLASSES):
         note(f"images are of the classes {classes}, the reference is of all; their distance grows by what is left out")
+
+
+def _published(drawn: PictureSet, truth: PictureSet, note: Callable[[str], None]) -> dict[str, float] | None:
+    """The authors' figures, or a note why they are left out."""
+    from var_toolkit.evaluation.published import published  # which takes all of the networks
+
+    found, differing = published(drawn.settings, measured=drawn.count, evaluators=truth.statistics is not None)
+    if differing:
+        note(f"published figures are left out, which are of something else: {'; '.join(differing)}")
+    return found
 
 
 def _pixels(found: PictureSet) -> str:
@@ -257,7 +268,9 @@ def manifold_part(against: Tensor, shuffled: bool) -> Tensor:
     return against[:ENOUGH_FOR_MANIFOLD] if shuffled else against[chosen(len(against), ENOUGH_FOR_MANIFOLD)]
 
 
-def _settings(drawn: PictureSet, truth: PictureSet, kind: str, summary: str, cuda: bool) -> dict[str, Any]:
+def _settings(
+    drawn: PictureSet, truth: PictureSet, kind: str, summary: str, figures: dict[str, float] | None, cuda: bool
+) -> dict[str, Any]:
     import torch_fidelity
 
     return {
@@ -271,7 +284,7 @@ def _settings(drawn: PictureSet, truth: PictureSet, kind: str, summary: str, cud
             "pixels": _pixels(truth) if truth.size else None,
         },
         "sampling": drawn.settings,
-        "published": _published(drawn.settings) if kind == "inception" else None,
+        "published": figures,
         "definitions": DEFINITIONS,
         "device": "cuda" if cuda else "cpu",
         "versions": {
@@ -288,11 +301,3 @@ def _reference_kind(truth: PictureSet) -> str:
     if truth.statistics is not None:
         return "statistics and pictures" if truth.count else "statistics"
     return "pictures"
-
-
-def _published(settings: dict[str, Any] | None) -> dict[str, float] | None:
-    """The figures of the authors, where the pictures say that a model of the zoo drew them."""
-    from var_toolkit.zoo.registry import ENTRIES
-
-    entry = ENTRIES.get(str((settings or {}).get("model")))
-    return dict(entry.published) or None if entry else None

@@ -1,0 +1,54 @@
+"""The authors' figures stand beside what was drawn as theirs were, and beside nothing else."""
+
+import json
+
+import pytest
+
+from var_toolkit.evaluation.published import published
+from var_toolkit.evaluation.sample_set import exact_stages
+from var_toolkit.pipeline import skeleton
+
+
+def settings(model: str = "var-d30", **plan) -> dict:
+    """What `settings.json` holds of a set with all classes and 50,000 pictures."""
+    stages = json.loads(json.dumps(exact_stages(skeleton(model).plan(**plan))))
+    return {"model": model, "classes": "0-999", "pictures": 50_000, "stages": stages}
+
+
+@pytest.mark.parametrize(("model", "fid"), [("var-d30", 1.97), ("code-6", 2.27)])
+def test_a_set_drawn_as_the_authors_drew_theirs_has_their_figure(model, fid):
+    assert published(settings(model), measured=50_000, evaluators=True) == ({"fid": fid}, [])
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ({"subnet": 2, "full_scales": 1}, "the plan has another subnet"),
+        ({"guidance_scale": 4.0, "smooth": True}, "the plan has another guidance, smooth"),
+        ({"temperature": (1.1,) * 7 + (1.0,) * 3}, "scales, smooth, subnet, temperature"),
+    ],
+)
+def test_another_plan_has_no_published_figure(plan, words):
+    found, (difference,) = published(settings(**plan), measured=50_000, evaluators=True)
+    assert found is None
+    assert words in difference
+
+
+def test_fewer_classes_fewer_pictures_and_other_references_have_no_published_figure():
+    few = {**settings(), "classes": "0-9", "pictures": 500}
+    assert published(few, measured=400, evaluators=False) == (
+        None,
+        [
+            "the classes are 0-9, not 0-999",
+            "400 pictures are measured, not 50000",
+            "500 pictures were drawn, not 50000",
+            "the reference is no evaluator's file with mu and sigma",
+        ],
+    )
+    assert published({**settings(), "pictures": 100_000}, measured=50_000, evaluators=True)[0] is None
+
+
+def test_settings_that_tell_nothing_have_no_published_figure():
+    assert published(None, measured=50_000, evaluators=True) == (None, [])
+    assert published({"model": "stilllife-var"}, measured=50_000, evaluators=True) == (None, [])
+    assert published({"model": "var-d30"}, measured=50_000, evaluators=True)[0] is None
