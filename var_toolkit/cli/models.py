@@ -50,9 +50,11 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def _parameters(entry: Entry) -> int | None:
-    """Values in the backbone, or in what there is instead."""
+    """Values in what draws, or in the tokenizer or the classifier of a model that is nothing else."""
     if isinstance(entry.source, Embedded):
-        return _tensor_sizes(list(entry.source.parts().values())[-1])
+        parts = entry.source.parts()
+        drawing = [folder for part, folder in parts.items() if part in ("backbone", "refiner")]
+        return sum(map(_tensor_sizes, drawing or parts.values()))
     return entry.source.parameters
 
 

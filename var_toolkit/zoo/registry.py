@@ -80,8 +80,19 @@ class Entry:
         return isinstance(self.source, Hub) or self.source.backbone is not None
 
 
-def _still_life(name: str, summary: str, sampling: Sampling = Sampling(), **parts: str) -> Entry:
-    return Entry(name, summary, 64, Embedded(**parts), "still-lifes", sampling)
+def _still_life(name: str, summary: str, sampling: Sampling = Sampling(), draft_scales: int = 0, **parts: str) -> Entry:
+    return Entry(name, summary, 64, Embedded(**parts), "still-lifes", sampling, draft_scales=draft_scales)
+
+
+def _still_life_code(draft_scales: int) -> Entry:
+    return _still_life(
+        f"stilllife-code-{draft_scales}",
+        f"CoDe: the deep one for {draft_scales} scales, then a refiner it taught",
+        draft_scales=draft_scales,
+        tokenizer="stilllife-tokenizer",
+        backbone="stilllife-var",
+        refiner=f"stilllife-code-refiner-{draft_scales}",
+    )
 
 
 def _var(depth: int, fid: float, side: int = 256, name: str = "", **config: Any) -> Entry:
@@ -134,6 +145,8 @@ ENTRIES: dict[str, Entry] = {
             tokenizer="stilllife-tokenizer",
             backbone="stilllife-var-small",
         ),
+        _still_life_code(3),
+        _still_life_code(4),
         _still_life("stilllife-tokenizer", "multi-scale VQ tokenizer of still lifes", tokenizer="stilllife-tokenizer"),
         _still_life(
             "stilllife-classifier", "judges which still life a picture shows", classifier="stilllife-classifier"
