@@ -4,11 +4,14 @@ import json
 import os
 import re
 import signal
+import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
+from var_toolkit.evaluation.bench import child as child_module
 from var_toolkit.evaluation.bench import rounds
 from var_toolkit.evaluation.bench.child import Child, RowFailedError
 from var_toolkit.evaluation.bench.plot import pareto_front
@@ -53,6 +56,9 @@ BAD = [
     ({"rows": [a_row(quality=100, weights="random")]}, "random weights have no quality"),
     ({"rows": [a_row(plan=[1])]}, "row 'plain': plan is [1]"),
     ({"rows": [a_row(plan={"cfg": 1})]}, "row 'plain': plan: unknown key 'cfg'"),
+    ({"rows": [a_row(plan={"subnet": 4, "full_scales": 2.5})]}, "plan: full_scales is 2.5; expected a whole number"),
+    ({"rows": [a_row(plan={"top_k": 1.5})]}, "plan: top_k is 1.5; expected a whole number"),
+    ({"rows": [a_row(plan={"smooth": 1})]}, "plan: smooth is 1; expected true or false"),
     ({"rows": [a_row()], "defaults": {"batches": 1}}, "defaults: unknown key 'batches'"),
     ({"rows": [a_row()], "defaults": {"name": "x"}}, "defaults: unknown key 'name'"),
     ({"rows": [a_row()], "defaults": 1}, "defaults: expected a mapping"),
@@ -71,7 +77,6 @@ UNFIT = [
     ({"plan": {"top_p": 2}}, "top_p is 2"),
     ({"plan": {"subnet": 13, "full_scales": 2}}, "subnet is 13; it must be from 2 to 12"),
     ({"model": {"drafter": "var-d30", "refiner": "var-d16", "draft_scales": 10}}, "draft_scales is 10"),
-    ({"plan": {"top_k": "many"}}, "row 'plain'"),
     ({"model": "var-d16", "quality": 10}, "still lifes of 64 px"),
 ]
 
@@ -100,6 +105,11 @@ def test_defaults_serve_every_row_that_does_not_say_otherwise():
         ("var-d16", 4, {"top_k": 1}),
         ("stilllife-var", 4, {}),
     ]
+
+
+def test_numbers_of_a_plan_are_read_as_the_pipeline_takes_them():
+    rows = [Row(**a_row(plan={"guidance_scale": value})) for value in (0, 0.0, "0e-3")]
+    assert len({row.pictures_key for row in rows}) == 1
 
 
 def test_rows_are_chosen_by_patterns_in_the_order_of_the_table():
@@ -241,6 +251,45 @@ def test_a_turn_lasts_as_long_as_was_asked(model):
     assert len(answer["transformer"]) == len(answer["decoder"]) > 1
     assert answer["peak_memory_bytes"] > child.facts["process_memory_bytes"] / 2
     json.dumps(answer)
+
+
+def test_half_an_answer_is_a_row_that_failed(model, monkeypatch):
+    half = "import sys; input(); print('{\"device\": ', end='')"
+    monkeypatch.setattr(child_module, "COMMAND", (sys.executable, "-c", half))
+    with pytest.raises(RowFailedError, match="its process ended with status 0"):
+        Child(Row("a", model, batch=1, device="cpu"), 1)
+
+
+def a_judged_table(tmp_path_factory, small_tokenizer, small_var) -> Table:
+    folder = tmp_path_factory.mktemp("models") / "painter"
+    Pipeline(small_tokenizer, small_var, data_set="still-lifes").save_pretrained(folder)
+    row = Row("first", str(folder), batch=2, device="cpu", quality=4)
+    return Table((row, replace(row, name="second", quality=0)), rounds=1, seconds=0)
+
+
+def test_quality_that_cannot_be_judged_leaves_the_speeds(
+    tmp_path_factory, small_tokenizer, small_var, tmp_path, monkeypatch
+):
+    def no_judge(*given):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(rounds, "judge", no_judge)
+    table = a_judged_table(tmp_path_factory, small_tokenizer, small_var)
+    told = report(table, measure(table, cache=tmp_path, on_step=lambda what: None), "")
+    first, second = told["rows"]
+    assert (first["error"], first["quality_error"], first["quality_found"]) == (None, "no space left", None)
+    assert first["seconds_per_picture"] > 0
+    assert second["ratio"] is not None
+    assert as_text(told).endswith("\nquality of first: failed: no space left")
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path_factory, small_tokenizer, small_var, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(rounds, "Child", None)
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(ValueError, match=r"cannot write to \S*cache"):
+        measure(a_judged_table(tmp_path_factory, small_tokenizer, small_var), cache=tmp_path / "cache", on_step=print)
 
 
 @pytest.mark.parametrize("name", ["stilllife-var-small", "stilllife-var"])

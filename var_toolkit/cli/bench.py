@@ -1,6 +1,6 @@
 """Measure speed, memory and quality of methods side by side, as a table of rows says.
 
-Exit status 1 if any row failed; the others are measured all the same.
+Exit status 1 if any row, or the quality of one, failed; the others are measured all the same.
 """
 
 from __future__ import annotations
@@ -56,4 +56,4 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**told, "files": [str(file) for file in files]}))
     else:
         print(as_text(told), *files, sep="\n")
-    return A_ROW_FAILED if any(row["error"] for row in told["rows"]) else 0
+    return A_ROW_FAILED if any(row["error"] or row["quality_error"] for row in told["rows"]) else 0

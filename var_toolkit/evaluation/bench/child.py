@@ -44,7 +44,7 @@ class Child:
         except BrokenPipeError:
             pass  # it has died: there is no answer, and below is said why
         line = self._process.stdout.readline()
-        if not line:
+        if not line.endswith("\n"):  # none, or half of one
             raise RowFailedError(self._last_words())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:

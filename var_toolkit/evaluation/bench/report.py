@@ -51,6 +51,7 @@ def _row(one: Measured, first: Measured) -> dict[str, Any]:
         **asdict(one.row),
         "plan_in_words": one.size.plan,
         "error": one.error,
+        "quality_error": one.quality_error,
         "parameters": one.size.parameters,
         "tokenizer_parameters": one.size.tokenizer_parameters,
         "predicted": {
@@ -209,7 +210,11 @@ def legend(told: dict[str, Any]) -> list[str]:
             f"agreement: the embedded classifier names the class, of {', '.join(map(str, judged))} pictures; distance: "
             "Fréchet distance of its features to fresh renderings"
         )
-    return lines
+    return [*lines, *(f"quality of {row['name']}: failed: {row['quality_error']}" for row in _unjudged(told))]
+
+
+def _unjudged(told: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in told["rows"] if row["quality_error"] is not None]
 
 
 def write_report(told: dict[str, Any], folder: Path, name: str) -> list[Path]:

@@ -19,6 +19,7 @@ from var_toolkit.evaluation.bench.child import Child, RowFailedError
 from var_toolkit.evaluation.bench.memory import available
 from var_toolkit.evaluation.bench.quality import judge
 from var_toolkit.evaluation.bench.table import Row, Table
+from var_toolkit.files import check_writable
 from var_toolkit.pipeline import find_device, skeleton
 from var_toolkit.sampling.forecast import decoder_multiply_adds
 from var_toolkit.sampling.plan import Cost
@@ -49,6 +50,7 @@ class Measured:
     turns: list[dict[str, Any]] = field(default_factory=list)
     quality: dict[str, Any] | None = None
     error: str | None = None
+    quality_error: str | None = None  # the speed is known all the same
 
 
 Step = Callable[[str], None]  # told before each step what comes
@@ -75,16 +77,22 @@ def size_of(row: Row) -> Size:
 def measure(table: Table, *, cache: Path, on_step: Step) -> list[Measured]:
     """Measure every row; one that fails keeps its error and the others go on. ValueError before any work.
 
+    A row whose quality cannot be judged keeps its speed.
+
     `cache` is a folder that keeps what pictures are compared with.
     """
     found = [Measured(row, size_of(row)) for row in table.rows]
+    if any(row.quality for row in table.rows):
+        check_writable(cache)  # not after an hour of rounds
     with Children(keep=fit_together(found)) as children:
         for number in range(table.rounds):
             for one in found:
                 if one.error is None:
                     on_step(f"round {number + 1} of {table.rounds}: {one.row.name}")
-                    answer = children.ask(one, turn=number, seconds=table.seconds)
-                    one.turns += [answer] if answer else []
+                    try:
+                        one.turns.append(children.ask(one, turn=number, seconds=table.seconds))
+                    except RowFailedError as error:
+                        one.error = str(error)
         _judge_all(found, children, cache, on_step)
     return found
 
@@ -102,19 +110,18 @@ class Children:
         self._alive: dict[str, Child] = {}
         self._threads = torch.get_num_threads()
 
-    def ask(self, one: Measured, **order: Any) -> dict[str, Any] | None:
-        """An answer of a row's warm process; None, and the row's error, if it fails."""
-        name = one.row.name
+    def ask(self, one: Measured, **order: Any) -> dict[str, Any]:
+        """An answer of a row's warm process; RowFailedError if it fails."""
+        name, answered = one.row.name, False
         try:
             if name not in self._alive:
                 self._alive[name] = Child(one.row, self._threads)
             one.facts = self._alive[name].facts
-            return self._alive[name].ask(**order)
-        except RowFailedError as error:
-            one.error = str(error)
-            return None
+            answer = self._alive[name].ask(**order)
+            answered = True
+            return answer
         finally:
-            if (one.error is not None or not self._keep) and name in self._alive:
+            if not (answered and self._keep) and name in self._alive:
                 self._alive.pop(name).close()
 
     def __enter__(self) -> Children:
@@ -154,8 +161,9 @@ def _judge_all(found: list[Measured], children: Children, cache: Path, on_step: 
             key = one.row.pictures_key
             if key not in judged:
                 on_step(f"quality, {one.row.quality} pictures: {one.row.name}")
-                told = children.ask(one, pictures=str(path))
-                if told is None:
+                try:
+                    judged[key] = judge(path, children.ask(one, pictures=str(path))["classes"], cache)
+                except (RowFailedError, OSError, ValueError) as error:
+                    one.quality_error = str(error)
                     continue
-                judged[key] = judge(path, told["classes"], cache)
             one.quality = judged[key]

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import yaml
 
 from var_toolkit.pipeline import Pair, Pipeline
-from var_toolkit.strict_fields import build, refuse_unknown_keys
+from var_toolkit.strict_fields import build, convert, refuse_unknown_keys
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Row:
         if not isinstance(self.plan, Mapping):
             raise ValueError(f"plan is {self.plan!r}; expected a mapping of settings, such as {{guidance_scale: 0}}")
         refuse_unknown_keys(self.plan, plan_keywords(), where="plan")
+        hints = get_type_hints(Pipeline.plan)
+        read = {key: convert(hints[key], value, where=f"plan: {key}") for key, value in self.plan.items()}
+        object.__setattr__(self, "plan", read)  # 1e-3 is text in YAML; and 0 and 0.0 draw the same pictures
         if self.batch < 1:
             raise ValueError(f"batch is {self.batch}; expected 1 or more")
         if self.quality < 0 or self.quality == 1:
