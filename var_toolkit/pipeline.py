@@ -137,13 +137,14 @@ class Pipeline:
         guidance_scale: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        temperature: float | None = None,
+        temperature: float | tuple[float, ...] | None = None,
         smooth: bool = False,
         subnet: int | None = None,
         full_scales: int | None = None,
     ) -> Plan:
         """The decoding plan for some settings; those that are not given are the model's defaults.
 
+        `temperature` is one for all scales, or one a scale.
         `subnet` layers draw the scales from `full_scales` on (VARiant); the two go together.
         """
         settings = {"guidance_scale": guidance_scale, "top_k": top_k, "top_p": top_p, "temperature": temperature}
@@ -190,7 +191,7 @@ class Pipeline:
         guidance_scale: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        temperature: float | None = None,
+        temperature: float | tuple[float, ...] | None = None,
         smooth: bool = False,
         subnet: int | None = None,
         full_scales: int | None = None,

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -137,6 +138,8 @@ def test_folders_without_pictures_and_with_other_files_are_refused(tmp_path):
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"mu is \(3,\) and sigma \(4, 4\)"),
         ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "no mean and covariance"),
         ({"mu": np.zeros(2), "sigma": np.array([[1.0, 9], [0, 1]])}, "no mean and covariance"),
+        ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "a negative variance"),
+        ({"mu": np.zeros(2, complex), "sigma": np.eye(2)}, "cannot be read as numbers"),
         ({"mu": np.array(["a"]), "sigma": np.eye(1)}, "cannot be read as numbers"),
     ],
 )
@@ -165,7 +168,16 @@ def test_no_file_runs_code(tmp_path):
 def test_damaged_archives_are_refused(tmp_path, noise):
     np.savez(tmp_path / "set.npz", arr_0=noise)
     whole = (tmp_path / "set.npz").read_bytes()
-    for content in (b"", whole[:500], pickle.dumps("text")):
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 1  # one bit of one pixel
+    for content in (b"", whole[:500], pickle.dumps("text"), bytes(damaged)):
         (tmp_path / "set.npz").write_bytes(content)
         with pytest.raises(ValueError, match=r"is damaged, or is not an .npz file"):
             open_images(tmp_path / "set.npz")
+
+
+def test_an_archive_with_other_names_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
+        archive.writestr("arr_0", b"no array")
+    with pytest.raises(ValueError, match="holds nothing; it must hold pictures as arr_0"):
+        open_images(tmp_path / "set.npz")

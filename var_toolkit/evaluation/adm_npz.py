@@ -32,8 +32,8 @@ def shuffled(count: int) -> list[int]:
 
 def check_name(path: Path | None) -> None:
     """ValueError for a file that is not named as the evaluator expects."""
-    if path is not None and path.suffix != ".npz":
-        raise ValueError(f"{path} must end in .npz")
+    if path is not None and (path.suffix != ".npz" or path.is_dir()):
+        raise ValueError(f"{path} must end in .npz, and be no folder")
 
 
 def write_pictures(path: Path, files: Sequence[Path]) -> None:

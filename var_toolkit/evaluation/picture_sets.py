@@ -21,13 +21,14 @@ from torch.utils.data import Dataset
 from var_toolkit.data.still_lifes import SIZE, render
 from var_toolkit.evaluation.adm_npz import shuffled
 from var_toolkit.evaluation.frechet import Statistics
+from var_toolkit.evaluation.sample_folder import SETTINGS
 from var_toolkit.zoo.directory import read_json
 
-SETTINGS = "settings.json"  # `vargen evaluate sample` writes it among its pictures, and an .npz where it is told to
 PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 STILL_LIFES = "stilllife"  # names the reference that is rendered
 CLASSES = 1000
 FRESH_SEED = 2**41  # beyond the seeds of both splits of the still lifes: no training saw these
+CHUNK = 2**24  # bytes
 PICTURES, STATISTICS, SPATIAL = "arr_0", ("mu", "sigma"), ("mu_s", "sigma_s")  # in files of the ADM evaluator
 
 
@@ -209,7 +210,7 @@ def _verified(path: Path) -> _Header:
 def _open_npz(path: Path) -> PictureSet:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
             array = _pictures(path, archive) if PICTURES in names else None
         with np.load(path, allow_pickle=False) as arrays:
             pooled, spatial = (_statistics(path, arrays, names, keys) for keys in (STATISTICS, SPATIAL))
@@ -230,6 +231,8 @@ def _pictures(path: Path, archive: zipfile.ZipFile) -> np.ndarray:
     member = archive.getinfo(f"{PICTURES}.npy")
     with archive.open(member) as file:
         shape, in_columns, dtype = _header(path, file)
+        while file.read(CHUNK):  # to the end, where the archive's checksum is compared
+            pass
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or in_columns or 0 in shape:
         raise ValueError(f"{path}: {PICTURES} is {dtype} {shape}; it must be uint8 pictures (N, height, width, 3)")
     if member.compress_type != zipfile.ZIP_STORED:
@@ -256,11 +259,16 @@ def _statistics(path: Path, arrays: Any, names: list[str], keys: tuple[str, str]
     if not all(key in names for key in keys):
         return None
     try:
-        mu, sigma = (np.asarray(arrays[key], np.float64) for key in keys)
+        mu, sigma = (arrays[key].astype(np.float64, casting="same_kind") for key in keys)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {' and '.join(keys)} cannot be read as numbers: {error}") from None
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise ValueError(f"{path}: {keys[0]} is {mu.shape} and {keys[1]} {sigma.shape}; expected (C,) and (C, C)")
-    if not (np.isfinite(mu).all() and np.isfinite(sigma).all() and np.allclose(sigma, sigma.T)):
-        raise ValueError(f"{path}: {' and '.join(keys)} are no mean and covariance: not finite, or not symmetric")
+    if (
+        not (np.isfinite(mu).all() and np.isfinite(sigma).all() and np.allclose(sigma, sigma.T))
+        or sigma.diagonal().min() < 0
+    ):
+        raise ValueError(
+            f"{path}: {' and '.join(keys)} are no mean and covariance: not finite, not symmetric, or a negative variance"
+        )
     return Statistics(torch.from_numpy(mu), torch.from_numpy(sigma))

@@ -49,6 +49,7 @@ def _row(one: Measured, first: Measured) -> dict[str, Any]:
     counted = one.size.cost
     facts = {
         **asdict(one.row),
+        "model_in_words": str(one.row.source),
         "plan_in_words": one.size.plan,
         "error": one.error,
         "quality_error": one.quality_error,
@@ -190,7 +191,9 @@ def as_markdown(told: dict[str, Any]) -> str:
 
 def _settings(row: dict[str, Any]) -> str:
     weights = " with random weights" if row["weights"] == "random" else ""
-    return f"{row['model']}{weights}, {row['dtype']}, {row.get('gpu') or row.get('device')}, batch {row['batch']}"
+    return (
+        f"{row['model_in_words']}{weights}, {row['dtype']}, {row.get('gpu') or row.get('device')}, batch {row['batch']}"
+    )
 
 
 def legend(told: dict[str, Any]) -> list[str]:
