@@ -264,11 +264,8 @@ def _statistics(path: Path, arrays: Any, names: list[str], keys: tuple[str, str]
         raise ValueError(f"{path}: {' and '.join(keys)} cannot be read as numbers: {error}") from None
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise ValueError(f"{path}: {keys[0]} is {mu.shape} and {keys[1]} {sigma.shape}; expected (C,) and (C, C)")
-    if (
-        not (np.isfinite(mu).all() and np.isfinite(sigma).all() and np.allclose(sigma, sigma.T))
-        or sigma.diagonal().min() < 0
-    ):
-        raise ValueError(
-            f"{path}: {' and '.join(keys)} are no mean and covariance: not finite, not symmetric, or a negative variance"
-        )
+    finite = bool(np.isfinite(mu).all() and np.isfinite(sigma).all())
+    if not (finite and np.allclose(sigma, sigma.T) and sigma.diagonal().min() >= 0):
+        complaint = "not finite, not symmetric, or a negative variance"
+        raise ValueError(f"{path}: {' and '.join(keys)} are no mean and covariance: {complaint}")
     return Statistics(torch.from_numpy(mu), torch.from_numpy(sigma))
