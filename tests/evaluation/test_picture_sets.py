@@ -181,3 +181,20 @@ def test_an_archive_with_other_names_is_refused(tmp_path):
         archive.writestr("arr_0", b"no array")
     with pytest.raises(ValueError, match="holds nothing; it must hold pictures as arr_0"):
         open_images(tmp_path / "set.npz")
+
+
+def test_a_reference_of_several_sizes_is_cut_to_squares_from_the_middle(tmp_path):
+    for name, size in (("a", (40, 16)), ("b", (33, 70))):
+        (tmp_path / name).mkdir()
+        picture = Image.new("RGB", size, "red")
+        picture.paste("blue", (size[0] // 2 - 8, size[1] // 2 - 8, size[0] // 2 + 8, size[1] // 2 + 8))
+        picture.save(tmp_path / name / "picture.png")
+    with pytest.raises(ValueError, match="several sizes"):
+        open_reference(tmp_path, 2)
+    found = open_reference(tmp_path, 2, side=16)
+    assert found.size == (16, 16)
+    assert found.source.endswith("cut to 16x16")
+    assert torch.equal(found.pictures[0], torch.tensor([0, 0, 255], dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16))
+    assert found.pictures[1].shape == (3, 16, 16)
+    assert found.pictures[1][:, 8, 8].tolist() == [0, 0, 255]
+    assert found.pictures[1][:, 0, 0].tolist() == [255, 0, 0]

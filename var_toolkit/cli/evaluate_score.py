@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference",
         required=True,
         metavar="DIR|NPZ|stilllife",
-        help="likewise; an .npz may hold mu and sigma; stilllife: as many fresh renderings",
+        help="likewise; a folder of several sizes is cut to squares; an .npz may hold mu and sigma; "
+        "stilllife: as many fresh renderings",
     )
     parser.add_argument(
         "--features", choices=FEATURES, help="default: stilllife against fresh still lifes, else inception"

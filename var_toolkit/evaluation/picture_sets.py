@@ -10,7 +10,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from var_toolkit.evaluation.frechet import Statistics
 from var_toolkit.evaluation.sample_folder import SETTINGS
 from var_toolkit.zoo.directory import read_json
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 STILL_LIFES = "stilllife"  # names the reference that is rendered
 CLASSES = 1000
@@ -33,10 +36,10 @@ PICTURES, STATISTICS, SPATIAL = "arr_0", ("mu", "sigma"), ("mu_s", "sigma_s")  #
 
 
 class PictureFiles(Dataset[Tensor]):
-    """Pictures in files that were checked."""
+    """Pictures in files that were checked; with a `side`, cut to squares of it."""
 
-    def __init__(self, paths: list[Path]) -> None:
-        self._paths = paths
+    def __init__(self, paths: list[Path], side: int | None = None) -> None:
+        self._paths, self._side = paths, side
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -47,7 +50,8 @@ class PictureFiles(Dataset[Tensor]):
         path = self._paths[index]
         try:
             with Image.open(path) as picture:
-                pixels = np.array(picture.convert("RGB"))
+                whole = picture.convert("RGB")
+                pixels = np.array(whole if self._side is None else cut_square(whole, self._side))
         except OSError as error:  # a JPEG that ends too soon has a perfect header
             raise ValueError(f"{path} is damaged: {error}") from None
         return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -127,15 +131,28 @@ def open_images(source: str | Path, count: int | None = None) -> PictureSet:
     return PictureSet(found.source, part, found.size, settings=found.settings, shuffled=found.shuffled)
 
 
-def open_reference(source: str | Path, images: int) -> PictureSet:
+def open_reference(source: str | Path, images: int, side: int | None = None) -> PictureSet:
     """The set that is measured against: a folder, an `.npz`, or "stilllife" for as many fresh renderings as `images`.
 
-    Fresh renderings are rounded up to whole thousands, so that every class is there equally often.
+    Fresh renderings are rounded up to whole thousands, so that every class is there equally often. Pictures of several
+    sizes in a folder, as those of ImageNet are, are cut to squares of `side`.
     """
     if str(source) == STILL_LIFES:
         count = -(-images // CLASSES) * CLASSES
         return PictureSet(f"{count} fresh still lifes", FreshStillLifes(count), (SIZE, SIZE))
-    return _opened(source)
+    return _opened(source, side)
+
+
+def cut_square(picture: Image, side: int) -> Image:
+    """The middle of a picture as a square of `side` pixels, as the ADM evaluator's references were prepared."""
+    from PIL.Image import Resampling
+
+    while min(picture.size) >= 2 * side:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Resampling.BOX)
+    scale = side / min(picture.size)
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Resampling.BICUBIC)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return picture.crop((left, top, left + side, top + side))
 
 
 def chosen(of: int, count: int) -> list[int]:
@@ -143,10 +160,10 @@ def chosen(of: int, count: int) -> list[int]:
     return sorted(shuffled(of)[:count])
 
 
-def _opened(source: str | Path) -> PictureSet:
+def _opened(source: str | Path, side: int | None = None) -> PictureSet:
     path = Path(source)
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, side)
     if path.is_file() and path.suffix.lower() == ".npz":
         return _open_npz(path)
     problem = "is neither a folder nor an .npz file" if path.exists() else "is not there"
@@ -158,7 +175,7 @@ class _Header(NamedTuple):
     size: tuple[int, int]
 
 
-def _open_folder(folder: Path) -> PictureSet:
+def _open_folder(folder: Path, side: int | None) -> PictureSet:
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_aside(path.relative_to(folder)))
     for path in paths:
         if path.suffix.lower() not in PICTURE_FILES:
@@ -170,6 +187,8 @@ def _open_folder(folder: Path) -> PictureSet:
     with ThreadPoolExecutor(8) as pool:
         headers = list(pool.map(_verified, paths))
     other = next((header for header in headers if header.size != headers[0].size), None)
+    if other is not None and side is not None:
+        return PictureSet(f"{folder}, cut to {side}x{side}", PictureFiles(paths, side), (side, side))
     if other is not None:
         raise ValueError(
             f"the pictures of {folder} have several sizes: {_told(headers[0])}, {_told(other)}; "

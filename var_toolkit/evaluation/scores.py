@@ -108,7 +108,8 @@ def score(
     if inception_weights is not None and kind != "inception":
         raise ValueError(f"weights of Inception are given, but the features are {kind!r}")
     drawn = open_images(images, count)
-    truth = open_reference(reference, drawn.count)
+    square = drawn.size is not None and drawn.size[0] == drawn.size[1]
+    truth = open_reference(reference, drawn.count, drawn.size[0] if drawn.size and square else None)
     from var_toolkit.evaluation.extractors import KINDS, create  # which takes seconds
 
     facts = KINDS[kind]
