@@ -1,6 +1,7 @@
 """VARiant's training: which depth each step trains, and what that reaches."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -140,9 +141,8 @@ def test_the_log_tells_the_depths_apart(tiny, cache, tmp_path):
     ],
 )
 def test_options_that_fit_nothing_are_refused_in_one_line(tiny, settings, changes, message):
-    with pytest.raises(ValueError, match="objective_options") as caught:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         tiny("variant", objective_options=settings("variant")["objective_options"] | changes)
-    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

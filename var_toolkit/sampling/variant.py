@@ -23,9 +23,7 @@ def variant(plan: Planned, *, subnet: int, full_scales: int) -> Plan:
     count = len(plan.tokenizer.scales)
     if not 1 <= full_scales <= count:
         raise ValueError(f"full_scales is {full_scales}; it must be from 1 to {count}, the number of scales")
-    depth = max(len(stage.backbone.blocks) for stage in plan.stages)
-    if not 2 <= subnet <= depth:
-        raise ValueError(f"subnet is {subnet}; it must be from 2 to {depth}, the layers of the backbone")
+    kept_layers(max(len(stage.backbone.blocks) for stage in plan.stages), subnet)  # which refuses what none has
     return Plan(plan.tokenizer, tuple(_shortened(stage, subnet, full_scales) for stage in plan.stages))
 
 
@@ -41,4 +39,6 @@ def kept_layers(depth: int, subnet: int) -> tuple[int, ...]:
 
     They are not nested: of 30 layers, the 8 kept are not all among the 16 kept.
     """
+    if not 2 <= subnet <= depth:
+        raise ValueError(f"subnet is {subnet}; it must be from 2 to {depth}, the layers of the backbone")
     return tuple(i * (depth - 1) // (subnet - 1) for i in range(subnet))
