@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
+from abc import ABC, abstractmethod
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ LAYERS = ("pooled", "spatial", "logits")
 SPATIAL_CHANNELS = 7  # as the ADM evaluator takes of its map
 
 
-class Extractor(FeatureExtractorBase):
+class Extractor(FeatureExtractorBase, ABC):
     """What both extractors share. Pictures come as uint8 (B, 3, h, w)."""
 
     @staticmethod
@@ -45,9 +46,9 @@ class Extractor(FeatureExtractorBase):
         """Compiling may change the digits."""
         return False
 
+    @abstractmethod
     def all_features(self, pictures_B3hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pooled (B, C), spatial (B, S) and logits (B, classes), float32."""
-        raise NotImplementedError
 
     def forward(self, pictures_B3hw: Tensor) -> tuple[Tensor, ...]:
         """The requested features, in the order of the request."""
