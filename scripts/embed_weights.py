@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-from var_toolkit.pipeline import INDEX, PARTS
-from var_toolkit.zoo.directory import load_network, save_network
+from var_toolkit.zoo.directory import INDEX, PARTS, load_network, save_network
 from var_toolkit.zoo.registry import Embedded
 
 LIMIT = 45_000_000  # bytes of all embedded weights, so that a checkout stays small

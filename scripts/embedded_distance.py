@@ -1,18 +1,25 @@
-"""How far the embedded models are from fresh renderings, beside the floor that a set of this size can reach.
+"""How far the rows of a bench table are from fresh renderings, beside the floor that sets of this size can reach.
 
-    python scripts/embedded_distance.py
-    python scripts/embedded_distance.py --count 2000 --models stilllife-var
+    python scripts/embedded_distance.py --out distances.json
+    python scripts/embedded_distance.py --only "CoDe*" --out code.json & \\
+    python scripts/embedded_distance.py --only VAR "VARiant*" --out var.json
 
 The distance is the FID of `vargen evaluate score --features stilllife`. All rows are measured against the same half of
-the fresh renderings; the floor is the other half, the tokenizer's row is that half reconstructed. The models draw every
-class equally often, at their default settings.
+the fresh renderings; the floor is the other half, the tokenizer's row is that half reconstructed. A row of the table
+draws every class equally often, with the networks, the plan and the dtype that `vargen bench` gives it.
+
+Every row is written as soon as it is measured: the same command goes on with those that are missing, or whose weights,
+settings or number of pictures have changed. Processes beside one another need a file each, and may share the cache.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,65 +27,155 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from var_toolkit.evaluation.bench.rounds import size_of
+from var_toolkit.evaluation.bench.table import Row, find_table, matching, read_table
+from var_toolkit.evaluation.bench.worker import Worker
+from var_toolkit.evaluation.frechet import Statistics
+from var_toolkit.evaluation.sample_set import fingerprint
 from var_toolkit.evaluation.still_life_quality import (
-    BATCH,
     agreement,
     embedded_distance,
     fresh_batches,
     fresh_statistics,
     normalised,
 )
-from var_toolkit.pipeline import load, load_tokenizer
+from var_toolkit.files import check_writable, write_whole
+from var_toolkit.loading import load_tokenizer
+from var_toolkit.pictures import to_uint8
 
 CLASSES = 1000
+FLOOR, TOKENIZER = "fresh renderings", "tokenizer"
+JUDGED_BY = "stilllife-tokenizer"
 
 
-def reconstructed(batches: Iterator[Tensor]) -> Iterator[Tensor]:
-    """What the embedded tokenizer keeps of uint8 pictures."""
-    tokenizer = load_tokenizer("stilllife-tokenizer")
-    for batch in batches:
-        drawn = tokenizer.reconstruct(normalised(batch).to(next(tokenizer.parameters()).device))
-        yield whole_numbers((drawn + 1) / 2)
+@dataclass(frozen=True)
+class Source:
+    """Where the pictures of one row come from: batches of uint8 (B, 3, 64, 64), picture i of class i % 1000."""
+
+    batches: Callable[[], Iterator[Tensor]]
+    facts: dict[str, Any]  # all that decides the pictures
 
 
-def sampled(model: str, count: int) -> Iterator[Tensor]:
-    """Samples of a model, picture i of class i % 1000 with the seed i."""
-    pipe = load(model).pack()
-    for at in range(0, count, BATCH):
-        numbers = range(at, min(at + BATCH, count))
-        output: Any = pipe([i % CLASSES for i in numbers], seeds=list(numbers), batch_size=BATCH, output_type="pt")
-        yield whole_numbers(output.images)
+def reconstructed(count: int) -> Iterator[Tensor]:
+    """What the embedded tokenizer keeps of the other half of the renderings."""
+    tokenizer = load_tokenizer(JUDGED_BY, device="cpu")
+    for batch in fresh_batches(count, first=count):
+        yield to_uint8((tokenizer.reconstruct(normalised(batch)) + 1) / 2)
 
 
-def whole_numbers(pictures: Tensor) -> Tensor:
-    """Pictures in [0, 1] as uint8, as they are in a PNG file."""
-    return (pictures.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+def source(name: str, rows: dict[str, Row], count: int) -> Source:
+    """A row by its name, ready to draw."""
+    if name == FLOOR:
+        return Source(lambda: iter(fresh_batches(count, first=count)), {"plan_in_words": "the floor"})
+    if name == TOKENIZER:
+        return Source(partial(reconstructed, count), {"plan_in_words": f"renderings through {JUDGED_BY}"})
+    worker = Worker(rows[name], torch.get_num_threads())
+    drawn_with = {key: value for key, value in asdict(rows[name]).items() if key in ("model", "plan", "dtype")}
+    facts = {
+        "plan_in_words": "; ".join(map(str, worker.plan.stages)),
+        **drawn_with,
+        "device": worker.pipe.device.type,
+        "weights": fingerprint(worker.plan),
+    }
+    return Source(partial(worker.drawn, count), facts)
+
+
+def measure(name: str, found: Source, count: int, reference: Statistics) -> dict[str, Any]:
+    """Draw the pictures of a row and judge them."""
+    began = time.perf_counter()
+    bar = tqdm(total=count, desc=name, unit=" pictures", disable=None, leave=False)
+    parts = []
+    for batch in found.batches():
+        parts.append(batch)
+        bar.update(len(batch))
+    bar.close()
+    seconds, pictures = time.perf_counter() - began, torch.cat(parts)
+    return {
+        "name": name,
+        "pictures": count,
+        **found.facts,
+        "distance": embedded_distance(pictures, reference),
+        "agreement": asdict(agreement(pictures, torch.arange(count) % CLASSES)),
+        "seconds": round(seconds, 1),
+    }
+
+
+def kept(out: Path | None) -> list[dict[str, Any]]:
+    """The rows that an earlier run wrote."""
+    if out is None or not out.exists():
+        return []
+    try:
+        rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+        return [row for row in rows if {"name", "pictures", "distance", "agreement", "seconds"} <= row.keys()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{out} was not written by this script; choose another file with --out") from None
+
+
+def write(out: Path | None, rows: list[dict[str, Any]]) -> None:
+    """Write all rows, whole or not at all."""
+    if out is not None:
+        write_whole(out, lambda to: to.write_text(json.dumps({"rows": rows}, indent=2) + "\n", encoding="utf-8"))
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table."""
+    lines = ["| row | pictures | distance | class agreement | solid | colour | ground | s |", f"|---|{'---:|' * 7}"]
+    for row in rows:
+        shares = " | ".join(f"{100 * row['agreement'][part]:.1f} %" for part in ("whole", "solid", "colour", "ground"))
+        name = row["name"].replace("|", "\\|")
+        lines.append(f"| {name} | {row['pictures']} | {row['distance']:.3g} | {shares} | {row['seconds']:.0f} |")
+    return "\n".join(lines)
+
+
+def chosen_rows(args: argparse.Namespace) -> tuple[list[str], dict[str, Row]]:
+    """The names that are measured, in order, and the rows of the table; ValueError for what cannot be measured."""
+    if args.count < CLASSES or args.count % CLASSES:
+        raise ValueError(f"--count {args.count} must be a multiple of {CLASSES}, every class equally often")
+    rows = {row.name: row for row in read_table(find_table(args.table)).rows}
+    names = matching([FLOOR, TOKENIZER, *rows], args.only or ["*"])
+    chosen = {name: replace(rows[name], quality=args.count) for name in names if name in rows}
+    for row in chosen.values():
+        size_of(row)
+    for place in (args.out, args.cache):
+        if place is not None:
+            check_writable(place.parent)
+    return names, chosen
+
+
+def is_there(row: dict[str, Any], name: str, count: int, facts: dict[str, Any]) -> bool:
+    """Whether a row that was written is one of these pictures."""
+    wanted = json.loads(json.dumps({"name": name, "pictures": count, **facts}))
+    return all(row.get(key) == value for key, value in wanted.items())
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure every row that is not there yet, and show all that were asked for."""
+    names, rows = chosen_rows(args)
+    there = kept(args.out)
+    reference = fresh_statistics(args.count, cached=args.cache)
+    for name in names:
+        found = source(name, rows, args.count)
+        if any(is_there(row, name, args.count, found.facts) for row in there):
+            print(f"{name}: is there", flush=True)
+            continue
+        one = measure(name, found, args.count, reference)
+        there = [*(row for row in there if row["name"] != name), one]
+        write(args.out, there)
+        print(f"{name}: distance {one['distance']:.3f}, {one['seconds']:.0f} s", flush=True)
+    print("", as_markdown([row for name in names for row in there if row["name"] == name]), sep="\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--table", default="stilllife", help="as `vargen bench` takes it (default stilllife)")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help=f'such as "CoDe*"; also "{FLOOR}", "{TOKENIZER}"')
     parser.add_argument("--count", type=int, default=10_000, help="pictures of every row (default 10000)")
-    parser.add_argument("--models", nargs="*", default=["stilllife-var", "stilllife-var-small"])
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="keeps the rows that are measured")
     parser.add_argument("--cache", type=Path, help="an .npz file that keeps the statistics of the reference")
-    args = parser.parse_args()
-    if args.count < CLASSES or args.count % CLASSES:
-        parser.error(f"--count {args.count} must be a multiple of {CLASSES}, every class equally often")
-    reference = fresh_statistics(args.count, cached=args.cache)
-    other_half = fresh_batches(args.count, first=args.count)
-    labels = torch.arange(args.count) % CLASSES
-    rows = {
-        "fresh renderings (floor)": lambda: iter(other_half),
-        "tokenizer": lambda: reconstructed(iter(other_half)),
-        **{name: lambda name=name: sampled(name, args.count) for name in args.models},
-    }
-    print(f"| {args.count} pictures | distance | class agreement | s |\n|---|---|---|---|")
-    for name, batches in rows.items():
-        began = time.perf_counter()
-        bar = tqdm(batches(), name, -(-args.count // BATCH), disable=None, leave=False)
-        pictures = torch.cat(list(bar))
-        agreed = 100 * agreement(pictures, labels).whole
-        distance = embedded_distance(pictures, reference)
-        print(f"| {name} | {distance:.3f} | {agreed:.1f} % | {time.perf_counter() - began:.0f} |", flush=True)
+    try:
+        run(parser.parse_args())
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from var_toolkit.evaluation.still_life_quality import BATCH, agreement, fresh_batches, normalised
-from var_toolkit.pipeline import Pipeline, load
+from var_toolkit.loading import load
+from var_toolkit.pictures import to_uint8
+from var_toolkit.pipeline import Pipeline
 
 
 def psnr(pipe: Pipeline, pictures: Tensor) -> float:
@@ -45,7 +47,7 @@ def main() -> None:
             began = time.perf_counter()
             drawn = pipe(range(1000), seeds=range(1000), guidance_scale=cfg, batch_size=BATCH, output_type="pt")
             seconds = time.perf_counter() - began
-            found = verdict((drawn.images * 255).round().to(torch.uint8), torch.arange(1000))
+            found = verdict(to_uint8(drawn.images), torch.arange(1000))
             setting = "default guidance" if cfg is None else f"guidance {cfg:g}"
             print(f"{name}, {setting}: class agreement {found}; {1000 / seconds:.1f} pictures/s", flush=True)
 

@@ -1,6 +1,7 @@
 """Draw one set of pictures three times: by one process, by two, and killed again and again; then compare every byte.
 
 python scripts/prove_resume.py
+python scripts/prove_resume.py --shards 40
 """
 
 from __future__ import annotations
@@ -21,25 +22,26 @@ TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-p
 def command(launch: list[str], out: Path, args: argparse.Namespace) -> list[str]:
     """What draws the set into a folder."""
     options = ["--model", args.model, "--classes", args.classes, "--per-class", str(args.per_class), "--device", "cpu"]
-    packed = ["--npz", str(out.with_suffix(".npz"))]
+    packed = ["--npz", str(out.with_suffix(".npz")), *(["--shards", str(args.shards)] if args.shards else [])]
     return [*launch, "-m", "var_toolkit", "evaluate", "sample", *options, "--out", str(out), *packed]
 
 
 def killed(out: Path, args: argparse.Namespace, count: int) -> None:
-    """Draw alone, killed with signal 9 whenever another random number of pictures is there."""
+    """Draw alone, killed with signal 9 whenever another random number of files is there."""
     for wanted in sorted(random.sample(range(1, count), args.kills)):
         process = subprocess.Popen(command(ONE, out, args), stderr=subprocess.DEVNULL)
-        while process.poll() is None and pictures(out) < wanted:
+        while process.poll() is None and len(files(out)) < wanted:
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.5))  # anywhere in a batch
         process.kill()
         process.wait()
-        print(f"killed at {pictures(out)} pictures, {len(list(out.glob('.*-*')))} of them half written", flush=True)
+        print(f"killed at {len(files(out))} files and {len(list(out.glob('.*-*')))} half written ones", flush=True)
     subprocess.run(command(ONE, out, args), check=True)
 
 
-def pictures(out: Path) -> int:
-    return len(list(out.glob("[0-9]*.png")))
+def files(out: Path) -> list[Path]:
+    """The pictures, or the shards."""
+    return [*out.glob("[0-9]*.png"), *out.glob("shard-*.tar")]
 
 
 def digest(out: Path) -> str:
@@ -56,6 +58,7 @@ def main() -> int:
     parser.add_argument("--model", default="stilllife-var")
     parser.add_argument("--classes", default="0-999")
     parser.add_argument("--per-class", type=int, default=2)
+    parser.add_argument("--shards", type=int, help="shards instead of a file a picture")
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="a new folder for the three sets (default a temporary one)")
     args = parser.parse_args()
@@ -63,10 +66,10 @@ def main() -> int:
     one, two, many = (folder / name for name in ("one-process", "two-processes", "killed"))
     subprocess.run(command(ONE, one, args), check=True)
     subprocess.run(command(TWO, two, args), check=True)
-    killed(many, args, pictures(one))
+    killed(many, args, len(files(one)))
     found = {out.name: digest(out) for out in (one, two, many)}
     for name, value in found.items():
-        print(f"{value}  {name}: {pictures(folder / name)} pictures")
+        print(f"{value}  {name}: {len(files(folder / name))} files")
     same = len(set(found.values())) == 1
     print("every byte is the same" if same else "THEY DIFFER")
     return 0 if same else 1

@@ -4,6 +4,7 @@ import pytest
 import torch
 from golden.cases import Case, fill, load_case
 
+from var_toolkit.backbones.hmar import HMAR, HMARConfig
 from var_toolkit.backbones.var import VAR, VARConfig
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
 
@@ -30,6 +31,12 @@ def small_var_network(shared_aln: bool = False, depth: int = 4) -> VAR:
 def small_var() -> VAR:
     """The transformer of the golden case var-small."""
     return small_var_network()
+
+
+@pytest.fixture(scope="session")
+def small_hmar() -> HMAR:
+    """The transformer of the golden cases hmar-*: two base layers, two for each branch."""
+    return fill(HMAR(HMARConfig.published(4, branch_depth=2, num_classes=10, latent_channels=8, **SMALL)))
 
 
 @pytest.fixture(params=["var-small", "var-small-shared-aln"], scope="session")

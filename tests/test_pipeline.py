@@ -9,7 +9,8 @@ from conftest import small_var_network
 from PIL import Image
 
 import var_toolkit
-from var_toolkit.pipeline import Pair, Pipeline, load, pair, skeleton
+from var_toolkit.loading import Pair, load, skeleton
+from var_toolkit.pipeline import Pipeline, pair
 from var_toolkit.sampling.variant import variant
 from var_toolkit.zoo.registry import Sampling
 

@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from var_toolkit.pipeline import Pipeline, load
+    from var_toolkit.loading import load
+    from var_toolkit.pipeline import Pipeline
     from var_toolkit.sampling.collaborative import code
     from var_toolkit.sampling.variant import variant
     from var_toolkit.zoo.registry import list_models
@@ -24,7 +25,7 @@ _HOMES = {
     "Pipeline": "var_toolkit.pipeline",
     "code": "var_toolkit.sampling.collaborative",
     "list_models": "var_toolkit.zoo.registry",
-    "load": "var_toolkit.pipeline",
+    "load": "var_toolkit.loading",
     "variant": "var_toolkit.sampling.variant",
 }
 

@@ -23,6 +23,11 @@ def picture_tensor(image: Image, side: int) -> Tensor:
     return torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8).view(side, side, 3).permute(2, 0, 1) / 255
 
 
+def to_uint8(pictures: Tensor) -> Tensor:
+    """Pictures of any shape, float in [0, 1], as the bytes that a file holds: uint8, rounded to the nearest."""
+    return (pictures.float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def as_output(pictures_B3hw: Tensor, output_type: str) -> Any:
     """Pictures in [-1, 1] as what the caller asked for."""
     unit = (pictures_B3hw + 1) / 2
@@ -33,4 +38,4 @@ def as_output(pictures_B3hw: Tensor, output_type: str) -> Any:
         return last.numpy()
     from PIL.Image import fromarray
 
-    return [fromarray(picture) for picture in (last * 255).round().to(torch.uint8).numpy()]
+    return [fromarray(picture) for picture in to_uint8(last).numpy()]

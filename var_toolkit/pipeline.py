@@ -6,45 +6,34 @@ pipe(class_labels=[207, "red sphere on sand"], seeds=[0, 1]).images[0]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
-from var_toolkit import strict_fields
 from var_toolkit.backbones.linear import pack_linears
 from var_toolkit.pictures import as_output, picture_tensor
 from var_toolkit.sampling.collaborative import code
 from var_toolkit.sampling.engine import ScaleEvent, decode
+from var_toolkit.sampling.masked_refinement import OFF, refinement
 from var_toolkit.sampling.noise import Noise
 from var_toolkit.sampling.plan import Plan, Stage
 from var_toolkit.sampling.variant import variant
-from var_toolkit.zoo import registry
 from var_toolkit.zoo.class_names import ClassNames, class_names
-from var_toolkit.zoo.directory import (
-    build,
-    load_network,
-    network_class,
-    read_json,
-    write_json,
-    write_network,
-    written_whole,
-)
-from var_toolkit.zoo.registry import CONFIG, Embedded, Entry, Hub, Sampling
+from var_toolkit.zoo.directory import INDEX, write_json, write_network, written_whole
+from var_toolkit.zoo.registry import Sampling
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from var_toolkit.backbones.hmar import HMAR
     from var_toolkit.backbones.var import VAR
     from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
 
-INDEX = "model_index.json"
-EXPECTED = {"tokenizer": "MultiScaleVQ", "backbone": "VAR", "refiner": "VAR"}
-PARTS = ("tokenizer", "backbone")  # which every model has
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -61,16 +50,18 @@ class PipelineOutput:
     cache_bytes: int  # keys and values of the largest batch
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two models by name that draw one picture together (CoDe): a source that `load` and `skeleton` take."""
+class Settings(TypedDict, total=False):
+    """How pictures are drawn. None stands for the model's own default."""
 
-    drafter: str
-    refiner: str
-    draft_scales: int
-
-    def __str__(self) -> str:
-        return f"{self.drafter} + {self.refiner} from scale {self.draft_scales} on"
+    guidance_scale: float | None  # at the last scale, as VAR counts it (`sampling.plan.Stage`); 0 is off
+    top_k: int | None  # 0 is off
+    top_p: float | None  # 0 is off
+    temperature: float | tuple[float, ...] | None  # one for all scales, or one a scale
+    smooth: bool | None  # mix codes instead of drawing one
+    subnet: int | None  # layers that draw the scales from `full_scales` on (VARiant); the two go together
+    full_scales: int | None
+    refine: str | Sequence[Sequence[int]] | None  # masked passes (HMAR): a name, lists (`refinement`), or "off"
+    refine_clean: bool | None  # see `sampling.masked_refinement.Refinement`
 
 
 class Pipeline:
@@ -83,7 +74,7 @@ class Pipeline:
     def __init__(
         self,
         tokenizer: MultiScaleVQ,
-        backbone: VAR,
+        backbone: VAR | HMAR,
         sampling: Sampling | None = None,
         data_set: str | None = None,
         *,
@@ -103,12 +94,12 @@ class Pipeline:
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
-        return self.backbone.head.weight.device
+        return next(self.backbone.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the networks compute in."""
-        return self.backbone.head.weight.dtype
+        return next(self.backbone.parameters()).dtype
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
         """Move the networks, in place. The quantiser stays in float32 whatever the dtype."""
@@ -127,41 +118,30 @@ class Pipeline:
         return self
 
     @property
-    def backbones(self) -> list[VAR]:
+    def backbones(self) -> list[VAR | HMAR]:
         """The backbone, and the refiner's if there is one."""
         return [self.backbone, *(self.refiner.backbones if self.refiner else [])]
 
-    def plan(
-        self,
-        *,
-        guidance_scale: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        temperature: float | tuple[float, ...] | None = None,
-        smooth: bool = False,
-        subnet: int | None = None,
-        full_scales: int | None = None,
-    ) -> Plan:
-        """The decoding plan for some settings; those that are not given are the model's defaults.
+    def plan(self, **settings: Unpack[Settings]) -> Plan:
+        """The decoding plan for some settings; those that are not given, or None, are the model's defaults.
 
-        `temperature` is one for all scales, or one a scale.
-        `subnet` layers draw the scales from `full_scales` on (VARiant); the two go together.
+        ValueError in one line if they do not fit the model.
         """
-        settings = {"guidance_scale": guidance_scale, "top_k": top_k, "top_p": top_p, "temperature": temperature}
-        given = {name: value for name, value in settings.items() if value is not None}
-        plan = self._default_depth({**given, "smooth": smooth})
-        if subnet is None and full_scales is None:
+        given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+        unknown = given.keys() - Settings.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"{unknown.pop()!r} is no setting; settings are {', '.join(Settings.__annotations__)}")
+        depth: dict[str, Any] = {name: given.pop(name) for name in ("subnet", "full_scales") if name in given}
+        plan = self._default_depth(given)
+        if given.get("refine", OFF) != OFF and not any(stage.refine for stage in plan.stages):
+            raise ValueError("refine needs a backbone with masked passes, such as HMAR; this model has none")
+        if not depth:
             return plan
-        defaults = self.sampling
-        return _variant(
-            plan,
-            defaults.subnet if subnet is None else subnet,
-            defaults.full_scales if full_scales is None else full_scales,
-        )
+        return _variant(plan, **{"subnet": self.sampling.subnet, "full_scales": self.sampling.full_scales, **depth})
 
     def _default_depth(self, given: dict[str, Any]) -> Plan:
         """The plan with as many layers as the model has by default."""
-        plan, defaults = self._full_depth({**asdict(self.sampling), **given}), self.sampling
+        plan, defaults = self._full_depth(asdict(self.sampling) | given), self.sampling
         if defaults.subnet is not None or defaults.full_scales is not None:
             plan = _variant(plan, defaults.subnet, defaults.full_scales)
         if self.refiner is None:
@@ -170,16 +150,19 @@ class Pipeline:
 
     def _full_depth(self, chosen: dict[str, Any]) -> Plan:
         """The plan of this backbone alone: a stage for each run of scales of one temperature."""
-        temperature, count = chosen["temperature"], len(self.backbone.scales)
+        temperature, scales = chosen["temperature"], self.backbone.scales
+        count = len(scales)
         by_scale = (temperature,) * count if isinstance(temperature, int | float) else tuple(temperature)
         if len(by_scale) != count:
             raise ValueError(f"there are {len(by_scale)} temperatures for {count} scales; give one, or one a scale")
+        shared = {name: chosen[name] for name in ("top_k", "top_p", "smooth")}
+        if hasattr(self.backbone, "refined"):
+            shared["refine"] = refinement(chosen["refine"], scales, clean=chosen["refine_clean"])
         stages = []
         for value, run in groupby(range(count), key=lambda k: by_scale[k]):
             first, *rest = run
-            scales = range(first, first + len(rest) + 1)
-            shared = {name: chosen[name] for name in ("top_k", "top_p", "smooth")}
-            stages.append(Stage(self.backbone, scales, chosen["guidance_scale"], temperature=value, **shared))
+            span = range(first, first + len(rest) + 1)
+            stages.append(Stage(self.backbone, span, chosen["guidance_scale"], temperature=value, **shared))
         return Plan(self.tokenizer, tuple(stages))
 
     def __call__(
@@ -188,24 +171,19 @@ class Pipeline:
         *,
         seeds: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        guidance_scale: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        temperature: float | tuple[float, ...] | None = None,
-        smooth: bool = False,
-        subnet: int | None = None,
-        full_scales: int | None = None,
         plan: Plan | None = None,
         batch_size: int = 8,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_scale_end: Callable[[ScaleEvent], None] | None = None,
+        **settings: Unpack[Settings],
     ) -> PipelineOutput | tuple[Any]:
         """Draw one picture a label.
 
         Labels are numbers, names or synsets. Each picture is drawn from its own seed (63 bits) and does not depend on
         the batch; without `seeds` they come from `generator` (one for all, or one a picture), or from torch's global
-        one. A `plan` made elsewhere takes the place of the settings. The callback sees every scale of every batch.
+        one. The settings are those of `plan`; a `plan` made elsewhere takes their place. The callback sees every scale
+        of every batch.
         Without `return_dict` the pictures come alone, in a tuple.
         ValueError names what is wrong before anything is drawn.
         """
@@ -218,15 +196,6 @@ class Pipeline:
             raise ValueError("class_labels is empty; give at least one class")
         labels = [self.class_names.resolve(label) for label in wanted]
         chosen = _seeds(seeds, len(labels), generator)
-        settings: dict[str, Any] = {
-            "guidance_scale": guidance_scale,
-            "top_k": top_k,
-            "top_p": top_p,
-            "temperature": temperature,
-            "smooth": smooth,
-            "subnet": subnet,
-            "full_scales": full_scales,
-        }
         if plan is not None and any(value is not None and value is not False for value in settings.values()):
             raise ValueError("give a plan or settings, not both: a plan holds its own settings")
         plan = plan or self.plan(**settings)
@@ -280,6 +249,8 @@ class Pipeline:
         cls, source: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32
     ) -> Pipeline:
         """The same as `load`."""
+        from var_toolkit.loading import load
+
         return load(source, device=device, dtype=dtype)
 
 
@@ -299,78 +270,6 @@ def pair(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
     return Pipeline(*ours, refiner=shared, draft_scales=draft_scales)
 
 
-def load(source: str | Path | Pair, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Pipeline:
-    """A pipeline from a zoo name, a model directory, a hub id, or a pair of these.
-
-    An existing directory wins over a name. `device` "auto" takes CUDA where there is one, else the CPU.
-    """
-    where = find_device(device)
-    if isinstance(source, Pair):
-        pipe = pair(load(source.drafter, device="cpu"), load(source.refiner, device="cpu"), source.draft_scales)
-    elif Path(source).is_dir():
-        pipe = _from_directory(Path(source))
-    elif str(source) in registry.ENTRIES:
-        pipe = _from_entry(registry.entry(str(source)))
-    elif _is_hub_id(str(source)):
-        pipe = _from_directory(_snapshot(str(source)))
-    else:
-        pipe = _from_entry(registry.entry(str(source)))  # which says what is known
-    return pipe.to(where, dtype)
-
-
-def skeleton(source: str | Path | Pair) -> Pipeline:
-    """A pipeline of the right sizes without weights, for plans and costs: nothing is read but configurations."""
-    if isinstance(source, Pair):
-        return pair(skeleton(source.drafter), skeleton(source.refiner), source.draft_scales)
-    if Path(source).is_dir():
-        return _from_directory(Path(source), weights=False)
-    if _is_hub_id(str(source)):
-        return _from_directory(_snapshot(str(source), weights=False), weights=False)
-    found = registry.entry(str(source))
-    if isinstance(found.source, Embedded):
-        networks = {part: _part(folder, weights=False) for part, folder in found.source.parts().items()}
-        return _assemble(networks, found)
-    networks = {
-        part: build(network_class(EXPECTED[part], Path(".")), config, found.name)
-        for part, config in found.source.configs.items()
-    }
-    return _assemble(networks, found)
-
-
-def load_tokenizer(source: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> MultiScaleVQ:
-    """A tokenizer alone: of anything that `load` takes, of a name like "stilllife-tokenizer", or of its own folder."""
-    entry = registry.ENTRIES.get(str(source))
-    if (Path(source) / CONFIG).is_file():
-        tokenizer = load_network(source)
-    elif entry is not None and isinstance(entry.source, Embedded) and entry.source.tokenizer:
-        tokenizer = load_network(Embedded.folder(entry.source.tokenizer))
-    else:
-        return load(source, device=device, dtype=dtype).tokenizer
-    if type(tokenizer).__name__ != EXPECTED["tokenizer"]:
-        raise ValueError(f"{source} holds a {type(tokenizer).__name__}, no tokenizer")
-    return tokenizer.place(find_device(device), dtype)  # type: ignore[operator]
-
-
-def find_device(name: str) -> torch.device:
-    """The device that a name means; ValueError if this machine has none of that kind."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device("cuda" if available["cuda"] else "cpu")
-    usable = ", ".join(["auto", *(kind for kind, there in available.items() if there)])
-    complaint = f"device {name!r} is not available here; usable are {usable}"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(complaint) from None
-    if not available.get(device.type, False):
-        raise ValueError(complaint)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {name!r} is not available here; there are {torch.cuda.device_count()} GPUs, from cuda:0"
-        )
-    return device
-
-
 def _is_one(labels: object) -> bool:
     """Whether this is one label rather than several; arrays of any length offer themselves as an index."""
     return isinstance(labels, str) or (isinstance(labels, SupportsIndex) and getattr(labels, "ndim", 0) == 0)
@@ -388,91 +287,3 @@ def _seeds(
     if len(seeds) != count:
         raise ValueError(f"there are {len(seeds)} seeds for {count} class labels; give one seed a picture")
     return seeds
-
-
-def _part(folder: Path, weights: bool = True) -> torch.nn.Module:
-    if weights:
-        return load_network(folder)
-    facts = read_json(folder / CONFIG)
-    settings = {name: value for name, value in facts.items() if not name.startswith("_")}
-    return build(network_class(facts.get("_class_name"), folder), settings, str(folder / CONFIG))
-
-
-def _from_directory(folder: Path, weights: bool = True) -> Pipeline:
-    index = read_json(folder / INDEX)
-    for part in PARTS:
-        if part not in index or not (folder / part).is_dir():
-            raise ValueError(f"{folder} lacks the part {part!r}; a model directory has {INDEX}, {' and '.join(PARTS)}")
-    parts = [*PARTS, *(["refiner"] if "refiner" in index else [])]
-    networks = {part: _part(folder / part, weights) for part in parts}
-    for part, network in networks.items():
-        if type(network).__name__ != EXPECTED[part]:
-            raise ValueError(f"{folder / part} holds a {type(network).__name__}; it must hold a {EXPECTED[part]}")
-    names = index.get("_class_names")
-    samplings = {
-        key: strict_fields.build(Sampling, index.get(key, {}), where=f"{folder / INDEX}: {key}")
-        for key in ("_sampling", "_refiner_sampling")
-    }
-    draft_scales = strict_fields.convert(int, index.get("_draft_scales", 0), where=f"{folder / INDEX}: _draft_scales")
-    return _together(networks, list(samplings.values()), names, draft_scales)
-
-
-def _together(
-    networks: Mapping[str, Any], samplings: Sequence[Sampling], names: str | None, draft_scales: int
-) -> Pipeline:
-    """The parts of a model as a pipeline; the second sampling is the refiner's."""
-    drafter = Pipeline(networks["tokenizer"], networks["backbone"], samplings[0], names)
-    if "refiner" not in networks:
-        return drafter
-    return pair(drafter, Pipeline(networks["tokenizer"], networks["refiner"], samplings[1], names), draft_scales)
-
-
-def _from_entry(found: Entry) -> Pipeline:
-    if isinstance(found.source, Embedded):
-        return _assemble({part: _part(folder) for part, folder in found.source.parts().items()}, found)
-    return _assemble(_downloaded(found.source), found)
-
-
-def _downloaded(source: Hub) -> dict[str, torch.nn.Module]:
-    from var_toolkit.zoo.hub import download
-    from var_toolkit.zoo.published_var import networks_from_tensors
-    from var_toolkit.zoo.weight_files import read_weights
-
-    tensors = {part: read_weights(download(*file)) for part, file in source.files.items()}
-    networks: dict[str, torch.nn.Module] = {}
-    for part in source.configs.keys() - {"tokenizer"}:
-        sources = (source.files["tokenizer"][1], source.files[part][1])
-        vq, networks[part] = networks_from_tensors(
-            tensors["tokenizer"], tensors[part], {"backbone": dict(source.configs[part])}, sources
-        )
-        networks.setdefault("tokenizer", vq)
-    return networks
-
-
-def _assemble(networks: Mapping[str, Any], found: Entry) -> Pipeline:
-    if not found.draws:
-        drawing = [name for name, other in registry.ENTRIES.items() if other.draws]
-        raise ValueError(
-            f"model {found.name!r} draws no pictures ({found.summary}); those that do: {', '.join(drawing)}"
-        )
-    return _together(networks, [found.sampling] * 2, found.class_names, found.draft_scales)
-
-
-def _is_hub_id(source: str) -> bool:
-    """Whether a source that is no directory reads user/name; below a folder that is there it is a mistyped path."""
-    owner, _, name = source.partition("/")
-    return bool(owner and name) and "/" not in name and owner[0] not in ".~" and not Path(owner).is_dir()
-
-
-def _snapshot(repository: str, weights: bool = True) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=["*.json", *(["*.safetensors"] if weights else [])]))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        raise ValueError(
-            f"{repository} is not in the cache and the hub cannot be reached; connect once to download it"
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise ValueError(f"{repository} cannot be downloaded: {str(error).splitlines()[0]}") from None

@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from var_toolkit.pipeline import find_device
+from var_toolkit.devices import find_device
 
 # The first process may render or encode a whole data set while the others wait at a barrier.
 PATIENCE = timedelta(hours=6)

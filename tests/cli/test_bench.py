@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from var_toolkit.cli import main
-from var_toolkit.evaluation.bench import quality
+from var_toolkit.evaluation.bench import quality, rounds
 from var_toolkit.pipeline import Pipeline
 
 
@@ -86,6 +86,43 @@ def test_a_row_that_fails_says_why_and_the_others_go_on(model, tmp_path, capsys)
     good, bad = json.loads(Path("out/table.json").read_text())["rows"]
     assert good["error"] is None
     assert "cannot be read as safetensors" in bad["error"]
+
+
+def test_an_interruption_keeps_what_has_been_measured(model, monkeypatch, capsys):
+    class Interrupted(rounds.Children):
+        asked = 0
+
+        def ask(self, *given, **order):
+            Interrupted.asked += 1
+            if Interrupted.asked == 5:
+                raise KeyboardInterrupt
+            return super().ask(*given, **order)
+
+    monkeypatch.setattr(rounds, "Children", Interrupted)
+    rows = ", ".join(f"{{name: {name}}}" for name in ("first", "second", "third"))
+    table = a_table(f"{{rounds: 3, seconds: 0, defaults: {{model: {model}, device: cpu, batch: 1}}, rows: [{rows}]}}")
+    assert main(["bench", table, "--out", "out"]) == 130
+    said = capsys.readouterr()
+    assert said.err.endswith("vargen: interrupted\n")
+    left_out = "interrupted, unfinished: first (2 of 3 rounds); second (1 of 3 rounds); third (1 of 3 rounds)"
+    assert left_out in said.out
+    assert left_out in Path("out/table.md").read_text()
+    told = json.loads(Path("out/table.json").read_text())
+    assert told["interrupted"]
+    assert [len(row["raw_rounds"]) for row in told["rows"]] == [2, 1, 1]
+    assert [row["unfinished"] for row in told["rows"]] == ["2 of 3 rounds", "1 of 3 rounds", "1 of 3 rounds"]
+    assert told["rows"][1]["ratio"]["low"] == told["rows"][1]["ratio"]["high"] > 0
+
+
+def test_an_interruption_before_any_figure_writes_nothing(model, monkeypatch, capsys):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rounds, "Child", interrupted)
+    table = a_table(f"{{rounds: 1, rows: [{{name: a, model: {model}, device: cpu}}]}}")
+    assert main(["bench", table, "--out", "out"]) == 130
+    assert capsys.readouterr().out == ""
+    assert not list(Path("out").iterdir())
 
 
 BAD = [

@@ -39,7 +39,7 @@ def test_the_options_are_the_documented_ones():
     options = {name: {o for a in command._actions for o in a.option_strings} for name, command in commands.items()}
     machine = {"-h", "--help", "--device", "--dtype"}
     drawing = {"--cfg", "--top-k", "--top-p", "--temperature", "--smooth", "--batch-size"}
-    plans = {"--subnet", "--full-scales", "--drafter", "--refiner", "--draft-scales"}
+    plans = {"--subnet", "--full-scales", "--refine", "--refine-clean", "--drafter", "--refiner", "--draft-scales"}
     assert options["sample"] == machine | drawing | plans | {
         "--class", "-n", "--seed", "--model", "--out", "--grid", "--trace", "--save-tokens", "--dry-run", "--json",
     }  # fmt: skip
@@ -49,7 +49,7 @@ def test_the_options_are_the_documented_ones():
         "-h", "--help", "--family", "--tokenizer", "--backbone", "--config", "--out", "--half",
     }  # fmt: skip
     assert options["evaluate sample"] == machine | drawing | plans | {
-        "--model", "--out", "--classes", "--per-class", "--seed", "--npz", "--json",
+        "--model", "--out", "--classes", "--per-class", "--seed", "--npz", "--shards", "--json",
     }  # fmt: skip
     assert options["evaluate score"] == {
         "-h", "--help", "--images", "--reference", "--features", "--inception-weights", "-n", "--json",

@@ -25,6 +25,23 @@ def test_a_set_is_drawn_told_and_continued(model, capsys):
     assert capsys.readouterr().out == "set: 10 pictures; packed in set.npz\n"
 
 
+def test_shards_are_drawn_packed_continued_and_measured(model, capsys):
+    command = [model, "--classes", "0-3", "--per-class", "6", "--out", "set", "--shards", "3", "--npz", "set.npz"]
+    assert evaluate(*command) == 0
+    assert sorted(path.name for path in Path("set").glob("*.*")) == [
+        ".lock", "settings.json", "shard-00000.tar", "shard-00001.tar", "shard-00002.tar",
+    ]  # fmt: skip
+    assert np.load("set.npz")["arr_0"].shape == (24, 64, 64, 3)
+    Path("set/shard-00001.tar").unlink()
+    capsys.readouterr()
+    assert evaluate(*command) == 0
+    assert "set: 16 of 24 pictures are there; 8 to draw" in capsys.readouterr().err
+    assert main(["evaluate", "score", "--images", "set", "--reference", "set.npz", "--features", "stilllife"]) == 0
+    assert "set (24 pictures of 64x64)" in capsys.readouterr().out
+    assert evaluate(*command[:-4]) == 2
+    assert 'was begun with files "3 shards", not "one a picture"' in capsys.readouterr().err
+
+
 def test_json_is_one_object(model, capsys):
     assert evaluate(model, "--classes", "3", "--per-class", "2", "--out", "set", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
@@ -39,6 +56,8 @@ def test_json_is_one_object(model, capsys):
         (["--classes", "-1"], "classes are 0 to 9"),
         (["--per-class", "0"], "at least 1"),
         (["--npz", "set.zip"], "must end in .npz"),
+        (["--shards", "0"], "at least 1"),
+        (["--shards", "64"], "shards is 64; it must be from 1 to 63, the number of batches"),
         (["--top-k", "-1"], "top_k"),
         (["--out", "/proc/nowhere"], "cannot write"),
     ],

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from var_toolkit.cli import evaluate_score
+from var_toolkit.cli import evaluate_score, main
 from var_toolkit.data.still_lifes import render
 
 
@@ -71,3 +71,50 @@ def test_a_folder_that_says_how_it_was_sampled_is_quoted(parsed, sets, capsys):
     assert "model        x\n" in out
     assert "per class    2\n" in out
     assert "guidance" not in out  # --json has it all
+
+
+def png(path: str, content: bytes | None = None) -> None:
+    """A picture of noise, or a file that says it is one."""
+    Path(path).parent.mkdir(exist_ok=True)
+    Image.effect_noise((64, 64), 90).convert("RGB").save(path)
+    if content is not None:
+        Path(path).write_bytes(content)
+
+
+@pytest.fixture
+def wrong() -> None:
+    """What people give by mistake, in the current folder."""
+    Path("empty").mkdir()
+    png("mixed/a.png")
+    Path("mixed/notes.txt").write_text("text")
+    png("corrupt/a.png")
+    png("corrupt/b.png", Path("corrupt/a.png").read_bytes()[:900])
+    png("shards/a.png")
+    Path("shards/shard-00000.tar").write_bytes(b"no tar file" * 100)
+    np.savez("keys.npz", images=np.zeros(3))
+    Path("weights.pth").write_bytes(b"no weights")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--images", "nowhere"], "nowhere is not there"),
+        (["--images", "empty"], "empty holds no pictures"),
+        (["--images", "mixed"], "mixed/notes.txt is no picture"),
+        (["--images", "corrupt"], "corrupt/b.png is damaged"),
+        (["--images", "shards"], "shards/shard-00000.tar is damaged, or is not a tar file"),
+        (["--images", "keys.npz"], "keys.npz holds images; it must hold pictures as arr_0"),
+        (["--images", "a.npz", "-n", "41"], "41 pictures are asked for; a.npz holds 40"),
+        (["--images", "a.npz", "--reference", "empty"], "empty holds no pictures"),
+        (["--images", "a.npz", "--features", "inception", "--inception-weights", "weights.pth"], "weights.pth"),
+        (["--images", "a.npz", "--features", "inception", "--inception-weights", "nowhere.pth"], "nowhere.pth"),
+        (["--images", "a.npz", "--inception-weights", "weights.pth"], "the features are 'stilllife'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_input_is_one_line_before_the_long_work(options, words, sets, wrong, monkeypatch, capsys):
+    monkeypatch.setattr("var_toolkit.evaluation.scores._extracted", None)
+    assert main(["evaluate", "score", "--reference", "stilllife", *options]) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
+    assert len(told) == 1
+    assert words in told[0]

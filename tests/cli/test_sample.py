@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from var_toolkit.cli import main
-from var_toolkit.pipeline import Pipeline, load
+from var_toolkit.loading import load
+from var_toolkit.pipeline import Pipeline
 
 
 def sample(model, *options) -> int:

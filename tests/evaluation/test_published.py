@@ -6,7 +6,7 @@ import pytest
 
 from var_toolkit.evaluation.published import published
 from var_toolkit.evaluation.sample_set import exact_stages
-from var_toolkit.pipeline import skeleton
+from var_toolkit.loading import skeleton
 
 
 def settings(model: str = "var-d30", **plan) -> dict:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from var_toolkit.evaluation.adm_npz import shuffled
+from var_toolkit.evaluation.picture_sets import open_images
 from var_toolkit.evaluation.sample_set import PictureList, draw_set, labels_of, spelled
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.zoo.class_names import class_names
@@ -22,8 +24,8 @@ from var_toolkit.zoo.class_names import class_names
 SCRIPT = """
 import sys
 from var_toolkit.evaluation.sample_set import draw_set
-model, out, per_class = sys.argv[1:]
-draw_set(model, out, classes="0-9", per_class=int(per_class), batch_size=4, device="cpu")
+model, out, per_class, shards = sys.argv[1:]
+draw_set(model, out, classes="0-9", per_class=int(per_class), batch_size=4, device="cpu", shards=int(shards) or None)
 """
 
 
@@ -47,9 +49,9 @@ def draw(model, out, **changes):
     return draw_set(model, out, **{"classes": "0-9", "per_class": 3, "batch_size": 4, "device": "cpu", **changes})
 
 
-def started(model, out, per_class=3, **environment) -> subprocess.Popen:
+def started(model, out, per_class=3, shards=0, **environment) -> subprocess.Popen:
     """A process that draws the same."""
-    command = [sys.executable, "-c", SCRIPT, model, str(out), str(per_class)]
+    command = [sys.executable, "-c", SCRIPT, model, str(out), str(per_class), str(shards)]
     return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
 
 
@@ -65,14 +67,99 @@ def test_every_picture_has_its_own_class_and_file(whole):
     assert len({(whole / f"{i:06d}_class-3.png").read_bytes() for i in (3, 13, 23)}) == 3
 
 
-def test_two_processes_write_the_files_of_one(model, whole, tmp_path):
+@pytest.fixture(scope="module")
+def sharded(model, tmp_path_factory) -> Path:
+    """The same thirty pictures in three shards."""
+    out = tmp_path_factory.mktemp("sets") / "sharded"
+    draw(model, out, shards=3)
+    return out
+
+
+@pytest.mark.parametrize("shards", [0, 3])
+def test_two_processes_write_the_files_of_one(shards, model, whole, sharded, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    both = [started(model, tmp_path / "out", **place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    both = [
+        started(model, tmp_path / "out", shards=shards, **place, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(2)
+    ]
     said = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert contents(tmp_path / "out") == contents(whole)
+    assert contents(tmp_path / "out") == contents(sharded if shards else whole)
+
+
+def test_shards_hold_the_files_of_a_flat_set(whole, sharded):
+    assert sorted(contents(sharded)) == [".lock", "settings.json", *(f"shard-0000{i}.tar" for i in range(3))]
+    found = {}
+    for shard in sorted(sharded.glob("*.tar")):
+        with tarfile.open(shard) as archive:
+            found |= {member.name: archive.extractfile(member).read() for member in archive}
+    files = {path.name: path.read_bytes() for path in sorted(whole.glob("*.png"))}
+    assert list(found) == [name for file in files for name in (file, file.replace(".png", ".cls"))]  # pairs, in order
+    assert {name: content for name, content in found.items() if name.endswith(".png")} == files
+    assert found["000013_class-3.cls"] == b"3"
+
+
+def test_a_killed_run_loses_the_shard_under_way_alone(model, tmp_path, capsys):
+    draw(model, tmp_path / "whole", per_class=8, shards=10)
+    out = tmp_path / "killed"
+    process = started(model, out, per_class=8, shards=10)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("*.tar"))) < 2:
+        assert process.poll() is None, "the run ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    there = 8 * len(list(out.glob("*.tar")))
+    assert 16 <= there < 80
+    (out / ".shard-00009.tar-abcd_123").write_bytes(b"half a shard")
+    capsys.readouterr()
+    assert draw(model, out, per_class=8, shards=10).added == 80 - there
+    assert f"{there} of 80 pictures are there; {80 - there} to draw" in capsys.readouterr().err
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_shard_that_is_gone_is_drawn_again_and_the_others_are_not_touched(model, sharded, tmp_path):
+    draw(model, tmp_path, shards=3)
+    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.tar")}
+    (tmp_path / "shard-00001.tar").write_bytes(b"")
+    draw(model, tmp_path, shards=3)
+    assert contents(tmp_path) == contents(sharded)
+    changed = {path.name for path in tmp_path.glob("*.tar") if path.stat().st_mtime_ns != times[path.name]}
+    assert changed == {"shard-00001.tar"}
+
+
+def test_shards_are_packed_and_measured_as_the_files_are(model, whole, sharded, tmp_path):
+    for out, name, shards in ((whole, "flat.npz", None), (sharded, "sharded.npz", 3)):
+        draw(model, out, npz=tmp_path / name, shards=shards)
+    assert (tmp_path / "flat.npz").read_bytes() == (tmp_path / "sharded.npz").read_bytes()
+    flat, tars = open_images(whole), open_images(sharded)
+    assert (tars.count, tars.size, tars.labels) == (flat.count, flat.size, flat.labels)
+    assert tars.settings["files"] == "3 shards"
+    assert all(torch.equal(tars.pictures[i], flat.pictures[i]) for i in range(30))
+
+
+def test_a_foreign_shard_among_the_shards_is_refused(model, tmp_path):
+    draw(model, tmp_path, per_class=1, shards=2)
+    for name in ("shard-00002.tar", "shard-000001.tar", "000001_class-1.png"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(ValueError, match=rf"holds {name}, which is no file of this set"):
+            draw(model, tmp_path, per_class=1, shards=2)
+        (tmp_path / name).unlink()
+
+
+def test_a_flat_set_is_not_continued_as_shards_nor_the_other_way_round(model, whole, sharded):
+    for out, shards, words in (
+        (whole, 3, 'files "one a picture", not "3 shards"'),
+        (sharded, None, 'files "3 shards", not "one a picture"'),
+        (sharded, 4, 'files "3 shards", not "4 shards"'),
+    ):
+        before = contents(out)
+        with pytest.raises(ValueError, match=f"was begun with {words}.*choose another folder with --out"):
+            draw(model, out, shards=shards)
+        assert contents(out) == before
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_files(model, tmp_path, capsys):
@@ -174,7 +261,7 @@ def test_a_folder_with_other_files_is_refused(model, whole, tmp_path):
         draw(model, tmp_path)
     foreign = whole / "000001_class-7.png"
     foreign.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"000001_class-7\.png, which is no picture of this set"):
+    with pytest.raises(ValueError, match=r"000001_class-7\.png, which is no file of this set"):
         draw(model, whole)
     foreign.unlink()
 
@@ -196,6 +283,8 @@ def test_two_runs_at_once_are_refused(model, tmp_path):
         ({"classes": []}, "at least one"),
         ({"per_class": 0}, "per_class is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"shards": 0}, "shards is 0; it must be from 1 to 8, the number of batches"),
+        ({"shards": 9}, "shards is 9"),
         ({"seed": 2**63 - 10}, "seed is"),
         ({"settings": {"top_p": 2.0}}, "top_p"),
         ({"npz": "set.zip"}, r"set\.zip must end in \.npz"),
@@ -223,7 +312,12 @@ def test_classes_are_a_set_and_may_be_named():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_processes_share_every_picture_once(size):
-    wanted = PictureList(classes=(2, 5, 7), per_class=11, batch_size=4)
-    shares = [[i for b in range(rank, wanted.batches, size) for i in wanted.batch(b)] for rank in range(size)]
-    assert sorted(i for share in shares for i in share) == list(range(33))
+@pytest.mark.parametrize("shards", [None, 1, 4, 9])
+def test_processes_share_every_picture_once(size, shards):
+    wanted = PictureList(classes=(2, 5, 7), per_class=11, batch_size=4, shards=shards)
+    own = [[wanted.part(part) for part in range(rank, wanted.parts, size)] for rank in range(size)]
+    drawn = [i for parts in own for batches in parts for numbers in batches for i in numbers]
+    assert sorted(drawn) == list(range(33))
+    assert all(batches for parts in own for batches in parts)
+    names = [wanted.shard(i) for i in range(shards)] if shards else [wanted.name(i) for i in range(33)]
+    assert [i for name in names for i in wanted.numbers_in(name)] == list(range(33))

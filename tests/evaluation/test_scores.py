@@ -13,6 +13,7 @@ from scipy.spatial.distance import cdist
 from var_toolkit.evaluation import scores
 from var_toolkit.evaluation.classifier import StillLifeClassifier
 from var_toolkit.evaluation.extractors import KINDS, create
+from var_toolkit.evaluation.picture_sets import PictureSet, chosen, open_images
 from var_toolkit.evaluation.scores import manifold_part, score
 from var_toolkit.zoo.directory import load_network
 from var_toolkit.zoo.registry import embedded_part
@@ -160,8 +161,52 @@ def test_pictures_of_some_classes_against_all_are_noted(blurred, tmp_path):
     write_pictures(tmp_path / "set", blurred[:4])
     (tmp_path / "set" / "settings.json").write_text(json.dumps({"pictures": 4, "classes": "0-3"}))
     found = score(tmp_path / "set", "stilllife")
-    assert any(note.startswith("images are of the classes 0-3, the reference is of all") for note in found.notes)
+    told = "images are of the classes 0-3; against a reference of 0-999 distances grow by the difference"
+    assert told in found.notes
     assert found.settings["reference"]["kind"] == "fresh still lifes"
+
+
+def heard(drawn: PictureSet, truth: PictureSet) -> list[str]:
+    """The notes on the classes of a set."""
+    notes: list[str] = []
+    scores._doubt_classes(drawn, truth, notes.append)
+    return notes
+
+
+def test_some_classes_are_noted_against_any_reference_but_one_of_the_same():
+    some = PictureSet("images", settings={"classes": "0-3"})
+    assert "of the classes 0-3; against a reference of 0-999" in heard(some, PictureSet("folder"))[0]
+    assert (
+        "of the classes 0-3; against a reference of 5-9" in heard(some, PictureSet("b", settings={"classes": "5-9"}))[0]
+    )
+    assert heard(some, PictureSet("other images", settings={"classes": "0-3"})) == []
+    assert heard(PictureSet("images", settings={"classes": "0-999"}), PictureSet("folder")) == []
+    assert heard(PictureSet("images"), PictureSet("folder")) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "words"),
+    [
+        ([0, 1, 0, 1], {}, None),
+        ([0, 1, 0], {}, "hold 1 to 2 pictures of a class"),
+        ([0, 1], {"pictures": 4, "per_class": 2}, None),
+        ([0, 0], {"pictures": 4, "per_class": 2}, "hold 0 to 2 pictures of a class"),
+        ([0, 1], {"pictures": "many", "per_class": 0}, None),
+        (None, {"pictures": 4, "per_class": 2}, None),
+    ],
+)
+def test_classes_that_are_there_unevenly_often_are_noted(labels, settings, words):
+    notes = heard(PictureSet("images", settings=settings, labels=labels), PictureSet("folder"))
+    assert [words is not None and words in note for note in notes] == ([True] if words else [])
+
+
+def test_the_classes_of_a_chosen_part_are_counted(reference_folder, blurred, tmp_path):
+    folder = write_pictures(tmp_path / "set", blurred[:6])
+    for i in range(3):
+        (folder / f"00000{i}_class-{i}.png").rename(folder / f"00000{i}_class-0.png")
+    whole, part = score(folder, reference_folder, features="stilllife"), open_images(folder, 5)
+    assert "images hold 1 to 3 pictures of a class; a whole set holds every class equally often" in whole.notes
+    assert part.labels == [[0, 0, 0, 3, 4, 5][i] for i in chosen(6, 5)]
 
 
 def test_two_pictures_give_what_they_can(reference_folder, blurred, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from var_toolkit.backbones import var
+from var_toolkit.backbones import hmar, var
 from var_toolkit.evaluation.classifier import StillLifeClassifier, StillLifeClassifierConfig
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
 from var_toolkit.training.recipe import Recipe, recipe_from
@@ -23,7 +23,14 @@ TOKENIZER = {"vocab_size": 32, "z_channels": 4, "ch": 8, "ch_mult": [1, 1, 1, 1]
 VAR = {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_nums": [1, 2, 8], "vocab_size": 32, "latent_channels": 4,
        "shared_aln": True}  # fmt: skip
 DEEPER = VAR | {"depth": 3}
-MODELS = {"tokenizer": TOKENIZER, "classifier": {"widths": [8, 8]}, "variant": DEEPER}  # VAR for the others
+HMAR = VAR | {"branch_depth": 1}
+MODELS = {
+    "tokenizer": TOKENIZER,
+    "classifier": {"widths": [8, 8]},
+    "variant": DEEPER,
+    "hmar": HMAR,
+    "hmar-mask": HMAR,
+}  # VAR for the others
 COMMON = {
     "data": {"kind": "still-lifes", "count": 24, "validation_count": 8},
     "optimiser": {"lr": 1e-3},
@@ -43,15 +50,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an untrained `tokenizer` and `classifier`, a `var`, and a deeper one, its `teacher`."""
+    """A folder with an untrained `tokenizer` and `classifier`, a `var`, a deeper one, its `teacher`, and an `hmar`."""
     folder = tmp_path_factory.mktemp("parts")
     torch.manual_seed(0)
     tokenizer = MultiScaleVQ(MultiScaleVQConfig(**TOKENIZER))
     torch.nn.init.normal_(tokenizer.quantize.embedding.weight)  # it starts at zero: every token would be the same
     save_network(tokenizer, folder / "tokenizer")
     save_network(StillLifeClassifier(StillLifeClassifierConfig(widths=(8, 8))), folder / "classifier")
-    for name, config in (("var", VAR), ("teacher", DEEPER)):
-        network = var.VAR(var.VARConfig(**config))
+    networks = {
+        "var": var.VAR(var.VARConfig(**VAR)),
+        "teacher": var.VAR(var.VARConfig(**DEEPER)),
+        "hmar": hmar.HMAR(hmar.HMARConfig(**HMAR)),
+    }
+    for name, network in networks.items():
         network.init_weights(head=1.0)  # as the published 0.02 makes every token equally likely
         save_network(network, folder / name)
     return folder
@@ -77,6 +88,7 @@ def _options(parts: Path) -> dict[str, dict[str, Any]]:
         "tokenizer": _all_terms(parts),
         "drafter": drafter,
         "refiner": drafter | {"teacher": str(parts / "teacher")},
+        "hmar-mask": {"initial": str(parts / "hmar")},
         "variant": {"subnets": [2], "full_scales": 1, "subnet_probability": [0.5, 0.5]},
     }
 

@@ -19,8 +19,11 @@ from var_toolkit.training.loop import train
         ("drafter", "ddp"),
         ("refiner", "ddp"),
         ("variant", "ddp"),
+        ("hmar-mask", "ddp"),
+        pytest.param("hmar", "fsdp", marks=pytest.mark.slow),
         pytest.param("refiner", "fsdp", marks=pytest.mark.slow),
         pytest.param("variant", "fsdp", marks=pytest.mark.slow),
+        pytest.param("hmar-mask", "fsdp", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_reach_the_weights_of_one(tiny, cache, tmp_path, weights, train_in_two, objective, parallel):

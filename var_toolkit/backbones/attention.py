@@ -5,7 +5,10 @@ Letters: R rows, L tokens, C width, H heads, D head width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from math import log, sqrt
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -14,8 +17,31 @@ from torch.nn import functional as F
 
 from var_toolkit.backbones.cache import KVCache
 from var_toolkit.backbones.linear import Linear, linear
+from var_toolkit.kernels.pyramid_attention import attention as attend_in_pyramid
+from var_toolkit.scales import Scales
 
 MAX_LOG_SCALE = log(100)
+Pattern = Literal["block-causal", "block-diagonal"]
+Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # queries, keys, values (R, H, L, D), scale of the scores
+
+
+def to_all(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Every query looks at every key."""
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def to_allowed(mask_QL: Tensor) -> Attend:
+    """Where the mask, bool (queries, keys), is true."""
+    return lambda q, k, v, scale: F.scaled_dot_product_attention(q, k, v, attn_mask=mask_QL, scale=scale)
+
+
+def within_pyramid(scales: Scales, pattern: Pattern) -> Attend:
+    """Over the first scales of a pyramid in one pass, without the work that its mask would throw away."""
+    return partial(_pyramid, scales=scales, pattern=pattern)
+
+
+def _pyramid(q: Tensor, k: Tensor, v: Tensor, scale: float, *, scales: Scales, pattern: Pattern) -> Tensor:
+    return attend_in_pyramid(q, k, v, scales, pattern=pattern, scale=scale)
 
 
 class SelfAttention(nn.Module):
@@ -35,11 +61,8 @@ class SelfAttention(nn.Module):
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), log(4.0)))
         self.proj = Linear(width, width)
 
-    def forward(self, x_RLC: Tensor, mask_QL: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        """Attend over the new tokens, and over all cached ones if there is a cache.
-
-        `mask_QL` is bool (new tokens, all tokens), true where attention is allowed; None allows everything.
-        """
+    def forward(self, x_RLC: Tensor, attend: Attend, cache: KVCache | None, layer: int) -> Tensor:
+        """Attend over the new tokens, and over all cached ones if there is a cache."""
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = linear(x_RLC, self.mat_qkv.weight, bias)
         q, k, v = rearrange(qkv, "r l (three h d) -> three r h l d", three=3, h=self.heads)
@@ -54,13 +77,13 @@ class SelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.append(layer, k, v)
         if torch.is_autocast_enabled("cpu") and v.device.type == "cpu":
-            out = _in_float32(q, k, v, mask_QL, scale)
+            out = _in_float32(attend, q, k, v, scale)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_QL, scale=scale)
+            out = attend(q, k, v, scale)
         return self.proj(rearrange(out, "r h l d -> r l (h d)"))
 
 
-def _in_float32(q: Tensor, k: Tensor, v: Tensor, mask_QL: Tensor | None, scale: float) -> Tensor:
+def _in_float32(attend: Attend, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Attention in training on the CPU, where the half-precision kernel's backward pass is the slower one."""
     with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask_QL, scale=scale)
+        return attend(q.float(), k.float(), v.float(), scale)

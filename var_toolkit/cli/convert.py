@@ -10,7 +10,7 @@ from typing import Any
 from var_toolkit.files import check_writable
 
 SUMMARY = "turn published weight files into a model directory"
-FAMILIES = ("var",)
+FAMILIES = ("var", "hmar")
 NETWORKS = ("tokenizer", "backbone")
 
 
@@ -38,20 +38,24 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from var_toolkit.pipeline import Pipeline
-    from var_toolkit.zoo.published_var import networks_from_tensors
+    from var_toolkit.zoo.published import networks_from_tensors
+    from var_toolkit.zoo.registry import hmar_sampling
     from var_toolkit.zoo.weight_files import read_weights
 
     tokenizer, backbone = networks_from_tensors(
+        args.family,
         read_weights(args.tokenizer, "vae_local"),
         read_weights(args.backbone, "var_wo_ddp"),
         config,
         (str(args.tokenizer), str(args.backbone)),
     )
     data_set = "imagenet" if backbone.config.num_classes == 1000 else None
-    Pipeline(tokenizer, backbone, data_set=data_set).save_pretrained(args.out, torch.float16 if args.half else None)
+    sampling = hmar_sampling(backbone.config.depth) if args.family == "hmar" else None
+    pipe = Pipeline(tokenizer, backbone, sampling, data_set)
+    pipe.save_pretrained(args.out, torch.float16 if args.half else None)
     count = sum(p.numel() for network in (tokenizer, backbone) for p in network.parameters())
     print(
-        f"{args.out}: VAR with {backbone.config.depth} layers, {tokenizer.picture_side} px, "
+        f"{args.out}: {type(backbone).__name__} with {backbone.config.depth} layers, {tokenizer.picture_side} px, "
         f"{count / 1e6:.1f} M parameters; draw with `vargen sample --model {args.out} --class 0`"
     )
 

@@ -1,4 +1,4 @@
-"""Draw many pictures of every class into a folder of PNG files, to be measured.
+"""Draw many pictures of every class into a folder of PNG files or of shards, to be measured.
 
 Run it again to continue what was stopped. Under torchrun its processes share the work; on the CPU each computes with
 one thread.
@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=at_least(1), default=8, help="pictures at a time (default 8); a set keeps the one it has"
     )
+    parser.add_argument(
+        "--shards", type=at_least(1), metavar="N", help="N tar files (WebDataset) instead of a file a picture"
+    )
     parser.add_argument("--npz", type=Path, metavar="FILE.npz", help="pack the pictures for the ADM evaluator as well")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
@@ -55,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
         device=args.device,
         dtype=getattr(torch, args.dtype),
         npz=args.npz,
+        shards=args.shards,
     )
     if not drawn.leads:
         return

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from var_toolkit.pipeline import Pair
+    from var_toolkit.loading import Pair
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -51,7 +51,7 @@ def model_of(args: argparse.Namespace) -> str | Pair:
         raise ValueError(f"--model {args.model} and --drafter, --refiner are two ways to name what draws; give one")
     if any(value is None for value in given):
         raise ValueError("--drafter, --refiner and --draft-scales go together; give all three, or --model")
-    from var_toolkit.pipeline import Pair
+    from var_toolkit.loading import Pair
 
     return Pair(*given)
 
@@ -65,6 +65,10 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--smooth", action="store_true", help="mix codes instead of drawing one: smoother pictures")
     parser.add_argument("--subnet", type=at_least(2), metavar="D", help="layers for the finer scales (VARiant)")
     parser.add_argument("--full-scales", type=at_least(1), metavar="N", help="scales that run through every layer")
+    parser.add_argument(
+        "--refine", metavar="LISTS", help='masked passes of each scale (HMAR): published, off, or "1;1,3;1,1,2,5;..."'
+    )
+    parser.add_argument("--refine-clean", action="store_true", help="hide masked tokens from visible ones, too")
     parser.add_argument("--drafter", metavar="MODEL", help="instead of --model: draws the first scales (CoDe)")
     parser.add_argument("--refiner", metavar="MODEL", help="draws the other scales")
     parser.add_argument("--draft-scales", type=at_least(1), metavar="N", help="how many scales the drafter draws")
@@ -77,7 +81,9 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
         "top_k": args.top_k,
         "top_p": args.top_p,
         "temperature": args.temperature,
-        "smooth": args.smooth,
+        "smooth": args.smooth or None,
         "subnet": args.subnet,
         "full_scales": args.full_scales,
+        "refine": args.refine,
+        "refine_clean": args.refine_clean or None,
     }

@@ -35,8 +35,9 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from var_toolkit.cli.sample import enlarged, grid
+    from var_toolkit.devices import find_device
+    from var_toolkit.loading import load_tokenizer
     from var_toolkit.pictures import as_output, picture_tensor
-    from var_toolkit.pipeline import find_device, load_tokenizer
 
     tokenizer = load_tokenizer(args.model, device=args.device, dtype=getattr(torch, args.dtype))
     before = picture_tensor(image, tokenizer.picture_side)

@@ -74,7 +74,8 @@ class Drawn:
 def run(args: argparse.Namespace) -> None:
     """Check, draw batch by batch, write each as it is done, report."""
     _check_names(args)
-    from var_toolkit.pipeline import find_device, load, skeleton
+    from var_toolkit.devices import find_device
+    from var_toolkit.loading import load, skeleton
 
     find_device(args.device)
     shape = skeleton(model_of(args))  # sizes alone: what cannot be drawn is refused before anything is downloaded
@@ -213,6 +214,8 @@ def _save(image: Any, path: Path) -> None:
 def _report(args: argparse.Namespace, pipe: Pipeline, drawn: Drawn, loading: float) -> None:
     names = {label: pipe.class_names.name(label) for label in drawn.labels}
     if args.json:
+        from var_toolkit.evaluation.bench.memory import peak
+
         facts = {
             "model": str(model_of(args)),
             "files": [str(path) for path in drawn.files],
@@ -222,7 +225,7 @@ def _report(args: argparse.Namespace, pipe: Pipeline, drawn: Drawn, loading: flo
             "seconds": round(drawn.seconds, 4),
             "seconds_loading": round(loading, 4),
             "images_per_second": round(len(drawn.seeds) / drawn.seconds, 4),
-            "peak_memory_bytes": peak_memory(str(pipe.device)),
+            "peak_memory_bytes": peak(pipe.device),
             "cache_bytes": drawn.cache_bytes,
             "forward_passes": drawn.forward_passes,
             "device": str(pipe.device),
@@ -240,20 +243,6 @@ def _report(args: argparse.Namespace, pipe: Pipeline, drawn: Drawn, loading: flo
             "`vargen models` lists them.",
             file=sys.stderr,
         )
-
-
-def peak_memory(device: str) -> int:
-    """Most memory used so far, in bytes: torch's allocator on CUDA, the whole process elsewhere."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows has no such counter
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _show_plan(args: argparse.Namespace, plan: Plan, labels: list[int]) -> None:

@@ -17,6 +17,7 @@ from numpy.lib.format import write_array_header_1_0
 from PIL import Image
 from tqdm import tqdm
 
+from var_toolkit.evaluation.picture_files import PictureFile, readable
 from var_toolkit.files import write_whole
 
 ARRAY = "arr_0"
@@ -36,7 +37,7 @@ def check_name(path: Path | None) -> None:
         raise ValueError(f"{path} must end in .npz, and be no folder")
 
 
-def write_pictures(path: Path, files: Sequence[Path]) -> None:
+def write_pictures(path: Path, files: Sequence[PictureFile]) -> None:
     """Pack picture files of one size, in shuffled order, whole or not at all. One picture at a time is in memory.
 
     ValueError if the pictures have several sizes; OSError if one is missing or damaged.
@@ -47,7 +48,7 @@ def write_pictures(path: Path, files: Sequence[Path]) -> None:
     write_whole(path, lambda temporary: _pack(temporary, files))
 
 
-def _pack(target: Path, files: Sequence[Path]) -> None:
+def _pack(target: Path, files: Sequence[PictureFile]) -> None:
     shape = _pixels(files[0]).shape
     # A name without a time stamp, stored as numpy.savez does it: equal pictures give equal files.
     with ZipFile(target, "w", ZIP_STORED) as archive, archive.open(f"{ARRAY}.npy", "w", force_zip64=True) as member:
@@ -60,7 +61,7 @@ def _pack(target: Path, files: Sequence[Path]) -> None:
             member.write(pixels.tobytes())
 
 
-def _pixels(file: Path) -> np.ndarray:
+def _pixels(file: PictureFile) -> np.ndarray:
     """uint8, (H, W, 3)."""
-    with Image.open(file) as picture:
+    with Image.open(readable(file)) as picture:
         return np.asarray(picture.convert("RGB"))

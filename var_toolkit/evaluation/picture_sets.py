@@ -21,13 +21,13 @@ from torch.utils.data import Dataset
 from var_toolkit.data.still_lifes import SIZE, render
 from var_toolkit.evaluation.adm_npz import shuffled
 from var_toolkit.evaluation.frechet import Statistics
+from var_toolkit.evaluation.picture_files import ENDINGS, SHARD_ENDING, PictureFile, label_in, members, readable
 from var_toolkit.evaluation.sample_folder import SETTINGS
 from var_toolkit.zoo.directory import read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 STILL_LIFES = "stilllife"  # names the reference that is rendered
 CLASSES = 1000
 FRESH_SEED = 2**41  # beyond the seeds of both splits of the still lifes: no training saw these
@@ -36,9 +36,9 @@ PICTURES, STATISTICS, SPATIAL = "arr_0", ("mu", "sigma"), ("mu_s", "sigma_s")  #
 
 
 class PictureFiles(Dataset[Tensor]):
-    """Pictures in files that were checked; with a `side`, cut to squares of it."""
+    """Pictures in files or shards that were checked; with a `side`, cut to squares of it."""
 
-    def __init__(self, paths: list[Path], side: int | None = None) -> None:
+    def __init__(self, paths: list[PictureFile], side: int | None = None) -> None:
         self._paths, self._side = paths, side
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ class PictureFiles(Dataset[Tensor]):
 
         path = self._paths[index]
         try:
-            with Image.open(path) as picture:
+            with Image.open(readable(path)) as picture:
                 whole = picture.convert("RGB")
                 pixels = np.array(whole if self._side is None else cut_square(whole, self._side))
         except OSError as error:  # a JPEG that ends too soon has a perfect header
@@ -107,6 +107,7 @@ class PictureSet:
     statistics: Statistics | None = None  # mu, sigma
     spatial: Statistics | None = None  # mu_s, sigma_s
     settings: dict[str, Any] | None = None  # what was sampled, where the set says it
+    labels: list[int] | None = None  # the class of each picture, where all of their names tell it
     shuffled: bool = False  # whether the first pictures stand for all of them, as in the evaluator's files
 
     @property
@@ -127,8 +128,12 @@ def open_images(source: str | Path, count: int | None = None) -> PictureSet:
         return found
     if not 1 <= count < found.count:
         raise ValueError(f"{count} pictures are asked for; {source} holds {found.count}")
-    part = Part(found.pictures, chosen(found.count, count))
-    return PictureSet(found.source, part, found.size, settings=found.settings, shuffled=found.shuffled)
+    numbers = chosen(found.count, count)
+    labels = [found.labels[i] for i in numbers] if found.labels else None
+    return PictureSet(
+        found.source, Part(found.pictures, numbers), found.size, settings=found.settings, labels=labels,
+        shuffled=found.shuffled,
+    )  # fmt: skip
 
 
 def open_reference(source: str | Path, images: int, side: int | None = None) -> PictureSet:
@@ -171,17 +176,12 @@ def _opened(source: str | Path, side: int | None = None) -> PictureSet:
 
 
 class _Header(NamedTuple):
-    path: Path
+    path: PictureFile
     size: tuple[int, int]
 
 
 def _open_folder(folder: Path, side: int | None) -> PictureSet:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_aside(path.relative_to(folder)))
-    for path in paths:
-        if path.suffix.lower() not in PICTURE_FILES:
-            raise ValueError(
-                f"{path} is no picture; beside {SETTINGS} and .npz the folder may hold {', '.join(PICTURE_FILES)} alone"
-            )
+    paths = _picture_files(folder)
     if not paths:
         raise ValueError(f"{folder} holds no pictures")
     with ThreadPoolExecutor(8) as pool:
@@ -194,7 +194,28 @@ def _open_folder(folder: Path, side: int | None) -> PictureSet:
             f"the pictures of {folder} have several sizes: {_told(headers[0])}, {_told(other)}; "
             "scale and crop them to one size first"
         )
-    return PictureSet(str(folder), PictureFiles(paths), headers[0].size, settings=_settings(folder))
+    labels = [label_in(path) for path in paths]
+    return PictureSet(
+        str(folder),
+        PictureFiles(paths),
+        headers[0].size,
+        settings=_settings(folder),
+        labels=None if None in labels else labels,  # type: ignore[arg-type]
+    )
+
+
+def _picture_files(folder: Path) -> list[PictureFile]:
+    """Every picture in a folder, in folders of it and in shards, by name; ValueError for a file that is none."""
+    found: list[PictureFile] = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not _is_aside(p.relative_to(folder))):
+        if path.suffix.lower() == SHARD_ENDING:
+            found += members(path)
+        elif path.suffix.lower() in ENDINGS:
+            found.append(path)
+        else:
+            allowed = ", ".join((*ENDINGS, SHARD_ENDING))
+            raise ValueError(f"{path} is no picture; beside {SETTINGS} and .npz the folder may hold {allowed} alone")
+    return found
 
 
 def _settings(folder: Path) -> dict[str, Any] | None:
@@ -211,12 +232,12 @@ def _told(header: _Header) -> str:
     return f"{header.path} is {width}x{height}"
 
 
-def _verified(path: Path) -> _Header:
+def _verified(path: PictureFile) -> _Header:
     """Size of a picture; for a PNG every checksum is compared too."""
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(readable(path)) as picture:
             size, mode = (picture.height, picture.width), picture.mode
             picture.verify()
     except Exception as error:  # Pillow raises anything from SyntaxError to struct.error

@@ -7,7 +7,8 @@ from typing import Any
 
 from var_toolkit.evaluation.sample_folder import leaves
 from var_toolkit.evaluation.sample_set import exact_stages, spelled
-from var_toolkit.pipeline import Pipeline, skeleton
+from var_toolkit.loading import skeleton
+from var_toolkit.pipeline import Pipeline
 from var_toolkit.zoo.registry import ENTRIES
 
 PICTURES = 50_000

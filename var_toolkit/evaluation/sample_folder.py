@@ -14,24 +14,23 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from var_toolkit.evaluation.picture_files import ENDINGS, PICTURE, SHARD, SHARD_ENDING
 from var_toolkit.files import check_writable
 from var_toolkit.zoo.directory import read_json, write_json
 
 SETTINGS = "settings.json"
 LOCK = ".lock"
-PICTURE = re.compile(r"(\d{6,})_class-\d+\.png")
-PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
 # What `write_whole` leaves of a file that it was writing when its process was killed.
-TEMPORARY = re.compile(r"\.(\d{6,}_class-\d+\.png|settings\.json)-\w{8}")
+TEMPORARY = re.compile(rf"\.({PICTURE.pattern}|{SHARD.pattern}|settings\.json)-\w{{8}}")
 WAY_OUT = "choose another folder with --out"
 
 
 @contextmanager
-def opened(out: Path, facts: Mapping[str, Any], name_of: Callable[[int], str | None]) -> Iterator[None]:
+def opened(out: Path, facts: Mapping[str, Any], numbers_in: Callable[[str], range | None]) -> Iterator[None]:
     """Hold a folder for one run, free of what a killed run left half written.
 
     ValueError if another run holds it, if it was begun with other facts, or if it holds what is not of this set;
-    `name_of` gives the file name of a picture's number, None for numbers that the set lacks.
+    `numbers_in` gives the numbers of the pictures in a file by its name, None for names that the set lacks.
     """
     check_writable(out)
     # The system lets go of this lock when its process dies in any way.
@@ -42,7 +41,7 @@ def opened(out: Path, facts: Mapping[str, Any], name_of: Callable[[int], str | N
         raise ValueError(f"another run is drawing into {out}; wait for its end, or {WAY_OUT}") from None
     try:
         check_settings(out, facts)
-        _check_files(out, name_of)
+        _check_files(out, numbers_in)
         sweep(out, TEMPORARY)
         yield
     finally:
@@ -71,13 +70,13 @@ def write_settings(out: Path, facts: Mapping[str, Any]) -> None:
         write_json(out / SETTINGS, facts)
 
 
-def numbers_there(out: Path) -> set[int]:
+def numbers_there(out: Path, numbers_in: Callable[[str], range | None]) -> set[int]:
     """The numbers of the pictures in a folder that the first process holds; ValueError if it does not hold this one."""
     if not (out / LOCK).exists():
         raise ValueError(f"{out} is not the folder that the first process opened; all machines must share it")
-    found = ((PICTURE.fullmatch(path.name), path) for path in out.iterdir())
+    found = ((numbers_in(path.name), path) for path in out.iterdir())
     # An empty file is what some file systems make of a young one when the power fails.
-    return {int(match[1]) for match, path in found if match and path.stat().st_size > 0}
+    return {number for numbers, path in found if numbers and path.stat().st_size > 0 for number in numbers}
 
 
 def sweep(folder: Path, names: re.Pattern[str]) -> None:
@@ -87,17 +86,16 @@ def sweep(folder: Path, names: re.Pattern[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _check_files(out: Path, name_of: Callable[[int], str | None]) -> None:
+def _check_files(out: Path, numbers_in: Callable[[str], range | None]) -> None:
     begun = (out / SETTINGS).exists()
     for path in sorted(out.iterdir()):
         if path.name.startswith(".") or (begun and path.name == SETTINGS):
             continue
         if not begun:
             raise ValueError(f"{out} holds {path.name} and no {SETTINGS}; choose an empty or new folder with --out")
-        match = PICTURE.fullmatch(path.name)
-        ours = match is not None and name_of(int(match[1])) == path.name
-        if not ours and path.suffix.lower() in PICTURE_FILES:  # which would be measured as one of the set
-            raise ValueError(f"{out} holds {path.name}, which is no picture of this set; move it away, or {WAY_OUT}")
+        # Any other picture would be measured as one of the set.
+        if numbers_in(path.name) is None and path.suffix.lower() in (*ENDINGS, SHARD_ENDING):
+            raise ValueError(f"{out} holds {path.name}, which is no file of this set; move it away, or {WAY_OUT}")
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

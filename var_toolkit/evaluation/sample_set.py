@@ -24,10 +24,13 @@ from torch import nn
 from tqdm import tqdm
 
 from var_toolkit import __version__
+from var_toolkit.devices import find_device
 from var_toolkit.evaluation.adm_npz import check_name, write_pictures
+from var_toolkit.evaluation.picture_files import PICTURE, SHARD, members, write_picture, write_shard
 from var_toolkit.evaluation.sample_folder import numbers_there, opened, sweep, write_settings
-from var_toolkit.files import check_writable, write_whole
-from var_toolkit.pipeline import Pipeline, PipelineOutput, find_device, load, skeleton
+from var_toolkit.files import check_writable
+from var_toolkit.loading import load, skeleton
+from var_toolkit.pipeline import Pipeline, PipelineOutput
 from var_toolkit.processes import Team, team_of_this_process
 from var_toolkit.sampling.plan import Plan, Stage
 from var_toolkit.zoo.class_names import ClassNames
@@ -35,7 +38,7 @@ from var_toolkit.zoo.class_names import ClassNames
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from var_toolkit.pipeline import Pair
+    from var_toolkit.loading import Pair
 
 SPAN = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
 
@@ -48,6 +51,7 @@ class PictureList:
     per_class: int = 50
     seed: int = 0
     batch_size: int = 8
+    shards: int | None = None  # tar files that they lie in; None: each picture in a file of its own
 
     def __post_init__(self) -> None:
         for name in ("per_class", "batch_size"):
@@ -55,6 +59,8 @@ class PictureList:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         if not 0 <= self.seed <= 2**63 - self.count:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**63 - {self.count}, the number of pictures")
+        if self.shards is not None and not 1 <= self.shards <= self.batches:
+            raise ValueError(f"shards is {self.shards}; it must be from 1 to {self.batches}, the number of batches")
 
     @property
     def count(self) -> int:
@@ -74,9 +80,34 @@ class PictureList:
         """The class of a picture."""
         return self.classes[number % len(self.classes)]
 
-    def name(self, number: int) -> str | None:
-        """The file of a picture; None for a number that the set lacks."""
-        return f"{number:06d}_class-{self.label(number)}.png" if 0 <= number < self.count else None
+    def name(self, number: int) -> str:
+        """The name of a picture, as a file or in its shard."""
+        return f"{number:06d}_class-{self.label(number)}.png"
+
+    @property
+    def parts(self) -> int:
+        """How many units of work there are, each drawn whole by one process: shards, or batches."""
+        return self.shards or self.batches
+
+    def part(self, index: int) -> list[range]:
+        """The batches of a unit of work: whole and consecutive ones."""
+        first, end = (i * self.batches // self.parts for i in (index, index + 1))
+        return [self.batch(i) for i in range(first, end)]
+
+    def shard(self, index: int) -> str:
+        """The file of a shard."""
+        return f"shard-{index:05d}.tar"
+
+    def numbers_in(self, name: str) -> range | None:
+        """The numbers of the pictures that a file of this name holds; None if the set has no such file."""
+        match = (SHARD if self.shards else PICTURE).fullmatch(name)
+        index = int(match[1]) if match else -1
+        if not 0 <= index < (self.shards or self.count):
+            return None
+        if not self.shards:
+            return range(index, index + 1) if name == self.name(index) else None
+        batches = self.part(index)
+        return range(batches[0].start, batches[-1].stop) if name == self.shard(index) else None
 
 
 @dataclass(frozen=True)
@@ -103,6 +134,7 @@ def draw_set(
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
     npz: Path | str | None = None,
+    shards: int | None = None,
 ) -> Drawn:
     """Draw `per_class` pictures of every class into a flat folder of PNG files, or draw those that it lacks.
 
@@ -110,26 +142,27 @@ def draw_set(
     CPU a process computes with one thread (see above): start as many processes as there are cores.
 
     `classes` is a text such as "0-9,207" or an iterable of labels, None for all. `settings` are keywords of the
-    pipeline's call. With `npz` the set is also packed for the ADM evaluator. What is there is told on stderr.
+    pipeline's call. With `npz` the set is also packed for the ADM evaluator. With `shards` the pictures lie in so many
+    tar files; a process that is killed loses the shard under way, not only a batch. What is there is told on stderr.
     ValueError names what is wrong before weights are read; only that a folder was begun with other weights is seen
     after.
     """
     find_device(device)
     out, npz, chosen = Path(out), Path(npz) if npz is not None else None, dict(settings or {})
     shape = skeleton(model)
-    wanted = PictureList(labels_of(classes, shape.class_names), per_class, seed, batch_size)
+    wanted = PictureList(labels_of(classes, shape.class_names), per_class, seed, batch_size, shards)
     plan = shape.plan(**chosen)
     check_name(npz)
     with team_of_this_process(device) as team, _one_thread(team.device), ExitStack() as held:
         facts = _facts(model, plan, wanted, team.device, dtype)
         _led(team, lambda: held.enter_context(_places(out, npz, facts, wanted)))
-        there = numbers_there(out)  # by every process, before any of them adds to it
-        batches = [wanted.batch(i) for i in range(team.rank, wanted.batches, team.size)]
-        lacking = [numbers for numbers in batches if not there.issuperset(numbers)]
+        there = numbers_there(out, wanted.numbers_in)  # by every process, before any of them adds to it
+        own = range(team.rank, wanted.parts, team.size)
+        lacking = [i for i in own if not all(there.issuperset(numbers) for numbers in wanted.part(i))]
         if team.leads:
             _tell(out, len(there), wanted.count)
         pipe = load(model, device=str(team.device), dtype=dtype) if lacking or team.leads else None
-        _led(team, lambda: write_settings(out, {**facts, "weights": _fingerprint(cast(Pipeline, pipe).plan(**chosen))}))
+        _led(team, lambda: write_settings(out, {**facts, "weights": fingerprint(cast(Pipeline, pipe).plan(**chosen))}))
         began = time.perf_counter()
         if pipe is not None:
             bar = tqdm(
@@ -182,7 +215,7 @@ def _one_thread(device: torch.device) -> Iterator[None]:
 @contextmanager
 def _places(out: Path, npz: Path | None, facts: Mapping[str, Any], wanted: PictureList) -> Iterator[None]:
     """Hold the folder of the set, and see that the file beside it can be written."""
-    with opened(out, facts, wanted.name):
+    with opened(out, facts, wanted.numbers_in):
         if npz is not None:
             check_writable(npz.parent)
         yield
@@ -199,6 +232,7 @@ def _facts(
         "pictures": wanted.count,
         "seed": wanted.seed,
         "batch_size": wanted.batch_size,
+        "files": f"{wanted.shards} shards" if wanted.shards else "one a picture",
         "stages": exact_stages(plan),
         "plan": "; ".join(map(str, plan.stages)),
         "dtype": str(dtype).removeprefix("torch."),
@@ -218,7 +252,7 @@ def _numbers(stage: Stage) -> dict[str, Any]:
     return {name: v if isinstance(v, int | float | str | None) else repr(v) for name, v in values.items()}
 
 
-def _fingerprint(plan: Plan) -> str:
+def fingerprint(plan: Plan) -> str:
     """Twenty hexadecimal digits that change with any weight of the networks that draw."""
     digest = blake2b(digest_size=10)
     networks = {id(network): network for network in (plan.tokenizer, *(stage.backbone for stage in plan.stages))}
@@ -252,27 +286,42 @@ def _tell(out: Path, there: int, count: int) -> None:
 
 def _draw(
     pipe: Pipeline,
-    batches: Sequence[range],
+    lacking: Sequence[int],
     wanted: PictureList,
     out: Path,
     settings: Mapping[str, Any],
     bar: tqdm[NoReturn],
 ) -> None:
-    """Draw whole batches, and write of each what is not there yet."""
-    for done, numbers in enumerate(batches, 1):
+    """Draw whole units of work, and write of each what is not there yet."""
+    done, all_batches = 0, sum(len(wanted.part(index)) for index in lacking)
+
+    def pictures(numbers: range) -> Iterator[tuple[str, int, Image]]:
+        nonlocal done
         labels, seeds = [wanted.label(i) for i in numbers], [wanted.seed + i for i in numbers]
         drawn = cast(PipelineOutput, pipe(labels, seeds=seeds, batch_size=len(numbers), **settings))
-        for number, image in zip(numbers, drawn.images, strict=True):
-            _write(image, out / cast(str, wanted.name(number)))
+        yield from zip(map(wanted.name, numbers), labels, drawn.images, strict=True)
+        done += 1
         # The other processes are as far as this one, more or less.
-        bar.update(round((bar.total or 0) * done / len(batches)) - bar.n)
+        bar.update(round((bar.total or 0) * done / all_batches) - bar.n)
+
+    for index in lacking:
+        drawn = (picture for numbers in wanted.part(index) for picture in pictures(numbers))
+        if wanted.shards:
+            write_shard(out / wanted.shard(index), drawn)
+            continue
+        for name, _, picture in drawn:
+            if not (out / name).exists() or (out / name).stat().st_size == 0:
+                write_picture(out / name, picture)
 
 
 def _pack(npz: Path, out: Path, wanted: PictureList) -> None:
     sweep(npz.parent, re.compile(rf"\.{re.escape(npz.name)}-\w{{8}}"))  # gigabytes, if a run was killed while packing
-    write_pictures(npz, [out / cast(str, wanted.name(number)) for number in range(wanted.count)])
-
-
-def _write(image: Image, path: Path) -> None:
-    if not path.exists() or path.stat().st_size == 0:
-        write_whole(path, lambda temporary: image.save(temporary, format="png"))
+    if wanted.shards:
+        files = [picture for index in range(wanted.shards) for picture in members(out / wanted.shard(index))]
+        if len(files) != wanted.count:
+            raise ValueError(
+                f"the shards of {out} hold {len(files)} pictures, not {wanted.count}; remove those damaged"
+            )
+        write_pictures(npz, files)
+    else:
+        write_pictures(npz, [out / wanted.name(number) for number in range(wanted.count)])

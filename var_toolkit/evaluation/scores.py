@@ -12,6 +12,7 @@ otherwise than there, and why:
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +162,8 @@ def _doubt(drawn: PictureSet, truth: PictureSet, facts: Any, note: Callable[[str
         note(f"images are {_pixels(drawn)}, those of the reference {_pixels(truth)}: published figures are of one size")
     if truth.statistics is not None and truth.spatial is None:
         note("sfid: the reference has no mu_s and sigma_s")
-    _doubt_whole(drawn, isinstance(truth.pictures, FreshStillLifes), note)
+    _doubt_whole(drawn, note)
+    _doubt_classes(drawn, truth, note)
     fewest = min(drawn.count, truth.count)
     if not truth.count:
         note("kid, precision, recall: the reference has statistics alone; they take pictures")
@@ -169,13 +171,26 @@ def _doubt(drawn: PictureSet, truth: PictureSet, facts: Any, note: Callable[[str
         note(f"precision, recall: they take more than {NEIGHBOURS} pictures of each set")
 
 
-def _doubt_whole(drawn: PictureSet, against_all_classes: bool, note: Callable[[str], None]) -> None:
+def _doubt_whole(drawn: PictureSet, note: Callable[[str], None]) -> None:
     """Note where the images are not the whole of what `vargen evaluate sample` set out to draw."""
-    planned, classes = ((drawn.settings or {}).get(key) for key in ("pictures", "classes"))
+    planned = (drawn.settings or {}).get("pictures")
     if isinstance(planned, int) and drawn.count < planned:
         note(f"images: {drawn.count} of the {planned} pictures that their settings.json plans are measured")
-    if against_all_classes and classes not in (None, ALL_CLASSES):
-        note(f"images are of the classes {classes}, the reference is of all; their distance grows by what is left out")
+
+
+def _doubt_classes(drawn: PictureSet, truth: PictureSet, note: Callable[[str], None]) -> None:
+    """Note where the images are of other classes than the reference, or of some more often than of others."""
+    settings = drawn.settings or {}
+    classes, theirs = settings.get("classes"), (truth.settings or {}).get("classes", ALL_CLASSES)
+    if classes not in (None, theirs):
+        note(f"images are of the classes {classes}; against a reference of {theirs} distances grow by the difference")
+    often = Counter(drawn.labels or [])
+    pictures, per_class = settings.get("pictures"), settings.get("per_class")
+    fewest, most = min(often.values(), default=0), max(often.values(), default=0)
+    if isinstance(pictures, int) and isinstance(per_class, int) and len(often) * per_class < pictures:
+        fewest = 0  # no picture of some class is there
+    if fewest < most:
+        note(f"images hold {fewest} to {most} pictures of a class; a whole set holds every class equally often")
 
 
 def _published(drawn: PictureSet, truth: PictureSet, note: Callable[[str], None]) -> dict[str, float] | None:

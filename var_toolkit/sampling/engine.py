@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from var_toolkit.sampling.filters import draw, filter_top_k_top_p, guide, soft_codes
+from var_toolkit.sampling.masked_refinement import refine
 from var_toolkit.sampling.noise import Noise, Stream
 from var_toolkit.sampling.plan import Plan, Stage, Tokenizer
 
@@ -85,10 +86,13 @@ def decode(
         inputs, k = canvas.inputs_of(scales, stage.rows), scales.stop - 1
         hidden = stage.backbone.hidden(condition, inputs, scales=scales, cache=cache, subnet=stage.subnet)
         logits = stage.backbone.logits(condition, hidden[:, -plan.tokenizer.scales.lengths[k] :])
-        found, codes = _draw_scale(stage, logits, noise, plan.tokenizer, k)
-        latent = canvas.add(codes, k)
+        logits = _choices(stage, logits, plan.tokenizer, k)
+        found = draw(logits, noise.uniform(Stream.TOKEN, *_place(plan, k)), temperature=stage.temperature)
+        if stage.masked(k):
+            found = refine(stage, k, found, logits, condition, canvas.inputs[k - 1], plan.tokenizer.quantize, noise)
+        latent = canvas.add(_codes(stage, found, logits, noise, plan, k), k)
         tokens.append(found)
-        passes, cache_bytes = passes + 1, max(cache_bytes, cache.nbytes)
+        passes, cache_bytes = passes + 1 + len(stage.masked(k)), max(cache_bytes, cache.nbytes)
         if on_scale is not None:
             on_scale(ScaleEvent(k, found, latent, plan.tokenizer))
     return Decoded(tokens, latent, passes, cache_bytes)
@@ -101,15 +105,22 @@ def _rows(stage: Stage, labels_B: Tensor) -> Tensor:
     return torch.cat((labels_B, torch.full_like(labels_B, stage.backbone.config.num_classes)))
 
 
-def _draw_scale(stage: Stage, logits: Tensor, noise: Noise, tokenizer: Tokenizer, k: int) -> tuple[Tensor, Tensor]:
-    """Logits of the rows (R, n_k, V) -> tokens (B, n_k) and the codes they stand for (B, n_k, C)."""
-    scales, quantize = tokenizer.scales, tokenizer.quantize
+def _place(plan: Plan, k: int) -> tuple[int, int]:
+    """Where a scale begins in the packed sequence, and its tokens."""
+    return plan.tokenizer.scales.offsets[k], plan.tokenizer.scales.lengths[k]
+
+
+def _choices(stage: Stage, logits: Tensor, tokenizer: Tokenizer, k: int) -> Tensor:
+    """Logits of the rows (R, n_k, V) -> those that the tokens are drawn from (B, n_k, V): guided and filtered."""
     if stage.guidance > 0:
-        logits = guide(logits, stage.guidance * scales.progress(k))
-    logits = filter_top_k_top_p(logits, top_k=stage.top_k, top_p=stage.top_p)
-    place = (scales.offsets[k], scales.lengths[k])
-    found = draw(logits, noise.uniform(Stream.TOKEN, *place), temperature=stage.temperature)
+        logits = guide(logits, stage.guidance * tokenizer.scales.progress(k))
+    return filter_top_k_top_p(logits, top_k=stage.top_k, top_p=stage.top_p)
+
+
+def _codes(stage: Stage, found: Tensor, logits: Tensor, noise: Noise, plan: Plan, k: int) -> Tensor:
+    """What tokens (B, n_k) stand for, (B, n_k, C); in smooth mode a mixture of what they might have been."""
+    quantize = plan.tokenizer.quantize
     if not stage.smooth:
-        return found, quantize.embed(found)
-    gumbel = noise.gumbel(Stream.SMOOTH, *place, logits.shape[-1])
-    return found, soft_codes(logits, gumbel, quantize.embedding.weight, progress=scales.progress(k))
+        return quantize.embed(found)
+    gumbel = noise.gumbel(Stream.SMOOTH, *_place(plan, k), logits.shape[-1])
+    return soft_codes(logits, gumbel, quantize.embedding.weight, progress=plan.tokenizer.scales.progress(k))

@@ -27,6 +27,7 @@ class Stream(IntEnum):
 
     TOKEN = 0
     SMOOTH = 1
+    REFINE = 2
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -50,19 +51,22 @@ class Noise:
                 raise ValueError(f"seed is {seed}; it must be an integer from 0 to 2**63 - 1")
         self._seeds_B11 = torch.tensor(list(seeds), dtype=torch.int64, device=device).view(-1, 1, 1)
 
-    def words(self, stream: Stream, position: int, tokens: int, width: int) -> Tensor:
-        """Independent uniform 32-bit words, int64 (B, tokens, width), of the tokens from `position` on."""
+    def words(self, stream: Stream, position: int, tokens: int, width: int, attempt: int = 0) -> Tensor:
+        """Independent uniform 32-bit words, int64 (B, tokens, width), of the tokens from `position` on.
+
+        Where a token is drawn more than once, `attempt` counts the draws.
+        """
         device = self._seeds_B11.device
         block = torch.arange((width + 3) // 4, device=device).view(1, 1, -1)
         place = torch.arange(position, position + tokens, device=device).view(1, -1, 1)
         zero = torch.zeros((), dtype=torch.int64, device=device)
         key = (self._seeds_B11 & _MASK, (self._seeds_B11 >> 32) & _MASK)
-        words = philox((block, place, zero + int(stream), zero), key)
+        words = philox((block, place, zero + int(stream), zero + attempt), key)
         return torch.stack(words, dim=-1).flatten(2)[..., :width]
 
-    def uniform(self, stream: Stream, position: int, tokens: int) -> Tensor:
+    def uniform(self, stream: Stream, position: int, tokens: int, *, attempt: int = 0) -> Tensor:
         """One number in (0, 1) a token, float32 (B, tokens)."""
-        return _unit(self.words(stream, position, tokens, 1)).squeeze(-1)
+        return _unit(self.words(stream, position, tokens, 1, attempt)).squeeze(-1)
 
     def gumbel(self, stream: Stream, position: int, tokens: int, width: int) -> Tensor:
         """Standard Gumbel noise, float32 (B, tokens, width): logits + noise, argmax, is one draw from softmax."""

@@ -13,15 +13,23 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from var_toolkit.backbones.subnet import Subnet
+from var_toolkit.sampling.masked_refinement import Refinement
 from var_toolkit.scales import Scales
 
 
 class Backbone(Protocol):
-    """What the engine asks of a next-scale network."""
+    """What the engine asks of a next-scale network.
+
+    One that is `markov` looks at no scale but the one it draws, so it takes in nothing else. For masked refinement it
+    has a method `refined` as well (`backbones.hmar`).
+    """
 
     scales: Scales
     config: Any
-    blocks: Any
+    markov: bool
+
+    @property
+    def blocks(self) -> Any: ...
 
     def new_cache(self, rows: int, rooms: Sequence[int] | None = None) -> Any: ...
 
@@ -61,7 +69,7 @@ class Stage:
 
     `guidance` is VAR's: it grows linearly from 0 at the first scale of the picture to this value at the last, and the
     usual guidance scale there is 1 + guidance. 0 switches guidance off and halves the work. `subnet` says which layers
-    the finer scales run through; None for all.
+    the finer scales run through; None for all. `refine` says which scales are drawn in several masked passes.
     """
 
     backbone: Backbone
@@ -72,6 +80,7 @@ class Stage:
     temperature: float = 1.0
     smooth: bool = False
     subnet: Subnet | None = None
+    refine: Refinement | None = None
 
     def __post_init__(self) -> None:
         last = len(self.backbone.scales)
@@ -85,6 +94,19 @@ class Stage:
             raise ValueError(f"top_p is {self.top_p}; it must be from 0 (off) to 1")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
+        if self.refine is not None:
+            self._require_refinable(self.refine)
+
+    def _require_refinable(self, refine: Refinement) -> None:
+        if not hasattr(self.backbone, "refined"):
+            raise ValueError(f"refine needs a backbone with masked passes (HMAR), not {type(self.backbone).__name__}")
+        if self.smooth:
+            raise ValueError("smooth mixes codes, refine draws single ones again; choose one")
+        refine.require_fit(self.backbone.scales)
+
+    def masked(self, scale: int) -> tuple[int, ...]:
+        """How many tokens of a scale are drawn again in each of its masked passes."""
+        return () if self.refine is None else self.refine.masked(scale)
 
     @property
     def rows(self) -> int:
@@ -105,6 +127,7 @@ class Stage:
             f"top-p {self.top_p:g}",
             f"temperature {self.temperature:g}",
             *(["smooth"] if self.smooth else []),
+            *([str(self.refine)] if self.refine else []),
         ]
         return f"scale{f's {first}-{last}' if last > first else f' {first}'}: {', '.join(settings)}"
 
@@ -163,22 +186,24 @@ class Plan:
         return ", ".join(f"{stage.scales.start}-{stage.scales.stop - 1}" for stage in self.stages) or "nothing"
 
     def passes(self) -> Iterator[Pass]:
-        """The forward passes, in order.
+        """The forward passes that draw a scale, in order; masked passes of a scale come on top.
 
-        A backbone that takes over takes in the scales before it, all in its first pass.
+        A backbone that takes over takes in the scales before it, all in its first pass, unless it is Markov.
         """
         known = 0
         for index, stage in enumerate(self.stages):
             fresh = index == 0 or not stage.continues(self.stages[index - 1])
             known = 0 if fresh else known
             for k in stage.scales:
-                scales = range(known, k + 1)
+                scales = range(k if stage.backbone.markov else known, k + 1)
                 yield Pass(stage, scales, fresh, self._rooms(index, scales))
                 fresh, known = False, k + 1
 
     def _rooms(self, index: int, scales: range) -> tuple[int, ...]:
         """Until the switch to a subnet no layer needs room for more than the scales before it; then some need none."""
         stage, offsets = self.stages[index], self.tokenizer.scales.offsets
+        if stage.backbone.markov:
+            return ()
         last = stage.scales.stop
         for before, after in pairwise(self.stages[index:]):
             if not after.continues(before):
@@ -197,22 +222,26 @@ class Plan:
         """What the engine will do for one picture, counted from sizes alone: the networks may be without weights."""
         passes = list(self.passes())
         return Cost(
-            forward_passes=len(passes),
+            forward_passes=sum(1 + len(one.stage.masked(one.scales.stop - 1)) for one in passes),
             multiply_adds=sum(self._work(one) for one in passes),
             cache_values=max(one.stage.rows * sum(map(one.stage.backbone.cache_values, one.rooms)) for one in passes),
         )
 
     def _work(self, one: Pass) -> int:
         scales, stage = self.tokenizer.scales, one.stage
-        layers = range(len(stage.backbone.blocks))
-        work = stage.backbone.head_work(scales.lengths[one.scales.stop - 1])
+        backbone, drawn = stage.backbone, one.scales.stop - 1
+        layers = range(len(backbone.blocks))
+        head = backbone.head_work(scales.lengths[drawn])
+        work = head
         for k in one.scales:  # under the block-causal mask a token looks at its own scale and the coarser ones
-            each = stage.backbone.layer_work(scales.lengths[k], scales.offsets[k + 1])
+            context = scales.lengths[k] if backbone.markov else scales.offsets[k + 1]
+            each = backbone.layer_work(scales.lengths[k], context)
             kept = (
                 stage.subnet is None or layer in stage.subnet.layers or k < stage.subnet.full_scales for layer in layers
             )
             work += each * sum(kept)
-        return stage.rows * work
+        again = head + len(layers) * backbone.layer_work(scales.lengths[drawn], scales.lengths[drawn])
+        return stage.rows * work + len(stage.masked(drawn)) * again  # masked passes run without guidance
 
 
 class HasPlan(Protocol):

@@ -29,6 +29,8 @@ def variant(plan: Planned, *, subnet: int, full_scales: int) -> Plan:
 
 def _shortened(stage: Stage, subnet: int, full_scales: int) -> Stage:
     depth = len(stage.backbone.blocks)
+    if stage.backbone.markov:
+        raise ValueError(f"{type(stage.backbone).__name__} has no subnets; VARiant needs VAR")
     if subnet >= depth:
         return replace(stage, subnet=None)
     return replace(stage, subnet=Subnet(kept_layers(depth, subnet), full_scales))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from var_toolkit.files import write_whole
+from var_toolkit.pictures import to_uint8
 
 
 class Journal:
@@ -70,7 +71,7 @@ def write_sheet(path: Path, pictures: Tensor, columns: int = 8) -> None:
     """A PNG of pictures in [-1, 1], (B, 3, h, w), eight to a row."""
     from PIL import Image
 
-    bytes_BChw = pictures.detach().float().cpu().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    bytes_BChw = to_uint8((pictures.detach().float() + 1) / 2).cpu()
     rows = [torch.cat(list(row), dim=2) for row in bytes_BChw.split(columns)]
     rows = [torch.nn.functional.pad(row, (0, rows[0].shape[2] - row.shape[2])) for row in rows]
     sheet = Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy())

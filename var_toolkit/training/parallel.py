@@ -23,14 +23,12 @@ def shard(network: nn.Module) -> nn.Module:
     """FSDP2 in place: each transformer block is a unit, the rest is one more."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    blocks = getattr(network, "blocks", [])
-    for block in blocks:
+    for block in [module for module in network.modules() if hasattr(module, "modulation")]:
         fully_shard(block)
         # The class steers every block before the first one runs: that call needs the block's weights, too.
-        if hasattr(block, "modulation"):
-            register_fsdp_forward_method(block, "modulation")
+        register_fsdp_forward_method(block, "modulation")
     fully_shard(network)
-    for name in ("condition", "hidden", "logits"):  # what sampling calls instead of `forward`
+    for name in ("condition", "hidden", "logits", "refined"):  # what sampling calls instead of `forward`
         if hasattr(network, name):
             _gather_for(network, name)
     return network

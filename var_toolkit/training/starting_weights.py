@@ -10,7 +10,7 @@ from var_toolkit.zoo.directory import CONFIG, load_network
 from var_toolkit.zoo.registry import embedded_part
 
 Network = TypeVar("Network", bound=nn.Module)
-PARTS = {"MultiScaleVQ": "tokenizer", "VAR": "backbone", "StillLifeClassifier": "classifier"}  # of a model directory
+PARTS = {"MultiScaleVQ": "tokenizer", "StillLifeClassifier": "classifier"}  # of a model directory; else the backbone
 
 
 def network_from(name: str, cls: type[Network], *, what: str) -> Network:
@@ -18,7 +18,8 @@ def network_from(name: str, cls: type[Network], *, what: str) -> Network:
 
     `what` is the recipe's name for it, for complaints.
     """
-    nearby = [folder for folder in (Path(name), Path(name) / PARTS[cls.__name__]) if (folder / CONFIG).is_file()]
+    part = PARTS.get(cls.__name__, "backbone")
+    nearby = [folder for folder in (Path(name), Path(name) / part) if (folder / CONFIG).is_file()]
     try:
         folder = nearby[0] if nearby else embedded_part(name)
     except ValueError as error:

@@ -5,12 +5,13 @@ Letters: B pictures, L tokens, V vocabulary, K scales, C width, c latent channel
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from var_toolkit.backbones.next_scale import NextScaleConfig
 from var_toolkit.backbones.var import VAR, VARConfig
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.sampling.engine import decode
@@ -33,6 +34,7 @@ from var_toolkit.training.recipe import Recipe, StillLifesData
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import network_from, start_from
 from var_toolkit.training.token_cache import cached_tokens
+from var_toolkit.zoo.registry import Sampling
 
 # The release's list: parts of these names get no weight decay, nor do biases and anything one-dimensional.
 NOT_DECAYED = (
@@ -62,11 +64,13 @@ class VarOptions:
 class VarObjective(Objective):
     """Cross-entropy on every token of every scale, all with the same weight.
 
-    Objectives that go on from it change the starting weights (`_begin`), what is minimised (`_loss`), how held-out
-    pictures are judged (`_judged`), or which scales the network computes (`trained`, the first of them).
+    Objectives that go on from it change the network, its starting weights (`_begin`), what is minimised (`_loss`), how
+    held-out pictures are judged (`_judged`), or which scales the network computes (`trained`, the first of them).
     """
 
     options_type: ClassVar[type] = VarOptions
+    network_type: ClassVar[Any] = VAR
+    sampling: ClassVar[Sampling] = Sampling()  # default settings of what the run delivers
     log_note = (
         "accuracy is the share of tokens guessed exactly; low values are normal: many codes look alike, "
         "and on ImageNet 4 to 6 % overall goes with good pictures"
@@ -98,21 +102,21 @@ class VarObjective(Objective):
         self.record = nn.Module()
         self.source, self.held_out = self._data(workplace)
 
-    def _begin(self, network: VAR) -> None:
+    def _begin(self, network: Any) -> None:
         """Fill the network with the weights that the run starts from."""
         network.init_weights(adaln_gamma=self.options.adaln_gamma)
         if self.options.class_embedding == "still-life-factors":
             sum_of_factors_(network.class_emb.weight)
         start_from(network, self.options.initial)
 
-    def empty_network(self) -> VAR:
-        return VAR(self.recipe.model)
+    def empty_network(self) -> nn.Module:
+        return cast(nn.Module, self.network_type(self.recipe.model))
 
     def save(self, network: nn.Module, directory: Path) -> None:
         """A model directory: the tokenizer belongs with what was trained on its tokens."""
-        assert isinstance(network, VAR)
+        assert isinstance(network, self.network_type)
         data_set = "still-lifes" if isinstance(self.recipe.data, StillLifesData) else None
-        Pipeline(self.tokenizer, network, data_set=data_set).save_pretrained(directory)
+        Pipeline(self.tokenizer, network, self.sampling, data_set).save_pretrained(directory)
 
     def _data(self, workplace: Workplace) -> tuple[Source, HeldOut]:
         data, size = self.recipe.data, self.recipe.batch_size
@@ -197,7 +201,7 @@ class VarObjective(Objective):
         return self._drawn(self._plan(network), 16)
 
     def _plan(self, network: nn.Module) -> Plan:
-        assert isinstance(network, VAR)
+        assert isinstance(network, self.network_type)
         return Plan(self.tokenizer, (Stage(network, range(len(self.scales)), **PREVIEW),))
 
     def _drawn(self, plan: Plan, count: int) -> Tensor:
@@ -248,7 +252,7 @@ def sum_of_factors_(table_NC: Tensor) -> None:
     table_NC[:-1] = solids[labels // 100] + colours[labels // 10 % 10] + grounds[labels % 10]
 
 
-def _require_fit(tokenizer: MultiScaleVQ, config: VARConfig) -> None:
+def _require_fit(tokenizer: MultiScaleVQ, config: NextScaleConfig) -> None:
     pairs = (("patch_nums", "patch_nums"), ("vocab_size", "vocab_size"), ("latent_channels", "z_channels"))
     for ours, theirs in pairs:
         if getattr(config, ours) != getattr(tokenizer.config, theirs):

@@ -27,10 +27,15 @@ from var_toolkit import strict_fields
 from var_toolkit.files import write_whole
 from var_toolkit.zoo.registry import CONFIG, WEIGHTS
 
+INDEX = "model_index.json"  # of a model directory, which holds a folder for each part
+EXPECTED = {"tokenizer": ("MultiScaleVQ",), "backbone": ("VAR", "HMAR"), "refiner": ("VAR", "HMAR")}
+PARTS = ("tokenizer", "backbone")  # which every model has
+
 # Where a class named in a config.json lives. Names rather than classes, so that reading one imports one.
 NETWORKS = {
     "MultiScaleVQ": "var_toolkit.tokenizers.multiscale_vq",
     "VAR": "var_toolkit.backbones.var",
+    "HMAR": "var_toolkit.backbones.hmar",
     "StillLifeClassifier": "var_toolkit.evaluation.classifier",
 }
 

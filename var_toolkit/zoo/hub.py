@@ -31,6 +31,24 @@ def download(repository: str, filename: str, revision: str | None = None) -> Pat
     return path
 
 
+def snapshot(repository: str, weights: bool = True) -> Path:
+    """The local folder of a model directory on the hub, without its weights if they are not needed.
+
+    ValueError in one line if it cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["*.json", *(["*.safetensors"] if weights else [])]))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise ValueError(
+            f"{repository} is not in the cache and the hub cannot be reached; connect once to download it"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise ValueError(f"{repository} cannot be downloaded: {str(error).splitlines()[0]}") from None
+
+
 def _check(path: Path, name: str) -> None:
     """Large files are stored in the cache under their SHA-256; a file that does not match it is removed."""
     blob = path.resolve()

@@ -29,8 +29,11 @@ class Sampling:
     top_k: int = 900
     top_p: float = 0.96
     temperature: float | tuple[float, ...] = 1.0  # one, or one a scale
+    smooth: bool = False  # codes are mixed instead of drawn: for looks
     subnet: int | None = None  # layers for the scales from `full_scales` on (VARiant)
     full_scales: int | None = None
+    refine: str = "off"  # which scales are drawn in several masked passes (HMAR): a name, or lists as in `--refine`
+    refine_clean: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Hub:
     files: Mapping[str, tuple[str, str]]  # repository and file
     configs: Mapping[str, Mapping[str, Any]]
     parameters: int  # about, of the backbones
+    family: str = "var"  # of the backbones
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,24 @@ def _code(draft_scales: int, fid: float) -> Entry:
     return Entry(name, summary, 256, source, "imagenet", sampling, published, draft_scales)
 
 
+def _hmar(depth: int, parameters: int, **published: float) -> Entry:
+    """HMAR with the settings of its evaluation, which differ from those of its demo at 30 layers alone."""
+    source = Hub(
+        {"tokenizer": VAR_TOKENIZER, "backbone": ("nvidia/HMAR", f"hmar-d{depth}.pth")},
+        {"tokenizer": {"patch_nums": SCHEDULES["256"]}, "backbone": _var_sizes(depth)},
+        parameters,
+        family="hmar",
+    )
+    summary = f"HMAR, {depth} layers and 8 for masked passes, ImageNet"
+    return Entry(f"hmar-d{depth}", summary, 256, source, "imagenet", hmar_sampling(depth), published)
+
+
+def hmar_sampling(depth: int) -> Sampling:
+    """The published settings of HMAR, which differ with the depth; those of 16 layers if none are known."""
+    guidance_scale, top_k = {20: (1.9, 950), 24: (2.1, 900), 30: (1.6, 650)}.get(depth, (1.7, 1000))
+    return Sampling(guidance_scale, top_k, top_p=0.99, refine="published")
+
+
 def _var_sizes(depth: int, side: int = 256, **config: Any) -> dict[str, Any]:
     return {"depth": depth, "embed_dim": 64 * depth, "num_heads": depth, "patch_nums": SCHEDULES[str(side)], **config}
 
@@ -145,6 +167,13 @@ ENTRIES: dict[str, Entry] = {
             tokenizer="stilllife-tokenizer",
             backbone="stilllife-var-small",
         ),
+        _still_life(
+            "stilllife-hmar",
+            "HMAR, 6 layers and 2 for masked passes, still lifes",
+            Sampling(refine="published"),
+            tokenizer="stilllife-tokenizer",
+            backbone="stilllife-hmar",
+        ),
         _still_life_code(3),
         _still_life_code(4),
         _still_life("stilllife-tokenizer", "multi-scale VQ tokenizer of still lifes", tokenizer="stilllife-tokenizer"),
@@ -156,6 +185,10 @@ ENTRIES: dict[str, Entry] = {
         _var(24, 2.33),
         _var(30, 1.97),
         _var(36, 2.63, side=512, name="var-d36-512", shared_aln=True),
+        _hmar(16, 467_000_000, fid=3.01),
+        _hmar(20, 845_000_000),
+        _hmar(24, 1_384_000_000, fid=2.10),
+        _hmar(30, 2_556_000_000, fid=1.95),
         _code(6, 2.27),
         _code(7, 2.11),
         _code(8, 1.98),

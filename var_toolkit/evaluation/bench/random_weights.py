@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from var_toolkit.pipeline import Pair, Pipeline, find_device, skeleton
+from var_toolkit.devices import find_device
+from var_toolkit.loading import Pair, skeleton
+from var_toolkit.pipeline import Pipeline
 
 # A prime: repeated over a matrix whose rows have any other length, no two rows of it become the same.
 BLOCK = 1_000_003

@@ -29,8 +29,11 @@ class Spread:
 
 
 def paired_ratio(first: Sequence[float], own: Sequence[float]) -> Spread:
-    """How many times as fast as the first row: seconds of both, paired round by round since they share its noise."""
-    ratios = [one / other for one, other in zip(first, own, strict=True)]
+    """How many times as fast as the first row: seconds of both, paired round by round since they share its noise.
+
+    An interruption leaves the last round to some rows alone; it has no pair and does not count.
+    """
+    ratios = [one / other for one, other in zip(first, own, strict=False)]
     return Spread(median(ratios), min(ratios), max(ratios))
 
 
@@ -41,7 +44,8 @@ def report(table: Table, found: list[Measured], source: str) -> dict[str, Any]:
         "rounds": table.rounds,
         "seconds": table.seconds,
         "machine": machine(),
-        "rows": [_row(one, found[0]) for one in found],
+        "interrupted": any(one.unfinished(table.rounds) for one in found),
+        "rows": [{**_row(one, found[0]), "unfinished": one.unfinished(table.rounds)} for one in found],
     }
 
 
@@ -65,14 +69,14 @@ def _row(one: Measured, first: Measured) -> dict[str, Any]:
         },
         **one.facts,
     }
-    if one.error is None:
+    if one.error is None and one.turns:
         facts |= _figures(one, first)
     return {**facts, "quality_found": one.quality, "raw_rounds": one.turns}
 
 
 def _figures(one: Measured, first: Measured) -> dict[str, Any]:
     seconds = _seconds(one, "transformer", "decoder")
-    comparable = first.error is None
+    comparable = first.error is None and bool(first.turns)
     peak = max(turn["peak_memory_bytes"] for turn in one.turns)
     empty = 0 if one.facts["gpu"] else one.facts["process_memory_bytes"]
     return {
@@ -152,12 +156,15 @@ def has_quality(told: dict[str, Any]) -> bool:
 
 
 def cells(told: dict[str, Any]) -> list[list[str]]:
-    """The table: headings, then a row each. A row that failed has its reason as the only cell after its name."""
+    """The table: headings, then a row each. A row without figures has the reason as the only cell after its name."""
     columns = [*COLUMNS, *(QUALITY_COLUMNS if has_quality(told) else ())]
     lines = [["row", *(column.heading for column in columns)]]
     for row in told["rows"]:
         if row["error"] is not None:
             lines.append([row["name"], f"failed: {row['error']}"])
+            continue
+        if not row["raw_rounds"]:
+            lines.append([row["name"], f"unfinished: {row['unfinished']}"])
             continue
         judged = row["quality_found"] is not None
         lines.append([row["name"], *(c.text(row) if judged or c not in QUALITY_COLUMNS else MISSING for c in columns)])
@@ -213,11 +220,13 @@ def legend(told: dict[str, Any]) -> list[str]:
             f"agreement: the embedded classifier names the class, of {', '.join(map(str, judged))} pictures; distance: "
             "Fréchet distance of its features to fresh renderings"
         )
-    return [*lines, *(f"quality of {row['name']}: failed: {row['quality_error']}" for row in _unjudged(told))]
-
-
-def _unjudged(told: dict[str, Any]) -> list[dict[str, Any]]:
-    return [row for row in told["rows"] if row["quality_error"] is not None]
+    failed = {row["name"]: row["quality_error"] for row in told["rows"] if row["quality_error"] is not None}
+    unfinished = [f"{row['name']} ({row['unfinished']})" for row in told["rows"] if row["unfinished"]]
+    return [
+        *lines,
+        *(f"quality of {name}: failed: {why}" for name, why in failed.items()),
+        *([f"interrupted, unfinished: {'; '.join(unfinished)}"] if unfinished else []),
+    ]
 
 
 def write_report(told: dict[str, Any], folder: Path, name: str) -> list[Path]:

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
+from var_toolkit.devices import find_device
 from var_toolkit.evaluation.bench.child import Child, RowFailedError
 from var_toolkit.evaluation.bench.memory import available
 from var_toolkit.evaluation.bench.quality import judge
 from var_toolkit.evaluation.bench.table import Row, Table
 from var_toolkit.files import check_writable
-from var_toolkit.pipeline import find_device, skeleton
+from var_toolkit.loading import skeleton
 from var_toolkit.sampling.forecast import decoder_multiply_adds
 from var_toolkit.sampling.plan import Cost
 
@@ -52,6 +53,13 @@ class Measured:
     error: str | None = None
     quality_error: str | None = None  # the speed is known all the same
 
+    def unfinished(self, rounds: int) -> str | None:
+        """What an interruption left out; None if nothing, or if the row failed anyway."""
+        if self.error is None and len(self.turns) < rounds:
+            return f"{len(self.turns)} of {rounds} rounds"
+        lacks_quality = bool(self.row.quality) and self.quality is None and self.quality_error is None
+        return "quality not judged" if self.error is None and lacks_quality else None
+
 
 Step = Callable[[str], None]  # told before each step what comes
 
@@ -77,7 +85,8 @@ def size_of(row: Row) -> Size:
 def measure(table: Table, *, cache: Path, on_step: Step) -> list[Measured]:
     """Measure every row; one that fails keeps its error and the others go on. ValueError before any work.
 
-    A row whose quality cannot be judged keeps its speed.
+    A row whose quality cannot be judged keeps its speed. What is interrupted by the keyboard returns what has been
+    measured, or raises KeyboardInterrupt if nothing has.
 
     `cache` is a folder that keeps what pictures are compared with.
     """
@@ -85,16 +94,25 @@ def measure(table: Table, *, cache: Path, on_step: Step) -> list[Measured]:
     if any(row.quality for row in table.rows):
         check_writable(cache)  # not after an hour of rounds
     with Children(keep=fit_together(found)) as children:
-        for number in range(table.rounds):
-            for one in found:
-                if one.error is None:
-                    on_step(f"round {number + 1} of {table.rounds}: {one.row.name}")
-                    try:
-                        one.turns.append(children.ask(one, turn=number, seconds=table.seconds))
-                    except RowFailedError as error:
-                        one.error = str(error)
-        _judge_all(found, children, cache, on_step)
+        try:
+            for number in range(table.rounds):
+                _round(table, number, found, children, on_step)
+            _judge_all(found, children, cache, on_step)
+        except KeyboardInterrupt:
+            if not any(one.turns for one in found):
+                raise
     return found
+
+
+def _round(table: Table, number: int, found: list[Measured], children: Children, on_step: Step) -> None:
+    """A turn of every row that has not failed."""
+    for one in found:
+        if one.error is None:
+            on_step(f"round {number + 1} of {table.rounds}: {one.row.name}")
+            try:
+                one.turns.append(children.ask(one, turn=number, seconds=table.seconds))
+            except RowFailedError as error:
+                one.error = str(error)
 
 
 def steps(table: Table) -> int:

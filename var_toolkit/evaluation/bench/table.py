@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from var_toolkit.pipeline import Pair, Pipeline
+from var_toolkit.loading import Pair
+from var_toolkit.pipeline import Settings
 from var_toolkit.strict_fields import build, convert, refuse_unknown_keys
 
 
@@ -37,7 +37,7 @@ class Row:
         if not isinstance(self.plan, Mapping):
             raise ValueError(f"plan is {self.plan!r}; expected a mapping of settings, such as {{guidance_scale: 0}}")
         refuse_unknown_keys(self.plan, plan_keywords(), where="plan")
-        hints = get_type_hints(Pipeline.plan)
+        hints = get_type_hints(Settings)
         read = {key: convert(hints[key], value, where=f"plan: {key}") for key, value in self.plan.items()}
         object.__setattr__(self, "plan", read)  # 1e-3 is text in YAML; and 0 and 0.0 draw the same pictures
         if self.batch < 1:
@@ -79,16 +79,21 @@ class Table:
 
     def only(self, patterns: Sequence[str]) -> Table:
         """The rows whose names match one of the shell patterns, in the order of the table."""
-        for pattern in patterns:
-            if not any(fnmatch(row.name, pattern) for row in self.rows):
-                raise ValueError(f"no row matches {pattern!r}; rows are {', '.join(row.name for row in self.rows)}")
-        chosen = tuple(row for row in self.rows if any(fnmatch(row.name, pattern) for pattern in patterns))
-        return dataclasses.replace(self, rows=chosen)
+        names = matching([row.name for row in self.rows], patterns)
+        return dataclasses.replace(self, rows=tuple(row for row in self.rows if row.name in names))
+
+
+def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The names of rows that match one of the shell patterns, in their order; ValueError if a pattern matches none."""
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in names):
+            raise ValueError(f"no row matches {pattern!r}; rows are {', '.join(names)}")
+    return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
 
 
 def plan_keywords() -> list[str]:
     """What `plan` may hold: the settings of `Pipeline.plan`."""
-    return [name for name in inspect.signature(Pipeline.plan).parameters if name != "self"]
+    return list(get_type_hints(Settings))
 
 
 def find_table(name: str) -> Path:

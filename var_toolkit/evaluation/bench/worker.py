@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,12 +20,14 @@ from torch import Tensor
 from var_toolkit.evaluation.bench.memory import forget_peak, peak
 from var_toolkit.evaluation.bench.random_weights import random_pipeline
 from var_toolkit.evaluation.bench.table import Row
-from var_toolkit.pipeline import Pipeline, load
+from var_toolkit.loading import load
+from var_toolkit.pictures import to_uint8
+from var_toolkit.pipeline import Pipeline
 from var_toolkit.sampling.engine import Decoded, decode
 from var_toolkit.sampling.noise import Noise
 from var_toolkit.sampling.plan import Plan
 
-QUALITY_BATCH = 100
+QUALITY_BATCH = 64
 TURN = 1_000_000  # seeds set aside for one turn of a row
 
 
@@ -72,13 +75,15 @@ class Worker:
         """Draw what the row's quality is judged by into a file: uint8 (N, 3, h, w), picture i of class and seed i."""
         import numpy as np
 
-        parts = []
-        for at in range(0, self.row.quality, QUALITY_BATCH):
-            size = min(QUALITY_BATCH, self.row.quality - at)
-            *_, pictures = _draw(self.pipe, self.plan, self._labels(at, size), range(at, at + size))
-            parts.append(((pictures + 1) * 127.5).round().to(torch.uint8).cpu())
-        np.save(path, torch.cat(parts).numpy())
+        np.save(path, torch.cat(list(self.drawn(self.row.quality))).numpy())
         return {"classes": self.pipe.backbone.config.num_classes}
+
+    def drawn(self, count: int) -> Iterator[Tensor]:
+        """Batches of pictures, uint8 (B, 3, h, w), on the CPU: picture i of class i, counted around, and seed i."""
+        for at in range(0, count, QUALITY_BATCH):
+            size = min(QUALITY_BATCH, count - at)
+            *_, pictures = _draw(self.pipe, self.plan, self._labels(at, size), range(at, at + size))
+            yield to_uint8((pictures + 1) / 2).cpu()
 
     def _labels(self, first: int, count: int) -> Tensor:
         return torch.arange(first, first + count, device=self.pipe.device) % self.pipe.backbone.config.num_classes

@@ -9,8 +9,8 @@ from golden.cases import load_case
 from safetensors.torch import save_file
 
 from var_toolkit.cli import main
-from var_toolkit.pipeline import load
-from var_toolkit.zoo.published_var import networks_from_tensors
+from var_toolkit.loading import load
+from var_toolkit.zoo.published import networks_from_tensors
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_a_tokenizer_with_counts_of_another_schedule_is_taken(small_tokenizer, s
     tensors = small_tokenizer.state_dict()
     tensors["quantize.ema_vocab_hit_SV"] = torch.ones(7, 64)
     config = {"backbone": {"patch_nums": [1, 2, 3, 4]}}
-    tokenizer, _ = networks_from_tensors(tensors, small_var.state_dict(), config, ("vae", "var"))
+    tokenizer, _ = networks_from_tensors("var", tensors, small_var.state_dict(), config, ("vae", "var"))
     assert tokenizer.quantize.ema_vocab_hit_SV.shape == (4, 64)
 
 
@@ -233,3 +233,33 @@ def test_a_model_directory_that_misses_a_part_is_refused_by_name(part, published
     error = capsys.readouterr().err
     assert part.rsplit("/", 1)[-1] in error
     assert error.count("\n") == 1
+
+
+def test_files_of_hmar_become_a_model_that_draws_the_published_tokens(tmp_path, small_tokenizer, small_hmar):
+    torch.save(small_tokenizer.state_dict(), tmp_path / "vae.pth")
+    buffers = {
+        "lvl_1L": small_hmar.scales.level_ids()[None],
+        "attn_bias_for_masking": torch.zeros(1, 1, 30, 30),
+        "mask_blocks.1.attn.zero_k_bias": torch.zeros(256),
+    }
+    torch.save({**small_hmar.state_dict(), **buffers}, tmp_path / "hmar.pth")
+    files = ["--tokenizer", str(tmp_path / "vae.pth"), "--backbone", str(tmp_path / "hmar.pth")]
+    assert main(["convert", "--family", "hmar", *files, "--out", str(tmp_path / "model")]) == 0
+    pipe, tokens = load(tmp_path / "model", device="cpu"), tmp_path / "tokens.safetensors"
+    assert pipe.backbone.config == small_hmar.config
+    assert (pipe.sampling.guidance_scale, pipe.sampling.top_k, pipe.sampling.refine) == (1.7, 1000, "published")
+    case = load_case("hmar-generate-mask")
+    labels = map(str, case.tensors["label"].tolist())
+    settings = ["--class", *labels, "--top-k", "1", "--top-p", "0", "--cfg", "1.5", "--refine", "1;1,3;1,1,2,5;16"]
+    out = ["--out", str(tmp_path), "--save-tokens", str(tokens)]
+    assert main(["sample", "--model", str(tmp_path / "model"), *settings, *out]) == 0
+    from safetensors.torch import load_file
+
+    for k, expected in enumerate(case.maps("tokens")):
+        assert torch.equal(load_file(tokens)[f"scale_{k}"], expected)
+
+
+def test_a_file_of_another_family_is_refused_by_what_it_lacks(published, tmp_path, capsys):
+    files = ["--tokenizer", str(published / "vae.pth"), "--backbone", str(published / "var.pth")]
+    assert main(["convert", "--family", "hmar", *files, "--out", str(tmp_path / "model")]) == 2
+    assert "lacks 'ns_head.weight'" in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""Which tiles of the score matrix attention over a pyramid needs: plain Python, built once a schedule.
+
+In both patterns each token may look at one interval of tokens, and is looked at by one interval; neither end of the
+interval moves back from one scale to the next. A kernel therefore needs, for each run of its own rows, one interval of
+columns, and inside it the part that is allowed to all rows and needs no mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Literal, NamedTuple, get_args
+
+Pattern = Literal["block-causal", "block-diagonal"]
+PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
+Interval = tuple[int, int]
+
+
+class RowTile(NamedTuple):
+    """A run of rows and the column tiles it needs, all of one width, the first at `column`.
+
+    The first `head` column tiles need a mask, the next `full` do not, and the rest of `tiles` do.
+    """
+
+    row: int
+    row_end: int
+    column: int
+    head: int
+    full: int
+    tiles: int
+
+
+def allowed_keys(lengths: Sequence[int], pattern: Pattern) -> list[Interval]:
+    """For each scale, the interval of keys that its queries see."""
+    bounds = list(pairwise(accumulate(lengths, initial=0)))
+    return bounds if pattern == "block-diagonal" else [(0, end) for _, end in bounds]
+
+
+def allowed_queries(lengths: Sequence[int], pattern: Pattern) -> list[Interval]:
+    """For each scale, the interval of queries that see its keys: the transpose of `allowed_keys`."""
+    bounds = list(pairwise(accumulate(lengths, initial=0)))
+    return bounds if pattern == "block-diagonal" else [(begin, sum(lengths)) for begin, _ in bounds]
+
+
+def per_token(lengths: Sequence[int], allowed: Sequence[Interval]) -> list[Interval]:
+    """The interval of each token, (L)."""
+    return [interval for length, interval in zip(lengths, allowed, strict=True) for _ in range(length)]
+
+
+def row_tiles(lengths: Sequence[int], allowed: Sequence[Interval], rows: int, columns: int) -> list[RowTile]:
+    """All rows in tiles of at most `rows`, each with its column tiles of `columns`; the longest first.
+
+    `allowed` is the interval of columns of each scale's rows. Tiles begin anew where a scale begins if that is less
+    work, which is how small scales come to share a tile and large ones do not straddle two. A row tile counts as one
+    column tile more than it has, for what it loads and stores itself.
+    """
+    offsets = [0, *accumulate(lengths)]
+    best: list[tuple[int, list[RowTile]]] = [(0, [])]  # the cheapest way to tile the rows before each scale
+    for end in range(1, len(offsets)):
+        ways = []
+        for begin in range(end):
+            run = _run(offsets[begin : end + 1], allowed[begin:end], rows, columns)
+            ways.append((best[begin][0] + sum(tile.tiles + 1 for tile in run), [*best[begin][1], *run]))
+        best.append(min(ways, key=lambda way: way[0]))
+    return sorted(best[-1][1], key=lambda tile: -tile.tiles)
+
+
+def _run(offsets: Sequence[int], allowed: Sequence[Interval], rows: int, columns: int) -> list[RowTile]:
+    """Consecutive scales tiled from their first row on, with no regard to where they meet."""
+    tiles = []
+    first = last = 0
+    for row in range(offsets[0], offsets[-1], rows):
+        row_end = min(row + rows, offsets[-1])
+        while offsets[first + 1] <= row:
+            first += 1
+        while offsets[last + 1] < row_end:
+            last += 1
+        column, end = allowed[first][0], allowed[last][1]
+        shared, shared_end = allowed[last][0], allowed[first][1]
+        head = -(-(shared - column) // columns)
+        full = max(0, (shared_end - column) // columns - head)
+        count = -(-(end - column) // columns)
+        tiles.append(RowTile(row, row_end, column, min(head, count), full, count))
+    return tiles

@@ -1,0 +1,216 @@
+"""Check and time attention over a pyramid of token maps, beside every other way to compute it.
+
+    python scripts/bench_attention.py --json attention.json
+    python scripts/bench_attention.py --device cpu
+
+Queries, keys and values are packed, with heads of width 64; bfloat16 on a GPU, float32 on the CPU. The ways take turns,
+round by round, and each ratio is taken within a round. Arithmetic is counted over the pairs that the pattern allows,
+whatever a way computes; "dense flash" computes all pairs without a mask and stands there for scale. Errors are the
+largest of one head of one picture against float64, as a share of the largest value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from var_toolkit.kernels.pyramid_attention import attention
+from var_toolkit.kernels.tiles import PATTERNS
+from var_toolkit.scales import SCHEDULES, Scales
+
+WIDTH = 64
+Way = Callable[[Tensor, Tensor, Tensor], Tensor]
+HEADER = "| way | forward ms | TFLOP/s | forward + backward ms | TFLOP/s | times as long as {ours} | error, gradients |"
+
+
+def mask_of(scales: Scales, pattern: str, device: torch.device) -> Tensor:
+    mask = scales.block_causal_mask() if pattern == "block-causal" else scales.block_diagonal_mask()
+    return mask.to(device)
+
+
+def tuned_flex(scales: Scales, pattern: str, device: torch.device) -> Way:
+    """FlexAttention, compiled for these shapes alone and autotuned."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    torch.compiler.reset()  # each shape is compiled anew, or torch gives up compiling after a few
+    levels = scales.level_ids().to(device)
+
+    def allowed(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        coarser = levels[query] >= levels[key]
+        return coarser if pattern == "block-causal" else levels[query] == levels[key]
+
+    block_mask = create_block_mask(allowed, None, None, scales.total, scales.total, device=str(device))
+    compiled = torch.compile(flex_attention, dynamic=False, mode="max-autotune-no-cudagraphs")
+    return lambda q, k, v: compiled(q, k, v, block_mask=block_mask)
+
+
+def ways(scales: Scales, pattern: str, device: torch.device) -> dict[str, Callable[[], Way]]:
+    """How to make each way; the first is the one that the others are compared with."""
+
+    def ours(backend: str) -> Way:
+        return lambda q, k, v: attention(q, k, v, scales, pattern=pattern, backend=backend)
+
+    def dense() -> Way:
+        mask = mask_of(scales, pattern, device)
+        return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    on_gpu = {"triton": lambda: ours("triton"), "flex": lambda: tuned_flex(scales, pattern, device)}
+    return {
+        **(on_gpu if device.type == "cuda" else {}),
+        "slices": lambda: ours("sdpa"),
+        "dense mask": dense,
+        "dense flash": lambda: F.scaled_dot_product_attention,
+    }
+
+
+def inputs(tokens: int, heads: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Packed queries, keys and values (batch, tokens, 3, heads, width), and the gradient of the output."""
+    generator = torch.Generator(device).manual_seed(0)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    shape = (batch, tokens, 4, heads, WIDTH)
+    *_, dout = packed = torch.randn(shape, generator=generator, device=device, dtype=dtype).unbind(2)
+    return torch.stack(packed[:3], 2).requires_grad_(), dout.transpose(1, 2)
+
+
+def forward(way: Way, packed: Tensor) -> Tensor:
+    return way(*packed.permute(2, 0, 3, 1, 4).unbind(0))
+
+
+def both(way: Way, packed: Tensor, dout: Tensor) -> Tensor:
+    """The gradient of the packed tensor."""
+    return torch.autograd.grad(forward(way, packed), packed, dout)[0]
+
+
+def milliseconds(call: Callable[[], Any], device: torch.device, least: float) -> float:
+    """Time of one call, over as many as take `least` milliseconds."""
+    calls, spent = 1, 0.0
+    while spent < least:
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            for _ in range(calls):
+                call()
+            end.record()
+            end.synchronize()
+            spent = begin.elapsed_time(end)
+        else:
+            began = time.perf_counter()
+            for _ in range(calls):
+                call()
+            spent = 1000 * (time.perf_counter() - began)
+        if spent < least:
+            calls = max(calls + 1, int(calls * 1.2 * least / max(spent, 1e-3)))
+    return spent / calls
+
+
+def errors(way: Way, reference: tuple[Tensor, Tensor], packed: Tensor, dout: Tensor) -> tuple[float, float]:
+    """Of the output and of the gradient, in the first head of the first picture."""
+    out, gradient = forward(way, packed).detach()[:1, :1], both(way, packed, dout)[:1, :, :, :1]
+    return tuple(float((x - y).abs().max() / y.abs().max()) for x, y in zip((out, gradient), reference, strict=True))  # type: ignore[return-value]
+
+
+def float64_reference(scales: Scales, pattern: str, packed: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and gradient of the first head of the first picture."""
+    one = packed.detach()[:1, :, :, :1].double().requires_grad_()
+
+    def way(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, scales, pattern=pattern, backend="reference")
+
+    return forward(way, one).detach(), both(way, one, dout[:1, :1].double())
+
+
+def measure(scales: Scales, pattern: str, heads: int, batch: int, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Every way by name: its errors and, for each round, its two times in milliseconds; or why it has none."""
+    packed, dout = inputs(scales.total, heads, batch, device)
+    reference = float64_reference(scales, pattern, packed, dout)
+    found: dict[str, Any] = {}
+    ready: dict[str, Way] = {}
+    for name, make in ways(scales, pattern, device).items():
+        try:
+            way = make()
+            error = (None, None) if name == "dense flash" else errors(way, reference, packed, dout)
+            both(way, packed, dout)
+        except Exception as failure:  # a way that cannot be had here must not cost the others their row
+            found[name] = {"failed": f"{type(failure).__name__}: {failure}".splitlines()[0][:160]}
+            continue
+        ready[name], found[name] = way, {"errors": error, "forward": [], "both": []}
+    least = 30.0 if device.type == "cuda" else 1.0
+    for _ in range(rounds):
+        for name, way in ready.items():
+            found[name]["forward"].append(milliseconds(partial(forward, way, packed), device, least))
+            found[name]["both"].append(milliseconds(partial(both, way, packed, dout), device, least))
+    return found
+
+
+def needed_operations(scales: Scales, pattern: str, heads: int, batch: int) -> float:
+    """Of the two matrix products of the forward pass over the allowed pairs; the backward pass has five."""
+    pairs = int(mask_of(scales, pattern, torch.device("cpu")).sum())
+    return 4.0 * pairs * WIDTH * heads * batch
+
+
+def ratio(times: list[float], ours: list[float]) -> str:
+    each = [a / b for a, b in zip(times, ours, strict=True)]
+    return f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
+
+
+def table(found: dict[str, Any], operations: float) -> str:
+    """Markdown: a line for each way."""
+    ours = next((name for name, row in found.items() if "failed" not in row), "nothing")
+    lines = [HEADER.format(ours=ours), "|---" * 7 + "|"]
+    for name, row in found.items():
+        if "failed" in row:
+            lines.append(f"| {name} | {row['failed']} | | | | | |")
+            continue
+        cells = [name]
+        for kind, passes in (("forward", 1.0), ("both", 3.5)):
+            took = statistics.median(row[kind])
+            cells += [f"{took:.3f}", f"{operations * passes / took / 1e9:.2f}"]
+        compared = "; ".join(ratio(row[kind], found[ours][kind]) for kind in ("forward", "both"))
+        shown = "another function" if row["errors"][0] is None else ", ".join(f"{error:.1e}" for error in row["errors"])
+        lines.append(f"| {' | '.join(cells)} | {'1' if name == ours else compared} | {shown} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--sizes", nargs="+", choices=SCHEDULES, help="picture sides (default all; 256 on the CPU)")
+    parser.add_argument("--heads", nargs="+", type=int, default=[16])
+    parser.add_argument("--batch", nargs="+", type=int, help="pictures (default 4 32; 4 on the CPU)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round here as well")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    on_gpu = device.type == "cuda"
+    place = torch.cuda.get_device_name(device) if on_gpu else f"the CPU, {torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__} on {place}; medians of {args.rounds} rounds\n")
+    rows = []
+    sizes = args.sizes or (list(SCHEDULES) if on_gpu else ["256"])
+    for size, heads, batch, pattern in product(sizes, args.heads, args.batch or ([4, 32] if on_gpu else [4]), PATTERNS):
+        scales = Scales.named(size)
+        title = f"{size} px, {scales.total} tokens, {pattern}, {heads} heads, batch {batch}"
+        try:
+            found = measure(scales, pattern, heads, batch, args.rounds, device)
+        except torch.OutOfMemoryError:
+            print(f"{title}: out of memory before anything was measured\n", flush=True)
+            continue
+        print(f"{title}\n\n{table(found, needed_operations(scales, pattern, heads, batch))}\n", flush=True)
+        rows.append({"size": size, "pattern": pattern, "heads": heads, "batch": batch, "ways": found})
+        if args.json:
+            settings = {"torch": torch.__version__, "place": place, "rounds": args.rounds}
+            args.json.write_text(json.dumps({**settings, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

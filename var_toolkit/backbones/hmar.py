@@ -1,0 +1,205 @@
+"""The HMAR transformer (arXiv 2506.04421): each scale sees itself alone, and can be drawn in several masked passes.
+
+Key-compatible with `hmar-d16.pth` ... `hmar-d30.pth`. What earlier scales drew reaches a scale through its input, the
+latent so far; so nothing is cached, and any scale can be computed by itself.
+
+Letters: R rows (pictures, twice under guidance), L tokens, C width, V vocabulary, c latent channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from var_toolkit.backbones.attention import Attend, to_all, within_pyramid
+from var_toolkit.backbones.cache import KVCache
+from var_toolkit.backbones.linear import Linear
+from var_toolkit.backbones.next_scale import (
+    Block,
+    HeadNorm,
+    Modulation,
+    NextScaleConfig,
+    NextScaleTransformer,
+    drop_rates,
+)
+from var_toolkit.backbones.subnet import Subnet
+from var_toolkit.scales import Scales
+
+
+@dataclass(frozen=True)
+class HMARConfig(NextScaleConfig):
+    """Sizes of HMAR: `depth` layers draw a scale, the last `branch_depth` of them also exist for masked passes."""
+
+    branch_depth: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.branch_depth <= self.depth:
+            raise ValueError(f"branch_depth is {self.branch_depth}; it must be from 1 to the depth, {self.depth}")
+
+
+class Branch(NamedTuple):
+    """How the class steers one way through the network."""
+
+    blocks: list[Modulation]
+    head_scale: Tensor  # one plus scale, (R, 1, C)
+    head_shift: Tensor
+
+    def first(self, rows: int) -> Branch:
+        """The same for the first rows only."""
+        return Branch(
+            [Modulation(*(part[:rows] for part in block)) for block in self.blocks],
+            self.head_scale[:rows],
+            self.head_shift[:rows],
+        )
+
+
+class Condition(NamedTuple):
+    """Everything that depends on the labels alone: made once a run, used at every scale."""
+
+    start_RC: Tensor  # noqa: N815
+    next_scale: Branch
+    masked: Branch
+
+
+class HMAR(NextScaleTransformer):
+    """Labels and the tokenizer's inputs -> logits for the tokens of each scale, and for those that are drawn anew.
+
+    Both branches share the base layers: `hidden` and `logits` go through the next-scale one, `refined` through the
+    masked one. `forward` is the packed training pass of either.
+    """
+
+    config: HMARConfig
+    markov = True
+
+    def __init__(self, config: HMARConfig) -> None:
+        super().__init__(config, word_bias=False)
+        width, rates = config.embed_dim, drop_rates(config)
+        shared = config.depth - config.branch_depth
+        self.word_embed_bias = nn.Parameter(torch.zeros(width))
+        self.mask_embed = nn.Embedding.from_pretrained(torch.zeros(1, width), freeze=False)
+        self.base_blocks = nn.ModuleList(Block(config, rate) for rate in rates[:shared])
+        self.ns_blocks = nn.ModuleList(Block(config, rate) for rate in rates[shared:])
+        self.mask_blocks = nn.ModuleList(Block(config, rate) for rate in rates[shared:])
+        self.ns_head_nm, self.ns_head = HeadNorm(width), Linear(width, config.vocab_size)
+        self.mask_head_nm, self.mask_head = HeadNorm(width), Linear(width, config.vocab_size)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers that draw a scale."""
+        return [cast(Block, block) for block in (*self.base_blocks, *self.ns_blocks)]
+
+    @property
+    def masked_path(self) -> list[Block]:
+        """The layers of a masked pass."""
+        return [cast(Block, block) for block in (*self.base_blocks, *self.mask_blocks)]
+
+    def new_cache(self, rows: int, rooms: Sequence[int] | None = None) -> KVCache:
+        """A cache that holds nothing."""
+        c, weight = self.config, self.ns_head.weight
+        shape = {"rows": rows, "heads": c.num_heads, "head_dim": c.embed_dim // c.num_heads}
+        return KVCache((), **shape, dtype=weight.dtype, device=weight.device)
+
+    def cache_values(self, tokens: int) -> int:
+        """None, however many tokens."""
+        return 0
+
+    def condition(self, labels_R: Tensor) -> Condition:
+        """What the labels (R, int64, num_classes for the null class) mean to every block and to the heads."""
+        start_RC = self.class_emb(labels_R)
+        steer = self._steer(start_RC)
+        base = _steered(self.base_blocks, steer)
+        return Condition(
+            start_RC,
+            Branch(base + _steered(self.ns_blocks, steer), *self.ns_head_nm(start_RC)),
+            Branch(base + _steered(self.mask_blocks, steer), *self.mask_head_nm(start_RC)),
+        )
+
+    def hidden(
+        self,
+        condition: Condition,
+        inputs_RLc: Tensor | None,
+        *,
+        scales: range,
+        cache: KVCache | None = None,
+        subnet: Subnet | None = None,
+    ) -> Tensor:
+        """Features (R, L, C) of the tokens of `scales`, each scale by itself; a cache stays as it is.
+
+        `inputs_RLc` are the tokenizer's inputs of these scales; scale 0 has none (it starts from the class).
+        """
+        if subnet is not None:
+            raise ValueError("HMAR has no subnets: its layers were not trained to be skipped; use VAR for VARiant")
+        words = None if inputs_RLc is None else self._words(inputs_RLc) + self.word_embed_bias
+        return self._run(self.blocks, condition.next_scale, self._embed(condition.start_RC, words, scales), scales)
+
+    def logits(self, condition: Condition, hidden_RLC: Tensor) -> Tensor:
+        """Features -> logits (R, L, V), float32."""
+        branch = condition.next_scale
+        return self._head_logits(self.ns_head, hidden_RLC, branch.head_scale, branch.head_shift)
+
+    def refined(
+        self, condition: Condition, inputs_RLc: Tensor, current_RLc: Tensor, masked_RL: Tensor, *, scales: range
+    ) -> Tensor:
+        """Logits (R, L, V), float32, of `scales` in the masked branch: what stands where the mask (bool) is true?
+
+        `current_RLc` is what the tokens of a scale add to the latent, shrunk to that scale. Scale 0, which is the
+        class alone, has neither. The condition may have more rows; the first R are taken.
+        """
+        rows = len(inputs_RLc)
+        branch = condition.masked.first(rows)
+        seen = torch.where(masked_RL.unsqueeze(-1), self.mask_embed.weight, self._words(current_RLc))
+        words = self._words(inputs_RLc) + seen + self.word_embed_bias
+        x_RLC = self._embed(condition.start_RC[:rows], words, scales)
+        hidden = self._run(self.masked_path, branch, x_RLC, scales)
+        return self._head_logits(self.mask_head, hidden, branch.head_scale, branch.head_shift)
+
+    def forward(
+        self,
+        labels_B: Tensor,
+        inputs_BLc: Tensor,
+        current_BLc: Tensor | None = None,
+        masked_BL: Tensor | None = None,
+    ) -> Tensor:
+        """The packed training pass: labels (B), inputs of scales 1 .. K-1 -> logits (B, L, V), float32.
+
+        With `current_BLc` and `masked_BL`, of the same scales, those of the masked branch.
+        """
+        condition = self.condition(labels_B)
+        scales = range(self.scales.offsets.index(inputs_BLc.shape[1] + self.scales.lengths[0]))
+        if current_BLc is not None and masked_BL is not None:
+            return self.refined(condition, inputs_BLc, current_BLc, masked_BL, scales=scales)
+        return self.logits(condition, self.hidden(condition, inputs_BLc, scales=scales))
+
+    def _words(self, inputs_RLc: Tensor) -> Tensor:
+        return self.word_embed(inputs_RLc.to(self.word_embed.weight.dtype))
+
+    def _embed(self, start_RC: Tensor, words_RLC: Tensor | None, scales: range) -> Tensor:
+        start = [start_RC.unsqueeze(1) + self.pos_start] if scales.start == 0 else []
+        return torch.cat([*start, *([] if words_RLC is None else [words_RLC])], dim=1) + self._places(scales)
+
+    def _run(self, blocks: Sequence[Block], branch: Branch, x_RLC: Tensor, scales: range) -> Tensor:
+        attend: Attend = to_all
+        if len(scales) > 1:
+            attend = within_pyramid(Scales(self.scales.patch_nums[scales.start : scales.stop]), "block-diagonal")
+        for block, modulation in zip(blocks, branch.blocks, strict=True):
+            x_RLC = block(x_RLC, modulation, attend)
+        return x_RLC
+
+    @torch.no_grad()
+    def init_weights(self, *, adaln_gamma: float = 1e-3, head: float = 0.02) -> None:
+        """VAR's published initialisation, for both branches (`VAR.init_weights`)."""
+        heads = [(self.ns_head_nm, self.ns_head), (self.mask_head_nm, self.mask_head)]
+        self._init_shared([*self.blocks, *_each(self.mask_blocks)], heads, adaln_gamma=adaln_gamma, head=head)
+
+
+def _each(blocks: Iterable[nn.Module]) -> list[Block]:
+    return [cast(Block, block) for block in blocks]
+
+
+def _steered(blocks: Iterable[nn.Module], steer: Tensor) -> list[Modulation]:
+    return [block.modulation(steer) for block in _each(blocks)]

@@ -1,0 +1,94 @@
+"""Pictures on disk: files of their own, or members of shards, which are plain tar files as WebDataset reads them.
+
+A shard holds two members a picture, side by side and of one stem: `000207_class-207.png`, and `000207_class-207.cls`
+with the label in digits. Equal pictures give equal bytes: no member tells a time or an owner.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from var_toolkit.files import write_whole
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SHARD_ENDING, LABEL_ENDING = ".tar", ".cls"
+PICTURE = re.compile(r"(\d{6,})_class-(\d+)\.png")
+SHARD = re.compile(r"shard-(\d{5,})\.tar")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A picture in a shard: where its bytes lie, so that it is read without the others."""
+
+    shard: Path
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.shard}/{self.name}"
+
+
+PictureFile = Path | Member
+
+
+def readable(file: PictureFile) -> Path | BytesIO:
+    """What Pillow opens."""
+    if isinstance(file, Path):
+        return file
+    with file.shard.open("rb") as shard:
+        shard.seek(file.offset)
+        return BytesIO(shard.read(file.size))
+
+
+def label_in(file: PictureFile) -> int | None:
+    """The class that the name of a drawn picture tells; None if it tells none."""
+    match = PICTURE.fullmatch(file.name)
+    return int(match[2]) if match else None
+
+
+def members(shard: Path) -> list[Member]:
+    """The pictures of a shard in its order; ValueError if it is damaged, or holds anything but pictures and labels."""
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            found = [Member(shard, info.name, info.offset_data, info.size) for info in archive if info.isreg()]
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{shard} is damaged, or is not a tar file: {error}") from None
+    for member in found:
+        if Path(member.name).suffix.lower() not in (*ENDINGS, LABEL_ENDING):
+            raise ValueError(f"{member} is no picture; a shard may hold {', '.join((*ENDINGS, LABEL_ENDING))} alone")
+    return [member for member in found if not member.name.endswith(LABEL_ENDING)]
+
+
+def write_picture(path: Path, picture: Image) -> None:
+    """A PNG file, whole or not at all."""
+    write_whole(path, lambda temporary: picture.save(temporary, format="png"))
+
+
+def write_shard(path: Path, pictures: Iterable[tuple[str, int, Image]]) -> None:
+    """A shard of pictures with their file names and labels, whole or not at all. Each is drawn as it is written."""
+    write_whole(path, lambda temporary: _fill(temporary, pictures))
+
+
+def _fill(path: Path, pictures: Iterable[tuple[str, int, Image]]) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, label, picture in pictures:
+            png = BytesIO()
+            picture.save(png, format="png")
+            _add(archive, name, png.getvalue())
+            _add(archive, Path(name).with_suffix(LABEL_ENDING).name, str(label).encode())
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    header = tarfile.TarInfo(name)  # of time 0 and of user 0
+    header.size = len(content)
+    archive.addfile(header, BytesIO(content))

@@ -1,0 +1,122 @@
+"""Trains HMAR's masked branch (arXiv 2506.04421): tokens of a scale that are hidden, from those that are not.
+
+Letters: B pictures, L tokens, M those of the scales that are masked (all but the first), c latent channels.
+"""
+
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from var_toolkit.backbones.hmar import HMAR, HMARConfig
+from var_toolkit.sampling.masked_refinement import current_input, refinement
+from var_toolkit.sampling.plan import Plan
+from var_toolkit.training.batches import Batch
+from var_toolkit.training.draws import Draws
+from var_toolkit.training.hmar_objective import masked_parts, start_hmar
+from var_toolkit.training.objectives import Loss, Workplace
+from var_toolkit.training.recipe import Recipe
+from var_toolkit.training.registry import objective
+from var_toolkit.training.var_objective import VarObjective, require_share, token_losses
+from var_toolkit.zoo.registry import Sampling
+
+VALIDATION_SHARE = 0.5  # of the tokens that are hidden when held-out pictures are judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class HmarMaskOptions:
+    """The trained next-scale network, and how its pictures are shown.
+
+    `clean` hides masked tokens from what the visible ones show of the latent, too; the published training does not.
+    """
+
+    initial: str  # directory or name of an HMAR
+    class_dropout: float = 0.1
+    label_smoothing: float = 0.0
+    clean: bool = False
+
+    def __post_init__(self) -> None:
+        require_share(class_dropout=self.class_dropout, label_smoothing=self.label_smoothing)
+
+
+@objective("hmar-mask")
+class HmarMaskObjective(VarObjective):
+    """Mean cross-entropy of the hidden tokens; everything but the masked branch stays as it is.
+
+    At every step a share of each scale is hidden, uniform in (0, 1), in the same places for the whole batch. The first
+    scale is never hidden.
+    """
+
+    options_type = HmarMaskOptions
+    network_type = HMAR
+    sampling = Sampling(refine="published")
+    log_note = "loss and accuracy are of the hidden tokens alone: not to be compared with those of whole scales"
+
+    @classmethod
+    def config_type(cls) -> type:
+        return HMARConfig
+
+    def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
+        super().__init__(recipe, workplace)
+        network = self.networks["var"].requires_grad_(False)
+        for part in masked_parts(network):
+            part.requires_grad_(True)
+
+    def _begin(self, network: Any) -> None:
+        start_hmar(network, self.options.initial)
+
+    def _loss(self, batch: Batch, draws: Draws) -> Loss:
+        generator = draws.generator("mask")
+        share = float(torch.rand((), generator=generator))
+        losses_BM, right_BM = self._guessed(self.networks["var"], batch, self._labels(batch, draws), share, generator)
+        loss = losses_BM.mean()
+        return Loss(loss, {"loss": loss.detach(), "accuracy": right_BM.mean(), "masked_share": loss.new_tensor(share)})
+
+    def _judged(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Loss and accuracy of half of the tokens, always the same ones, with the true labels."""
+        generator = torch.Generator().manual_seed(0)
+        losses_BM, right_BM = self._guessed(network, batch, batch.labels, VALIDATION_SHARE, generator)
+        return {"loss": losses_BM.mean(), "accuracy": right_BM.mean()}
+
+    def _guessed(
+        self, network: nn.Module, batch: Batch, labels: Tensor, share: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Losses of the hidden tokens and whether they were guessed right, both (B, hidden)."""
+        tokens_BL, inputs_BLc = self._forced(batch)
+        hidden_M = self._hidden(share, generator).to(tokens_BL.device)
+        hidden_BM = hidden_M.expand(len(tokens_BL), -1)
+        logits_BLV = network(labels, inputs_BLc, self._current(tokens_BL, hidden_BM), hidden_BM)
+        places = hidden_M.nonzero().squeeze(1) + self.scales.lengths[0]
+        logits, wanted = logits_BLV[:, places], tokens_BL[:, places]
+        losses = token_losses(logits, wanted, label_smoothing=self.options.label_smoothing if network.training else 0.0)
+        return losses, (logits.detach().argmax(dim=2) == wanted).float()
+
+    def _hidden(self, share: float, generator: torch.Generator) -> Tensor:
+        """Which tokens behind the first scale are hidden, bool (M): that share of each scale, rounded up."""
+        parts = []
+        for count in self.scales.lengths[1:]:
+            hidden = torch.zeros(count, dtype=torch.bool)
+            hidden[torch.randperm(count, generator=generator)[: ceil(share * count)]] = True
+            parts.append(hidden)
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def _current(self, tokens_BL: Tensor, hidden_BM: Tensor) -> Tensor:
+        """What the tokens of each scale behind the first add to the latent, shrunk to that scale, (B, M, c)."""
+        first = self.scales.lengths[0]
+        hidden = self.scales.split(nn.functional.pad(hidden_BM, (first, 0)))
+        with torch.autocast(tokens_BL.device.type, enabled=False):
+            parts = [
+                current_input(self.tokenizer.quantize, k, tokens, hidden[k] if self.options.clean else None)
+                for k, tokens in enumerate(self.scales.split(tokens_BL))
+            ]
+        return torch.cat(parts[1:], dim=1)
+
+    def preview(self, network: nn.Module) -> Tensor:
+        """A row of eight pictures drawn scale by scale, and the same ones with masked passes."""
+        plain = self._plan(network)
+        refine = refinement("published", self.scales, clean=self.options.clean)
+        refined = Plan(plain.tokenizer, tuple(replace(stage, refine=refine) for stage in plain.stages))
+        return torch.cat([self._drawn(plan, 8) for plan in (plain, refined)])

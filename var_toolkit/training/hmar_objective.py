@@ -1,0 +1,144 @@
+"""Trains HMAR's next-scale branch (arXiv 2506.04421): VAR's recipe with other attention and other weights of scales.
+
+Letters: B pictures, L tokens, V vocabulary, K scales.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from math import exp
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from var_toolkit.backbones.hmar import HMAR, HMARConfig
+from var_toolkit.backbones.next_scale import NextScaleConfig, NextScaleTransformer
+from var_toolkit.scales import Scales
+from var_toolkit.training.objectives import Loss, Workplace
+from var_toolkit.training.recipe import Recipe
+from var_toolkit.training.registry import objective
+from var_toolkit.training.starting_weights import network_from
+from var_toolkit.training.var_objective import VarObjective, VarOptions, sum_of_factors_, token_losses
+
+
+@dataclass(frozen=True)
+class HmarOptions(VarOptions):
+    """How much each scale counts in the loss, all its tokens the same, and what the run starts from.
+
+    `lognormal` is the paper's (its code takes a normal density, for all the name); `equal` gives every scale the same,
+    `uniform` every token, as VAR does. `initial` may also be a VAR of the same sizes.
+    """
+
+    scale_weights: Literal["lognormal", "equal", "uniform"] = "lognormal"
+
+
+@objective("hmar")
+class HmarObjective(VarObjective):
+    """Cross-entropy of every token given only the latent before its scale; the masked branch waits.
+
+    What is delivered has the next-scale branch in the place of the masked one as well, from which the objective
+    `hmar-mask` goes on. Until then its default is not to refine.
+    """
+
+    options_type = HmarOptions
+    network_type = HMAR
+
+    @classmethod
+    def config_type(cls) -> type:
+        return HMARConfig
+
+    def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
+        super().__init__(recipe, workplace)
+        for part in masked_parts(self.networks["var"]):
+            part.requires_grad_(False)
+        weights = scale_weights(self.scales, self.options.scale_weights)
+        per_token = [w / n for w, n in zip(weights, self.scales.lengths, strict=True)]
+        self.weights_L = torch.tensor(per_token, device=workplace.team.device)[self.scales.level_ids()]
+
+    def _begin(self, network: Any) -> None:
+        network.init_weights(adaln_gamma=self.options.adaln_gamma)
+        if self.options.class_embedding == "still-life-factors":
+            sum_of_factors_(network.class_emb.weight)
+        if self.options.initial is not None:
+            start_hmar(network, self.options.initial)
+
+    def _cross_entropy(self, logits_BLV: Tensor, tokens_BL: Tensor) -> Loss:
+        losses_BL = token_losses(logits_BLV, tokens_BL, label_smoothing=self.options.label_smoothing)
+        loss = (losses_BL * self.weights_L).sum(dim=1).mean()
+        terms = self._by_scale("loss", losses_BL.detach(), logits_BLV.detach(), tokens_BL)
+        return Loss(loss, {"loss": loss.detach(), **terms})
+
+    def save(self, network: nn.Module, directory: Path) -> None:
+        """A model directory whose masked branch is the next-scale one."""
+        assert isinstance(network, HMAR)
+        copy_to_masked(network)
+        super().save(network, directory)
+
+
+def scale_weights(scales: Scales, kind: str) -> list[float]:
+    """What each scale counts in the loss, (K), in all 1.
+
+    `lognormal`: the sides over the last one are standardised (sample deviation), their order is reversed, and the
+    standard normal density of each is taken. The middle scales count most, the last ones little.
+    """
+    if kind == "equal":
+        raw = [1.0] * len(scales)
+    elif kind == "uniform" or len(scales) == 1:
+        raw = [float(n) for n in scales.lengths]
+    else:
+        ratios = [side / scales.finest for side in scales.patch_nums]
+        centre, spread = mean(ratios), stdev(ratios)
+        raw = [exp(-(((ratio - centre) / spread) ** 2) / 2) for ratio in reversed(ratios)]
+    return [weight / sum(raw) for weight in raw]
+
+
+def masked_parts(network: Any) -> list[nn.Module]:
+    """What only masked passes run through."""
+    return [network.mask_embed, network.mask_blocks, network.mask_head_nm, network.mask_head]
+
+
+@torch.no_grad()
+def copy_to_masked(network: HMAR) -> None:
+    """Fill the masked branch with the next-scale one, in place."""
+    for name in ("blocks", "head_nm", "head"):
+        getattr(network, f"mask_{name}").load_state_dict(getattr(network, f"ns_{name}").state_dict())
+
+
+def start_hmar(network: HMAR, name: str) -> None:
+    """Fill a network with saved weights: of an HMAR as they are, of a VAR by giving its last layers to both branches.
+
+    ValueError if the sizes differ.
+    """
+    saved = network_from(name, NextScaleTransformer, what="initial")
+    ours, theirs = asdict(network.config), asdict(saved.config)
+    compared = fields(network.config if isinstance(saved, HMAR) else NextScaleConfig)
+    for field in compared:
+        if field.name != "drop_path" and ours[field.name] != theirs[field.name]:
+            raise ValueError(
+                f"initial: {name} has {field.name} {theirs[field.name]}, but the recipe asks for {ours[field.name]}"
+            )
+    if isinstance(saved, HMAR):
+        network.load_state_dict(saved.state_dict())
+        return
+    state = network.state_dict()
+    state.update(as_next_scale(saved.state_dict(), network.config.depth - network.config.branch_depth))
+    network.load_state_dict(state)
+    copy_to_masked(network)
+
+
+def as_next_scale(state: dict[str, Tensor], shared: int) -> dict[str, Tensor]:
+    """VAR's weights under the names that HMAR's next-scale path has; the first `shared` layers are the base."""
+    renamed = {}
+    for key, tensor in state.items():
+        first, _, rest = key.partition(".")
+        if first == "blocks":
+            layer, _, rest = rest.partition(".")
+            base = int(layer) < shared
+            key = f"base_blocks.{layer}.{rest}" if base else f"ns_blocks.{int(layer) - shared}.{rest}"
+        elif first in ("head", "head_nm"):
+            key = f"ns_{key}"
+        elif key == "word_embed.bias":
+            key = "word_embed_bias"
+        renamed[key] = tensor
+    return renamed
