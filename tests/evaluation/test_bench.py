@@ -15,6 +15,7 @@ import torch
 from var_toolkit.evaluation.bench import child as child_module
 from var_toolkit.evaluation.bench import rounds
 from var_toolkit.evaluation.bench.child import Child, RowFailedError
+from var_toolkit.evaluation.bench.memory import held, peak
 from var_toolkit.evaluation.bench.plot import pareto_front
 from var_toolkit.evaluation.bench.random_weights import random_pipeline
 from var_toolkit.evaluation.bench.report import Spread, as_markdown, as_text, paired_ratio, report
@@ -148,7 +149,12 @@ def test_the_front_holds_what_no_other_beats_in_both():
 
 
 def a_turn(transformer, decoder):
-    counted = {"peak_memory_bytes": 5, "cache_bytes_per_picture": 1, "forward_passes": 4}
+    counted = {
+        "peak_memory_bytes": 5,
+        "transformer_memory_bytes": 2,
+        "cache_bytes_per_picture": 1,
+        "forward_passes": 4,
+    }
     return {"transformer": transformer, "decoder": decoder, **counted}
 
 
@@ -353,3 +359,12 @@ def test_random_weights_of_a_published_size_need_no_download(monkeypatch):
     monkeypatch.setattr("var_toolkit.zoo.hub.download", no_download)
     pipe = random_pipeline("var-d16", device="cpu", dtype=torch.bfloat16)
     assert sum(p.numel() for p in pipe.backbone.parameters()) == size_of(Row("a", "var-d16")).parameters > 3e8
+
+
+def test_memory_held_grows_and_shrinks_while_the_peak_stays():
+    cpu = torch.device("cpu")
+    before = held(cpu)
+    block = torch.ones(16_000_000)
+    assert before + 50e6 < held(cpu) <= peak(cpu)
+    del block
+    assert held(cpu) < before + 30e6 < peak(cpu)

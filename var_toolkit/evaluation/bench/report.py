@@ -90,6 +90,7 @@ def _figures(one: Measured, first: Measured) -> dict[str, Any]:
         else None,
         "peak_memory_bytes": peak,
         "memory_growth_bytes": max(peak - empty, 0),
+        "transformer_memory_bytes": max(turn["transformer_memory_bytes"] for turn in one.turns),
         "cache_bytes_per_picture": one.turns[-1]["cache_bytes_per_picture"],
         "forward_passes": one.turns[-1]["forward_passes"],
     }
@@ -142,6 +143,7 @@ COLUMNS = (
     Column("passes", lambda row: str(row["forward_passes"])),
     Column("parameters", lambda row: _mega(row["parameters"])),
     Column("KV MiB", lambda row: _mebi(row["cache_bytes_per_picture"])),
+    Column("work MiB", lambda row: _mebi(row["transformer_memory_bytes"])),
     Column("peak MiB", lambda row: f"{_mebi(row['peak_memory_bytes'])} (+{_mebi(row['memory_growth_bytes'])})"),
 )
 QUALITY_COLUMNS = (
@@ -211,8 +213,9 @@ def legend(told: dict[str, Any]) -> list[str]:
         "the rows take turns",
         f"ratio: times as fast as {told['rows'][0]['name']}, median of the rounds (lowest to highest); predicted: the "
         "transformer's, from multiply-adds alone",
-        "KV: keys and values a picture; peak: memory of the process while it draws (beyond that of an empty process); "
-        "on CUDA, of torch's allocator",
+        "KV: keys and values a picture; work: what the transformer adds to the weights for a batch, keys and values "
+        "included; peak: memory of the process while it draws (beyond that of an empty process); on CUDA, both of "
+        "torch's allocator",
     ]
     judged = sorted({row["quality_found"]["pictures"] for row in told["rows"] if row["quality_found"]})
     if judged:

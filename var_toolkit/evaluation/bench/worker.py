@@ -12,12 +12,12 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from var_toolkit.evaluation.bench.memory import forget_peak, peak
+from var_toolkit.evaluation.bench.memory import forget_peak, held, peak
 from var_toolkit.evaluation.bench.random_weights import random_pipeline
 from var_toolkit.evaluation.bench.table import Row
 from var_toolkit.loading import load
@@ -57,18 +57,21 @@ class Worker:
         decoding: list[float] = []
         seed, size = number * TURN, self.row.batch
         forget_peak(self.pipe.device)
+        before, added = held(self.pipe.device), 0
         began = time.perf_counter()
         while not drawing or time.perf_counter() - began < seconds:
-            drawn, decoded, run, _ = _draw(self.pipe, self.plan, self._labels(seed, size), range(seed, seed + size))
-            drawing.append(drawn / size)
-            decoding.append(decoded / size)
+            one = _draw(self.pipe, self.plan, self._labels(seed, size), range(seed, seed + size))
+            added = added or one.peak_bytes - before  # of the first batch: later peaks are those of the decoder
+            drawing.append(one.transformer / size)
+            decoding.append(one.decoder / size)
             seed += size
         return {
             "transformer": drawing,
             "decoder": decoding,
             "peak_memory_bytes": peak(self.pipe.device),
-            "cache_bytes_per_picture": run.cache_bytes // size,
-            "forward_passes": run.forward_passes,
+            "transformer_memory_bytes": max(added, 0),
+            "cache_bytes_per_picture": one.run.cache_bytes // size,
+            "forward_passes": one.run.forward_passes,
         }
 
     def pictures(self, path: str) -> dict[str, Any]:
@@ -82,8 +85,8 @@ class Worker:
         """Batches of pictures, uint8 (B, 3, h, w), on the CPU: picture i of class i, counted around, and seed i."""
         for at in range(0, count, QUALITY_BATCH):
             size = min(QUALITY_BATCH, count - at)
-            *_, pictures = _draw(self.pipe, self.plan, self._labels(at, size), range(at, at + size))
-            yield to_uint8((pictures + 1) / 2).cpu()
+            one = _draw(self.pipe, self.plan, self._labels(at, size), range(at, at + size))
+            yield to_uint8((one.pictures + 1) / 2).cpu()
 
     def _labels(self, first: int, count: int) -> Tensor:
         return torch.arange(first, first + count, device=self.pipe.device) % self.pipe.backbone.config.num_classes
@@ -94,14 +97,23 @@ def _pipeline(row: Row) -> Pipeline:
     return open_it(row.source, device=row.device, dtype=getattr(torch, row.dtype))
 
 
-def _draw(pipe: Pipeline, plan: Plan, labels: Tensor, seeds: range) -> tuple[float, float, Decoded, Tensor]:
-    """Seconds of the transformer and of the tokenizer's decoder, the tokens and the pictures in [-1, 1]."""
+class Drawn(NamedTuple):
+    """One batch: seconds of the transformer and of the tokenizer's decoder, tokens, and pictures in [-1, 1]."""
+
+    transformer: float
+    decoder: float
+    run: Decoded
+    pictures: Tensor
+    peak_bytes: int  # before the decoder
+
+
+def _draw(pipe: Pipeline, plan: Plan, labels: Tensor, seeds: range) -> Drawn:
     noise = Noise(seeds, pipe.device)
     began = _now(pipe.device)
     run = decode(plan, labels, noise)
-    drawn = _now(pipe.device)
+    drawn, peak_bytes = _now(pipe.device), peak(pipe.device)
     pictures = plan.tokenizer.decode(run.latent)
-    return drawn - began, _now(pipe.device) - drawn, run, pictures
+    return Drawn(drawn - began, _now(pipe.device) - drawn, run, pictures, peak_bytes)
 
 
 def _now(device: torch.device) -> float:
