@@ -127,7 +127,8 @@ def _triton(
         raise ValueError(f"attention backend 'triton' cannot be used: {reason}")
     from var_toolkit.kernels.triton_attention import pyramid_attention
 
-    return pyramid_attention(q, k, v, logits, scale, list(lengths), pattern)[0]
+    learning = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, logits))
+    return pyramid_attention(q, k, v, logits, scale, list(lengths), pattern, learning)[0]
 
 
 def _sdpa(

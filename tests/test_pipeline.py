@@ -183,3 +183,36 @@ def test_a_plan_takes_the_place_of_settings(pipe):
         pipe(3, seeds=0, plan=plan, top_k=5)
     with pytest.raises(ValueError, match="go together"):
         pipe(3, subnet=2)
+
+
+def test_a_pair_with_hmar_is_saved_with_its_masked_passes(tmp_path, small_tokenizer, small_var, small_hmar):
+    hmar = Pipeline(small_tokenizer, small_hmar, Sampling(refine="1;1,3;9;8,8", refine_clean=True))
+    both = pair(Pipeline(small_tokenizer, small_var), hmar, 2)
+    both.save_pretrained(tmp_path / "pair")
+    again = load(tmp_path / "pair", device="cpu")
+    assert str(again.plan()) == str(both.plan())
+    assert "1 masked passes (3: 8,8) clean" in str(again.plan())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"refine": "published"}, "refine needs a backbone with masked passes, such as HMAR"),
+        ({"refine_clean": True}, "refine_clean changes masked passes, and there are none here"),
+    ],
+)
+def test_settings_of_masked_passes_are_refused_where_there_are_none(small_tokenizer, small_var, settings, words):
+    with pytest.raises(ValueError, match=words):
+        Pipeline(small_tokenizer, small_var).plan(**settings)
+
+
+def test_lists_that_refine_only_what_another_model_draws_are_refused(small_tokenizer, small_var, small_hmar):
+    both = pair(Pipeline(small_tokenizer, small_var), Pipeline(small_tokenizer, small_hmar), 2)
+    with pytest.raises(ValueError, match="only for scales that another model draws"):
+        both.plan(refine="1;1,3;9;16")
+    assert both.plan(refine="1;1,3;9;8,8").stages[1].masked(3) == (8,)
+
+
+def test_a_name_that_is_no_setting_is_refused_even_without_a_value(small_tokenizer, small_var):
+    with pytest.raises(TypeError, match="'typo' is no setting; settings are guidance_scale"):
+        Pipeline(small_tokenizer, small_var).plan(typo=None)

@@ -19,9 +19,9 @@ from var_toolkit.backbones.linear import pack_linears
 from var_toolkit.pictures import as_output, picture_tensor
 from var_toolkit.sampling.collaborative import code
 from var_toolkit.sampling.engine import ScaleEvent, decode
-from var_toolkit.sampling.masked_refinement import OFF, refinement
 from var_toolkit.sampling.noise import Noise
 from var_toolkit.sampling.plan import Plan, Stage
+from var_toolkit.sampling.refinement_schedule import OFF, refinement
 from var_toolkit.sampling.variant import variant
 from var_toolkit.zoo.class_names import ClassNames, class_names
 from var_toolkit.zoo.directory import INDEX, write_json, write_network, written_whole
@@ -127,17 +127,28 @@ class Pipeline:
 
         ValueError in one line if they do not fit the model.
         """
-        given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-        unknown = given.keys() - Settings.__annotations__.keys()
+        unknown = settings.keys() - Settings.__annotations__.keys()
         if unknown:
             raise TypeError(f"{unknown.pop()!r} is no setting; settings are {', '.join(Settings.__annotations__)}")
+        given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         depth: dict[str, Any] = {name: given.pop(name) for name in ("subnet", "full_scales") if name in given}
         plan = self._default_depth(given)
-        if given.get("refine", OFF) != OFF and not any(stage.refine for stage in plan.stages):
-            raise ValueError("refine needs a backbone with masked passes, such as HMAR; this model has none")
+        self._require_masked_passes(plan, given)
         if not depth:
             return plan
         return _variant(plan, **{"subnet": self.sampling.subnet, "full_scales": self.sampling.full_scales, **depth})
+
+    def _require_masked_passes(self, plan: Plan, given: dict[str, Any]) -> None:
+        """Refuse settings of masked passes for a plan that has none."""
+        refined = [stage for stage in plan.stages if stage.refine is not None]
+        if given.get("refine", OFF) != OFF and not refined:
+            raise ValueError("refine needs a backbone with masked passes, such as HMAR; this model has none")
+        if given.get("refine_clean") and not refined:
+            raise ValueError("refine_clean changes masked passes, and there are none here; use HMAR, and refine")
+        if given.get("refine", OFF) != OFF and not any(stage.refine.shown(stage.scales) for stage in refined):
+            whole = any(stage.refine.shown(range(len(plan.tokenizer.scales))) for stage in refined)
+            if whole:
+                raise ValueError("refine has masked passes only for scales that another model draws; give other lists")
 
     def _default_depth(self, given: dict[str, Any]) -> Plan:
         """The plan with as many layers as the model has by default."""

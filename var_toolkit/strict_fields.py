@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 Config = TypeVar("Config")
@@ -52,7 +52,7 @@ def convert(hint: Any, value: object, *, where: str) -> Any:
         if value not in get_args(hint):
             raise ValueError(f"{where} is {value!r}; allowed: {', '.join(map(str, get_args(hint)))}")
         return value
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return _convert_tuple(hint, value, where=where)
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, where=where)
@@ -63,7 +63,7 @@ def _convert_union(hint: Any, value: object, *, where: str) -> Any:
     members = get_args(hint)
     if value is None and type(None) in members:
         return None
-    lists = [member for member in members if get_origin(member) is tuple]
+    lists = [member for member in members if get_origin(member) in (tuple, Sequence)]
     kinds = [member for member in members if member is not type(None) and member not in lists]
     return convert(lists[0] if lists and isinstance(value, list | tuple) else kinds[0], value, where=where)
 
@@ -72,7 +72,7 @@ def _convert_tuple(hint: Any, value: object, *, where: str) -> tuple[Any, ...]:
     members = get_args(hint)
     if not isinstance(value, list | tuple):
         raise ValueError(f"{where} is {value!r}; expected a list")
-    if len(members) == 2 and members[1] is Ellipsis:
+    if len(members) == 1 or (len(members) == 2 and members[1] is Ellipsis):  # Sequence[x], tuple[x, ...]
         members = (members[0],) * len(value)
     if len(members) != len(value):
         raise ValueError(f"{where} is {value!r}; expected a list of {len(members)} values")
@@ -90,4 +90,6 @@ def _convert_scalar(hint: Any, value: object, *, where: str) -> Any:
     elif type(value) is hint:
         return value
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    if hint is str and isinstance(value, bool):
+        raise ValueError(f"{where} is {value!r}, which is how YAML reads on and off, yes and no; put it in quotes")
     raise ValueError(f"{where} is {value!r}; expected {names.get(hint, hint)}")

@@ -29,10 +29,10 @@ def gradients(packed, backend, pattern):
     ids=str,
 )
 def test_every_configuration_equals_the_reference(name, width, config, pattern, dtype, monkeypatch):
-    def chosen(kernel, problem):
+    def chosen(kernel, problem, tuned):
         return config if kernel == name else triton_attention.CONFIGS[kernel, width][0]
 
-    monkeypatch.setattr(triton_attention, "fastest", chosen)
+    monkeypatch.setattr(triton_attention, "chosen", chosen)
     packed = torch.randn(2, SCALES.total, 3, 3, width, device="cuda", dtype=dtype)
     try:
         found = gradients(packed, "triton", pattern)
@@ -48,6 +48,13 @@ def test_auto_takes_the_measured_configuration_and_gives_the_same_bits_twice(wid
     assert pyramid_attention._best_backend(packed[:, :, 0]) == "triton"
     for x, y in zip(gradients(packed, "auto", "block-causal"), gradients(packed, "auto", "block-causal"), strict=True):
         assert torch.equal(x, y)
+
+
+def test_drawing_never_tunes(monkeypatch):
+    monkeypatch.setattr(triton_attention, "_milliseconds", lambda *_: pytest.fail("a configuration was measured"))
+    packed = torch.randn(1, SCALES.total, 3, 7, 64, device="cuda", dtype=torch.float16)
+    with torch.inference_mode():
+        attention(*packed.permute(2, 0, 3, 1, 4), SCALES, backend="triton")
 
 
 @pytest.mark.parametrize("pattern", ["block-causal", "block-diagonal"])

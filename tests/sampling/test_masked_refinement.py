@@ -8,9 +8,10 @@ from torch.testing import assert_close
 from var_toolkit.sampling import engine, masked_refinement
 from var_toolkit.sampling.collaborative import code
 from var_toolkit.sampling.engine import decode
-from var_toolkit.sampling.masked_refinement import Refinement, least_confident, refinement
+from var_toolkit.sampling.masked_refinement import least_confident
 from var_toolkit.sampling.noise import Noise, Stream
 from var_toolkit.sampling.plan import Plan, Stage
+from var_toolkit.sampling.refinement_schedule import Refinement, refinement
 from var_toolkit.sampling.variant import variant
 from var_toolkit.scales import SCHEDULES, Scales
 
@@ -98,8 +99,15 @@ def test_the_work_of_a_plan_is_that_of_its_matrix_products(small_tokenizer, smal
     assert plan.cost().multiply_adds == expected
 
 
-def test_tokens_that_are_settled_never_change(small_tokenizer, small_hmar):
-    watched = Watched(small_hmar)
+def test_tokens_that_are_settled_never_change(small_tokenizer, small_hmar, monkeypatch):
+    watched, seen = Watched(small_hmar), []
+
+    def see(quantize, scale, tokens, hidden=None):
+        seen.append(tokens)
+        return shown(quantize, scale, tokens, hidden)
+
+    shown = masked_refinement.current_input
+    monkeypatch.setattr(masked_refinement, "current_input", see)
     last: list[torch.Tensor] = []
     stage = plan_of(small_tokenizer, watched, "1;4;9;1,3,4,8").stages[0]
     found, logits = torch.randint(64, (2, 16)), torch.randn(2, 16, 64)
@@ -114,6 +122,9 @@ def test_tokens_that_are_settled_never_change(small_tokenizer, small_hmar):
         assert all(not (masked & ~before).any() for before in last)  # what is settled is never masked again
         last.append(masked)
     assert torch.equal(after[~watched.masked[0]], found[~watched.masked[0]])
+    assert len(seen) == 3
+    for tokens, masked in zip(seen, watched.masked, strict=True):  # what is visible in a pass is what comes out
+        assert torch.equal(tokens[~masked], after[~masked])
     confidence = logits.softmax(-1).gather(-1, found[..., None])[..., 0]
     kept = ~watched.masked[0]
     assert torch.equal(confidence.argmax(1), kept.nonzero()[:, 1])
@@ -197,8 +208,26 @@ def test_dots_leave_the_rest_in_one_pass():
 
 
 @pytest.mark.parametrize(
+    ("sides", "expected"), [((2, 4, 8), ((4,), (16,), (64,))), ((3, 5), ((9,), (25,))), ((1,), ((1,),))]
+)
+def test_the_first_scale_is_drawn_at_once_whatever_its_side(sides, expected):
+    assert refinement("published", Scales(sides)).schedule == expected
+
+
+def test_a_stage_shows_the_masked_passes_of_its_own_scales_alone(small_tokenizer, small_hmar, small_var):
+    whole = plan_of(small_tokenizer, small_hmar, "1;1,3;1,1,2,5;16")
+    assert "4 masked passes (1: 1,3; 2: 1,1,2,5)" in str(whole)
+    var = plan_of(small_tokenizer, small_var)
+    assert "1 masked passes (1: 1,3)" in str(code(whole, var, draft_scales=2))
+    assert "masked" not in str(code(var, whole, draft_scales=3))
+
+
+@pytest.mark.parametrize(
     ("wanted", "words"),
     [
+        ([1, 3], r"refine is \[1, 3\]; it must be off, published"),
+        ([[1], [1.5, 2.5], [9], [16]], "refine is .*it must be off, published"),
+        (5, "refine is 5; it must be off, published"),
         ("1;1,3;9", "refine has 3 lists for 4 scales; give one list a scale"),
         ("1;1,2;9;16", "refine: scale 1 has 1,2; it must be positive numbers that sum to 4"),
         ("1;0,4;9;16", "refine: scale 1 has 0,4; it must be positive"),

@@ -10,6 +10,7 @@ from var_toolkit.training.draws import Draws
 from var_toolkit.training.hmar_objective import as_next_scale, scale_weights
 from var_toolkit.training.loop import train
 from var_toolkit.training.objectives import Workplace
+from var_toolkit.training.recipe import recipe_from
 from var_toolkit.training.registry import objective_class
 from var_toolkit.zoo.directory import load_network, read_json
 
@@ -124,3 +125,27 @@ def test_clean_hides_tokens_from_their_neighbours_as_well(build):
     assert torch.equal(
         objective._current(tokens, hidden.expand(8, -1)), objective._current(other, hidden.expand(8, -1))
     )
+
+
+def test_what_is_delivered_samples_as_it_was_trained(tiny, settings, cache, tmp_path):
+    options = settings("hmar-mask")["objective_options"] | {"clean": True}
+    final = train(tiny("hmar-mask", steps=1, objective_options=options), tmp_path, cache_dir=cache, device="cpu")
+    assert read_json(final / "model_index.json")["_sampling"]["refine_clean"] is True
+
+
+def test_the_second_stage_does_not_start_from_a_var(build, parts):
+    with pytest.raises(ValueError, match="initial: .* holds a VAR; expected a HMAR"):
+        build("hmar-mask", initial=str(parts / "var"))
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-9])
+def test_one_token_of_each_scale_is_hidden_at_least(build, share):
+    hidden = build("hmar-mask")[0]._hidden(share, torch.Generator())
+    assert [int(part.sum()) for part in hidden.split([4, 64])] == [1, 1]
+
+
+@pytest.mark.parametrize("objective", ["hmar", "hmar-mask"])
+def test_a_single_scale_is_refused(settings, objective):
+    values = settings(objective)
+    with pytest.raises(ValueError, match=r"patch_nums is \[8\]; HMAR is trained on two scales or more"):
+        recipe_from(values | {"model": values["model"] | {"patch_nums": [8]}})

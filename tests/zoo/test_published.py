@@ -5,12 +5,13 @@ import pickle
 
 import pytest
 import torch
-from golden.cases import load_case
+from golden.cases import FOLDER, load_case
 from safetensors.torch import save_file
 
 from var_toolkit.cli import main
 from var_toolkit.loading import load
 from var_toolkit.zoo.published import networks_from_tensors
+from var_toolkit.zoo.registry import entry
 
 
 @pytest.fixture(scope="module")
@@ -263,3 +264,12 @@ def test_a_file_of_another_family_is_refused_by_what_it_lacks(published, tmp_pat
     files = ["--tokenizer", str(published / "vae.pth"), "--backbone", str(published / "var.pth")]
     assert main(["convert", "--family", "hmar", *files, "--out", str(tmp_path / "model")]) == 2
     assert "lacks 'ns_head.weight'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("depth", [16, 20, 24, 30])
+def test_the_settings_of_hmar_are_those_of_its_evaluation(depth):
+    facts = json.loads((FOLDER / "hmar-published-settings" / "case.json").read_text())
+    published = facts["sampling"]["by_depth_evaluate"][f"d{depth}"]
+    ours = entry(f"hmar-d{depth}").sampling
+    assert (ours.guidance_scale, ours.top_k, ours.top_p) == tuple(published[key] for key in ("cfg", "top_k", "top_p"))
+    assert (ours.refine, ours.smooth) == ("published", published["more_smooth"])

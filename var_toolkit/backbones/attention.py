@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from math import log, sqrt
-from typing import Literal
 
 import torch
 from einops import rearrange
@@ -18,10 +17,10 @@ from torch.nn import functional as F
 from var_toolkit.backbones.cache import KVCache
 from var_toolkit.backbones.linear import Linear, linear
 from var_toolkit.kernels.pyramid_attention import attention as attend_in_pyramid
+from var_toolkit.kernels.tiles import Pattern
 from var_toolkit.scales import Scales
 
 MAX_LOG_SCALE = log(100)
-Pattern = Literal["block-causal", "block-diagonal"]
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # queries, keys, values (R, H, L, D), scale of the scores
 
 
@@ -76,14 +75,4 @@ class SelfAttention(nn.Module):
             scale = 1.0
         if cache is not None:
             k, v = cache.append(layer, k, v)
-        if torch.is_autocast_enabled("cpu") and v.device.type == "cpu":
-            out = _in_float32(attend, q, k, v, scale)
-        else:
-            out = attend(q, k, v, scale)
-        return self.proj(rearrange(out, "r h l d -> r l (h d)"))
-
-
-def _in_float32(attend: Attend, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attention in training on the CPU, where the half-precision kernel's backward pass is the slower one."""
-    with torch.autocast("cpu", enabled=False):
-        return attend(q.float(), k.float(), v.float(), scale)
+        return self.proj(rearrange(attend(q, k, v, scale), "r h l d -> r l (h d)"))

@@ -49,21 +49,13 @@ class Branch(NamedTuple):
     head_scale: Tensor  # one plus scale, (R, 1, C)
     head_shift: Tensor
 
-    def first(self, rows: int) -> Branch:
-        """The same for the first rows only."""
-        return Branch(
-            [Modulation(*(part[:rows] for part in block)) for block in self.blocks],
-            self.head_scale[:rows],
-            self.head_shift[:rows],
-        )
-
 
 class Condition(NamedTuple):
     """Everything that depends on the labels alone: made once a run, used at every scale."""
 
     start_RC: Tensor  # noqa: N815
+    steer: Tensor  # what modulates any block
     next_scale: Branch
-    masked: Branch
 
 
 class HMAR(NextScaleTransformer):
@@ -112,12 +104,14 @@ class HMAR(NextScaleTransformer):
         """What the labels (R, int64, num_classes for the null class) mean to every block and to the heads."""
         start_RC = self.class_emb(labels_R)
         steer = self._steer(start_RC)
-        base = _steered(self.base_blocks, steer)
-        return Condition(
-            start_RC,
-            Branch(base + _steered(self.ns_blocks, steer), *self.ns_head_nm(start_RC)),
-            Branch(base + _steered(self.mask_blocks, steer), *self.mask_head_nm(start_RC)),
-        )
+        return Condition(start_RC, steer, Branch(_steered(self.blocks, steer), *self.ns_head_nm(start_RC)))
+
+    def _masked_branch(self, condition: Condition, rows: int) -> Branch:
+        """Of the first rows. Made when it is asked for, since many runs have no masked pass."""
+        shared = condition.next_scale.blocks[: len(self.base_blocks)]
+        base = [Modulation(*(part[:rows] for part in block)) for block in shared]
+        own = _steered(_each(self.mask_blocks), condition.steer[:rows])
+        return Branch(base + own, *self.mask_head_nm(condition.start_RC[:rows]))
 
     def hidden(
         self,
@@ -151,7 +145,7 @@ class HMAR(NextScaleTransformer):
         class alone, has neither. The condition may have more rows; the first R are taken.
         """
         rows = len(inputs_RLc)
-        branch = condition.masked.first(rows)
+        branch = self._masked_branch(condition, rows)
         seen = torch.where(masked_RL.unsqueeze(-1), self.mask_embed.weight, self._words(current_RLc))
         words = self._words(inputs_RLc) + seen + self.word_embed_bias
         x_RLC = self._embed(condition.start_RC[:rows], words, scales)
@@ -201,5 +195,5 @@ def _each(blocks: Iterable[nn.Module]) -> list[Block]:
     return [cast(Block, block) for block in blocks]
 
 
-def _steered(blocks: Iterable[nn.Module], steer: Tensor) -> list[Modulation]:
-    return [block.modulation(steer) for block in _each(blocks)]
+def _steered(blocks: Iterable[Block], steer: Tensor) -> list[Modulation]:
+    return [block.modulation(steer) for block in blocks]

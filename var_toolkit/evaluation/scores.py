@@ -181,8 +181,10 @@ def _doubt_whole(drawn: PictureSet, note: Callable[[str], None]) -> None:
 def _doubt_classes(drawn: PictureSet, truth: PictureSet, note: Callable[[str], None]) -> None:
     """Note where the images are of other classes than the reference, or of some more often than of others."""
     settings = drawn.settings or {}
-    classes, theirs = settings.get("classes"), (truth.settings or {}).get("classes", ALL_CLASSES)
-    if classes not in (None, theirs):
+    classes, theirs = settings.get("classes"), (truth.settings or {}).get("classes")
+    if isinstance(truth.pictures, FreshStillLifes):
+        theirs = ALL_CLASSES
+    if None not in (classes, theirs) and classes != theirs:
         note(f"images are of the classes {classes}; against a reference of {theirs} distances grow by the difference")
     often = Counter(drawn.labels or [])
     pictures, per_class = settings.get("pictures"), settings.get("per_class")

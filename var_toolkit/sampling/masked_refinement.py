@@ -1,100 +1,21 @@
 """Masked refinement inside a scale (HMAR, arXiv 2506.04421): doubtful tokens are masked and drawn again.
 
 A scale is drawn at once; the tokens that were least likely are hidden, and the network's masked branch draws them anew
-beside those that stay, in as many passes as the schedule of the scale has further entries.
+beside those that stay, in as many passes as the schedule of the scale (`refinement_schedule`) has further entries.
 
 Letters: B pictures, L tokens of one scale, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from var_toolkit.sampling.filters import draw, filter_top_k_top_p
 from var_toolkit.sampling.noise import Noise, Stream
-from var_toolkit.scales import Scales
-
-if TYPE_CHECKING:
-    from var_toolkit.sampling.plan import Stage
-
-# How many tokens are settled in each pass, by the side of the scale; scales that are not named take one pass.
-NAMED: dict[str, dict[int, tuple[int, ...]]] = {
-    "published": {2: (1, 3), 3: (1, 1, 2, 5)},  # of the released sampler: 14 passes at 256 px
-    "benchmark-256": {2: (1, 3), 3: (1, 3, 5)},  # of the paper's speed tables, by resolution
-    "benchmark-512": {2: (1, 3), 3: (1, 1, 2, 5), 4: (5, 11)},
-    "benchmark-1024": {2: (1, 3), 3: (1, 1, 2, 5), 4: (3, 5, 8)},
-}
-OFF = "off"
-REST = "..."
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """How many tokens of each scale are settled in each pass: one tuple a scale, its numbers sum to its tokens.
-
-    The first number counts the draw of the whole scale, each further one a masked pass. Tokens that stay visible are
-    shown as the published code shows them: the convolution that spreads them over the latent has seen the masked ones
-    too. `clean` empties the masked places before; weights that were trained the published way did not learn from that.
-    """
-
-    schedule: tuple[tuple[int, ...], ...]
-    clean: bool = False
-
-    def masked(self, scale: int) -> tuple[int, ...]:
-        """How many tokens are masked in each masked pass of a scale: all that are not settled before it."""
-        counts = self.schedule[scale]
-        return tuple(sum(counts[step:]) for step in range(1, len(counts)))
-
-    def require_fit(self, scales: Scales) -> None:
-        """ValueError if this is no schedule for these scales."""
-        if len(self.schedule) != len(scales):
-            raise ValueError(f"refine has {len(self.schedule)} lists for {len(scales)} scales; give one list a scale")
-        for k, (counts, tokens) in enumerate(zip(self.schedule, scales.lengths, strict=True)):
-            shown = ",".join(map(str, counts))
-            if any(count < 1 for count in counts) or sum(counts) != tokens:
-                raise ValueError(f"refine: scale {k} has {shown}; it must be positive numbers that sum to {tokens}")
-        if len(self.schedule[0]) > 1:
-            raise ValueError("refine: the first scale comes from the class alone; it must have one number")
-
-    def __str__(self) -> str:
-        extra = sum(len(counts) - 1 for counts in self.schedule)
-        refined = [f"{k}: {','.join(map(str, counts))}" for k, counts in enumerate(self.schedule) if len(counts) > 1]
-        return f"{extra} masked passes ({'; '.join(refined)}){' clean' if self.clean else ''}"
-
-
-def refinement(wanted: str | Sequence[Sequence[int]], scales: Scales, *, clean: bool = False) -> Refinement | None:
-    """What `--refine` means for a schedule of scales: a name, lists such as "1;1,3;1,1,2,5;...", or "off" (None).
-
-    A last list of "..." stands for one pass for each scale that is left. ValueError if it does not fit.
-    """
-    if wanted == OFF:
-        return None
-    if isinstance(wanted, str) and wanted in NAMED:
-        lists = tuple(NAMED[wanted].get(side, (side * side,)) for side in scales.patch_nums)
-    elif isinstance(wanted, str):
-        lists = _parsed(wanted, scales)
-    else:
-        lists = tuple(tuple(map(int, counts)) for counts in wanted)
-    found = Refinement(lists, clean)
-    found.require_fit(scales)
-    return found
-
-
-def _parsed(text: str, scales: Scales) -> tuple[tuple[int, ...], ...]:
-    parts = [part.strip() for part in text.split(";")]
-    if parts[-1] == REST:
-        parts[-1:] = [str(tokens) for tokens in scales.lengths[len(parts) - 1 :]]
-    try:
-        return tuple(tuple(map(int, part.split(","))) for part in parts)
-    except ValueError:
-        raise ValueError(
-            f'refine is {text!r}; it must be {OFF}, {", ".join(NAMED)}, or a list a scale such as "1;1,3;1,1,2,5;..."'
-        ) from None
+from var_toolkit.sampling.plan import Stage
 
 
 def refine(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from var_toolkit.backbones.subnet import Subnet
-from var_toolkit.sampling.masked_refinement import Refinement
+from var_toolkit.sampling.refinement_schedule import Refinement
 from var_toolkit.scales import Scales
 
 
@@ -101,7 +101,7 @@ class Stage:
         if not hasattr(self.backbone, "refined"):
             raise ValueError(f"refine needs a backbone with masked passes (HMAR), not {type(self.backbone).__name__}")
         if self.smooth:
-            raise ValueError("smooth mixes codes, refine draws single ones again; choose one")
+            raise ValueError("smooth mixes codes, masked passes draw single ones again; choose one, or refine off")
         refine.require_fit(self.backbone.scales)
 
     def masked(self, scale: int) -> tuple[int, ...]:
@@ -127,7 +127,7 @@ class Stage:
             f"top-p {self.top_p:g}",
             f"temperature {self.temperature:g}",
             *(["smooth"] if self.smooth else []),
-            *([str(self.refine)] if self.refine else []),
+            *filter(None, [self.refine.shown(self.scales) if self.refine else ""]),
         ]
         return f"scale{f's {first}-{last}' if last > first else f' {first}'}: {', '.join(settings)}"
 

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.backbones.hmar import HMAR, HMARConfig
-from var_toolkit.sampling.masked_refinement import current_input, refinement
+from var_toolkit.sampling.masked_refinement import current_input
 from var_toolkit.sampling.plan import Plan
+from var_toolkit.sampling.refinement_schedule import refinement
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.draws import Draws
-from var_toolkit.training.hmar_objective import masked_parts, start_hmar
+from var_toolkit.training.hmar_objective import masked_parts, require_scales
 from var_toolkit.training.objectives import Loss, Workplace
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
+from var_toolkit.training.starting_weights import start_from
 from var_toolkit.training.var_objective import VarObjective, require_share, token_losses
 from var_toolkit.zoo.registry import Sampling
 
@@ -45,27 +47,32 @@ class HmarMaskOptions:
 class HmarMaskObjective(VarObjective):
     """Mean cross-entropy of the hidden tokens; everything but the masked branch stays as it is.
 
-    At every step a share of each scale is hidden, uniform in (0, 1), in the same places for the whole batch. The first
-    scale is never hidden.
+    At every step a share of each scale is hidden, uniform in (0, 1) and one token at least, in the same places for the
+    whole batch. The first scale is never hidden.
     """
 
     options_type = HmarMaskOptions
     network_type = HMAR
-    sampling = Sampling(refine="published")
     log_note = "loss and accuracy are of the hidden tokens alone: not to be compared with those of whole scales"
 
     @classmethod
     def config_type(cls) -> type:
         return HMARConfig
 
+    @classmethod
+    def check(cls, recipe: Recipe, *, where: str) -> None:
+        super().check(recipe, where=where)
+        require_scales(recipe, where)
+
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         super().__init__(recipe, workplace)
+        self.sampling = Sampling(refine="published", refine_clean=self.options.clean)
         network = self.networks["var"].requires_grad_(False)
         for part in masked_parts(network):
             part.requires_grad_(True)
 
     def _begin(self, network: Any) -> None:
-        start_hmar(network, self.options.initial)
+        start_from(network, self.options.initial)
 
     def _loss(self, batch: Batch, draws: Draws) -> Loss:
         generator = draws.generator("mask")
@@ -98,7 +105,7 @@ class HmarMaskObjective(VarObjective):
         parts = []
         for count in self.scales.lengths[1:]:
             hidden = torch.zeros(count, dtype=torch.bool)
-            hidden[torch.randperm(count, generator=generator)[: ceil(share * count)]] = True
+            hidden[torch.randperm(count, generator=generator)[: max(1, ceil(share * count))]] = True
             parts.append(hidden)
         return torch.cat(parts)
 

@@ -43,10 +43,16 @@ class HmarObjective(VarObjective):
 
     options_type = HmarOptions
     network_type = HMAR
+    log_note = "loss weighs the scales, validation_loss does not; " + VarObjective.log_note
 
     @classmethod
     def config_type(cls) -> type:
         return HMARConfig
+
+    @classmethod
+    def check(cls, recipe: Recipe, *, where: str) -> None:
+        super().check(recipe, where=where)
+        require_scales(recipe, where)
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         super().__init__(recipe, workplace)
@@ -74,6 +80,14 @@ class HmarObjective(VarObjective):
         assert isinstance(network, HMAR)
         copy_to_masked(network)
         super().save(network, directory)
+
+
+def require_scales(recipe: Recipe, where: str) -> None:
+    """ValueError for a single scale, which has no inputs that a run could learn from."""
+    if len(recipe.model.patch_nums) < 2:
+        raise ValueError(
+            f"{where}: patch_nums is {list(recipe.model.patch_nums)}; HMAR is trained on two scales or more"
+        )
 
 
 def scale_weights(scales: Scales, kind: str) -> list[float]:

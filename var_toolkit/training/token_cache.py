@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from numpy.lib.format import open_memmap
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
@@ -20,9 +20,9 @@ from var_toolkit.training.batches import to_unit_range
 CHUNK = 512
 
 
-def weights_hash(network: nn.Module) -> str:
-    """Ten hexadecimal digits that change with any weight that decides the tokens."""
-    digest = hashlib.blake2b(digest_size=5)
+def weights_hash(network: MultiScaleVQ) -> str:
+    """Ten hexadecimal digits that change with the schedule and with any weight that decides the tokens."""
+    digest = hashlib.blake2b(repr(network.scales.patch_nums).encode(), digest_size=5)
     for name, tensor in sorted(network.state_dict().items()):
         if name.startswith(("encoder.", "quant_conv.", "quantize.embedding", "quantize.quant_resi")):
             digest.update(name.encode())

@@ -46,7 +46,7 @@ class Told:
                 continue
             ours = RENAMED.get(name, name)
             if ours not in known:
-                choices = ", ".join(sorted(known | set(RENAMED)))
+                choices = ", ".join(sorted(known | {name for name, ours in RENAMED.items() if ours in known}))
                 raise ValueError(f"{source} has the unknown field {name!r}; known are {choices}")
             settings[ours] = tuple(value) if isinstance(value, list) else value
         return cls(settings, source)

@@ -90,7 +90,7 @@ def _figures(one: Measured, first: Measured) -> dict[str, Any]:
         else None,
         "peak_memory_bytes": peak,
         "memory_growth_bytes": max(peak - empty, 0),
-        "transformer_memory_bytes": max(turn["transformer_memory_bytes"] for turn in one.turns),
+        "transformer_memory_bytes": one.turns[0]["transformer_memory_bytes"],
         "cache_bytes_per_picture": one.turns[-1]["cache_bytes_per_picture"],
         "forward_passes": one.turns[-1]["forward_passes"],
     }
@@ -214,8 +214,8 @@ def legend(told: dict[str, Any]) -> list[str]:
         f"ratio: times as fast as {told['rows'][0]['name']}, median of the rounds (lowest to highest); predicted: the "
         "transformer's, from multiply-adds alone",
         "KV: keys and values a picture; work: what the transformer adds to the weights for a batch, keys and values "
-        "included; peak: memory of the process while it draws (beyond that of an empty process); on CUDA, both of "
-        "torch's allocator",
+        "included (on the CPU of the first batch, to within some 100 MiB); peak: memory of the process while it draws "
+        "(beyond that of an empty process); on CUDA, both of torch's allocator",
     ]
     judged = sorted({row["quality_found"]["pictures"] for row in told["rows"] if row["quality_found"]})
     if judged:
