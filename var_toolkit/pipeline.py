@@ -140,15 +140,15 @@ class Pipeline:
 
     def _require_masked_passes(self, plan: Plan, given: dict[str, Any]) -> None:
         """Refuse settings of masked passes for a plan that has none."""
-        refined = [stage for stage in plan.stages if stage.refine is not None]
+        refined = {stage.refine: stage.scales for stage in plan.stages if stage.refine is not None}
         if given.get("refine", OFF) != OFF and not refined:
             raise ValueError("refine needs a backbone with masked passes, such as HMAR; this model has none")
         if given.get("refine_clean") and not refined:
             raise ValueError("refine_clean changes masked passes, and there are none here; use HMAR, and refine")
-        if given.get("refine", OFF) != OFF and not any(stage.refine.shown(stage.scales) for stage in refined):
-            whole = any(stage.refine.shown(range(len(plan.tokenizer.scales))) for stage in refined)
-            if whole:
-                raise ValueError("refine has masked passes only for scales that another model draws; give other lists")
+        everywhere = range(len(plan.tokenizer.scales))
+        lost = [refine.shown(everywhere) and not refine.shown(own) for refine, own in refined.items()]
+        if given.get("refine", OFF) != OFF and all(lost):
+            raise ValueError("refine has masked passes only for scales that another model draws; give other lists")
 
     def _default_depth(self, given: dict[str, Any]) -> Plan:
         """The plan with as many layers as the model has by default."""

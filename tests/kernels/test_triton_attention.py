@@ -185,7 +185,7 @@ def test_the_operator_keeps_what_it_promises_the_compiler(device, tiles):
     q, k, v = (x.requires_grad_() for x in packed_views(1, 2, 5, 32, torch.float32, device))
     logit_scale_H = torch.ones(2, device=device, requires_grad=True)
     for logit_scale in (logit_scale_H, None):
-        arguments = (q, k, v, logit_scale, 0.2, [1, 4], "block-causal")
+        arguments = (q, k, v, logit_scale, 0.2, [1, 4], "block-causal", False)
         torch.library.opcheck(triton_attention.pyramid_attention, arguments)
 
 

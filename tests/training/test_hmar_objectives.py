@@ -134,7 +134,7 @@ def test_what_is_delivered_samples_as_it_was_trained(tiny, settings, cache, tmp_
 
 
 def test_the_second_stage_does_not_start_from_a_var(build, parts):
-    with pytest.raises(ValueError, match="initial: .* holds a VAR; expected a HMAR"):
+    with pytest.raises(ValueError, match=r"initial: .* holds a VAR; expected a HMAR"):
         build("hmar-mask", initial=str(parts / "var"))
 
 

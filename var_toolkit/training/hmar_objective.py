@@ -85,9 +85,8 @@ class HmarObjective(VarObjective):
 def require_scales(recipe: Recipe, where: str) -> None:
     """ValueError for a single scale, which has no inputs that a run could learn from."""
     if len(recipe.model.patch_nums) < 2:
-        raise ValueError(
-            f"{where}: patch_nums is {list(recipe.model.patch_nums)}; HMAR is trained on two scales or more"
-        )
+        sides = list(recipe.model.patch_nums)
+        raise ValueError(f"{where}: patch_nums is {sides}; HMAR is trained on two scales or more")
 
 
 def scale_weights(scales: Scales, kind: str) -> list[float]:

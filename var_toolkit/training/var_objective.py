@@ -70,7 +70,7 @@ class VarObjective(Objective):
 
     options_type: ClassVar[type] = VarOptions
     network_type: ClassVar[Any] = VAR
-    sampling: ClassVar[Sampling] = Sampling()  # default settings of what the run delivers
+    sampling: Sampling = Sampling()  # default settings of what the run delivers
     log_note = (
         "accuracy is the share of tokens guessed exactly; low values are normal: many codes look alike, "
         "and on ImageNet 4 to 6 % overall goes with good pictures"
