@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 from var_toolkit.evaluation import scores
 from var_toolkit.evaluation.classifier import StillLifeClassifier
 from var_toolkit.evaluation.extractors import KINDS, create
-from var_toolkit.evaluation.picture_sets import PictureSet, chosen, open_images
+from var_toolkit.evaluation.picture_sets import FreshStillLifes, PictureSet, chosen, open_images
 from var_toolkit.evaluation.scores import manifold_part, score
 from var_toolkit.zoo.directory import load_network
 from var_toolkit.zoo.registry import embedded_part
@@ -175,7 +175,9 @@ def heard(drawn: PictureSet, truth: PictureSet) -> list[str]:
 
 def test_some_classes_are_noted_against_any_reference_but_one_of_the_same():
     some = PictureSet("images", settings={"classes": "0-3"})
-    assert "of the classes 0-3; against a reference of 0-999" in heard(some, PictureSet("folder"))[0]
+    assert "of the classes 0-3 alone; against a reference of others" in heard(some, PictureSet("folder"))[0]
+    fresh = PictureSet("fresh", FreshStillLifes(0))
+    assert "of the classes 0-3; against a reference of 0-999" in heard(some, fresh)[0]
     assert (
         "of the classes 0-3; against a reference of 5-9" in heard(some, PictureSet("b", settings={"classes": "5-9"}))[0]
     )

@@ -75,4 +75,5 @@ class SelfAttention(nn.Module):
             scale = 1.0
         if cache is not None:
             k, v = cache.append(layer, k, v)
+            q = q.to(k.dtype)  # the cache keeps the dtype of the weights, also under autocast
         return self.proj(rearrange(attend(q, k, v, scale), "r h l d -> r l (h d)"))

@@ -184,7 +184,9 @@ def _doubt_classes(drawn: PictureSet, truth: PictureSet, note: Callable[[str], N
     classes, theirs = settings.get("classes"), (truth.settings or {}).get("classes")
     if isinstance(truth.pictures, FreshStillLifes):
         theirs = ALL_CLASSES
-    if None not in (classes, theirs) and classes != theirs:
+    if theirs is None and classes not in (None, ALL_CLASSES):
+        note(f"images are of the classes {classes} alone; against a reference of others distances grow")
+    elif classes not in (None, theirs) and theirs is not None:
         note(f"images are of the classes {classes}; against a reference of {theirs} distances grow by the difference")
     often = Counter(drawn.labels or [])
     pictures, per_class = settings.get("pictures"), settings.get("per_class")
