@@ -242,6 +242,12 @@ def test_a_subnet_draws_with_less_memory(model, capsys):
         (["--model", "MODEL", "--subnet", "5", "--full-scales", "2"], "subnet is 5; it must be from 2 to 4"),
         (["--model", "MODEL", "--subnet", "2", "--full-scales", "5"], "full_scales is 5; it must be from 1 to 4"),
         (["--model", "MODEL", "--subnet", "2"], "subnet and full_scales go together"),
+        (["--model", "MODEL", "--refine", "published"], "refine needs a backbone with masked passes, such as HMAR"),
+        (["--model", "MODEL", "--refine-clean"], "refine_clean changes masked passes"),
+        (["--model", "stilllife-hmar", "--refine", "1;2"], "refine has 2 lists for 6 scales"),
+        (["--model", "stilllife-hmar", "--refine", "1;2,3;..."], "refine: scale 1 has 2,3; it must be positive"),
+        (["--model", "stilllife-hmar", "--smooth"], "choose one, or refine off"),
+        (["--model", "stilllife-hmar", "--subnet", "2", "--full-scales", "2"], "HMAR has no subnets"),
     ],
 )
 def test_what_cannot_draw_together_is_refused_in_one_line(model, capsys, options, words):

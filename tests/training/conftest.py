@@ -14,8 +14,12 @@ from safetensors.torch import load_file
 
 from var_toolkit.backbones import hmar, var
 from var_toolkit.evaluation.classifier import StillLifeClassifier, StillLifeClassifierConfig
+from var_toolkit.processes import Team
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
+from var_toolkit.training.batches import Batch
+from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.recipe import Recipe, recipe_from
+from var_toolkit.training.registry import objective_class
 from var_toolkit.zoo.directory import WEIGHTS, save_network
 
 TOKENIZER = {"vocab_size": 32, "z_channels": 4, "ch": 8, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1,
@@ -102,6 +106,21 @@ def _all_terms(parts: Path) -> dict[str, Any]:
 def tiny(settings: Callable[..., dict[str, Any]]) -> Callable[..., Recipe]:
     """A tiny recipe by objective, with changes."""
     return lambda objective, **changes: recipe_from(settings(objective, **changes))
+
+
+@pytest.fixture
+def build(
+    tiny: Callable[..., Recipe], settings: Callable[..., dict[str, Any]], cache: Path
+) -> Callable[..., tuple[Any, Batch]]:
+    """An objective with changed options, and the first batch of its data."""
+
+    def make(name: str, **changes: Any) -> tuple[Any, Batch]:
+        options = settings(name)["objective_options"] | changes
+        recipe = tiny(name, objective_options=options, precision="fp32")
+        objective = objective_class(name)(recipe, Workplace(cache, Team(0, 1, torch.device("cpu"))))
+        return objective, next(iter(objective.source.batches([torch.arange(8)], 0)))
+
+    return make
 
 
 @pytest.fixture(scope="session")

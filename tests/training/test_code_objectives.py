@@ -7,12 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from var_toolkit.backbones.var import VAR, VARConfig
-from var_toolkit.processes import Team
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.loop import train
-from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.refiner_objective import drafted_weight, kl
-from var_toolkit.training.registry import objective_class
 from var_toolkit.zoo.directory import load_network, save_network
 
 CPU = torch.device("cpu")
@@ -20,19 +17,6 @@ CPU = torch.device("cpu")
 
 def draws(step):
     return Draws(0, step, 0, 1, 8, CPU)
-
-
-@pytest.fixture
-def build(tiny, settings, cache):
-    """An objective with changed options, and the first batch of its data."""
-
-    def make(name, **changes):
-        options = settings(name)["objective_options"] | changes
-        recipe = tiny(name, objective_options=options, precision="fp32")
-        objective = objective_class(name)(recipe, Workplace(cache, Team(0, 1, CPU)))
-        return objective, next(iter(objective.source.batches([torch.arange(8)], 0)))
-
-    return make
 
 
 @pytest.mark.parametrize("draft_scales", [1, 2])

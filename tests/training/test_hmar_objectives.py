@@ -4,14 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from var_toolkit.processes import Team
 from var_toolkit.scales import SCHEDULES, Scales
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.hmar_objective import as_next_scale, scale_weights
 from var_toolkit.training.loop import train
-from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.recipe import recipe_from
-from var_toolkit.training.registry import objective_class
 from var_toolkit.zoo.directory import load_network, read_json
 
 CPU = torch.device("cpu")
@@ -21,19 +18,6 @@ LOGNORMAL = [0.0247, 0.0642, 0.1150, 0.1379, 0.1402, 0.1329, 0.1208, 0.1054, 0.0
 
 def draws(step):
     return Draws(0, step, 0, 1, 8, CPU)
-
-
-@pytest.fixture
-def build(tiny, settings, cache):
-    """An objective with changed options, and the first batch of its data."""
-
-    def make(name, **changes):
-        options = settings(name)["objective_options"] | changes
-        recipe = tiny(name, objective_options=options, precision="fp32")
-        objective = objective_class(name)(recipe, Workplace(cache, Team(0, 1, CPU)))
-        return objective, next(iter(objective.source.batches([torch.arange(8)], 0)))
-
-    return make
 
 
 def test_the_weights_of_scales_are_the_published_ones():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.backbones.hmar import HMAR, HMARConfig
+from var_toolkit.backbones.hmar import HMAR
 from var_toolkit.sampling.masked_refinement import current_input
 from var_toolkit.sampling.plan import Plan
 from var_toolkit.sampling.refinement_schedule import refinement
@@ -54,10 +54,6 @@ class HmarMaskObjective(VarObjective):
     options_type = HmarMaskOptions
     network_type = HMAR
     log_note = "loss and accuracy are of the hidden tokens alone: not to be compared with those of whole scales"
-
-    @classmethod
-    def config_type(cls) -> type:
-        return HMARConfig
 
     @classmethod
     def check(cls, recipe: Recipe, *, where: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.backbones.hmar import HMAR, HMARConfig
+from var_toolkit.backbones.hmar import HMAR
 from var_toolkit.backbones.next_scale import NextScaleConfig, NextScaleTransformer
 from var_toolkit.scales import Scales
 from var_toolkit.training.objectives import Loss, Workplace
@@ -44,10 +44,6 @@ class HmarObjective(VarObjective):
     options_type = HmarOptions
     network_type = HMAR
     log_note = "loss weighs the scales, validation_loss does not; " + VarObjective.log_note
-
-    @classmethod
-    def config_type(cls) -> type:
-        return HMARConfig
 
     @classmethod
     def check(cls, recipe: Recipe, *, where: str) -> None:

@@ -5,14 +5,14 @@ Letters: B pictures, L tokens, V vocabulary, K scales, C width, c latent channel
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.backbones.next_scale import NextScaleConfig
-from var_toolkit.backbones.var import VAR, VARConfig
+from var_toolkit.backbones.var import VAR
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.sampling.engine import decode
 from var_toolkit.sampling.noise import Noise
@@ -78,7 +78,7 @@ class VarObjective(Objective):
 
     @classmethod
     def config_type(cls) -> type:
-        return VARConfig
+        return cast(type, get_type_hints(cls.network_type.__init__)["config"])
 
     @classmethod
     def check(cls, recipe: Recipe, *, where: str) -> None:
