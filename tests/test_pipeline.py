@@ -216,3 +216,8 @@ def test_lists_that_refine_only_what_another_model_draws_are_refused(small_token
 def test_a_name_that_is_no_setting_is_refused_even_without_a_value(small_tokenizer, small_var):
     with pytest.raises(TypeError, match="'typo' is no setting; settings are guidance_scale"):
         Pipeline(small_tokenizer, small_var).plan(typo=None)
+
+
+def test_masked_passes_may_lie_in_any_stage_of_several_temperatures(small_tokenizer, small_hmar):
+    plan = Pipeline(small_tokenizer, small_hmar).plan(refine="published", temperature=(1.1, 1.1, 1.1, 1.0))
+    assert [stage.masked(2) for stage in plan.stages if 2 in stage.scales] == [(8, 7, 5)]

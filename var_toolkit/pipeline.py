@@ -140,14 +140,14 @@ class Pipeline:
 
     def _require_masked_passes(self, plan: Plan, given: dict[str, Any]) -> None:
         """Refuse settings of masked passes for a plan that has none."""
-        refined = {stage.refine: stage.scales for stage in plan.stages if stage.refine is not None}
+        refined = [stage for stage in plan.stages if stage.refine is not None]
         if given.get("refine", OFF) != OFF and not refined:
             raise ValueError("refine needs a backbone with masked passes, such as HMAR; this model has none")
         if given.get("refine_clean") and not refined:
             raise ValueError("refine_clean changes masked passes, and there are none here; use HMAR, and refine")
-        everywhere = range(len(plan.tokenizer.scales))
-        lost = [refine.shown(everywhere) and not refine.shown(own) for refine, own in refined.items()]
-        if given.get("refine", OFF) != OFF and all(lost):
+        asked = any(stage.masked(k) for stage in refined for k in range(len(plan.tokenizer.scales)))
+        drawn = any(stage.masked(k) for stage in refined for k in stage.scales)
+        if given.get("refine", OFF) != OFF and asked and not drawn:
             raise ValueError("refine has masked passes only for scales that another model draws; give other lists")
 
     def _default_depth(self, given: dict[str, Any]) -> Plan:

@@ -128,8 +128,8 @@ def test_one_token_of_each_scale_is_hidden_at_least(build, share):
     assert [int(part.sum()) for part in hidden.split([4, 64])] == [1, 1]
 
 
-@pytest.mark.parametrize("objective", ["hmar", "hmar-mask"])
+@pytest.mark.parametrize("objective", ["var", "hmar", "hmar-mask"])
 def test_a_single_scale_is_refused(settings, objective):
     values = settings(objective)
-    with pytest.raises(ValueError, match=r"patch_nums is \[8\]; HMAR is trained on two scales or more"):
+    with pytest.raises(ValueError, match=r"patch_nums is \[8\]; training takes two scales or more"):
         recipe_from(values | {"model": values["model"] | {"patch_nums": [8]}})

@@ -16,7 +16,7 @@ from var_toolkit.sampling.plan import Plan
 from var_toolkit.sampling.refinement_schedule import refinement
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.draws import Draws
-from var_toolkit.training.hmar_objective import masked_parts, require_scales
+from var_toolkit.training.hmar_objective import masked_parts
 from var_toolkit.training.objectives import Loss, Workplace
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
@@ -54,11 +54,6 @@ class HmarMaskObjective(VarObjective):
     options_type = HmarMaskOptions
     network_type = HMAR
     log_note = "loss and accuracy are of the hidden tokens alone: not to be compared with those of whole scales"
-
-    @classmethod
-    def check(cls, recipe: Recipe, *, where: str) -> None:
-        super().check(recipe, where=where)
-        require_scales(recipe, where)
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         super().__init__(recipe, workplace)

@@ -19,7 +19,7 @@ from var_toolkit.training.objectives import Loss, Workplace
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import network_from
-from var_toolkit.training.var_objective import VarObjective, VarOptions, sum_of_factors_, token_losses
+from var_toolkit.training.var_objective import VarObjective, VarOptions, token_losses
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,6 @@ class HmarObjective(VarObjective):
     network_type = HMAR
     log_note = "loss weighs the scales, validation_loss does not; " + VarObjective.log_note
 
-    @classmethod
-    def check(cls, recipe: Recipe, *, where: str) -> None:
-        super().check(recipe, where=where)
-        require_scales(recipe, where)
-
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         super().__init__(recipe, workplace)
         for part in masked_parts(self.networks["var"]):
@@ -58,12 +53,8 @@ class HmarObjective(VarObjective):
         per_token = [w / n for w, n in zip(weights, self.scales.lengths, strict=True)]
         self.weights_L = torch.tensor(per_token, device=workplace.team.device)[self.scales.level_ids()]
 
-    def _begin(self, network: Any) -> None:
-        network.init_weights(adaln_gamma=self.options.adaln_gamma)
-        if self.options.class_embedding == "still-life-factors":
-            sum_of_factors_(network.class_emb.weight)
-        if self.options.initial is not None:
-            start_hmar(network, self.options.initial)
+    def _start(self, network: Any, initial: str) -> None:
+        start_hmar(network, initial)
 
     def _cross_entropy(self, logits_BLV: Tensor, tokens_BL: Tensor) -> Loss:
         losses_BL = token_losses(logits_BLV, tokens_BL, label_smoothing=self.options.label_smoothing)
@@ -76,13 +67,6 @@ class HmarObjective(VarObjective):
         assert isinstance(network, HMAR)
         copy_to_masked(network)
         super().save(network, directory)
-
-
-def require_scales(recipe: Recipe, where: str) -> None:
-    """ValueError for a single scale, which has no inputs that a run could learn from."""
-    if len(recipe.model.patch_nums) < 2:
-        sides = list(recipe.model.patch_nums)
-        raise ValueError(f"{where}: patch_nums is {sides}; HMAR is trained on two scales or more")
 
 
 def scale_weights(scales: Scales, kind: str) -> list[float]:

@@ -84,6 +84,10 @@ class VarObjective(Objective):
     def check(cls, recipe: Recipe, *, where: str) -> None:
         if recipe.tokenizer is None:
             raise ValueError(f"{where}: missing key 'tokenizer'; give the directory of a trained tokenizer")
+        if len(recipe.model.patch_nums) < 2:
+            raise ValueError(
+                f"{where}: patch_nums is {list(recipe.model.patch_nums)}; training takes two scales or more"
+            )
         embedding = getattr(recipe.objective_options, "class_embedding", "table")
         if embedding == "still-life-factors" and recipe.model.num_classes != 1000:
             raise ValueError(f"{where}: class_embedding still-life-factors needs num_classes 1000")
@@ -107,7 +111,12 @@ class VarObjective(Objective):
         network.init_weights(adaln_gamma=self.options.adaln_gamma)
         if self.options.class_embedding == "still-life-factors":
             sum_of_factors_(network.class_emb.weight)
-        start_from(network, self.options.initial)
+        if self.options.initial is not None:
+            self._start(network, self.options.initial)
+
+    def _start(self, network: Any, initial: str) -> None:
+        """Fill the network with saved weights."""
+        start_from(network, initial)
 
     def empty_network(self) -> nn.Module:
         return cast(nn.Module, self.network_type(self.recipe.model))
