@@ -19,8 +19,9 @@ from var_toolkit.backbones.linear import pack_linears
 from var_toolkit.pictures import as_output, picture_tensor
 from var_toolkit.sampling.collaborative import code
 from var_toolkit.sampling.engine import ScaleEvent, decode
+from var_toolkit.sampling.flow import Flow
 from var_toolkit.sampling.noise import Noise
-from var_toolkit.sampling.plan import Plan, Stage
+from var_toolkit.sampling.plan import Plan, Stage, is_continuous
 from var_toolkit.sampling.refinement_schedule import OFF, refinement
 from var_toolkit.sampling.variant import variant
 from var_toolkit.zoo.class_names import ClassNames, class_names
@@ -30,11 +31,15 @@ from var_toolkit.zoo.registry import Sampling
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from var_toolkit.backbones.flowar import FlowAR
     from var_toolkit.backbones.hmar import HMAR
     from var_toolkit.backbones.var import VAR
+    from var_toolkit.tokenizers.kl import KLTokenizer
     from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+# Settings of one kind of tokens, which mean nothing for the other.
+DISCRETE, CONTINUOUS = ("top_k", "top_p", "temperature", "smooth"), ("solver", "steps", "guidance_interval")
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,10 @@ class PipelineOutput:
     images: Any  # list of PIL pictures; or float in [0, 1]: numpy (B, h, w, 3), torch (B, 3, h, w); or latents
     class_labels: list[int]
     seeds: list[int]
-    tokens: list[Tensor]  # K maps (B, n_k), int64, on the CPU
+    tokens: list[Tensor]  # K maps on the CPU: (B, n_k), int64; continuous ones (B, n_k, C), float32
     latents: Tensor  # (B, C, h, w), float32, on the CPU
     forward_passes: int
+    velocity_evaluations: int  # by the head of continuous tokens
     cache_bytes: int  # keys and values of the largest batch
 
 
@@ -62,6 +68,9 @@ class Settings(TypedDict, total=False):
     full_scales: int | None
     refine: str | Sequence[Sequence[int]] | None  # masked passes (HMAR): a name, lists (`refinement`), or "off"
     refine_clean: bool | None  # see `sampling.masked_refinement.Refinement`
+    solver: str | None  # of continuous tokens (FlowAR): published, euler, midpoint, heun (`sampling.flow.Flow`)
+    steps: int | None
+    guidance_interval: tuple[float, float] | None  # times between 0 (data) and 1 (noise) at which guidance is on
 
 
 class Pipeline:
@@ -73,8 +82,8 @@ class Pipeline:
 
     def __init__(
         self,
-        tokenizer: MultiScaleVQ,
-        backbone: VAR | HMAR,
+        tokenizer: MultiScaleVQ | KLTokenizer,
+        backbone: VAR | HMAR | FlowAR,
         sampling: Sampling | None = None,
         data_set: str | None = None,
         *,
@@ -118,7 +127,7 @@ class Pipeline:
         return self
 
     @property
-    def backbones(self) -> list[VAR | HMAR]:
+    def backbones(self) -> list[VAR | HMAR | FlowAR]:
         """The backbone, and the refiner's if there is one."""
         return [self.backbone, *(self.refiner.backbones if self.refiner else [])]
 
@@ -133,6 +142,7 @@ class Pipeline:
         given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         depth: dict[str, Any] = {name: given.pop(name) for name in ("subnet", "full_scales") if name in given}
         plan = self._default_depth(given)
+        _require_kind(plan, given)
         self._require_masked_passes(plan, given)
         if not depth:
             return plan
@@ -166,6 +176,9 @@ class Pipeline:
         by_scale = (temperature,) * count if isinstance(temperature, int | float) else tuple(temperature)
         if len(by_scale) != count:
             raise ValueError(f"there are {len(by_scale)} temperatures for {count} scales; give one, or one a scale")
+        if is_continuous(self.backbone):
+            flow = Flow(*(chosen[name] for name in CONTINUOUS))
+            return Plan(self.tokenizer, (Stage(self.backbone, range(count), chosen["guidance_scale"], flow=flow),))
         shared = {name: chosen[name] for name in ("top_k", "top_p", "smooth")}
         if hasattr(self.backbone, "refined"):
             shared["refine"] = refinement(chosen["refine"], scales, clean=chosen["refine_clean"])
@@ -228,6 +241,7 @@ class Pipeline:
             tokens=[torch.cat(maps).cpu() for maps in zip(*(run.tokens for run in runs), strict=True)],
             latents=latents,
             forward_passes=sum(run.forward_passes for run in runs),
+            velocity_evaluations=sum(run.evaluations for run in runs),
             cache_bytes=max(run.cache_bytes for run in runs),
         )
 
@@ -245,7 +259,7 @@ class Pipeline:
             for part, network in self._parts().items():
                 (folder / part).mkdir()
                 write_network(network, folder / part, dtype)
-                index[part] = ["var_toolkit", type(network).__name__]
+                index[part] = [type(network).__module__.partition(".")[0], type(network).__name__]
             index |= {"_sampling": asdict(self.sampling), "_class_names": self.data_set}
             if self.refiner is not None:
                 index |= {"_refiner_sampling": asdict(self.refiner.sampling), "_draft_scales": self.draft_scales}
@@ -253,7 +267,8 @@ class Pipeline:
 
     def _parts(self) -> dict[str, torch.nn.Module]:
         refiner = {} if self.refiner is None else {"refiner": self.refiner.backbone}
-        return {"tokenizer": self.tokenizer, "backbone": self.backbone, **refiner}
+        tokenizer = getattr(self.tokenizer, "autoencoder", self.tokenizer)  # which diffusers reads as well
+        return {"tokenizer": tokenizer, "backbone": self.backbone, **refiner}
 
     @classmethod
     def from_pretrained(
@@ -263,6 +278,15 @@ class Pipeline:
         from var_toolkit.loading import load
 
         return load(source, device=device, dtype=dtype)
+
+
+def _require_kind(plan: Plan, given: dict[str, Any]) -> None:
+    """Refuse settings that mean nothing for any backbone of the plan."""
+    kinds = {is_continuous(stage.backbone) for stage in plan.stages}
+    if True not in kinds and (odd := given.keys() & set(CONTINUOUS)):
+        raise ValueError(f"{min(odd)} is for continuous tokens (FlowAR); this model's are discrete")
+    if False not in kinds and (odd := given.keys() & set(DISCRETE)):
+        raise ValueError(f"{min(odd)} is for discrete tokens; this model's are continuous: use {', '.join(CONTINUOUS)}")
 
 
 def _variant(plan: Plan, subnet: int | None, full_scales: int | None) -> Plan:

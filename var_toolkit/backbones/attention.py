@@ -1,4 +1,4 @@
-"""Self-attention of next-scale transformers, with or without L2-normalised queries and keys.
+"""Attention of the transformers: with L2-normalised queries and keys, with rotary positions, or plain.
 
 Letters: R rows, L tokens, C width, H heads, D head width.
 """
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from var_toolkit.backbones.cache import KVCache
 from var_toolkit.backbones.linear import Linear, linear
+from var_toolkit.backbones.rotary import Turn
 from var_toolkit.kernels.pyramid_attention import attention as attend_in_pyramid
 from var_toolkit.kernels.tiles import Pattern
 from var_toolkit.scales import Scales
@@ -29,14 +30,25 @@ def to_all(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
-def to_allowed(mask_QL: Tensor) -> Attend:
-    """Where the mask, bool (queries, keys), is true."""
-    return lambda q, k, v, scale: F.scaled_dot_product_attention(q, k, v, attn_mask=mask_QL, scale=scale)
+def to_allowed(mask_QL: Tensor, dropout: float = 0.0) -> Attend:
+    """Where the mask, bool (queries, keys), is true, less a share of the scores that is dropped."""
+    return lambda q, k, v, scale: F.scaled_dot_product_attention(q, k, v, mask_QL, dropout, scale=scale)
 
 
 def within_pyramid(scales: Scales, pattern: Pattern) -> Attend:
     """Over the first scales of a pyramid in one pass, without the work that its mask would throw away."""
     return partial(_pyramid, scales=scales, pattern=pattern)
+
+
+def block_causal(scales: Scales, taken: range, device: torch.device, dropout: float = 0.0) -> Attend:
+    """How the tokens of the scales `taken` look at themselves and at those before, which a cache holds."""
+    if dropout > 0:
+        return to_allowed(scales.block_causal_mask(taken.start, taken.stop).to(device), dropout)
+    if len(taken) <= 1:
+        return to_all
+    if taken.start == 0:
+        return within_pyramid(scales, "block-causal")
+    return to_allowed(scales.block_causal_mask(taken.start, taken.stop).to(device))
 
 
 def _pyramid(q: Tensor, k: Tensor, v: Tensor, scale: float, *, scales: Scales, pattern: Pattern) -> Tensor:
@@ -77,3 +89,46 @@ class SelfAttention(nn.Module):
             k, v = cache.append(layer, k, v)
             q = q.to(k.dtype)  # the cache keeps the dtype of the weights, also under autocast
         return self.proj(rearrange(attend(q, k, v, scale), "r h l d -> r l (h d)"))
+
+
+class RotaryAttention(nn.Module):
+    """Multi-head self-attention with rotary positions, which are in the keys before these are cached."""
+
+    def __init__(self, width: int, heads: int, *, bias: bool, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width, bias=bias)
+        self.proj = Linear(width, width)
+        self.proj_drop = nn.Dropout(dropout)
+
+    def forward(
+        self, x_RLC: Tensor, turn: Turn, attend: Attend, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """Attend over the new tokens, and over all cached ones if there is a cache."""
+        q, k, v = rearrange(self.qkv(x_RLC), "r l (three h d) -> three r h l d", three=3, h=self.heads)
+        q, k = turn(q), turn(k)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+            q = q.to(k.dtype)  # the cache keeps the dtype of the weights, also under autocast
+        out = rearrange(attend(q, k, v, q.shape[-1] ** -0.5), "r h l d -> r l (h d)")
+        return self.proj_drop(self.proj(out))
+
+
+class RotaryCrossAttention(nn.Module):
+    """Tokens look at the memory at the same places of a grid; neither side has biases before the last layer."""
+
+    def __init__(self, width: int, heads: int, memory_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = Linear(width, width, bias=False)
+        self.kv = Linear(memory_width, 2 * width, bias=False)
+        self.proj = Linear(width, width)
+
+    def remember(self, memory_RLC: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+        """Keys and values (R, H, L, D) of the memory: they serve any number of queries."""
+        k, v = rearrange(self.kv(memory_RLC), "r l (two h d) -> two r h l d", two=2, h=self.heads)
+        return turn(k), v
+
+    def forward(self, x_RLC: Tensor, memory: tuple[Tensor, Tensor], turn: Turn, attend: Attend) -> Tensor:
+        q = turn(rearrange(self.q(x_RLC), "r l (h d) -> r h l d", h=self.heads))
+        return self.proj(rearrange(attend(q, *memory, q.shape[-1] ** -0.5), "r h l d -> r l (h d)"))

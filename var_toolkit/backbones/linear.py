@@ -26,11 +26,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, _dense(weight), bias)
 
 
-def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """tanh-GELU of x @ weight.T + bias."""
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, approximate: str = "tanh") -> Tensor:
+    """GELU of x @ weight.T + bias; `approximate` is torch's, "tanh" or "none"."""
     if _onednn_takes(x):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")
-    return F.gelu(F.linear(x, _dense(weight), bias), approximate="tanh")
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], approximate)
+    return F.gelu(F.linear(x, _dense(weight), bias), approximate=approximate)
 
 
 class Linear(nn.Linear):

@@ -12,7 +12,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.backbones.attention import Attend, to_all, to_allowed, within_pyramid
+from var_toolkit.backbones.attention import block_causal
 from var_toolkit.backbones.cache import KVCache
 from var_toolkit.backbones.linear import Linear
 from var_toolkit.backbones.next_scale import (
@@ -108,7 +108,8 @@ class VAR(NextScaleTransformer):
         x_RLC = self._embed(condition, inputs_RLc, scales)
         for layer, block in enumerate(self._blocks):
             deep = end - begin if subnet is None else subnet.depth_tokens(layer, self.scales, scales)
-            attend = self._attend(range(scales.start, self.scales.offsets.index(begin + deep)), x_RLC.device)
+            taken = range(scales.start, self.scales.offsets.index(begin + deep))
+            attend = block_causal(self.scales, taken, x_RLC.device)
             if deep == end - begin:
                 x_RLC = block(x_RLC, condition.blocks[layer], attend, cache, layer)
             elif deep:
@@ -117,13 +118,6 @@ class VAR(NextScaleTransformer):
         if cache is not None:
             cache.advance(end - begin)
         return x_RLC
-
-    def _attend(self, scales: range, device: torch.device) -> Attend:
-        if len(scales) <= 1:
-            return to_all
-        if scales.start == 0:
-            return within_pyramid(self.scales, "block-causal")
-        return to_allowed(self.scales.block_causal_mask(scales.start, scales.stop).to(device))
 
     def logits(self, condition: Condition, hidden_RLC: Tensor) -> Tensor:
         """Features -> logits (R, L, V), float32."""

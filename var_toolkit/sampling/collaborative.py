@@ -44,13 +44,15 @@ def _within(plan: Plan, scales: range) -> tuple[Stage, ...]:
 def _require_one_tokenizer(one: Tokenizer, other: Tokenizer) -> None:
     if one is other:
         return
+    if type(one) is not type(other):
+        names = [type(tokenizer).__name__ for tokenizer in (one, other)]
+        raise ValueError(
+            f"the drafter has a {names[0]} and the refiner a {names[1]} for tokenizer; a picture needs one for both"
+        )
     if one.scales != other.scales:
         schedules = [list(tokenizer.scales.patch_nums) for tokenizer in (one, other)]
         raise ValueError(f"drafter and refiner have the schedules {schedules[0]} and {schedules[1]}; they must be one")
-    ours, theirs = (
-        {name: t for name, t in tokenizer.quantize.state_dict().items() if name.startswith(("embedding", "quant_resi"))}
-        for tokenizer in (one, other)
-    )
+    ours, theirs = one.meaning(), other.meaning()
     # Sizes alone can be told of networks without weights, which plans are made of to count their cost.
     if ours.keys() != theirs.keys() or not all(_equal(ours[name], theirs[name]) for name in ours):
         raise ValueError("drafter and refiner have different tokenizers; both must be trained on the same one")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from var_toolkit.sampling.filters import draw, filter_top_k_top_p, guide, soft_codes
+from var_toolkit.sampling.flow import draw_map
 from var_toolkit.sampling.masked_refinement import refine
 from var_toolkit.sampling.noise import Noise, Stream
 from var_toolkit.sampling.plan import Plan, Stage, Tokenizer
@@ -23,8 +24,8 @@ class ScaleEvent:
     """What a callback learns after every scale."""
 
     scale: int
-    tokens: Tensor  # (B, n_k), int64
-    latent: Tensor  # (B, C, h, w), float32: the sum of all scales so far
+    tokens: Tensor  # (B, n_k), int64; continuous ones (B, n_k, C), float32
+    latent: Tensor  # float32: the sum of all scales so far, (B, C, h, w); of continuous tokens their map, (B, C, p, p)
     tokenizer: Tokenizer
 
     def preview(self) -> Tensor:
@@ -36,9 +37,10 @@ class ScaleEvent:
 class Decoded:
     """What decoding returns."""
 
-    tokens: list[Tensor]  # K maps (B, n_k), int64
+    tokens: list[Tensor]  # K maps (B, n_k), int64; continuous ones (B, n_k, C), float32
     latent: Tensor  # (B, C, h, w), float32
     forward_passes: int
+    evaluations: int  # of velocities, for continuous tokens
     cache_bytes: int  # keys and values at their largest
 
 
@@ -46,16 +48,15 @@ class _Canvas:
     """The latent that grows scale by scale, and the backbone inputs that follow from it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.quantize, self.scales = tokenizer.quantize, tokenizer.scales
+        self.pyramid, self.scales = tokenizer.pyramid, tokenizer.scales
         self.latent: Tensor | None = None
         self.inputs: list[Tensor] = []  # of scales 1, 2, ... as far as they are known
 
     def add(self, codes_BLC: Tensor, scale: int) -> Tensor:
-        added = self.quantize.contribution(codes_BLC, scale)
-        self.latent = added if self.latent is None else self.latent + added
+        self.latent = latent = self.pyramid.grow(self.latent, codes_BLC, scale)
         if scale + 1 < len(self.scales):
-            self.inputs.append(self.quantize.shrink(self.latent, scale + 1))
-        return self.latent
+            self.inputs.append(self.pyramid.shrink(latent, scale + 1))
+        return latent
 
     def inputs_of(self, scales: range, copies: int) -> Tensor | None:
         """The inputs of some scales as rows (copies * B, L, C); scale 0 has none."""
@@ -75,7 +76,7 @@ def decode(
     tokens: list[Tensor] = []
     condition: Any = None
     cache: Any = None
-    passes, cache_bytes = 0, 0
+    passes, evaluations, cache_bytes = 0, 0, 0
     for stage, scales, fresh, rooms in plan.passes():
         if fresh:
             cache = None  # freed before the next backbone makes its own
@@ -85,17 +86,36 @@ def decode(
             cache.resize(rooms)
         inputs, k = canvas.inputs_of(scales, stage.rows), scales.stop - 1
         hidden = stage.backbone.hidden(condition, inputs, scales=scales, cache=cache, subnet=stage.subnet)
-        logits = stage.backbone.logits(condition, hidden[:, -plan.tokenizer.scales.lengths[k] :])
-        logits = _choices(stage, logits, plan.tokenizer, k)
-        found = draw(logits, noise.uniform(Stream.TOKEN, *_place(plan, k)), temperature=stage.temperature)
-        if stage.masked(k):
-            found = refine(stage, k, found, logits, condition, canvas.inputs[k - 1], plan.tokenizer.quantize, noise)
-        latent = canvas.add(_codes(stage, found, logits, noise, plan, k), k)
+        hidden = hidden[:, -plan.tokenizer.scales.lengths[k] :]
+        found, codes = _drawn(stage, k, hidden, condition, canvas, plan.tokenizer, noise)
+        latent = canvas.add(codes, k)
         tokens.append(found)
-        passes, cache_bytes = passes + 1 + len(stage.masked(k)), max(cache_bytes, cache.nbytes)
+        passes, evaluations = passes + 1 + len(stage.masked(k)), evaluations + stage.evaluations()
+        cache_bytes = max(cache_bytes, cache.nbytes)
         if on_scale is not None:
             on_scale(ScaleEvent(k, found, latent, plan.tokenizer))
-    return Decoded(tokens, latent, passes, cache_bytes)
+    return Decoded(tokens, latent, passes, evaluations, cache_bytes)
+
+
+def _drawn(
+    stage: Stage, k: int, hidden: Tensor, condition: Any, canvas: _Canvas, tokenizer: Tokenizer, noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """Tokens of a scale from its features (R, n_k, width), and what they stand for, (B, n_k, C)."""
+    backbone: Any = stage.backbone
+    scales, pyramid = tokenizer.scales, tokenizer.pyramid
+    if stage.flow is not None:
+        strength = stage.strength(scales.progress(k))
+        found = draw_map(stage, k, hidden, noise, channels=backbone.config.latent_channels, strength=strength)
+        return found, found
+    logits = _choices(stage, backbone.logits(condition, hidden), tokenizer, k)
+    place = (scales.offsets[k], scales.lengths[k])
+    found = draw(logits, noise.uniform(Stream.TOKEN, *place), temperature=stage.temperature)
+    if stage.masked(k):
+        found = refine(stage, k, found, logits, condition, canvas.inputs[k - 1], pyramid, noise)
+    if not stage.smooth:
+        return found, pyramid.embed(found)
+    gumbel = noise.gumbel(Stream.SMOOTH, *place, logits.shape[-1])
+    return found, soft_codes(logits, gumbel, pyramid.embedding.weight, progress=scales.progress(k))
 
 
 def _rows(stage: Stage, labels_B: Tensor) -> Tensor:
@@ -105,22 +125,8 @@ def _rows(stage: Stage, labels_B: Tensor) -> Tensor:
     return torch.cat((labels_B, torch.full_like(labels_B, stage.backbone.config.num_classes)))
 
 
-def _place(plan: Plan, k: int) -> tuple[int, int]:
-    """Where a scale begins in the packed sequence, and its tokens."""
-    return plan.tokenizer.scales.offsets[k], plan.tokenizer.scales.lengths[k]
-
-
 def _choices(stage: Stage, logits: Tensor, tokenizer: Tokenizer, k: int) -> Tensor:
     """Logits of the rows (R, n_k, V) -> those that the tokens are drawn from (B, n_k, V): guided and filtered."""
     if stage.guidance > 0:
         logits = guide(logits, stage.guidance * tokenizer.scales.progress(k))
     return filter_top_k_top_p(logits, top_k=stage.top_k, top_p=stage.top_p)
-
-
-def _codes(stage: Stage, found: Tensor, logits: Tensor, noise: Noise, plan: Plan, k: int) -> Tensor:
-    """What tokens (B, n_k) stand for, (B, n_k, C); in smooth mode a mixture of what they might have been."""
-    quantize = plan.tokenizer.quantize
-    if not stage.smooth:
-        return quantize.embed(found)
-    gumbel = noise.gumbel(Stream.SMOOTH, *_place(plan, k), logits.shape[-1])
-    return soft_codes(logits, gumbel, quantize.embedding.weight, progress=plan.tokenizer.scales.progress(k))

@@ -23,6 +23,7 @@ def forecast(plan: Plan, *, pictures: int, batch: int, dtype: str) -> dict[str, 
     return {
         "plan": "; ".join(map(str, plan.stages)),
         "forward_passes_per_batch": counted.forward_passes,
+        **({"velocity_evaluations_per_batch": counted.evaluations} if counted.evaluations else {}),
         "giga_multiply_adds_per_picture": round(counted.multiply_adds / 1e9, 3),
         "decoder_giga_multiply_adds": round(decoder / 1e9, 3),
         "weights_megabytes": round(weights * width / 1e6, 1),
@@ -38,7 +39,7 @@ def decoder_multiply_adds(plan: Plan) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     tokenizer = deepcopy(plan.tokenizer).to("meta")  # type: ignore[attr-defined]
-    side, channels = tokenizer.scales.finest, tokenizer.config.z_channels
+    side, channels = tokenizer.scales.finest, tokenizer.channels
     with FlopCounterMode(display=False) as counter:
         tokenizer.decode(torch.zeros(1, channels, side, side, device="meta"))
     return counter.get_total_flops() // 2

@@ -19,7 +19,7 @@ from var_toolkit.sampling.plan import Stage
 
 
 def refine(
-    stage: Stage, scale: int, found_BL: Tensor, logits_BLV: Tensor, condition: Any, inputs_BLc: Tensor, quantize: Any,
+    stage: Stage, scale: int, found_BL: Tensor, logits_BLV: Tensor, condition: Any, inputs_BLc: Tensor, pyramid: Any,
     noise: Noise,
 ) -> Tensor:  # fmt: skip
     """The tokens of a scale (B, L) after its masked passes, from those first drawn and the logits they came from.
@@ -32,7 +32,7 @@ def refine(
     doubt_BL, masked_BL = confidence(logits_BLV, found_BL), torch.ones_like(found_BL, dtype=torch.bool)
     for step, count in enumerate(stage.refine.masked(scale)):
         masked_BL = least_confident(doubt_BL, masked_BL, count)
-        current = current_input(quantize, scale, found_BL, masked_BL if stage.refine.clean else None)
+        current = current_input(pyramid, scale, found_BL, masked_BL if stage.refine.clean else None)
         logits_BLV = backbone.refined(condition, inputs_BLc, current, masked_BL, scales=range(scale, scale + 1))
         logits_BLV = filter_top_k_top_p(logits_BLV, top_k=stage.top_k, top_p=stage.top_p)
         uniform_BL = noise.uniform(Stream.REFINE, *place, attempt=step)
@@ -54,9 +54,9 @@ def least_confident(confidence_BL: Tensor, among_BL: Tensor, count: int) -> Tens
     return torch.zeros_like(among_BL).scatter(1, order, True)
 
 
-def current_input(quantize: Any, scale: int, tokens_BL: Tensor, hidden_BL: Tensor | None = None) -> Tensor:
+def current_input(pyramid: Any, scale: int, tokens_BL: Tensor, hidden_BL: Tensor | None = None) -> Tensor:
     """What the tokens of a scale add to the latent, shrunk to that scale (B, L, c); without those that are hidden."""
-    codes = quantize.embed(tokens_BL)
+    codes = pyramid.embed(tokens_BL)
     if hidden_BL is not None:
         codes = codes.masked_fill(hidden_BL.unsqueeze(-1), 0.0)
-    return quantize.shrink(quantize.contribution(codes, scale), scale)
+    return pyramid.shrink(pyramid.contribution(codes, scale), scale)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from math import pi
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class Stream(IntEnum):
     TOKEN = 0
     SMOOTH = 1
     REFINE = 2
+    FLOW = 3
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -72,6 +74,15 @@ class Noise:
         """Standard Gumbel noise, float32 (B, tokens, width): logits + noise, argmax, is one draw from softmax."""
         # -log1p(-u) rather than -log(u): small exponentials decide who wins, and small u is where float32 is fine.
         return -torch.log(-torch.log1p(-_unit(self.words(stream, position, tokens, width))))
+
+    def normal(self, stream: Stream, position: int, tokens: int, width: int) -> Tensor:
+        """Standard normal noise, float32 (B, tokens, width), by Box and Muller's transform."""
+        half = (width + 1) // 2
+        radius, angle = _unit(self.words(stream, position, tokens, 2 * half)).split(half, dim=-1)
+        # log1p for the same reason as above: the tail of the normal comes from small numbers.
+        length = (-2 * torch.log1p(-radius)).sqrt()
+        pair = torch.cat((length * (2 * pi * angle).cos(), length * (2 * pi * angle).sin()), dim=-1)
+        return pair[..., :width]
 
 
 def _unit(words: Tensor) -> Tensor:

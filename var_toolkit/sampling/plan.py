@@ -5,7 +5,7 @@ A method of next-scale decoding is a way to build a plan; one engine runs every 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from var_toolkit.backbones.subnet import Subnet
+from var_toolkit.sampling.flow import Flow
 from var_toolkit.sampling.refinement_schedule import Refinement
 from var_toolkit.scales import Scales
 
@@ -21,7 +22,8 @@ class Backbone(Protocol):
     """What the engine asks of a next-scale network.
 
     One that is `markov` looks at no scale but the one it draws, so it takes in nothing else. For masked refinement it
-    has a method `refined` as well (`backbones.hmar`).
+    has a method `refined` as well (`backbones.hmar`). One of continuous tokens has `field` in place of `logits`
+    (`backbones.flowar`).
     """
 
     scales: Scales
@@ -51,14 +53,21 @@ class Backbone(Protocol):
         subnet: Subnet | None = None,
     ) -> Tensor: ...
 
-    def logits(self, condition: Any, hidden_RLC: Tensor) -> Tensor: ...
-
 
 class Tokenizer(Protocol):
-    """What the engine asks of a tokenizer."""
+    """What the engine asks of a tokenizer.
+
+    `pyramid` knows how the latent grows by the codes of a scale, and what of it the next scale sees; that of discrete
+    tokens also what code each stands for (`tokenizers.residual_quantizer`, `tokenizers.latent_pyramid`). `meaning` are
+    the tensors that decide what tokens stand for: two tokenizers with the same ones can share a picture.
+    """
 
     scales: Scales
-    quantize: Any
+
+    @property
+    def pyramid(self) -> Any: ...
+
+    def meaning(self) -> Mapping[str, Tensor]: ...
 
     def decode(self, latent_BChw: Tensor) -> Tensor: ...
 
@@ -69,7 +78,8 @@ class Stage:
 
     `guidance` is VAR's: it grows linearly from 0 at the first scale of the picture to this value at the last, and the
     usual guidance scale there is 1 + guidance. 0 switches guidance off and halves the work. `subnet` says which layers
-    the finer scales run through; None for all. `refine` says which scales are drawn in several masked passes.
+    the finer scales run through; None for all. `refine` says which scales are drawn in several masked passes. `flow`
+    says how maps of continuous tokens are drawn; backbones of such tokens have one, and no others.
     """
 
     backbone: Backbone
@@ -81,6 +91,7 @@ class Stage:
     smooth: bool = False
     subnet: Subnet | None = None
     refine: Refinement | None = None
+    flow: Flow | None = None
 
     def __post_init__(self) -> None:
         last = len(self.backbone.scales)
@@ -94,6 +105,11 @@ class Stage:
             raise ValueError(f"top_p is {self.top_p}; it must be from 0 (off) to 1")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
+        if (self.flow is not None) != is_continuous(self.backbone):
+            kind = "continuous" if self.flow is None else "discrete"
+            raise ValueError(
+                f"{type(self.backbone).__name__} draws {kind} tokens; flow is for continuous ones"
+            )
         if self.refine is not None:
             self._require_refinable(self.refine)
 
@@ -107,6 +123,14 @@ class Stage:
     def masked(self, scale: int) -> tuple[int, ...]:
         """How many tokens of a scale are drawn again in each of its masked passes."""
         return () if self.refine is None else self.refine.masked(scale)
+
+    def evaluations(self) -> int:
+        """How often each scale asks for velocities; 0 for discrete tokens."""
+        return 0 if self.flow is None else sum(1 for _ in self.flow.evaluations())
+
+    def strength(self, progress: float) -> float:
+        """The usual guidance scale at a place between the first scale (0) and the last (1)."""
+        return 1 + self.guidance * progress
 
     @property
     def rows(self) -> int:
@@ -123,13 +147,15 @@ class Stage:
             f"{type(self.backbone).__name__} {c.depth} x {c.embed_dim}",
             *_shown(self.subnet, self.scales),
             f"guidance {self.guidance:g}",
-            f"top-k {self.top_k}",
-            f"top-p {self.top_p:g}",
-            f"temperature {self.temperature:g}",
-            *(["smooth"] if self.smooth else []),
+            *([str(self.flow)] if self.flow else self._choice()),
             *filter(None, [self.refine.shown(self.scales) if self.refine else ""]),
         ]
         return f"scale{f's {first}-{last}' if last > first else f' {first}'}: {', '.join(settings)}"
+
+    def _choice(self) -> list[str]:
+        """How discrete tokens are chosen, in words."""
+        chosen = [f"top-k {self.top_k}", f"top-p {self.top_p:g}", f"temperature {self.temperature:g}"]
+        return [*chosen, "smooth"] if self.smooth else chosen
 
 
 class Pass(NamedTuple):
@@ -145,6 +171,7 @@ class Cost(NamedTuple):
     """The work of one picture."""
 
     forward_passes: int
+    evaluations: int  # of velocities, by the small head of a backbone of continuous tokens
     multiply_adds: int  # of the backbones' matrix products
     cache_values: int  # keys and values held at the largest pass
 
@@ -223,6 +250,7 @@ class Plan:
         passes = list(self.passes())
         return Cost(
             forward_passes=sum(1 + len(one.stage.masked(one.scales.stop - 1)) for one in passes),
+            evaluations=sum(one.stage.evaluations() for one in passes),
             multiply_adds=sum(self._work(one) for one in passes),
             cache_values=max(one.stage.rows * sum(map(one.stage.backbone.cache_values, one.rooms)) for one in passes),
         )
@@ -232,7 +260,7 @@ class Plan:
         backbone, drawn = stage.backbone, one.scales.stop - 1
         layers = range(len(backbone.blocks))
         head = backbone.head_work(scales.lengths[drawn])
-        work = head
+        work = 0
         for k in one.scales:  # under the block-causal mask a token looks at its own scale and the coarser ones
             context = scales.lengths[k] if backbone.markov else scales.offsets[k + 1]
             each = backbone.layer_work(scales.lengths[k], context)
@@ -241,7 +269,13 @@ class Plan:
             )
             work += each * sum(kept)
         again = head + len(layers) * backbone.layer_work(scales.lengths[drawn], scales.lengths[drawn])
-        return stage.rows * work + len(stage.masked(drawn)) * again  # masked passes run without guidance
+        shown = stage.rows if stage.flow is None else stage.flow.rows(stage.strength(scales.progress(drawn)))
+        return stage.rows * work + shown * head + len(stage.masked(drawn)) * again  # masked passes run without guidance
+
+
+def is_continuous(backbone: Backbone) -> bool:
+    """Whether a backbone draws continuous tokens rather than ids of a codebook."""
+    return hasattr(backbone, "field")
 
 
 class HasPlan(Protocol):

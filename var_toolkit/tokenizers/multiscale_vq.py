@@ -83,6 +83,21 @@ class MultiScaleVQ(nn.Module):
         to_channels_last(self)
 
     @property
+    def pyramid(self) -> ResidualQuantizer:
+        """How codes become a latent, and what of it the next scale sees."""
+        return self.quantize
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents."""
+        return self.config.z_channels
+
+    def meaning(self) -> dict[str, Tensor]:
+        """What decides what a token stands for: the codebook and the phis."""
+        tensors = self.quantize.state_dict().items()
+        return {name: tensor for name, tensor in tensors if name.startswith(("embedding", "quant_resi"))}
+
+    @property
     def picture_side(self) -> int:
         """Height and width, in pixels, of the pictures this tokenizer reads and draws."""
         return self.scales.finest * self.config.downsample

@@ -105,6 +105,11 @@ class ResidualQuantizer(nn.Module):
             h_BChw = F.interpolate(h_BChw, size=(self.scales.finest,) * 2, mode="bicubic")
         return self._phi_of_scale[scale](h_BChw)
 
+    def grow(self, latent: Tensor | None, codes_BLC: Tensor, scale: int) -> Tensor:
+        """The latent after a scale, (B, C, h, w): the sum of what all so far add."""
+        added = self.contribution(codes_BLC, scale)
+        return added if latent is None else latent + added
+
     def shrink(self, latent_BChw: Tensor, scale: int) -> Tensor:
         """The latent area-averaged to the size of a scale, as a sequence (B, n_k, C)."""
         side = self.scales.patch_nums[scale]
@@ -138,8 +143,7 @@ class ResidualQuantizer(nn.Module):
         """The cumulative latent after every given scale, each (B, C, h, w)."""
         latent, after = None, []
         for k, tokens_BL in enumerate(tokens):
-            added = self.contribution(self.embed(tokens_BL), k)
-            latent = added if latent is None else latent + added
+            latent = self.grow(latent, self.embed(tokens_BL), k)
             after.append(latent)
         return after
 

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -28,7 +28,8 @@ from var_toolkit.files import write_whole
 from var_toolkit.zoo.registry import CONFIG, WEIGHTS
 
 INDEX = "model_index.json"  # of a model directory, which holds a folder for each part
-EXPECTED = {"tokenizer": ("MultiScaleVQ",), "backbone": ("VAR", "HMAR"), "refiner": ("VAR", "HMAR")}
+BACKBONES = ("VAR", "HMAR", "FlowAR")
+EXPECTED = {"tokenizer": ("MultiScaleVQ", "AutoencoderKL"), "backbone": BACKBONES, "refiner": BACKBONES}
 PARTS = ("tokenizer", "backbone")  # which every model has
 
 # Where a class named in a config.json lives. Names rather than classes, so that reading one imports one.
@@ -36,7 +37,9 @@ NETWORKS = {
     "MultiScaleVQ": "var_toolkit.tokenizers.multiscale_vq",
     "VAR": "var_toolkit.backbones.var",
     "HMAR": "var_toolkit.backbones.hmar",
+    "FlowAR": "var_toolkit.backbones.flowar",
     "StillLifeClassifier": "var_toolkit.evaluation.classifier",
+    "AutoencoderKL": "diffusers",
 }
 
 
@@ -87,8 +90,15 @@ def write_network(network: nn.Module, folder: Path, dtype: torch.dtype | None = 
     tensors = network.state_dict()
     if dtype is not None:
         tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-    write_json(folder / CONFIG, {"_class_name": type(network).__name__, **asdict(network.config)})  # type: ignore[call-overload]
+    write_json(folder / CONFIG, {"_class_name": type(network).__name__, **_settings(network)})
     write_tensors(folder / WEIGHTS, tensors)
+
+
+def _settings(network: nn.Module) -> dict[str, Any]:
+    config: Any = network.config
+    if is_dataclass(config):
+        return asdict(config)  # type: ignore[arg-type]
+    return {name: value for name, value in config.items() if not name.startswith("_")}  # of diffusers
 
 
 def save_network(network: nn.Module, directory: Path | str, dtype: torch.dtype | None = None) -> None:
@@ -102,6 +112,8 @@ def load_network(directory: Path | str, dtype: torch.dtype = torch.float32) -> n
     folder = Path(directory)
     facts = read_json(folder / CONFIG)
     cls = network_class(facts.get("_class_name"), folder)
+    if not is_ours(cls):
+        return pretrained(cls, folder, dtype)
     network = build(cls, {k: v for k, v in facts.items() if not k.startswith("_")}, source=str(folder / CONFIG))
     fill(network, read_safetensors(folder / WEIGHTS), source=str(folder / WEIGHTS))
     return network.to(dtype).eval()
@@ -116,9 +128,39 @@ def network_class(name: object, folder: Path) -> type[nn.Module]:
 
 def build(cls: type[nn.Module], settings: Mapping[str, Any], source: str) -> nn.Module:
     """A network without memory behind its weights yet; unknown or impossible settings are refused by name."""
+    if not is_ours(cls):
+        with torch.device("meta"):
+            return cls.from_config(dict(settings))  # type: ignore[attr-defined]
     config = strict_fields.build(get_type_hints(cls.__init__)["config"], settings, where=source)
     with torch.device("meta"):
         return cls(config)
+
+
+def is_ours(cls: type[nn.Module]) -> bool:
+    """Whether a class is built from one of our configurations, rather than by diffusers."""
+    return "config" in get_type_hints(cls.__init__)
+
+
+def pretrained(cls: Any, source: Path | str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A network of diffusers from a directory or a hub id, in evaluation mode. ValueError in one line for any trouble.
+
+    diffusers reads its own older layouts, which is why this is left to it; here its warnings become refusals.
+    """
+    try:
+        network, found = cls.from_pretrained(
+            source, torch_dtype=dtype, output_loading_info=True, low_cpu_mem_usage=False
+        )
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{source} cannot be read as {cls.__name__}: {str(error).strip().splitlines()[0]}") from None
+    odd = [*found["missing_keys"], *found["unexpected_keys"], *(key for key, *_ in found["mismatched_keys"])]
+    if odd:
+        raise ValueError(
+            f"{source} has missing or unexpected weights, such as {odd[0]!r}; it is damaged or of another kind"
+        )
+    for name, tensor in network.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{source}: {name} holds values that are not finite; the file is damaged")
+    return network.eval()
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

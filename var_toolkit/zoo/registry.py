@@ -34,6 +34,9 @@ class Sampling:
     full_scales: int | None = None
     refine: str = "off"  # which scales are drawn in several masked passes (HMAR): a name, or lists as in `--refine`
     refine_clean: bool = False
+    solver: str = "published"  # of continuous tokens (FlowAR): see `sampling.flow.Flow`
+    steps: int = 25
+    guidance_interval: tuple[float, float] = (0.0, 0.9)
 
 
 @dataclass(frozen=True)

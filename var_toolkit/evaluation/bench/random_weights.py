@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,8 +20,9 @@ def random_pipeline(source: str | Path | Pair, *, device: str = "auto", dtype: t
     """What `load` returns, with random weights instead of its own: the same every time, nothing is downloaded."""
     pipe, where = skeleton(source).to(dtype=dtype), find_device(device)
     backbones = {id(stage.backbone): stage.backbone for stage in pipe.plan().stages}.values()
-    for network in (pipe.tokenizer, *backbones):
-        randomise(network.to_empty(device=where).eval())  # type: ignore[attr-defined]
+    networks: tuple[Any, ...] = (pipe.tokenizer, *backbones)
+    for network in networks:
+        randomise(network.to_empty(device=where).eval())
     return pipe
 
 

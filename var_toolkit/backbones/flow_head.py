@@ -1,0 +1,143 @@
+"""FlowAR's velocity network (arXiv 2412.15205, section 3.3): a small transformer over the tokens of one scale.
+
+It sees a noisy token map, the time, and what the transformer says of every token of that map.
+
+Letters: R rows, L tokens, C width of the transformer, W width of the head, c latent channels, K times a row.
+"""
+
+from __future__ import annotations
+
+from math import log
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from var_toolkit.backbones.attention import Attend, RotaryAttention, RotaryCrossAttention
+from var_toolkit.backbones.gated_mlp import GatedMLP, RMSNorm, modulated
+from var_toolkit.backbones.linear import Linear
+from var_toolkit.backbones.rotary import Turn
+
+HEAD_DIM = 64
+MLP_RATIO = 4
+FREQUENCIES = 256
+LONGEST = 10_000  # of the sinusoids of the time, in thousandths
+
+
+class Seen(NamedTuple):
+    """What does not change while a map is drawn: made once, used at every step."""
+
+    condition: Tensor  # (R, L, W)
+    memories: list[tuple[Tensor, Tensor]]  # keys and values of each block's cross-attention, (R, H, L, D); or none
+
+    def rows(self, count: int) -> Seen:
+        """Of the first rows alone."""
+        return Seen(self.condition[:count], [(k[:count], v[:count]) for k, v in self.memories])
+
+
+class Pace(NamedTuple):
+    """How the time steers the blocks: by itself, and with the condition of each token."""
+
+    time: Tensor  # SiLU of (R, K or L, W)
+    both: Tensor  # SiLU of (R, L, W)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the time and an MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(Linear(FREQUENCIES, width), nn.SiLU(), Linear(width, width))
+
+    def forward(self, times_RK: Tensor) -> Tensor:
+        """Times from 0 to 1, cut down to whole thousandths as float32 has them, -> (R, K, W)."""
+        thousandths = (times_RK.float() * 1000).long()
+        half = FREQUENCIES // 2
+        frequencies = (torch.arange(half, device=times_RK.device) * (-log(LONGEST) / half)).exp()
+        angles = thousandths.unsqueeze(-1) * frequencies
+        first = cast(Linear, self.mlp[0])
+        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(first.weight.dtype))
+
+
+class HeadBlock(nn.Module):
+    """Self-attention and MLP, both steered by time and condition."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attn = RotaryAttention(width, width // HEAD_DIM, bias=False)
+        self.mlp = GatedMLP(width, int(width * MLP_RATIO * 2 / 3))
+        self.ada_lin = Linear(width, 6 * width)
+
+    def forward(self, x_RLW: Tensor, pace: Pace, memory: None, turn: Turn, attend: Attend) -> Tensor:
+        gate1, gate2, scale1, scale2, shift1, shift2 = self.ada_lin(pace.both).chunk(6, dim=-1)
+        x_RLW = torch.addcmul(x_RLW, self.attn(modulated(x_RLW, scale1, shift1), turn, attend), gate1)
+        return torch.addcmul(x_RLW, self.mlp(modulated(x_RLW, scale2, shift2)), gate2)
+
+
+class CrossHeadBlock(nn.Module):
+    """Self-attention steered by the time, cross-attention to the condition, and an MLP steered by both."""
+
+    def __init__(self, width: int, memory_width: int) -> None:
+        super().__init__()
+        self.attn = RotaryAttention(width, width // HEAD_DIM, bias=False)
+        self.crossattn = RotaryCrossAttention(width, width // HEAD_DIM, memory_width)
+        self.norm2_1, self.norm2_2 = RMSNorm(width), RMSNorm(memory_width)
+        self.mlp = GatedMLP(width, int(width * MLP_RATIO * 2 / 3))
+        self.ada_lin_attn, self.ada_lin_mlp = Linear(width, 3 * width), Linear(width, 3 * width)
+
+    def remember(self, hidden_RLC: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+        """Keys and values of the condition."""
+        return self.crossattn.remember(self.norm2_2(hidden_RLC), turn)
+
+    def forward(self, x_RLW: Tensor, pace: Pace, memory: tuple[Tensor, Tensor], turn: Turn, attend: Attend) -> Tensor:
+        gate1, scale1, shift1 = self.ada_lin_attn(pace.time).chunk(3, dim=-1)
+        gate2, scale2, shift2 = self.ada_lin_mlp(pace.both).chunk(3, dim=-1)
+        x_RLW = torch.addcmul(x_RLW, self.attn(modulated(x_RLW, scale1, shift1), turn, attend), gate1)
+        x_RLW = x_RLW + self.crossattn(self.norm2_1(x_RLW), memory, turn, attend)
+        return torch.addcmul(x_RLW, self.mlp(modulated(x_RLW, scale2, shift2)), gate2)
+
+
+class FinalLayer(nn.Module):
+    """Steered norm and a linear layer."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.linear = Linear(width, channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
+
+    def forward(self, x_RLW: Tensor, pace: Pace) -> Tensor:
+        shift, scale = self.adaLN_modulation[1](pace.both).chunk(2, dim=-1)
+        return self.linear(modulated(x_RLW, scale, shift))
+
+
+class FlowHead(nn.Module):
+    """Noisy token maps (R, L, c), times and features of the transformer (R, L, C) -> velocities (R, L, c)."""
+
+    def __init__(self, channels: int, width: int, depth: int, memory_width: int, *, cross_attention: bool) -> None:
+        super().__init__()
+        self.cross_attention = cross_attention
+        self.time_embed = TimeEmbedding(width)
+        self.cond_embed, self.input_proj = Linear(memory_width, width), Linear(channels, width)
+        self.res_blocks = nn.ModuleList(
+            CrossHeadBlock(width, memory_width) if cross_attention else HeadBlock(width) for _ in range(depth)
+        )
+        self.final_layer = FinalLayer(width, channels)
+
+    def seen(self, hidden_RLC: Tensor, turn: Turn) -> Seen:
+        """What all steps on the same features share."""
+        blocks = self.res_blocks if self.cross_attention else ()
+        memories = [cast(CrossHeadBlock, block).remember(hidden_RLC, turn) for block in blocks]
+        return Seen(self.cond_embed(hidden_RLC), memories)
+
+    def forward(
+        self, x_RLc: Tensor, times_RK: Tensor, seen: Seen, turn: Turn, attend: Attend, levels_L: Tensor | None = None
+    ) -> Tensor:
+        """Velocities. Without `levels_L`, which says for each token which of the times is its own, K is 1."""
+        time = self.time_embed(times_RK)
+        time = time if levels_L is None else time[:, levels_L]
+        pace = Pace(F.silu(time), F.silu(seen.condition + time))
+        x_RLW = self.input_proj(x_RLc.to(self.input_proj.weight.dtype))
+        for i, block in enumerate(self.res_blocks):
+            x_RLW = block(x_RLW, pace, seen.memories[i] if self.cross_attention else None, turn, attend)
+        return self.final_layer(x_RLW, pace)

@@ -1,0 +1,37 @@
+"""Rotary positions on a square grid: half of a head's channels turn with the row, half with the column.
+
+Letters: R rows, H heads, L tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Turn(NamedTuple):
+    """Cosines and sines by which pairs of neighbouring channels turn, each (L, D / 2), float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __call__(self, x_RHLD: Tensor) -> Tensor:
+        """Queries or keys, turned, in their own dtype."""
+        even, odd = x_RHLD.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack((even * self.cos - odd * self.sin, odd * self.cos + even * self.sin), dim=-1)
+        return turned.flatten(-2).to(x_RHLD.dtype)
+
+
+def turn_on_grids(sides: Iterable[int], grid: int, head_dim: int, device: torch.device, theta: float = 1e4) -> Turn:
+    """Positions of square maps, one after another, each stretched to `grid` x `grid`: places keep their angles."""
+    frequencies = theta ** -(torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device) / (head_dim // 2))
+    angles = []
+    for side in sides:
+        line = torch.arange(side, dtype=torch.float32, device=device) / side * grid
+        down, across = torch.meshgrid(line, line, indexing="ij")
+        angles.append(torch.cat([place.reshape(-1, 1) * frequencies for place in (down, across)], dim=1))
+    whole = torch.cat(angles)
+    return Turn(whole.cos(), whole.sin())

@@ -1,0 +1,136 @@
+"""Flow matching per scale (FlowAR, arXiv 2412.15205): solvers that carry noise to the tokens of a map.
+
+A velocity field says how the tokens of a scale move; at time 1 they are noise, at time 0 data. The state is float64 as
+published, so that sums over many steps lose nothing, the network computes in its own dtype.
+
+Letters: B pictures, L tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from var_toolkit.sampling.noise import Noise, Stream
+
+if TYPE_CHECKING:
+    from var_toolkit.sampling.plan import Stage
+
+Velocity = Callable[[Tensor, float], Tensor]
+Step = Callable[[Velocity, Tensor, float, float], Tensor]
+
+
+def _euler(velocity: Velocity, x: Tensor, now: float, then: float) -> Tensor:
+    return x + (then - now) * velocity(x, now)
+
+
+def _midpoint(velocity: Velocity, x: Tensor, now: float, then: float) -> Tensor:
+    half = (then - now) / 2
+    return x + (then - now) * velocity(x + half * velocity(x, now), now + half)
+
+
+def _heun(velocity: Velocity, x: Tensor, now: float, then: float) -> Tensor:
+    """The last step is Euler's, as in Karras et al. (arXiv 2206.00364): at the data the velocity may be undefined."""
+    first = velocity(x, now)
+    if then == 0:
+        return x + (then - now) * first
+    return x + (then - now) / 2 * (first + velocity(x + (then - now) * first, then))
+
+
+STEPS: dict[str, Step] = {"published": _euler, "euler": _euler, "midpoint": _midpoint, "heun": _heun}
+SOLVERS = tuple(STEPS)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """How the map of a scale is drawn.
+
+    "published" is FlowAR's own: Euler on a grid that is finer near the data, so that 25 steps are 24 evaluations of the
+    network; 50 are uniform. The others have uniform grids; "midpoint" and "heun" are of second order and evaluate the
+    network twice a step. `interval` says between which times guidance is on.
+    """
+
+    solver: str = "published"
+    steps: int = 25
+    interval: tuple[float, float] = (0.0, 0.9)
+
+    def __post_init__(self) -> None:
+        if self.solver not in STEPS:
+            raise ValueError(f"solver is {self.solver!r}; it must be one of {', '.join(SOLVERS)}")
+        least = 2 if self.solver == "published" else 1
+        if self.steps < least:
+            raise ValueError(f"steps is {self.steps}; solver {self.solver!r} takes {least} or more")
+        object.__setattr__(self, "interval", tuple(self.interval))
+        if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
+            raise ValueError(
+                f"guidance_interval is {list(self.interval)}; it must be two times from 0 (data) to 1 (noise), in order"
+            )
+
+    def times(self) -> list[float]:
+        """Where the steps begin and end, from 1 down to 0."""
+        if self.solver != "published" or self.steps == 50:
+            return torch.linspace(1, 0, self.steps + 1, dtype=torch.float64).tolist()
+        half = self.steps // 2
+        coarse = torch.linspace(1, 0.3, half, dtype=torch.float64)
+        return torch.cat((coarse, torch.linspace(0.25, 0, half + 1, dtype=torch.float64))).tolist()
+
+    def guided(self, time: float, strength: float) -> bool:
+        """Whether the null class takes part at a time."""
+        return strength > 1 and self.interval[0] <= time <= self.interval[1]
+
+    def evaluations(self) -> Iterator[float]:
+        """The times at which one scale asks for velocities, in order."""
+        for now, then in pairwise(self.times()):
+            yield now
+            if self.solver == "midpoint":
+                yield now + (then - now) / 2
+            if self.solver == "heun" and then != 0:
+                yield then
+
+    def rows(self, strength: float) -> int:
+        """Rows that the head computes for each picture and scale, over all evaluations."""
+        return sum(2 if self.guided(time, strength) else 1 for time in self.evaluations())
+
+    def solve(self, velocity: Velocity, noise: Tensor) -> Tensor:
+        """Noise -> data, in the dtype of the noise."""
+        x, step = noise, STEPS[self.solver]
+        for now, then in pairwise(self.times()):
+            x = step(velocity, x, now, then)
+        return x
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.steps} steps ({self.solver}), guided from {high:g} to {low:g}"
+
+
+def draw_map(stage: Stage, scale: int, hidden_RLC: Tensor, noise: Noise, *, channels: int, strength: float) -> Tensor:
+    """The tokens of a scale, float32 (B, L, C), from the features of its rows (B, or 2B: conditional half first).
+
+    `strength` is the guidance scale, 1 for none. Where it has no say, the null half is not computed. FloatingPointError
+    if the result is not finite.
+    """
+    flow: Any = stage.flow
+    backbone: Any = stage.backbone
+    position, tokens = backbone.scales.offsets[scale], backbone.scales.lengths[scale]
+    start = noise.normal(Stream.FLOW, position, tokens, channels)
+    both = backbone.field(hidden_RLC, scale)
+    own = both.rows(len(start))
+
+    def velocity(x_BLC: Tensor, time: float) -> Tensor:
+        if not flow.guided(time, strength):
+            return own(x_BLC.float(), time).to(x_BLC.dtype)
+        conditional, null = both(x_BLC.float().repeat(2, 1, 1), time).to(x_BLC.dtype).chunk(2)
+        return null + strength * (conditional - null)
+
+    wide = torch.float32 if start.device.type == "mps" else torch.float64  # which MPS has not
+    found = flow.solve(velocity, start.to(wide)).float()
+    if not bool(found.isfinite().all()):
+        raise FloatingPointError(
+            f"the latents of scale {scale} are not finite; float16 overflows in some models: use bfloat16 or float32"
+        )
+    return found

@@ -1,0 +1,150 @@
+"""Continuous tokenizers: any AutoencoderKL of diffusers, KL-16 of MAR and FlowAR among them, seen as a pyramid.
+
+Letters: B pictures, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from var_toolkit.scales import Scales
+from var_toolkit.tokenizers.latent_pyramid import LatentPyramid
+
+
+@dataclass(frozen=True)
+class KLConfig:
+    """Sizes of a new autoencoder, under diffusers' names; the defaults are those of KL-16 (arXiv 2406.11838)."""
+
+    block_out_channels: tuple[int, ...] = (128, 128, 256, 256, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 16
+    norm_num_groups: int = 32
+    sample_size: int = 256
+    encoder_attention: bool = True  # at the coarsest level of the encoder, beside the one that both halves have
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
+        for name in ("layers_per_block", "latent_channels", "norm_num_groups", "sample_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive integer")
+        if not self.block_out_channels or any(width % self.norm_num_groups for width in self.block_out_channels):
+            raise ValueError(
+                f"block_out_channels is {list(self.block_out_channels)}; "
+                f"each must be a multiple of norm_num_groups, {self.norm_num_groups}"
+            )
+        if self.sample_size % 2 ** (len(self.block_out_channels) - 1):
+            raise ValueError(f"sample_size is {self.sample_size}; it must halve at every level but the last")
+
+    def build(self, scaling_factor: float = 1.0) -> Any:
+        """An AutoencoderKL of these sizes."""
+        from diffusers import AutoencoderKL
+
+        levels = len(self.block_out_channels)
+        last = "AttnDownEncoderBlock2D" if self.encoder_attention else "DownEncoderBlock2D"
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * (levels - 1) + (last,),
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=self.block_out_channels,
+            layers_per_block=self.layers_per_block,
+            latent_channels=self.latent_channels,
+            norm_num_groups=self.norm_num_groups,
+            sample_size=self.sample_size,
+            scaling_factor=scaling_factor,
+        )
+
+
+class Reconstruction(NamedTuple):
+    """What a training pass returns."""
+
+    pictures: Tensor  # (B, 3, h, w), about [-1, 1]
+    kl: Tensor  # divergence of the posteriors from a standard normal, nats a picture
+
+
+class KLTokenizer(nn.Module):
+    """Pictures to latents and back. Pictures are float in [-1, 1], (B, 3, h, w); latents have a variance about 1.
+
+    `autoencoder` is an AutoencoderKL. Without `scales` the pyramid has one, the latent of the pictures it was made for;
+    `side` is that of `LatentPyramid`.
+    """
+
+    def __init__(self, autoencoder: Any, scales: Scales | None = None, side: int | None = None) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder.to(memory_format=torch.channels_last)
+        self.scales = scales or Scales((autoencoder.config.sample_size // self.downsample,))
+        self.pyramid = LatentPyramid(self.scales, side)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents, C."""
+        return int(self.autoencoder.config.latent_channels)
+
+    def meaning(self) -> dict[str, Tensor]:
+        """What decides what a latent stands for: how the decoder begins, and the scaling."""
+        config = self.autoencoder.config
+        scaling = torch.tensor([config.scaling_factor, config.shift_factor or 0.0, float(self.pyramid.side)])
+        return {"scaling": scaling, "conv_in": self.autoencoder.decoder.conv_in.weight}
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per latent position along one side."""
+        return 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+
+    @property
+    def picture_side(self) -> int:
+        """Height and width, in pixels, of the pictures this tokenizer reads and draws."""
+        return self.scales.finest * self.downsample
+
+    def place(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> KLTokenizer:
+        """Move in place. Autoencoders that ask for it (`force_upcast`) stay in float32 instead of float16."""
+        upcast = dtype == torch.float16 and self.autoencoder.config.force_upcast
+        self.to(device=device, dtype=torch.float32 if upcast else dtype)
+        return self
+
+    def moments(self, pictures: Tensor) -> Tensor:
+        """Mean and log variance of the posteriors, not scaled, (B, 2C, h, w)."""
+        side = self.picture_side
+        if pictures.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"pictures have shape {tuple(pictures.shape)}; this tokenizer reads (B, 3, {side}, {side})"
+            )
+        pictures = pictures.to(self.autoencoder.dtype, memory_format=torch.channels_last)
+        return self.autoencoder.encode(pictures).latent_dist.parameters
+
+    def latents(self, moments_B2Chw: Tensor, noise_BChw: Tensor | None = None) -> Tensor:
+        """Scaled latents (B, C, h, w), float32: drawn from the posteriors by standard normal noise, or their means."""
+        mean, log_variance = moments_B2Chw.float().chunk(2, dim=1)
+        if noise_BChw is not None:
+            mean = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise_BChw
+        return (mean - self._shift) * self.autoencoder.config.scaling_factor
+
+    def forward(self, pictures: Tensor) -> Reconstruction:
+        """Draw from the posteriors and reconstruct, for training."""
+        posterior = self.autoencoder.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist
+        return Reconstruction(self.autoencoder.decode(posterior.sample()).sample, posterior.kl())
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures -> scaled latents (B, C, h, w), float32: the means of their posteriors."""
+        return self.latents(self.moments(pictures))
+
+    @torch.no_grad()
+    def decode(self, latent_BCpp: Tensor) -> Tensor:
+        """A scaled latent -> pictures in [-1, 1], float32 (B, 3, h, w). That of a coarser scale is enlarged first."""
+        if latent_BCpp.shape[-1] != self.scales.finest:
+            latent_BCpp = F.interpolate(latent_BCpp, size=(self.scales.finest,) * 2, mode="bicubic")
+        latent = latent_BCpp / self.autoencoder.config.scaling_factor + self._shift
+        latent = latent.to(self.autoencoder.dtype, memory_format=torch.channels_last)
+        return self.autoencoder.decode(latent).sample.float().clamp_(-1, 1)
+
+    def reconstruct(self, pictures: Tensor) -> Tensor:
+        """What the tokenizer keeps of the pictures, in [-1, 1]."""
+        return self.decode(self.encode(pictures))
+
+    @property
+    def _shift(self) -> float:
+        return self.autoencoder.config.shift_factor or 0.0

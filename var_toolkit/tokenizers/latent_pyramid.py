@@ -1,0 +1,52 @@
+"""Continuous token maps of FlowAR (arXiv 2412.15205, section 3.2): a latent at several sizes, without residuals.
+
+Letters: B pictures, L tokens, C channels, K scales, p the side of a map.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from var_toolkit.scales import Scales
+
+
+class LatentPyramid:
+    """How the maps of a latent follow from it, and the input of each scale from the map before.
+
+    `side` is that to which a map grows before it shrinks to the next scale; the finest one, as in training, unless
+    given. The published sampler has 16 whatever the schedule.
+    """
+
+    def __init__(self, scales: Scales, side: int | None = None) -> None:
+        self.scales, self.side = scales, side or scales.finest
+
+    def maps(self, latent_BChw: Tensor) -> Tensor:
+        """The tokens of every scale, area-averaged from the finest, (B, L, C)."""
+        return torch.cat([sequence(_averaged(latent_BChw, side)) for side in self.scales.patch_nums], dim=1)
+
+    def teacher_inputs(self, latent_BChw: Tensor) -> Tensor:
+        """Inputs of scales 1 .. K-1 when every map before is the true one, (B, L - n_0, C)."""
+        coarser = self.scales.patch_nums[:-1]
+        maps = [_averaged(latent_BChw, side) for side in coarser]
+        return torch.cat([self.shrink(latent, k + 1) for k, latent in enumerate(maps)], dim=1)
+
+    def grow(self, latent: Tensor | None, codes_BLC: Tensor, scale: int) -> Tensor:
+        """The latent after a scale, (B, C, p, p): its map, which takes the place of the one before."""
+        side = self.scales.patch_nums[scale]
+        return codes_BLC.transpose(1, 2).unflatten(2, (side, side))
+
+    def shrink(self, latent_BCpp: Tensor, scale: int) -> Tensor:
+        """The input of a scale from the map before it, (B, n_k, C)."""
+        grown = F.interpolate(latent_BCpp, size=(self.side, self.side), mode="bicubic")
+        return sequence(_averaged(grown, self.scales.patch_nums[scale]))
+
+
+def sequence(latent_BChw: Tensor) -> Tensor:
+    """A map as tokens, row by row, (B, h w, C)."""
+    return latent_BChw.flatten(2).transpose(1, 2)
+
+
+def _averaged(latent_BChw: Tensor, side: int) -> Tensor:
+    return F.interpolate(latent_BChw, size=(side, side), mode="area")

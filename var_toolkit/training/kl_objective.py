@@ -1,0 +1,83 @@
+"""Trains a continuous tokenizer, an AutoencoderKL of diffusers (arXiv 2112.10752, appendix G)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from var_toolkit.tokenizers.kl import KLConfig, KLTokenizer
+from var_toolkit.training.data_sources import pictures_of, require_size
+from var_toolkit.training.objectives import Workplace
+from var_toolkit.training.recipe import Recipe
+from var_toolkit.training.reconstruction import ReconstructionObjective, ReconstructionOptions, pictures
+from var_toolkit.training.registry import objective
+from var_toolkit.zoo.directory import load_network, save_network
+
+MEASURED = 2048  # pictures whose latents decide the scaling factor
+
+
+@dataclass(frozen=True)
+class KLOptions(ReconstructionOptions):
+    """The weight of the divergence from a standard normal, in nats a number of the picture, beside the other terms."""
+
+    kl: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_not_negative("kl")
+
+
+@objective("kl")
+class KLObjective(ReconstructionObjective):
+    """Reconstruction from a sample of the posterior, which a small weight keeps near a standard normal.
+
+    What is delivered has the scaling factor that gives latents of training pictures a standard deviation of 1.
+    """
+
+    name = "autoencoder"
+    options_type = KLOptions
+    options: KLOptions
+    autoencoder: KLTokenizer
+
+    @classmethod
+    def config_type(cls) -> type:
+        return KLConfig
+
+    def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
+        self.recipe, self.options = recipe, recipe.objective_options
+        tokenizer = self.empty_network().to(workplace.team.device)
+        require_size(recipe.data, tokenizer.picture_side)
+        if self.options.initial is not None:
+            tokenizer.autoencoder.load_state_dict(load_network(self.options.initial).state_dict())
+        self.record = nn.Module()
+        self.source, self.held_out = pictures_of(recipe, workplace)
+        self._open(tokenizer, workplace)
+
+    def empty_network(self) -> KLTokenizer:
+        return KLTokenizer(self.recipe.model.build())
+
+    def _reconstructed(self, real: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        result = self.networks["autoencoder"](real)
+        kl = result.kl.float().mean()
+        return result.pictures, self.options.kl * kl / real[0].numel(), {"kl": kl}
+
+    def _last_weight(self) -> Tensor:
+        return self.autoencoder.autoencoder.decoder.conv_out.weight
+
+    def save(self, network: Any, directory: Path) -> None:
+        """A directory that diffusers reads as well."""
+        network.autoencoder.register_to_config(scaling_factor=round(1 / self._spread(network), 5))
+        save_network(network.autoencoder, directory)
+
+    def _spread(self, network: KLTokenizer) -> float:
+        """Standard deviation of latents, drawn from the posteriors, of pictures spread over all."""
+        device = next(network.parameters()).device
+        rows = torch.linspace(0, len(self.source) - 1, min(MEASURED, len(self.source))).long().split(64)
+        found = []
+        with torch.no_grad():
+            for batch in self.source.batches(rows, 0):
+                moments = network.moments(pictures(batch).to(device))
+                found.append(network.latents(moments, torch.randn_like(moments[:, : network.channels])))
+        return float(torch.cat(found).std())

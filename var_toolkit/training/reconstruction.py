@@ -1,0 +1,156 @@
+"""What training a tokenizer of any kind shares: reconstruction, perceptual and adversarial terms."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from var_toolkit.evaluation.classifier import StillLifeClassifier
+from var_toolkit.training.batches import Batch
+from var_toolkit.training.data_sources import HeldOut
+from var_toolkit.training.discriminator import PatchDiscriminator, hinge_loss
+from var_toolkit.training.draws import Draws
+from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
+from var_toolkit.training.perceptual import PerceptualDistance
+from var_toolkit.training.recipe import Recipe
+from var_toolkit.training.starting_weights import network_from
+
+
+@dataclass(frozen=True)
+class ReconstructionOptions:
+    """Weights of the loss terms; 0 switches a term off."""
+
+    l1: float = 0.2
+    l2: float = 1.0
+    perceptual: float = 0.0
+    perceptual_network: str | None = None  # directory of a trained still-life classifier
+    adversarial: float = 0.0
+    adversarial_start: int = 0  # first step of the generator's adversarial term
+    adaptive: bool = False  # scale the adversarial term to the reconstruction's gradient at the last layer
+    discriminator_width: int = 32
+    initial: str | None = None  # directory of weights to start from
+
+    def __post_init__(self) -> None:
+        self._require_not_negative("l1", "l2", "perceptual", "adversarial", "adversarial_start")
+        if self.perceptual and self.perceptual_network is None:
+            raise ValueError("perceptual needs perceptual_network: the directory of a trained still-life classifier")
+
+    def _require_not_negative(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+
+
+class ReconstructionObjective(Objective):
+    """Generator phase, and a discriminator phase once the adversarial term is on.
+
+    Those that go on from it name the network (`name`), say what it returns for pictures (`_reconstructed`) and where
+    its last convolution is (`_last_weight`).
+    """
+
+    name: str
+    options: Any
+    held_out: HeldOut
+    autoencoder: Any  # the network, before DDP wraps it
+
+    @classmethod
+    def check(cls, recipe: Recipe, *, where: str) -> None:
+        if recipe.parallel == "fsdp":
+            raise ValueError(f"{where}: parallel is 'fsdp'; the {recipe.objective} objective trains with ddp only")
+
+    def _open(self, autoencoder: nn.Module, workplace: Workplace) -> None:
+        """Take in the network to train, and make what the loss needs beside it."""
+        device, options = workplace.team.device, self.options
+        self.autoencoder = autoencoder
+        self.networks = {self.name: autoencoder}
+        self.distance = self._distance().to(device) if options.perceptual else None
+        self.discriminator: PatchDiscriminator | None = None
+        if options.adversarial:
+            self.discriminator = PatchDiscriminator(options.discriminator_width).to(device)
+            self.networks["discriminator"] = self.discriminator
+
+    def _distance(self) -> PerceptualDistance:
+        classifier = network_from(self.options.perceptual_network, StillLifeClassifier, what="perceptual_network")
+        return PerceptualDistance(classifier)
+
+    def _reconstructed(self, real: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Pictures, what their code adds to the loss (weighted), and that by name (not weighted)."""
+        raise NotImplementedError
+
+    def _last_weight(self) -> Tensor:
+        raise NotImplementedError
+
+    def phases(self, step: int) -> list[Phase]:
+        adversary = self.discriminator is not None and step >= self.options.adversarial_start
+        made = _Made()
+
+        def generator(batch: Batch, draws: Draws) -> Loss:
+            return self._generator_loss(batch, made, adversary)
+
+        def critic(batch: Batch, draws: Draws) -> Loss:
+            return self._critic_loss(batch, made)
+
+        first = Phase((self.name,), generator)
+        return [first, Phase(("discriminator",), critic)] if self.discriminator is not None else [first]
+
+    def _generator_loss(self, batch: Batch, made: "_Made", adversary: bool) -> Loss:
+        real, o = pictures(batch), self.options
+        drawn, code_loss, code_terms = self._reconstructed(real)
+        made.pictures = drawn.detach()
+        drawn = drawn.float()
+        terms = {"l1": F.l1_loss(drawn, real), "l2": F.mse_loss(drawn, real), **code_terms}
+        total = o.l1 * terms["l1"] + o.l2 * terms["l2"]
+        if self.distance is not None:
+            terms["perceptual"] = self.distance(drawn, real)
+            total = total + o.perceptual * terms["perceptual"]
+        if adversary and self.discriminator is not None:
+            terms["adversarial"] = -self.discriminator(drawn).mean()
+            strength = self._balance(total, terms["adversarial"]) if o.adaptive else 1.0
+            total = total + o.adversarial * strength * terms["adversarial"]
+        total = total + code_loss
+        psnr = -10 * torch.log10(terms["l2"].detach() / 4)
+        return Loss(total, {"loss": total.detach(), "psnr": psnr} | {k: v.detach() for k, v in terms.items()})
+
+    def _balance(self, reconstruction: Tensor, adversarial: Tensor) -> Tensor:
+        """Ratio of gradient norms at the decoder's last convolution (VQGAN, arXiv 2012.09841, equation 7)."""
+        weight = self._last_weight()
+        norms = [torch.autograd.grad(x, weight, retain_graph=True)[0].norm() for x in (reconstruction, adversarial)]
+        return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
+
+    def _critic_loss(self, batch: Batch, made: "_Made") -> Loss:
+        both = torch.cat([pictures(batch), made.pictures.float()]).contiguous(memory_format=torch.channels_last)
+        real, fake = self.networks["discriminator"](both).chunk(2)
+        loss = hinge_loss(real, fake)
+        verdicts = {"verdict_real": real.detach().mean(), "verdict_fake": fake.detach().mean()}
+        return Loss(loss, {"critic": loss.detach(), **verdicts})
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        errors = [self._errors(network, pictures(batch)) for batch in self.held_out]
+        return {"psnr": float((-10 * torch.log10(torch.cat(errors) / 4)).mean())} if errors else {}
+
+    @staticmethod
+    def _errors(network: Any, real: Tensor) -> Tensor:
+        return (network.reconstruct(real) - real).square().mean((1, 2, 3))
+
+    def preview(self, network: Any) -> Tensor | None:
+        """Rows of eight held-out pictures, each above its reconstruction."""
+        first = self.held_out.first()
+        if first is None:
+            return None
+        real = pictures(first)[:16]
+        pairs = zip(real.split(8), network.reconstruct(real).split(8), strict=True)
+        return torch.cat([part for pair in pairs for part in pair])
+
+
+class _Made:
+    """The generator's pictures of one step, handed from its phase to the discriminator's."""
+
+    pictures: Tensor
+
+
+def pictures(batch: Batch) -> Tensor:
+    """The pictures of a batch that has them."""
+    assert batch.pictures is not None
+    return batch.pictures
