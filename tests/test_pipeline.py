@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import small_var_network
 from PIL import Image
+from small_flowar import tiny_flowar, tiny_kl
 
 import var_toolkit
 from var_toolkit.loading import Pair, load, skeleton
@@ -221,3 +222,45 @@ def test_a_name_that_is_no_setting_is_refused_even_without_a_value(small_tokeniz
 def test_masked_passes_may_lie_in_any_stage_of_several_temperatures(small_tokenizer, small_hmar):
     plan = Pipeline(small_tokenizer, small_hmar).plan(refine="published", temperature=(1.1, 1.1, 1.1, 1.0))
     assert [stage.masked(2) for stage in plan.stages if 2 in stage.scales] == [(8, 7, 5)]
+
+
+@pytest.fixture(scope="module")
+def continuous() -> Pipeline:
+    return Pipeline(tiny_kl(), tiny_flowar(), Sampling(steps=3))
+
+
+def test_continuous_tokens_come_as_vectors_and_the_work_on_them_is_counted(continuous):
+    drawn = continuous([3, 1, 3], seeds=[0, 1, 0], batch_size=2, output_type="pt")
+    assert [tuple(tokens.shape) for tokens in drawn.tokens] == [(3, 1, 4), (3, 4, 4), (3, 9, 4)]
+    assert {tokens.dtype for tokens in drawn.tokens} == {torch.float32}
+    assert torch.equal(drawn.latents, drawn.tokens[-1].transpose(1, 2).reshape(3, 4, 3, 3))
+    assert drawn.images.shape == (3, 3, 6, 6)
+    assert (drawn.forward_passes, drawn.velocity_evaluations) == (2 * 3, 2 * 3 * 2)  # batches, scales, steps
+    torch.testing.assert_close(drawn.latents[0], drawn.latents[2], atol=1e-5, rtol=0)
+
+
+def test_settings_of_the_solver_are_taken_as_given(continuous):
+    plan = continuous.plan(solver="heun", steps=4, guidance_interval=(0.25, 0.5), guidance_scale=3)
+    assert str(plan) == "scales 0-2: FlowAR 3 x 32, guidance 3, 4 steps (heun), guided from 0.5 to 0.25"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"top_k": 5}, {"top_p": 0.5}, {"temperature": 0.5}, {"temperature": (1.0,) * 3}, {"smooth": True}]
+)
+def test_settings_of_codes_are_refused_for_continuous_tokens(continuous, settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} is for discrete tokens; .* use solver, steps"):
+        continuous.plan(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"solver": "euler"}, {"steps": 5}, {"guidance_interval": (0.0, 1.0)}])
+def test_settings_of_the_solver_are_refused_for_codes(pipe, settings):
+    with pytest.raises(ValueError, match=rf"{next(iter(settings))} is for continuous tokens \(FlowAR\)"):
+        pipe.plan(**settings)
+
+
+def test_from_pretrained_is_load(continuous, tmp_path):
+    continuous.save_pretrained(tmp_path / "model")
+    tiny_kl(block_out_channels=(8, 8, 8), sample_size=12).autoencoder.save_pretrained(tmp_path / "vae")
+    again = Pipeline.from_pretrained(tmp_path / "model", tokenizer=tmp_path / "vae", device="cpu")
+    assert again.sampling == continuous.sampling
+    assert again.tokenizer.picture_side == 12

@@ -71,6 +71,7 @@ class Settings(TypedDict, total=False):
     solver: str | None  # of continuous tokens (FlowAR): published, euler, midpoint, heun (`sampling.flow.Flow`)
     steps: int | None
     guidance_interval: tuple[float, float] | None  # times between 0 (data) and 1 (noise) at which guidance is on
+    guided_tokens: int | None  # of next-token models (LlamaGen): how many tokens guidance has a say in
 
 
 class Pipeline:
@@ -172,21 +173,21 @@ class Pipeline:
     def _full_depth(self, chosen: dict[str, Any]) -> Plan:
         """The plan of this backbone alone: a stage for each run of scales of one temperature."""
         temperature, scales = chosen["temperature"], self.backbone.scales
-        count = len(scales)
+        count, guidance = len(scales), chosen["guidance_scale"]
         by_scale = (temperature,) * count if isinstance(temperature, int | float) else tuple(temperature)
         if len(by_scale) != count:
             raise ValueError(f"there are {len(by_scale)} temperatures for {count} scales; give one, or one a scale")
         if is_continuous(self.backbone):
             flow = Flow(*(chosen[name] for name in CONTINUOUS))
-            return Plan(self.tokenizer, (Stage(self.backbone, range(count), chosen["guidance_scale"], flow=flow),))
-        shared = {name: chosen[name] for name in ("top_k", "top_p", "smooth")}
+            return Plan(self.tokenizer, (Stage(self.backbone, range(count), guidance, flow=flow),))
+        shared = {name: chosen[name] for name in ("top_k", "top_p", "smooth", "guided_tokens")}
         if hasattr(self.backbone, "refined"):
             shared["refine"] = refinement(chosen["refine"], scales, clean=chosen["refine_clean"])
         stages = []
         for value, run in groupby(range(count), key=lambda k: by_scale[k]):
             first, *rest = run
             span = range(first, first + len(rest) + 1)
-            stages.append(Stage(self.backbone, span, chosen["guidance_scale"], temperature=value, **shared))
+            stages.append(Stage(self.backbone, span, guidance, temperature=value, **shared))
         return Plan(self.tokenizer, tuple(stages))
 
     def __call__(
@@ -272,12 +273,17 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32
+        cls,
+        source: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        device: str = "auto",
+        dtype: torch.dtype = torch.float32,
     ) -> Pipeline:
         """The same as `load`."""
         from var_toolkit.loading import load
 
-        return load(source, device=device, dtype=dtype)
+        return load(source, tokenizer=tokenizer, device=device, dtype=dtype)
 
 
 def _require_kind(plan: Plan, given: dict[str, Any]) -> None:

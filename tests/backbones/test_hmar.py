@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from var_toolkit.backbones.hmar import HMAR, HMARConfig
 from var_toolkit.sampling.masked_refinement import current_input
-from var_toolkit.zoo.published import DROPPED
+from var_toolkit.zoo.var_files import DROPPED
 
 SIZES = {"num_classes": 5, "patch_nums": (1, 2, 3, 5), "vocab_size": 20, "latent_channels": 4}
 

@@ -15,7 +15,7 @@ def settings(model: str = "var-d30", **plan) -> dict:
     return {"model": model, "classes": "0-999", "pictures": 50_000, "stages": stages}
 
 
-@pytest.mark.parametrize(("model", "fid"), [("var-d30", 1.97), ("code-6", 2.27)])
+@pytest.mark.parametrize(("model", "fid"), [("var-d30", 1.97), ("code-6", 2.27), ("flowar-l", 1.90)])
 def test_a_set_drawn_as_the_authors_drew_theirs_has_their_figure(model, fid):
     assert published(settings(model), measured=50_000, evaluators=True) == ({"fid": fid}, [])
 
@@ -32,6 +32,13 @@ def test_another_plan_has_no_published_figure(plan, words):
     found, (difference,) = published(settings(**plan), measured=50_000, evaluators=True)
     assert found is None
     assert words in difference
+
+
+def test_another_tokenizer_has_no_published_figure():
+    own = {**settings("flowar-s"), "tokenizer": "own"}
+    assert published(own, measured=50_000, evaluators=True) == ({"fid": 3.61}, [])
+    other = {**own, "tokenizer": "someone/vae"}
+    assert published(other, measured=50_000, evaluators=True) == (None, ["the tokenizer is someone/vae"])
 
 
 def test_fewer_classes_fewer_pictures_and_other_references_have_no_published_figure():

@@ -4,10 +4,13 @@ import pytest
 import torch
 from conftest import small_var_network
 from golden.cases import load_case
+from small_flowar import plan_of as flow_plan_of
+from small_flowar import tiny_flowar, tiny_kl
 from torch.testing import assert_close
 
 from var_toolkit.sampling.collaborative import code
 from var_toolkit.sampling.engine import decode
+from var_toolkit.sampling.flow import Flow, draw_map
 from var_toolkit.sampling.noise import Noise
 from var_toolkit.sampling.plan import Plan, Stage
 
@@ -82,3 +85,52 @@ def test_the_drafter_may_leave_the_device_at_the_hand_over(small_tokenizer, smal
     ours = decode(plan, labels, Noise([0]), on_scale=lambda e: drafter.to("meta") if e.scale == 1 else None)
     assert drafter.head.weight.is_meta
     assert torch.equal(ours.latent, expected.latent)
+
+
+def test_two_networks_of_continuous_tokens_draw_one_picture_with_and_without_a_cache():
+    """The refiner takes in what the drafter drew; here every pass begins anew in place of going on with a cache."""
+    tokenizer, labels, noise = tiny_kl(1, 2, 3, 4), torch.tensor([1, 4]), Noise([0, 1])
+    networks = tiny_flowar(patch_nums=(1, 2, 3, 4)), tiny_flowar(patch_nums=(1, 2, 3, 4), encoder_depth=2, embed_dim=64)
+    halves = [
+        flow_plan_of(tokenizer, network, flow, guidance=1.5)
+        for network, flow in zip(networks, (Flow(steps=4), Flow("heun", 3)), strict=True)
+    ]
+    plan = code(*halves, draft_scales=2)
+    decoded = decode(plan, labels, noise)
+    rows, inputs, pyramid = torch.cat((labels, torch.full_like(labels, 5))), [], tokenizer.pyramid
+    with torch.no_grad():
+        for k, length in enumerate(tokenizer.scales.lengths):
+            network, stage = networks[k >= 2], plan.stages[k >= 2]
+            before = torch.cat(inputs, dim=1).repeat(2, 1, 1) if inputs else None
+            hidden = network.hidden(network.condition(rows), before, scales=range(k + 1))[:, -length:]
+            tokens = draw_map(stage, k, hidden, noise, channels=4, strength=1 + 1.5 * k / 3)
+            assert_close(decoded.tokens[k], tokens, atol=5e-5, rtol=1e-4)
+            if k < 3:
+                inputs.append(pyramid.shrink(pyramid.grow(None, tokens, k), k + 1))
+    assert (decoded.forward_passes, decoded.evaluations) == (4, 2 * 4 + 2 * 5)
+    assert not torch.allclose(decoded.latent, decode(halves[0], labels, noise).latent, atol=1e-2)
+
+
+def test_equal_networks_of_continuous_tokens_draw_what_one_draws():
+    tokenizer, labels = tiny_kl(), torch.tensor([1, 4])
+    one, twin = (flow_plan_of(tokenizer, tiny_flowar(), guidance=1.5) for _ in range(2))
+    ours = decode(code(one, twin, draft_scales=1), labels, Noise([0, 1]))
+    assert_close(ours.latent, decode(one, labels, Noise([0, 1])).latent, atol=5e-5, rtol=1e-4)
+
+
+def test_a_drafter_of_continuous_tokens_and_a_refiner_of_discrete_ones_are_refused(small_tokenizer, small_var):
+    continuous = flow_plan_of(tiny_kl(1, 2, 3, 4), tiny_flowar(patch_nums=(1, 2, 3, 4)))
+    discrete = plan_of(small_tokenizer, small_var)
+    with pytest.raises(ValueError, match="the drafter has a KLTokenizer and the refiner a MultiScaleVQ for tokenizer"):
+        code(continuous, discrete, draft_scales=2)
+    with pytest.raises(ValueError, match="the drafter has a MultiScaleVQ and the refiner a KLTokenizer"):
+        code(discrete, continuous, draft_scales=2)
+
+
+def test_two_autoencoders_that_scale_their_latents_differently_are_refused():
+    one, other = tiny_kl(), tiny_kl()
+    plans = [flow_plan_of(tokenizer, tiny_flowar()) for tokenizer in (one, other)]
+    assert decode(code(*plans, draft_scales=1), torch.tensor([1]), Noise([0])).latent.shape == (1, 4, 3, 3)
+    other.autoencoder.register_to_config(scaling_factor=0.6)
+    with pytest.raises(ValueError, match="drafter and refiner have different tokenizers"):
+        code(*plans, draft_scales=1)

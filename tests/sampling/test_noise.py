@@ -63,6 +63,46 @@ def test_uniform_noise_is_uniform_and_keeps_off_both_ends():
     assert torch.equal(sample[:, 40:50], Noise([5, 6]).uniform(Stream.TOKEN, 40, 10))
 
 
+def test_normal_noise_has_the_normal_distribution():
+    sample = Noise([5]).normal(Stream.FLOW, 0, 100_000, 16).double()
+    assert sample.shape == (1, 100_000, 16)
+    assert abs(sample.mean()) < 0.004
+    assert sample.var().item() == pytest.approx(1, abs=0.005)
+    assert (sample**4).mean().item() == pytest.approx(3, abs=0.03)
+    assert stats.kstest(sample[:, ::100].flatten().numpy(), "norm").pvalue > 1e-3
+    assert sample.var(dim=(0, 1)).numpy() == pytest.approx(1, abs=0.03)  # in every channel
+
+
+@pytest.mark.parametrize("word", [0, 1, 2**31, 2**32 - 1])
+def test_normal_noise_is_finite_whatever_the_words_and_its_tail_reaches_beyond_six(word, monkeypatch):
+    monkeypatch.setattr(Noise, "words", lambda *args: torch.tensor([[[word, 0]]]))
+    sample = Noise([0]).normal(Stream.FLOW, 0, 1, 2)
+    assert sample.isfinite().all()
+    assert sample.abs().amax() > 6 or word > 1
+
+
+def test_normal_noise_belongs_to_the_picture_and_the_position():
+    batch = Noise([3, 9, 2**62, 0]).normal(Stream.FLOW, 5, 7, 16)
+    alone = Noise([2**62])
+    assert torch.equal(batch[2:3], alone.normal(Stream.FLOW, 5, 7, 16))
+    assert torch.equal(batch[2:3], torch.cat([alone.normal(Stream.FLOW, 5 + i, 1, 16) for i in range(7)], dim=1))
+
+
+def test_normal_noise_of_pictures_positions_and_channels_is_independent():
+    sample = Noise([1, 2]).normal(Stream.FLOW, 0, 10_000, 4)
+    first = sample[0, :, 0]
+    for other in (sample[1, :, 0], sample[0, :, 1], sample[0, :, 2], sample[0, :, 3], sample[0, :, 0].roll(1)):
+        for a, b in ((first, other), (first.square(), other.square())):
+            assert abs(np.corrcoef(a, b)[0, 1]) < 0.04
+
+
+@pytest.mark.parametrize("width", [1, 3, 5])
+def test_normal_noise_of_an_odd_width_is_as_good(width):
+    sample = Noise([5]).normal(Stream.FLOW, 0, 20_000, width)
+    assert sample.shape == (1, 20_000, width)
+    assert stats.kstest(sample.flatten().numpy(), "norm").pvalue > 1e-3
+
+
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_a_seed_that_is_no_63_bit_number_is_refused(seed):
     with pytest.raises(ValueError, match="seed is"):

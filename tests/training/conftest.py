@@ -8,14 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from var_toolkit.backbones import hmar, var
 from var_toolkit.evaluation.classifier import StillLifeClassifier, StillLifeClassifierConfig
 from var_toolkit.processes import Team
+from var_toolkit.tokenizers.kl import KLConfig
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
+from var_toolkit.tokenizers.raster_vq import RasterVQ, RasterVQConfig
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.recipe import Recipe, recipe_from
@@ -28,13 +32,33 @@ VAR = {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_nums": [1, 2, 8], "vo
        "shared_aln": True}  # fmt: skip
 DEEPER = VAR | {"depth": 3}
 HMAR = VAR | {"branch_depth": 1}
+KL = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 1,
+      "sample_size": 64, "encoder_attention": False}  # fmt: skip
+FLOWAR = {"embed_dim": 16, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2, "patch_nums": [1, 2, 8],
+          "latent_channels": 4, "head_depth": 1, "head_width": 64, "dropout": 0.1}  # fmt: skip
+RASTER_VQ = {"vocab_size": 32, "code_dim": 4, "z_channels": 8, "ch": 8, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1,
+             "side": 8, "norm_groups": 1}  # fmt: skip
+RASTER_GPT = {
+    "depth": 2,
+    "embed_dim": 16,
+    "num_heads": 2,
+    "mlp_hidden": 32,
+    "vocab_size": 32,
+    "side": 8,
+    "dropout": 0.1,
+}
 MODELS = {
     "tokenizer": TOKENIZER,
+    "raster-tokenizer": RASTER_VQ,
+    "raster-gpt": RASTER_GPT,
+    "kl": KL,
+    "flowar": FLOWAR,
     "classifier": {"widths": [8, 8]},
     "variant": DEEPER,
     "hmar": HMAR,
     "hmar-mask": HMAR,
 }  # VAR for the others
+TOKENIZERS = {"flowar": "kl", "raster-gpt": "raster-tokenizer"}  # the multi-scale one for the others
 COMMON = {
     "data": {"kind": "still-lifes", "count": 24, "validation_count": 8},
     "optimiser": {"lr": 1e-3},
@@ -54,13 +78,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an untrained `tokenizer` and `classifier`, a `var`, a deeper one, its `teacher`, and an `hmar`."""
+    """Untrained networks: `tokenizer`, `kl`, `classifier`, `var`, a deeper one, its `teacher`, and `hmar`."""
     folder = tmp_path_factory.mktemp("parts")
     torch.manual_seed(0)
     tokenizer = MultiScaleVQ(MultiScaleVQConfig(**TOKENIZER))
     torch.nn.init.normal_(tokenizer.quantize.embedding.weight)  # it starts at zero: every token would be the same
     save_network(tokenizer, folder / "tokenizer")
     save_network(StillLifeClassifier(StillLifeClassifierConfig(widths=(8, 8))), folder / "classifier")
+    save_network(KLConfig(**KL).build(), folder / "kl")
+    raster = RasterVQ(RasterVQConfig(**RASTER_VQ))
+    torch.nn.init.normal_(raster.quantize.embedding.weight)
+    save_network(raster, folder / "raster-tokenizer")
     networks = {
         "var": var.VAR(var.VARConfig(**VAR)),
         "teacher": var.VAR(var.VARConfig(**DEEPER)),
@@ -79,8 +107,8 @@ def settings(parts: Path) -> Callable[..., dict[str, Any]]:
     def make(objective: str, **changes: Any) -> dict[str, Any]:
         model, options = MODELS.get(objective, VAR), _options(parts).get(objective, {})
         values = copy.deepcopy({"objective": objective, "model": model, **COMMON, "objective_options": options})
-        if "vocab_size" in model and objective != "tokenizer":
-            values["tokenizer"] = str(parts / "tokenizer")
+        if objective not in ("tokenizer", "raster-tokenizer", "kl", "classifier"):
+            values["tokenizer"] = str(parts / TOKENIZERS.get(objective, "tokenizer"))
         return values | changes
 
     return make
@@ -89,7 +117,9 @@ def settings(parts: Path) -> Callable[..., dict[str, Any]]:
 def _options(parts: Path) -> dict[str, dict[str, Any]]:
     drafter = {"draft_scales": 2, "initial": str(parts / "var")}
     return {
-        "tokenizer": _all_terms(parts),
+        "tokenizer": _all_terms(parts) | {"revive_every": 2},
+        "raster-tokenizer": _all_terms(parts) | {"revive_every": 2},
+        "kl": _all_terms(parts),
         "drafter": drafter,
         "refiner": drafter | {"teacher": str(parts / "teacher")},
         "hmar-mask": {"initial": str(parts / "hmar")},
@@ -99,7 +129,7 @@ def _options(parts: Path) -> dict[str, dict[str, Any]]:
 
 def _all_terms(parts: Path) -> dict[str, Any]:
     return {"perceptual": 0.1, "perceptual_network": str(parts / "classifier"), "adversarial": 0.1,
-            "adversarial_start": 2, "adaptive": True, "discriminator_width": 8, "revive_every": 2}  # fmt: skip
+            "adversarial_start": 2, "adaptive": True, "discriminator_width": 8}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -127,6 +157,22 @@ def build(
 def weights() -> Callable[[Path], dict[str, torch.Tensor]]:
     """The tensors of a saved network, or of the backbone of a model directory."""
     return lambda folder: load_file((folder / "backbone" if (folder / "backbone").is_dir() else folder) / WEIGHTS)
+
+
+@pytest.fixture
+def picture_folders(tmp_path: Path) -> Callable[..., str]:
+    """Makes `name` with three pictures in each class folder; returns its path."""
+
+    def make(name: str, classes: str, each: int = 3) -> str:
+        noise = np.random.default_rng(0)
+        for letter in classes:
+            (tmp_path / name / letter).mkdir(parents=True)
+            for number in range(each):
+                pixels = noise.integers(0, 256, (80, 72, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / name / letter / f"{number}.png")
+        return str(tmp_path / name)
+
+    return make
 
 
 SCRIPT = """

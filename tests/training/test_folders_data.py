@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from var_toolkit.processes import Team
 from var_toolkit.training.codebook_upkeep import initialise_codebook
@@ -14,35 +13,24 @@ from var_toolkit.training.loop import train
 from var_toolkit.training.objectives import Workplace
 
 
-@pytest.fixture
-def folders(tmp_path):
-    """Makes `name` with three pictures in each class folder; returns its path."""
-
-    def make(name: str, classes: str, each: int = 3) -> str:
-        noise = np.random.default_rng(0)
-        for letter in classes:
-            (tmp_path / name / letter).mkdir(parents=True)
-            for number in range(each):
-                pixels = noise.integers(0, 256, (80, 72, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / name / letter / f"{number}.png")
-        return str(tmp_path / name)
-
-    return make
-
-
 def section(root, validation=None, size=64):
     return {"kind": "folders", "root": root, "validation_root": validation, "size": size, "workers": 0}
 
 
-def test_a_var_trains_on_folders_and_is_delivered(tiny, settings, folders, cache, tmp_path):
+def test_a_var_trains_on_folders_and_is_delivered(tiny, settings, picture_folders, cache, tmp_path):
     model = settings("var")["model"] | {"num_classes": 3}
-    recipe = tiny("var", model=model, data=section(folders("train", "abc"), folders("val", "abc", 1)), batch_size=4)
+    recipe = tiny(
+        "var",
+        model=model,
+        data=section(picture_folders("train", "abc"), picture_folders("val", "abc", 1)),
+        batch_size=4,
+    )
     final = train(recipe, tmp_path / "out", cache_dir=cache, device="cpu")
     assert (final / "model_index.json").is_file()
 
 
-def test_crops_follow_from_the_seed_of_the_recipe(tiny, folders, cache):
-    root, team = folders("train", "ab"), Team(0, 1, torch.device("cpu"))
+def test_crops_follow_from_the_seed_of_the_recipe(tiny, picture_folders, cache):
+    root, team = picture_folders("train", "ab"), Team(0, 1, torch.device("cpu"))
 
     def crops(seed):
         source, _ = pictures_of(tiny("classifier", data=section(root), seed=seed), Workplace(cache, team))
@@ -52,8 +40,8 @@ def test_crops_follow_from_the_seed_of_the_recipe(tiny, folders, cache):
     assert not torch.equal(crops(1), crops(2))
 
 
-def test_held_out_pictures_are_shared_out_and_stay_bytes(tiny, folders, cache):
-    data = section(folders("train", "abc"), folders("val", "abc"))
+def test_held_out_pictures_are_shared_out_and_stay_bytes(tiny, picture_folders, cache):
+    data = section(picture_folders("train", "abc"), picture_folders("val", "abc"))
     labels = []
     for rank in range(2):
         team = Team(rank, 2, torch.device("cpu"))
@@ -72,9 +60,9 @@ def refused(recipe, tmp_path, cache, match):
     assert "\n" not in str(caught.value)
 
 
-def test_another_number_of_class_folders_is_refused(tiny, folders, cache, tmp_path):
+def test_another_number_of_class_folders_is_refused(tiny, picture_folders, cache, tmp_path):
     refused(
-        tiny("var", data=section(folders("train", "abc"))),
+        tiny("var", data=section(picture_folders("train", "abc"))),
         tmp_path, cache, "num_classes is 1000, but .*train has 3 class folders",
     )  # fmt: skip
 
@@ -85,17 +73,17 @@ def test_still_lifes_need_their_number_of_classes(tiny, settings, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_other_validation_folders_are_refused(tiny, folders, cache, tmp_path):
-    data = section(folders("train", "abc"), folders("val", "abd"))
+def test_other_validation_folders_are_refused(tiny, picture_folders, cache, tmp_path):
+    data = section(picture_folders("train", "abc"), picture_folders("val", "abd"))
     refused(tiny("tokenizer", data=data), tmp_path, cache, "must have the same class folders, .* 'c'")
 
 
-def test_pictures_of_another_size_are_refused(tiny, folders, cache, tmp_path):
-    data = section(folders("train", "abc"), size=32)
+def test_pictures_of_another_size_are_refused(tiny, picture_folders, cache, tmp_path):
+    data = section(picture_folders("train", "abc"), size=32)
     refused(tiny("tokenizer", data=data), tmp_path, cache, "pictures have 32 x 32 pixels, but the tokenizer reads 64")
 
 
-def test_the_first_codes_come_from_pictures_of_all_classes(tiny, folders, cache, tmp_path, monkeypatch):
+def test_the_first_codes_come_from_pictures_of_all_classes(tiny, picture_folders, cache, tmp_path, monkeypatch):
     import var_toolkit.training.tokenizer_objective as module
 
     seen = []
@@ -106,7 +94,9 @@ def test_the_first_codes_come_from_pictures_of_all_classes(tiny, folders, cache,
 
     monkeypatch.setattr(module, "initialise_codebook", watched)
     monkeypatch.setattr(module, "FIRST_PICTURES", 3)
-    recipe = tiny("tokenizer", data=section(folders("train", "abc")), objective_options={}, batch_size=4, steps=1)
+    recipe = tiny(
+        "tokenizer", data=section(picture_folders("train", "abc")), objective_options={}, batch_size=4, steps=1
+    )
     train(recipe, tmp_path / "out", cache_dir=cache, device="cpu")
     source, _ = pictures_of(recipe, Workplace(Path(cache), Team(0, 1, torch.device("cpu"))))
     expected = next(iter(source.batches([torch.tensor([0, 4, 8])], 0))).pictures

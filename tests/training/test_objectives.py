@@ -10,14 +10,14 @@ from torch import nn
 from var_toolkit.backbones.var import VAR, VARConfig
 from var_toolkit.data.still_lifes import cached
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
-from var_toolkit.training import token_cache
+from var_toolkit.training import code_cache
 from var_toolkit.training.batches import to_unit_range
+from var_toolkit.training.code_cache import cached_tokens
 from var_toolkit.training.codebook_upkeep import initialise_codebook, residual_vectors, revive
 from var_toolkit.training.discriminator import PatchDiscriminator
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.loop import train
 from var_toolkit.training.starting_weights import network_from
-from var_toolkit.training.token_cache import cached_tokens
 from var_toolkit.training.var_objective import decay_groups, sum_of_factors_
 from var_toolkit.zoo.directory import load_network
 
@@ -117,22 +117,22 @@ def test_an_initial_codebook_is_used_and_dead_codes_come_back(pictures):
 
 
 def test_tokens_are_computed_once_and_a_killed_encoding_goes_on(tokenizer, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(token_cache, "CHUNK", 8)
+    monkeypatch.setattr(code_cache, "CHUNK", 8)
     whole = cached_tokens(tokenizer, pictures.numpy(), tmp_path / "a", "train", progress=False)
     expected = torch.cat(tokenizer.encode(to_unit_range(pictures)), dim=1)
     assert torch.equal(torch.from_numpy(whole.astype(np.int64)), expected)
     assert whole.dtype == np.int16
 
     calls = []
-    encode = token_cache.encode_packed
+    encode = code_cache.encoded
 
-    def fail_on_the_second(network, part):
+    def fail_on_the_second(encoding, part, device):
         calls.append(len(part))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return encode(network, part)
+        return encode(encoding, part, device)
 
-    monkeypatch.setattr(token_cache, "encode_packed", fail_on_the_second)
+    monkeypatch.setattr(code_cache, "encoded", fail_on_the_second)
     with pytest.raises(KeyboardInterrupt):
         cached_tokens(tokenizer, pictures.numpy(), tmp_path / "b", "train", progress=False)
     again = cached_tokens(tokenizer, pictures.numpy(), tmp_path / "b", "train", progress=False)
@@ -143,13 +143,13 @@ def test_tokens_are_computed_once_and_a_killed_encoding_goes_on(tokenizer, pictu
 
 
 def test_another_tokenizer_has_other_tokens_on_disk(tokenizer):
-    before = token_cache.weights_hash(tokenizer)
+    before = code_cache.weights_hash(tokenizer)
     with torch.no_grad():
         tokenizer.decoder.conv_in.weight.add_(1)
-    assert token_cache.weights_hash(tokenizer) == before
+    assert code_cache.weights_hash(tokenizer) == before
     with torch.no_grad():
         tokenizer.quant_conv.weight.add_(1)
-    assert token_cache.weights_hash(tokenizer) != before
+    assert code_cache.weights_hash(tokenizer) != before
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(tiny, settings, cache, tmp_path):

@@ -1,6 +1,7 @@
 """Several processes see the same pictures as one, and reach the same weights."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -38,6 +39,18 @@ def test_two_processes_reach_the_weights_of_one(tiny, cache, tmp_path, weights, 
     assert expected.keys() == got.keys()
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_flowar_learns_in_two_processes(tiny, tmp_path, train_in_two, parallel):
+    """Its noise is each process's own, so the weights are not those of one process; the losses must still agree."""
+    recipe = tiny("flowar", parallel=parallel, steps=3, log_every=1)
+    final = train_in_two(recipe, tmp_path / "two")
+    assert (final / "backbone" / "config.json").is_file()
+    rows = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()[1:]]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 3
+    assert all(0 < loss < 10 for loss in losses)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_var_network
+from PIL import Image
+from small_flowar import golden_flowar, tiny_flowar, tiny_kl
+
+from var_toolkit.pipeline import Pipeline
+from var_toolkit.zoo.directory import save_network
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -28,8 +33,8 @@ class StandIn(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body):
-        name = self.path.partition("?")[0].rsplit("/", 1)[-1]
-        if "/resolve/" not in self.path or name not in self.files:
+        name = self.path.partition("?")[0].partition("/resolve/")[2].partition("/")[2]  # after the revision
+        if name not in self.files:
             self.send_response(404)
             self.send_header("X-Error-Code", "EntryNotFound")
             self.send_header("Content-Length", "0")
@@ -124,3 +129,59 @@ def test_a_published_model_is_drawn_from_by_its_name(hub, tmp_path, small_tokeni
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "class-3_seed-0.png").is_file()
+
+
+def test_a_published_model_of_continuous_tokens_is_drawn_from_by_its_name(hub, tmp_path, kl16_tensors):
+    handler, environment = hub
+    files = {"kl16.ckpt": {"model": kl16_tensors}, "FlowAR-S.pth": golden_flowar(cross=False).state_dict()}
+    for file, content in files.items():
+        torch.save(content, tmp_path / file)
+        handler.files[file] = (tmp_path / file).read_bytes()
+    code = (
+        "import sys; from dataclasses import replace; from var_toolkit.zoo import registry; "
+        "from var_toolkit.cli import main; e = registry.ENTRIES['flowar-s']; "
+        "sizes = {'tokenizer': {'ch': 32}, 'backbone': {'patch_nums': (1, 2, 4)}}; "
+        "registry.ENTRIES['flowar-s'] = replace(e, source=replace(e.source, configs=sizes)); "
+        "sys.exit(main(['sample', '--class', 'golden retriever', '--model', 'flowar-s', '--steps', '2', "
+        f"'--out', {str(tmp_path)!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert Image.open(tmp_path / "class-207_seed-0.png").size == (64, 64)
+
+
+def test_an_autoencoder_on_the_hub_takes_the_place_of_the_own_one(hub, tmp_path):
+    handler, environment = hub
+    Pipeline(tiny_kl(), tiny_flowar()).save_pretrained(tmp_path / "model")
+    save_network(tiny_kl(block_out_channels=(8, 8, 8), sample_size=12).autoencoder, tmp_path / "vae")
+    command = [sys.executable, "-m", "var_toolkit", "sample", "--class", "3", "--model", str(tmp_path / "model")]
+    command += ["--steps", "2", "--out", str(tmp_path), "--tokenizer", "someone/vae"]
+
+    def run(**more):
+        return subprocess.run(command, env={**environment, **more}, capture_output=True, text=True, timeout=120)
+
+    missing = run()
+    assert missing.returncode == 2
+    assert "someone/vae/config.json cannot be downloaded" in missing.stderr
+    for file in (tmp_path / "vae").iterdir():
+        handler.files[file.name] = file.read_bytes()
+    result = run()
+    assert result.returncode == 0, result.stderr
+    assert Image.open(tmp_path / "class-3_seed-0.png").size == (12, 12)
+    handler.files.clear()
+    assert run(HF_HUB_OFFLINE="1").returncode == 0
+
+
+@pytest.mark.parametrize(("subfolder", "kind"), [("vae", "AutoencoderKL"), ("tokenizer", "MultiScaleVQ")])
+def test_a_tokenizer_on_the_hub_is_read_without_its_model(hub, tmp_path, small_tokenizer, subfolder, kind):
+    handler, environment = hub
+    save_network({"vae": tiny_kl().autoencoder, "tokenizer": small_tokenizer}[subfolder], tmp_path / "network")
+    for file in (tmp_path / "network").iterdir():
+        handler.files[f"{subfolder}/{file.name}"] = file.read_bytes()
+    code = (
+        "from var_toolkit.zoo.lone_tokenizers import find_tokenizer, read_tokenizer; "
+        "place = find_tokenizer('someone/model'); "
+        "print(*[type(read_tokenizer(place, weights=wanted)).__name__ for wanted in (False, True)])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert result.stdout == f"{kind} {kind}\n", result.stderr

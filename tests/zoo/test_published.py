@@ -94,8 +94,9 @@ def test_a_tokenizer_with_counts_of_another_schedule_is_taken(small_tokenizer, s
     tensors = small_tokenizer.state_dict()
     tensors["quantize.ema_vocab_hit_SV"] = torch.ones(7, 64)
     config = {"backbone": {"patch_nums": [1, 2, 3, 4]}}
-    tokenizer, _ = networks_from_tensors("var", tensors, small_var.state_dict(), config, ("vae", "var"))
-    assert tokenizer.quantize.ema_vocab_hit_SV.shape == (4, 64)
+    files = {"backbone": small_var.state_dict(), "tokenizer": tensors}
+    networks = networks_from_tensors("var", files, config, {"tokenizer": "vae", "backbone": "var"})
+    assert networks["tokenizer"].quantize.ema_vocab_hit_SV.shape == (4, 64)
 
 
 class Evil:

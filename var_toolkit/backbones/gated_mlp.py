@@ -10,10 +10,10 @@ from var_toolkit.backbones.linear import Linear, linear_gelu
 EPS = 1e-6
 
 
-def rms_norm(x: Tensor) -> Tensor:
+def rms_norm(x: Tensor, eps: float = EPS) -> Tensor:
     """x over the root of its mean square along the last dimension, computed in float32, in x's dtype."""
     mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square() / x.shape[-1]
-    return x * (mean_square + EPS).rsqrt().to(x.dtype)
+    return x * (mean_square + eps).rsqrt().to(x.dtype)
 
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -24,12 +24,13 @@ def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 class RMSNorm(nn.Module):
     """`rms_norm` with a learnt gain."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, eps: float = EPS) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x) * self.weight
+        return rms_norm(x, self.eps) * self.weight
 
 
 class GatedMLP(nn.Module):

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 COMMANDS = ("sample", "reconstruct", "models", "convert", "train", "evaluate", "bench")
 BAD_INPUT = 2
+FAILED = 1
 INTERRUPTED = 130
 
 
@@ -40,7 +41,10 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status. Bad input ends in one line on standard error and status 2."""
+    """Run one command; returns the exit status. Bad input ends in one line on standard error and status 2.
+
+    Status 1 with a line stands for input that was good, and a computation that went wrong.
+    """
     arguments = parser().parse_args(argv)
     try:
         status = arguments.run(arguments) or 0
@@ -57,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"vargen {arguments.command}: {where}{error.strerror or error}", file=sys.stderr)
         return BAD_INPUT
+    except FloatingPointError as error:
+        print(f"vargen {arguments.command}: {error}", file=sys.stderr)
+        return FAILED
     except ValueError as error:
         print(f"vargen {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT

@@ -10,15 +10,15 @@ from typing import Any
 from var_toolkit.files import check_writable
 
 SUMMARY = "turn published weight files into a model directory"
-FAMILIES = ("var", "hmar")
+FAMILIES = ("var", "hmar", "flowar")
 NETWORKS = ("tokenizer", "backbone")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen convert`."""
     parser.add_argument("--family", choices=FAMILIES, required=True, help="whose files they are")
-    for part in NETWORKS:
-        parser.add_argument(f"--{part}", type=Path, required=True, metavar="FILE", help=".pth or .safetensors")
+    for part, more in zip(NETWORKS, (", .ckpt, or the directory of an AutoencoderKL", ""), strict=True):
+        parser.add_argument(f"--{part}", type=Path, required=True, metavar="FILE", help=f".pth or .safetensors{more}")
     parser.add_argument(
         "--config",
         type=Path,
@@ -38,26 +38,36 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from var_toolkit.pipeline import Pipeline
-    from var_toolkit.zoo.published import networks_from_tensors
-    from var_toolkit.zoo.registry import hmar_sampling
-    from var_toolkit.zoo.weight_files import read_weights
+    from var_toolkit.zoo.fitting import fitted
+    from var_toolkit.zoo.published import FAMILIES as READERS
 
-    tokenizer, backbone = networks_from_tensors(
-        args.family,
-        read_weights(args.tokenizer, "vae_local"),
-        read_weights(args.backbone, "var_wo_ddp"),
-        config,
-        (str(args.tokenizer), str(args.backbone)),
-    )
+    networks = _networks(args, config)
+    backbone = networks["backbone"]
+    tokenizer = fitted(networks["tokenizer"], backbone, (str(args.tokenizer), str(args.backbone)))
     data_set = "imagenet" if backbone.config.num_classes == 1000 else None
-    sampling = hmar_sampling(backbone.config.depth) if args.family == "hmar" else None
-    pipe = Pipeline(tokenizer, backbone, sampling, data_set)
+    pipe = Pipeline(tokenizer, backbone, READERS[args.family].sampling(backbone.config), data_set)
     pipe.save_pretrained(args.out, torch.float16 if args.half else None)
-    count = sum(p.numel() for network in (tokenizer, backbone) for p in network.parameters())
+    count = sum(p.numel() for network in networks.values() for p in network.parameters())
     print(
         f"{args.out}: {type(backbone).__name__} with {backbone.config.depth} layers, {tokenizer.picture_side} px, "
         f"{count / 1e6:.1f} M parameters; draw with `vargen sample --model {args.out} --class 0`"
     )
+
+
+def _networks(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
+    """Tokenizer and backbone, of which the tokenizer may lie in a directory already."""
+    from var_toolkit.zoo.lone_tokenizers import read_autoencoder
+    from var_toolkit.zoo.published import networks_from_tensors
+    from var_toolkit.zoo.weight_files import read_weights
+
+    files = {part: getattr(args, part) for part in NETWORKS}
+    found: dict[str, Any] = {}
+    if args.tokenizer.is_dir():
+        if "tokenizer" in config:
+            raise ValueError(f"{args.config} has settings of the tokenizer, but {args.tokenizer} has its own")
+        found["tokenizer"] = read_autoencoder(files.pop("tokenizer"))
+    tensors = {part: read_weights(file, part) for part, file in files.items()}
+    return {**networks_from_tensors(args.family, tensors, config, {p: str(f) for p, f in files.items()}), **found}
 
 
 def _config(path: Path | None) -> dict[str, Any]:

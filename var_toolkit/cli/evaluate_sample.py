@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
     drawn = draw_set(
         model_of(args),
         args.out,
+        tokenizer=args.tokenizer,
         classes=args.classes,
         per_class=args.per_class,
         seed=args.seed,

@@ -63,6 +63,18 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, help="keep the likeliest tokens up to this mass; 0 is off")
     parser.add_argument("--temperature", type=float, help="above 1 varies more, below 1 less")
     parser.add_argument("--smooth", action="store_true", help="mix codes instead of drawing one: smoother pictures")
+    parser.add_argument("--solver", metavar="NAME", help="of continuous tokens: published, euler, midpoint or heun")
+    parser.add_argument("--steps", type=at_least(1), metavar="N", help="of the solver, for each scale")
+    parser.add_argument(
+        "--guidance-interval",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="times between 0 (data) and 1 (noise) at which the solver is guided",
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="MODEL", help="an AutoencoderKL instead of the model's own: a directory or a hub id"
+    )
     parser.add_argument("--subnet", type=at_least(2), metavar="D", help="layers for the finer scales (VARiant)")
     parser.add_argument("--full-scales", type=at_least(1), metavar="N", help="scales that run through every layer")
     parser.add_argument(
@@ -82,6 +94,9 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
         "top_p": args.top_p,
         "temperature": args.temperature,
         "smooth": args.smooth or None,
+        "solver": args.solver,
+        "steps": args.steps,
+        "guidance_interval": args.guidance_interval and tuple(args.guidance_interval),
         "subnet": args.subnet,
         "full_scales": args.full_scales,
         "refine": args.refine,

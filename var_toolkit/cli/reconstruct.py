@@ -13,6 +13,9 @@ from var_toolkit.files import check_writable, write_whole
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from var_toolkit.tokenizers.kl import KLTokenizer
+    from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
+
 SUMMARY = "show what the tokenizer keeps of a picture"
 
 
@@ -46,11 +49,21 @@ def run(args: argparse.Namespace) -> None:
     psnr = -10 * torch.tensor(max(error, 1e-10)).log10().item()
     pair = grid([*as_output(before.unsqueeze(0) * 2 - 1, "pil"), *as_output(after, "pil")], columns=2)
     write_whole(out, lambda path: enlarged(pair, 512).save(path, format="png"))
-    tokens = tokenizer.scales.total
+    tokens, told = _kept(tokenizer)
     if args.json:
         print(json.dumps({"file": str(out), "psnr": round(psnr, 2), "tokens": tokens, "model": str(args.model)}))
     else:
-        print(f"{out}: left the picture, right what {tokens} tokens keep of it; PSNR {psnr:.1f} dB")
+        print(f"{out}: left the picture, right what {told} keep of it; PSNR {psnr:.1f} dB")
+
+
+def _kept(tokenizer: MultiScaleVQ | KLTokenizer) -> tuple[int, str]:
+    """How many tokens a picture is kept as, in words as well. The coarser maps of a continuous one add nothing."""
+    from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
+
+    if isinstance(tokenizer, MultiScaleVQ):
+        return tokenizer.scales.total, f"{tokenizer.scales.total} tokens"
+    positions = tokenizer.scales.finest**2
+    return positions, f"{positions} latent positions of {tokenizer.channels} channels"
 
 
 def _opened(path: Path) -> Image:

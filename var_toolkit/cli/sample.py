@@ -68,6 +68,7 @@ class Drawn:
     frames: list[tuple[int, Tensor]] = field(default_factory=list)  # for --trace: scale and pictures
     seconds: float = 0.0
     forward_passes: int = 0
+    velocity_evaluations: int = 0
     cache_bytes: int = 0
 
 
@@ -78,7 +79,9 @@ def run(args: argparse.Namespace) -> None:
     from var_toolkit.loading import load, skeleton
 
     find_device(args.device)
-    shape = skeleton(model_of(args))  # sizes alone: what cannot be drawn is refused before anything is downloaded
+    shape = skeleton(
+        model_of(args), tokenizer=args.tokenizer
+    )  # sizes alone: what cannot be drawn is refused before anything is downloaded
     labels = [shape.class_names.resolve(name) for name in args.classes]
     plan = shape.plan(**sampling_settings(args))
     if args.dry_run:
@@ -88,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     began = time.perf_counter()
-    pipe = load(model_of(args), device=args.device, dtype=getattr(torch, args.dtype)).pack()
+    pipe = load(model_of(args), tokenizer=args.tokenizer, device=args.device, dtype=getattr(torch, args.dtype)).pack()
     loading = time.perf_counter() - began
     drawn = _draw(pipe, args, [(label, args.seed + i) for label in labels for i in range(args.n)])
     _write_sheets(args, drawn)
@@ -144,6 +147,7 @@ def _keep(args: argparse.Namespace, drawn: Drawn, output: PipelineOutput) -> Non
     drawn.labels += output.class_labels
     drawn.seeds += output.seeds
     drawn.forward_passes += output.forward_passes
+    drawn.velocity_evaluations += output.velocity_evaluations
     drawn.cache_bytes = max(drawn.cache_bytes, output.cache_bytes)
     if args.save_tokens:
         drawn.tokens.append(output.tokens)
@@ -218,6 +222,7 @@ def _report(args: argparse.Namespace, pipe: Pipeline, drawn: Drawn, loading: flo
 
         facts = {
             "model": str(model_of(args)),
+            "tokenizer": args.tokenizer,
             "files": [str(path) for path in drawn.files],
             "classes": drawn.labels,
             "names": [names[label] for label in drawn.labels],
@@ -228,6 +233,7 @@ def _report(args: argparse.Namespace, pipe: Pipeline, drawn: Drawn, loading: flo
             "peak_memory_bytes": peak(pipe.device),
             "cache_bytes": drawn.cache_bytes,
             "forward_passes": drawn.forward_passes,
+            "velocity_evaluations": drawn.velocity_evaluations,
             "device": str(pipe.device),
             "dtype": args.dtype,
         }

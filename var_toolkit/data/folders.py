@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +58,19 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
         self._size, self._train, self._flip, self._seed = size, train, flip, seed
         # Shared memory, so that loader processes that outlive an epoch learn of the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of every picture, int64 (N)."""
+        return np.array(self._folder.targets, dtype=np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        """Ten hexadecimal digits that change with the names of the pictures or with the size handed out."""
+        digest = hashlib.blake2b(repr(self._size).encode(), digest_size=5)
+        for path, label in self._folder.samples:
+            digest.update(f"{Path(path).name} {label}\n".encode())
+        return digest.hexdigest()
 
     def set_epoch(self, epoch: int) -> None:
         """Take the crops of this epoch, from 0; to be called before the epoch's pictures are asked for."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from var_toolkit.evaluation.sample_folder import leaves
-from var_toolkit.evaluation.sample_set import exact_stages, spelled
+from var_toolkit.evaluation.sample_set import OWN, exact_stages, spelled
 from var_toolkit.loading import skeleton
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.zoo.registry import ENTRIES
@@ -28,9 +28,11 @@ def published(
         return None, []
     own = skeleton(entry.name)
     every, classes = spelled(range(len(own.class_names))), told.get("classes")
+    tokenizer = told.get("tokenizer", OWN)
     changed = _changed(told.get("stages"), own)
     differing = [
         *([f"the plan has another {', '.join(changed)}"] if changed else []),
+        *([f"the tokenizer is {tokenizer}"] if tokenizer != OWN else []),
         *([f"the classes are {classes}, not {every}"] if classes != every else []),
         *(f"{count} pictures {what}, not {PICTURES}" for what, count in _counts(told, measured) if count != PICTURES),
         *(["the reference is no evaluator's file with mu and sigma"] if not evaluators else []),

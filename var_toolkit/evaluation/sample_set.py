@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from var_toolkit.loading import Pair
 
+OWN = "own"  # for the tokenizer, in the settings of a set
 SPAN = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
 
 
@@ -126,6 +127,7 @@ def draw_set(
     model: str | Path | Pair,
     out: Path | str,
     *,
+    tokenizer: str | Path | None = None,
     classes: str | Iterable[int | str] | None = None,
     per_class: int = 50,
     seed: int = 0,
@@ -144,24 +146,27 @@ def draw_set(
     `classes` is a text such as "0-9,207" or an iterable of labels, None for all. `settings` are keywords of the
     pipeline's call. With `npz` the set is also packed for the ADM evaluator. With `shards` the pictures lie in so many
     tar files; a process that is killed loses the shard under way, not only a batch. What is there is told on stderr.
+    `tokenizer` takes the place of the model's own, as in `load`.
     ValueError names what is wrong before weights are read; only that a folder was begun with other weights is seen
     after.
     """
     find_device(device)
     out, npz, chosen = Path(out), Path(npz) if npz is not None else None, dict(settings or {})
-    shape = skeleton(model)
+    shape = skeleton(model, tokenizer=tokenizer)
     wanted = PictureList(labels_of(classes, shape.class_names), per_class, seed, batch_size, shards)
     plan = shape.plan(**chosen)
     check_name(npz)
     with team_of_this_process(device) as team, _one_thread(team.device), ExitStack() as held:
-        facts = _facts(model, plan, wanted, team.device, dtype)
+        facts = _facts(model, tokenizer, plan, wanted, team.device, dtype)
         _led(team, lambda: held.enter_context(_places(out, npz, facts, wanted)))
         there = numbers_there(out, wanted.numbers_in)  # by every process, before any of them adds to it
         own = range(team.rank, wanted.parts, team.size)
         lacking = [i for i in own if not all(there.issuperset(numbers) for numbers in wanted.part(i))]
         if team.leads:
             _tell(out, len(there), wanted.count)
-        pipe = load(model, device=str(team.device), dtype=dtype) if lacking or team.leads else None
+        pipe = None
+        if lacking or team.leads:
+            pipe = load(model, tokenizer=tokenizer, device=str(team.device), dtype=dtype)
         _led(team, lambda: write_settings(out, {**facts, "weights": fingerprint(cast(Pipeline, pipe).plan(**chosen))}))
         began = time.perf_counter()
         if pipe is not None:
@@ -222,11 +227,17 @@ def _places(out: Path, npz: Path | None, facts: Mapping[str, Any], wanted: Pictu
 
 
 def _facts(
-    model: str | Path | Pair, plan: Plan, wanted: PictureList, device: torch.device, dtype: torch.dtype
+    model: str | Path | Pair,
+    tokenizer: str | Path | None,
+    plan: Plan,
+    wanted: PictureList,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> dict[str, Any]:
     """All that decides the pictures, except the weights themselves."""
     return {
-        "model": str(Path(str(model)).resolve() if Path(str(model)).is_dir() else model),
+        "model": _named(model),
+        "tokenizer": OWN if tokenizer is None else _named(tokenizer),
         "classes": spelled(wanted.classes),
         "per_class": wanted.per_class,
         "pictures": wanted.count,
@@ -239,6 +250,11 @@ def _facts(
         "device": device.type,
         "versions": {"var_toolkit": __version__, "torch": torch.__version__},
     }
+
+
+def _named(model: str | Path | Pair) -> str:
+    """The name of a model, or where its directory is."""
+    return str(Path(str(model)).resolve() if Path(str(model)).is_dir() else model)
 
 
 def exact_stages(plan: Plan) -> list[dict[str, Any]]:

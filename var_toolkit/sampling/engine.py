@@ -1,4 +1,4 @@
-"""The engine that runs every next-scale plan.
+"""The engine that runs every plan.
 
 Letters: B pictures, R rows (B, or 2B under guidance: conditional half first), L tokens, V vocabulary, C channels.
 """
@@ -15,8 +15,9 @@ from torch import Tensor
 from var_toolkit.sampling.filters import draw, filter_top_k_top_p, guide, soft_codes
 from var_toolkit.sampling.flow import draw_map
 from var_toolkit.sampling.masked_refinement import refine
+from var_toolkit.sampling.next_token import draw_tokens
 from var_toolkit.sampling.noise import Noise, Stream
-from var_toolkit.sampling.plan import Plan, Stage, Tokenizer
+from var_toolkit.sampling.plan import Plan, Stage, Tokenizer, is_next_token
 
 
 @dataclass(frozen=True)
@@ -78,19 +79,25 @@ def decode(
     cache: Any = None
     passes, evaluations, cache_bytes = 0, 0, 0
     for stage, scales, fresh, rooms in plan.passes():
+        backbone: Any = stage.backbone
+        rows_R, k = _rows(stage, labels_B), scales.stop - 1
         if fresh:
             cache = None  # freed before the next backbone makes its own
-            condition = stage.backbone.condition(_rows(stage, labels_B))
-            cache = stage.backbone.new_cache(stage.rows * len(labels_B), rooms)
+            cache = backbone.new_cache(len(rows_R), rooms)
+            condition = None if is_next_token(backbone) else backbone.condition(rows_R)
         else:
             cache.resize(rooms)
-        inputs, k = canvas.inputs_of(scales, stage.rows), scales.stop - 1
-        hidden = stage.backbone.hidden(condition, inputs, scales=scales, cache=cache, subnet=stage.subnet)
-        hidden = hidden[:, -plan.tokenizer.scales.lengths[k] :]
-        found, codes = _drawn(stage, k, hidden, condition, canvas, plan.tokenizer, noise)
+        if is_next_token(backbone):
+            found = draw_tokens(stage, rows_R, noise, cache)
+            codes = canvas.pyramid.embed(found)
+        else:
+            inputs = canvas.inputs_of(scales, stage.rows)
+            hidden = backbone.hidden(condition, inputs, scales=scales, cache=cache, subnet=stage.subnet)
+            hidden = hidden[:, -plan.tokenizer.scales.lengths[k] :]
+            found, codes = _drawn(stage, k, hidden, condition, canvas, noise)
         latent = canvas.add(codes, k)
         tokens.append(found)
-        passes, evaluations = passes + 1 + len(stage.masked(k)), evaluations + stage.evaluations()
+        passes, evaluations = passes + stage.forward_passes(k), evaluations + stage.evaluations()
         cache_bytes = max(cache_bytes, cache.nbytes)
         if on_scale is not None:
             on_scale(ScaleEvent(k, found, latent, plan.tokenizer))
@@ -98,16 +105,16 @@ def decode(
 
 
 def _drawn(
-    stage: Stage, k: int, hidden: Tensor, condition: Any, canvas: _Canvas, tokenizer: Tokenizer, noise: Noise
+    stage: Stage, k: int, hidden: Tensor, condition: Any, canvas: _Canvas, noise: Noise
 ) -> tuple[Tensor, Tensor]:
     """Tokens of a scale from its features (R, n_k, width), and what they stand for, (B, n_k, C)."""
     backbone: Any = stage.backbone
-    scales, pyramid = tokenizer.scales, tokenizer.pyramid
+    scales, pyramid = canvas.scales, canvas.pyramid
     if stage.flow is not None:
         strength = stage.strength(scales.progress(k))
         found = draw_map(stage, k, hidden, noise, channels=backbone.config.latent_channels, strength=strength)
         return found, found
-    logits = _choices(stage, backbone.logits(condition, hidden), tokenizer, k)
+    logits = _choices(stage, backbone.logits(condition, hidden), scales.progress(k))
     place = (scales.offsets[k], scales.lengths[k])
     found = draw(logits, noise.uniform(Stream.TOKEN, *place), temperature=stage.temperature)
     if stage.masked(k):
@@ -125,8 +132,8 @@ def _rows(stage: Stage, labels_B: Tensor) -> Tensor:
     return torch.cat((labels_B, torch.full_like(labels_B, stage.backbone.config.num_classes)))
 
 
-def _choices(stage: Stage, logits: Tensor, tokenizer: Tokenizer, k: int) -> Tensor:
+def _choices(stage: Stage, logits: Tensor, progress: float) -> Tensor:
     """Logits of the rows (R, n_k, V) -> those that the tokens are drawn from (B, n_k, V): guided and filtered."""
     if stage.guidance > 0:
-        logits = guide(logits, stage.guidance * tokenizer.scales.progress(k))
+        logits = guide(logits, stage.guidance * progress)
     return filter_top_k_top_p(logits, top_k=stage.top_k, top_p=stage.top_p)

@@ -79,8 +79,8 @@ class Noise:
         """Standard normal noise, float32 (B, tokens, width), by Box and Muller's transform."""
         half = (width + 1) // 2
         radius, angle = _unit(self.words(stream, position, tokens, 2 * half)).split(half, dim=-1)
-        # log1p for the same reason as above: the tail of the normal comes from small numbers.
-        length = (-2 * torch.log1p(-radius)).sqrt()
+        # log(u) here rather than log1p(-u): the tail of the normal comes from small u, where float32 is fine.
+        length = (-2 * torch.log(radius)).sqrt()
         pair = torch.cat((length * (2 * pi * angle).cos(), length * (2 * pi * angle).sin()), dim=-1)
         return pair[..., :width]
 

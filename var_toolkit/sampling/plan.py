@@ -19,11 +19,13 @@ from var_toolkit.scales import Scales
 
 
 class Backbone(Protocol):
-    """What the engine asks of a next-scale network.
+    """What a plan asks of a network; `blocks` are its layers.
 
-    One that is `markov` looks at no scale but the one it draws, so it takes in nothing else. For masked refinement it
-    has a method `refined` as well (`backbones.hmar`). One of continuous tokens has `field` in place of `logits`
-    (`backbones.flowar`).
+    The engine asks for more, of each kind its own. Of one that draws ids of a codebook scale by scale `condition`,
+    `hidden` and `logits` (`backbones.var`), and for masked refinement `refined` (`backbones.hmar`); of one that draws
+    continuous tokens `field` in place of `logits` (`backbones.flowar`); of one that draws a map token by token
+    `next_hidden` and `next_logits` (`backbones.raster_gpt`). One that is `markov` looks at no scale but the one it
+    draws, so it takes in nothing else.
     """
 
     scales: Scales
@@ -40,18 +42,6 @@ class Backbone(Protocol):
     def layer_work(self, new: int, context: int) -> int: ...
 
     def head_work(self, drawn: int) -> int: ...
-
-    def condition(self, labels_R: Tensor) -> Any: ...
-
-    def hidden(
-        self,
-        condition: Any,
-        inputs_RLc: Tensor | None,
-        *,
-        scales: range,
-        cache: Any = None,
-        subnet: Subnet | None = None,
-    ) -> Tensor: ...
 
 
 class Tokenizer(Protocol):
@@ -79,7 +69,8 @@ class Stage:
     `guidance` is VAR's: it grows linearly from 0 at the first scale of the picture to this value at the last, and the
     usual guidance scale there is 1 + guidance. 0 switches guidance off and halves the work. `subnet` says which layers
     the finer scales run through; None for all. `refine` says which scales are drawn in several masked passes. `flow`
-    says how maps of continuous tokens are drawn; backbones of such tokens have one, and no others.
+    says how maps of continuous tokens are drawn; backbones of such tokens have one, and no others. `guided_tokens` are
+    those at the beginning of a next-token model's map that guidance has a say in; None for all.
     """
 
     backbone: Backbone
@@ -92,6 +83,7 @@ class Stage:
     subnet: Subnet | None = None
     refine: Refinement | None = None
     flow: Flow | None = None
+    guided_tokens: int | None = None
 
     def __post_init__(self) -> None:
         last = len(self.backbone.scales)
@@ -105,13 +97,22 @@ class Stage:
             raise ValueError(f"top_p is {self.top_p}; it must be from 0 (off) to 1")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
-        if (self.flow is not None) != is_continuous(self.backbone):
-            kind = "continuous" if self.flow is None else "discrete"
-            raise ValueError(
-                f"{type(self.backbone).__name__} draws {kind} tokens; flow is for continuous ones"
-            )
+        self._require_kind(type(self.backbone).__name__)
         if self.refine is not None:
             self._require_refinable(self.refine)
+
+    def _require_kind(self, name: str) -> None:
+        """Refuse what only another kind of backbone has."""
+        if self.flow is None and is_continuous(self.backbone):
+            raise ValueError(f"{name} draws continuous tokens and needs a flow (`sampling.flow.Flow`)")
+        if self.flow is not None and not is_continuous(self.backbone):
+            raise ValueError(f"{name} draws discrete tokens; flow is for continuous ones")
+        if self.smooth and is_next_token(self.backbone):
+            raise ValueError(f"{name} draws one token after another; smooth mixes the codes of whole maps")
+        if self.guided_tokens is not None and not is_next_token(self.backbone):
+            raise ValueError(f"guided_tokens is for next-token models, not {name}")
+        if self.guided_tokens is not None and self.guided_tokens < 0:
+            raise ValueError(f"guided_tokens is {self.guided_tokens}; it must be 0 or more")
 
     def _require_refinable(self, refine: Refinement) -> None:
         if not hasattr(self.backbone, "refined"):
@@ -123,6 +124,12 @@ class Stage:
     def masked(self, scale: int) -> tuple[int, ...]:
         """How many tokens of a scale are drawn again in each of its masked passes."""
         return () if self.refine is None else self.refine.masked(scale)
+
+    def forward_passes(self, scale: int) -> int:
+        """How often the backbone runs to draw a scale."""
+        if is_next_token(self.backbone):
+            return self.backbone.scales.lengths[scale]
+        return 1 + len(self.masked(scale))
 
     def evaluations(self) -> int:
         """How often each scale asks for velocities; 0 for discrete tokens."""
@@ -155,7 +162,8 @@ class Stage:
     def _choice(self) -> list[str]:
         """How discrete tokens are chosen, in words."""
         chosen = [f"top-k {self.top_k}", f"top-p {self.top_p:g}", f"temperature {self.temperature:g}"]
-        return [*chosen, "smooth"] if self.smooth else chosen
+        guided = [f"{self.guided_tokens} tokens guided"] if self.guided_tokens is not None else []
+        return [*chosen, *guided, *(["smooth"] if self.smooth else [])]
 
 
 class Pass(NamedTuple):
@@ -249,7 +257,7 @@ class Plan:
         """What the engine will do for one picture, counted from sizes alone: the networks may be without weights."""
         passes = list(self.passes())
         return Cost(
-            forward_passes=sum(1 + len(one.stage.masked(one.scales.stop - 1)) for one in passes),
+            forward_passes=sum(one.stage.forward_passes(one.scales.stop - 1) for one in passes),
             evaluations=sum(one.stage.evaluations() for one in passes),
             multiply_adds=sum(self._work(one) for one in passes),
             cache_values=max(one.stage.rows * sum(map(one.stage.backbone.cache_values, one.rooms)) for one in passes),
@@ -276,6 +284,11 @@ class Plan:
 def is_continuous(backbone: Backbone) -> bool:
     """Whether a backbone draws continuous tokens rather than ids of a codebook."""
     return hasattr(backbone, "field")
+
+
+def is_next_token(backbone: Backbone) -> bool:
+    """Whether a backbone draws a map token by token rather than at once."""
+    return hasattr(backbone, "next_logits")
 
 
 class HasPlan(Protocol):

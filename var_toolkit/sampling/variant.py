@@ -10,16 +10,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from var_toolkit.backbones.subnet import Subnet
-from var_toolkit.sampling.plan import Plan, Planned, Stage, as_plan
+from var_toolkit.sampling.plan import Plan, Planned, Stage, as_plan, is_continuous
 
 
 def variant(plan: Planned, *, subnet: int, full_scales: int) -> Plan:
     """The plan, or a pipeline's, with `subnet` layers of each backbone from scale `full_scales` on, and all before.
 
     In a plan of several backbones, one with no more layers than that keeps them all. ValueError if no backbone has as
-    many, or `full_scales` is not from 1 to the number of scales.
+    many or one has no subnets, or `full_scales` is not from 1 to the number of scales.
     """
     plan = as_plan(plan)
+    for stage in plan.stages:
+        if stage.backbone.markov or is_continuous(stage.backbone):
+            raise ValueError(f"{type(stage.backbone).__name__} has no subnets; VARiant needs VAR")
     count = len(plan.tokenizer.scales)
     if not 1 <= full_scales <= count:
         raise ValueError(f"full_scales is {full_scales}; it must be from 1 to {count}, the number of scales")
@@ -29,8 +32,6 @@ def variant(plan: Planned, *, subnet: int, full_scales: int) -> Plan:
 
 def _shortened(stage: Stage, subnet: int, full_scales: int) -> Stage:
     depth = len(stage.backbone.blocks)
-    if stage.backbone.markov:
-        raise ValueError(f"{type(stage.backbone).__name__} has no subnets; VARiant needs VAR")
     if subnet >= depth:
         return replace(stage, subnet=None)
     return replace(stage, subnet=Subnet(kept_layers(depth, subnet), full_scales))

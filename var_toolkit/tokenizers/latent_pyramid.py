@@ -29,8 +29,8 @@ class LatentPyramid:
     def teacher_inputs(self, latent_BChw: Tensor) -> Tensor:
         """Inputs of scales 1 .. K-1 when every map before is the true one, (B, L - n_0, C)."""
         coarser = self.scales.patch_nums[:-1]
-        maps = [_averaged(latent_BChw, side) for side in coarser]
-        return torch.cat([self.shrink(latent, k + 1) for k, latent in enumerate(maps)], dim=1)
+        inputs = [self.shrink(_averaged(latent_BChw, side), k + 1) for k, side in enumerate(coarser)]
+        return torch.cat([sequence(latent_BChw)[:, :0], *inputs], dim=1)  # of one scale alone: none
 
     def grow(self, latent: Tensor | None, codes_BLC: Tensor, scale: int) -> Tensor:
         """The latent after a scale, (B, C, p, p): its map, which takes the place of the one before."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from var_toolkit.processes import Team
-from var_toolkit.training.draws import Draws, epoch_order
+from var_toolkit.training.draws import Draws, derived, epoch_order
 from var_toolkit.training.recipe import Recipe
 
 
@@ -18,6 +18,7 @@ class Batch(NamedTuple):
     labels: Tensor  # (B,) int64
     pictures: Tensor | None = None  # (B, 3, h, w) in [-1, 1]
     tokens: Tensor | None = None  # (B, L) int64, all scales, coarse to fine
+    moments: Tensor | None = None  # (B, 2C, h, w) float32, mean and log variance of latents
 
 
 class Source(Protocol):
@@ -67,6 +68,27 @@ class TokenArray:
             tokens = torch.from_numpy(self.tokens[numbers.numpy()].astype(np.int64))
             labels = torch.from_numpy(self.labels[numbers.numpy()])
             yield Batch(labels.to(self.device), tokens=tokens.to(self.device))
+
+
+class MomentArray:
+    """Moments of latents that were computed before: (N, 2C, h, w), or twice as many, the mirror images behind.
+
+    Whether an epoch shows a picture or its mirror image, a coin decides.
+    """
+
+    def __init__(self, moments: np.ndarray, labels: np.ndarray, device: torch.device, seed: int = 0) -> None:
+        self.moments, self.labels, self.device, self.seed = moments, labels, device, seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
+        coins = torch.Generator().manual_seed(derived(self.seed, "mirror", epoch))
+        mirrored = torch.randint(len(self.moments) // len(self), (len(self),), generator=coins)
+        for numbers in rows:
+            found = self.moments[(numbers + len(self) * mirrored[numbers]).numpy()]
+            labels = torch.from_numpy(self.labels[numbers.numpy()]).to(self.device)
+            yield Batch(labels, moments=torch.from_numpy(found).to(self.device).float())
 
 
 def stream(source: Source, recipe: Recipe, team: Team, steps: range) -> Iterator[tuple[Draws, Batch]]:

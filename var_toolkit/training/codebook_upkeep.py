@@ -1,4 +1,4 @@
-"""Keeps a multi-scale codebook in use: counts hits, and gives codes that nobody uses a new place.
+"""Keeps a codebook in use: counts hits, and gives codes that nobody uses a new place.
 
 Multi-scale VQ collapses easily (few codes win everything), most of all on coarse scales. Dead codes move onto residual
 vectors of the current batch, drawn in proportion to how badly they are coded now, as k-means++ draws its centres.
@@ -12,9 +12,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
+from var_toolkit.tokenizers.raster_vq import RasterVQ
 from var_toolkit.training.draws import Draws
 
 INITIAL_ROUNDS = 8
+Coded = MultiScaleVQ | RasterVQ
 
 
 class CodebookHits(nn.Module):
@@ -52,21 +54,13 @@ def usage(hits_SV: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def residual_vectors(tokenizer: MultiScaleVQ, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """What each scale has to code, (N, C), and how far the nearest code is from it, squared, (N,)."""
-    quantize, rest = tokenizer.quantize, tokenizer.features(pictures).float()
-    vectors, errors = [], []
-    for scale in range(len(tokenizer.scales)):
-        wanted = quantize.shrink(rest, scale)
-        codes = quantize.embed(quantize.nearest(wanted))
-        rest = rest - quantize.contribution(codes, scale)
-        vectors.append(wanted.flatten(0, 1))
-        errors.append((wanted - codes).square().sum(-1).flatten())
-    return torch.cat(vectors), torch.cat(errors)
+def residual_vectors(tokenizer: Coded, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """What of the pictures has to be coded, (N, C), and how far the nearest code is from it, squared, (N,)."""
+    return tokenizer.quantize.wanted(tokenizer.features(pictures).float())
 
 
 @torch.no_grad()
-def revive(tokenizer: MultiScaleVQ, dead_V: Tensor, pictures: Tensor, draws: Draws) -> None:
+def revive(tokenizer: Coded, dead_V: Tensor, pictures: Tensor, draws: Draws) -> None:
     """Moves the codes marked in `dead_V` (bool) onto badly coded vectors of the first process's pictures."""
     codebook_VC = tokenizer.quantize.embedding.weight
     if bool(dead_V.any()):
@@ -80,7 +74,7 @@ def revive(tokenizer: MultiScaleVQ, dead_V: Tensor, pictures: Tensor, draws: Dra
 
 
 @torch.no_grad()
-def initialise_codebook(tokenizer: MultiScaleVQ, pictures: Tensor, draws: Draws) -> None:
+def initialise_codebook(tokenizer: Coded, pictures: Tensor, draws: Draws) -> None:
     """Puts every code onto a residual vector of real pictures: random codes far from the data would never be used.
 
     In rounds, since what fine scales have to code shows only once coarse ones have useful codes.

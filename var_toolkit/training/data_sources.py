@@ -23,11 +23,17 @@ class FolderPictures:
     def __init__(self, data: FoldersData, root: str, device: torch.device, *, train: bool, seed: int = 0) -> None:
         from var_toolkit.data.folders import ClassFolders
 
-        self.folders = ClassFolders(Path(root), data.size, train, seed=seed)
+        self.folders = ClassFolders(Path(root), data.size, train, flip=data.flip, seed=seed)
         self.workers, self.device = data.workers, device
 
     def __len__(self) -> int:
         return len(self.folders)
+
+    def in_order(self, start: int, size: int) -> Iterator[Tensor]:
+        """Bytes of the pictures from one on, (size, 3, h, w)."""
+        rest = torch.utils.data.Subset(self.folders, range(start, len(self.folders)))
+        for pictures, _ in torch.utils.data.DataLoader(rest, batch_size=size, num_workers=self.workers):
+            yield pictures
 
     def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
         self.folders.set_epoch(epoch)

@@ -43,6 +43,11 @@ class Draws:
         return torch.rand(self.batch_size, generator=self.generator(purpose))[self.rows].to(self.device)
 
 
+def without_some(labels_B: Tensor, draws: Draws, share: float, null_class: int) -> Tensor:
+    """Labels, a share of them replaced by the null class, which guidance needs."""
+    return torch.where(draws.per_picture("class dropout") < share, null_class, labels_B)
+
+
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     """The order of pictures in an epoch, (count,) int64, equal in every process."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(derived(seed, "epoch", epoch)))

@@ -51,9 +51,9 @@ class KLObjective(ReconstructionObjective):
         require_size(recipe.data, tokenizer.picture_side)
         if self.options.initial is not None:
             tokenizer.autoencoder.load_state_dict(load_network(self.options.initial).state_dict())
+        self._open(tokenizer, workplace)
         self.record = nn.Module()
         self.source, self.held_out = pictures_of(recipe, workplace)
-        self._open(tokenizer, workplace)
 
     def empty_network(self) -> KLTokenizer:
         return KLTokenizer(self.recipe.model.build())

@@ -20,15 +20,17 @@ def wrapped(network: nn.Module, parallel: str, team: Team) -> nn.Module:
 
 
 def shard(network: nn.Module) -> nn.Module:
-    """FSDP2 in place: each transformer block is a unit, the rest is one more."""
+    """FSDP2 in place: each transformer block is a unit, so is the head of a flow, the rest is one more."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    for block in [module for module in network.modules() if hasattr(module, "modulation")]:
-        fully_shard(block)
-        # The class steers every block before the first one runs: that call needs the block's weights, too.
-        register_fsdp_forward_method(block, "modulation")
+    # What is called before the forward pass of a unit and needs its weights, too: the class steers every block, and the
+    # condition every token of the head.
+    for name in ("modulation", "seen"):
+        for unit in [module for module in network.modules() if hasattr(module, name)]:
+            fully_shard(unit)
+            register_fsdp_forward_method(unit, name)
     fully_shard(network)
-    for name in ("condition", "hidden", "logits", "refined"):  # what sampling calls instead of `forward`
+    for name in ("condition", "hidden", "logits", "refined", "field"):  # what sampling calls instead of `forward`
         if hasattr(network, name):
             _gather_for(network, name)
     return network

@@ -39,6 +39,7 @@ class FoldersData:
     kind: Literal["folders"] = "folders"
     validation_root: str | None = None
     workers: int = 8
+    flip: bool = False  # mirror half of the training pictures
 
     def __post_init__(self) -> None:
         _require(self.size > 0, f"size is {self.size}; expected a number above 0")

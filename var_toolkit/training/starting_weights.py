@@ -10,7 +10,10 @@ from var_toolkit.zoo.directory import CONFIG, load_network
 from var_toolkit.zoo.registry import embedded_part
 
 Network = TypeVar("Network", bound=nn.Module)
-PARTS = {"MultiScaleVQ": "tokenizer", "StillLifeClassifier": "classifier"}  # of a model directory; else the backbone
+PARTS = {
+    "MultiScaleVQ": "tokenizer",
+    "StillLifeClassifier": "classifier",
+}  # of a model directory; else the backbone
 
 
 def network_from(name: str, cls: type[Network], *, what: str) -> Network:

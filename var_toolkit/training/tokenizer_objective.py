@@ -1,14 +1,14 @@
-"""Trains the multi-scale tokenizer: reconstruction, quantiser, perceptual and adversarial terms."""
+"""Trains tokenizers with a codebook: reconstruction, quantiser, perceptual and adversarial terms."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal, cast, get_type_hints
 
 import torch
 from torch import Tensor
 
-from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
+from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
 from var_toolkit.training.batches import Batch
-from var_toolkit.training.codebook_upkeep import CodebookHits, initialise_codebook, revive, usage
+from var_toolkit.training.codebook_upkeep import CodebookHits, Coded, initialise_codebook, revive, usage
 from var_toolkit.training.data_sources import pictures_of, require_size
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.objectives import Workplace
@@ -38,7 +38,7 @@ class TokenizerOptions(ReconstructionOptions):
 
 @objective("tokenizer")
 class TokenizerObjective(ReconstructionObjective):
-    """Reconstruction through the multi-scale quantiser.
+    """Reconstruction through the quantiser.
 
     With `train_only: decoder` encoder, quant_conv and quantize are frozen: token ids stay what they are, so that a
     transformer trained on them stays valid while decoder and post_quant_conv learn sharper pictures.
@@ -47,26 +47,27 @@ class TokenizerObjective(ReconstructionObjective):
     name = "tokenizer"
     options_type = TokenizerOptions
     options: TokenizerOptions
-    autoencoder: MultiScaleVQ
+    network_type: ClassVar[Any] = MultiScaleVQ
+    autoencoder: Coded
     record: CodebookHits
     log_note = "codebook_used counts codes with at least one hit since the last such line; coarse scales use few codes"
 
     @classmethod
     def config_type(cls) -> type:
-        return MultiScaleVQConfig
+        return cast(type, get_type_hints(cls.network_type.__init__)["config"])
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         self.recipe, self.options = recipe, recipe.objective_options
         tokenizer = self.empty_network().to(workplace.team.device)
         require_size(recipe.data, tokenizer.picture_side)
         start_from(tokenizer, self.options.initial)
+        self._open(tokenizer, workplace)
         self.source, self.held_out = pictures_of(recipe, workplace)
         self.record = CodebookHits(len(tokenizer.scales), recipe.model.vocab_size).to(workplace.team.device)
         self._prepare(tokenizer)
-        self._open(tokenizer, workplace)
         self.last_revival = self.options.revive_until * recipe.total_steps(len(self.source))
 
-    def _prepare(self, tokenizer: MultiScaleVQ) -> None:
+    def _prepare(self, tokenizer: Coded) -> None:
         """Freezes what is not trained, or gives a new codebook its first codes."""
         if self.options.train_only == "decoder":
             for part in (tokenizer.encoder, tokenizer.quant_conv, tokenizer.quantize):
@@ -78,8 +79,8 @@ class TokenizerObjective(ReconstructionObjective):
             draws = Draws(self.recipe.seed, 0, 0, 1, len(rows), rows.device)
             initialise_codebook(tokenizer, pictures(first), draws)
 
-    def empty_network(self) -> MultiScaleVQ:
-        return MultiScaleVQ(self.recipe.model)
+    def empty_network(self) -> Coded:
+        return cast(Coded, self.network_type(self.recipe.model))
 
     def _reconstructed(self, real: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         result = self.networks["tokenizer"](real)

@@ -3,6 +3,7 @@
 Letters: B pictures, L tokens, V vocabulary, K scales, C width, c latent channels.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_type_hints
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_toolkit.backbones.next_scale import NextScaleConfig
 from var_toolkit.backbones.var import VAR
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.sampling.engine import decode
@@ -20,6 +20,7 @@ from var_toolkit.sampling.plan import Plan, Stage
 from var_toolkit.scales import Scales
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
 from var_toolkit.training.batches import Batch, Source, TokenArray
+from var_toolkit.training.code_cache import cached_tokens
 from var_toolkit.training.data_sources import (
     HeldOut,
     pictures_of,
@@ -28,12 +29,11 @@ from var_toolkit.training.data_sources import (
     shares,
     still_lifes,
 )
-from var_toolkit.training.draws import Draws
+from var_toolkit.training.draws import Draws, without_some
 from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
 from var_toolkit.training.recipe import Recipe, StillLifesData
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import network_from, start_from
-from var_toolkit.training.token_cache import cached_tokens
 from var_toolkit.zoo.registry import Sampling
 
 # The release's list: parts of these names get no weight decay, nor do biases and anything one-dimensional.
@@ -70,6 +70,7 @@ class VarObjective(Objective):
 
     options_type: ClassVar[type] = VarOptions
     network_type: ClassVar[Any] = VAR
+    tokenizer_type: ClassVar[Any] = MultiScaleVQ
     sampling: Sampling = Sampling()  # default settings of what the run delivers
     log_note = (
         "accuracy is the share of tokens guessed exactly; low values are normal: many codes look alike, "
@@ -84,27 +85,37 @@ class VarObjective(Objective):
     def check(cls, recipe: Recipe, *, where: str) -> None:
         if recipe.tokenizer is None:
             raise ValueError(f"{where}: missing key 'tokenizer'; give the directory of a trained tokenizer")
-        if len(recipe.model.patch_nums) < 2:
-            raise ValueError(
-                f"{where}: patch_nums is {list(recipe.model.patch_nums)}; training takes two scales or more"
-            )
+        cls._check_scales(recipe, where)
         embedding = getattr(recipe.objective_options, "class_embedding", "table")
         if embedding == "still-life-factors" and recipe.model.num_classes != 1000:
             raise ValueError(f"{where}: class_embedding still-life-factors needs num_classes 1000")
 
+    @classmethod
+    def _check_scales(cls, recipe: Recipe, where: str) -> None:
+        if len(recipe.model.patch_nums) < 2:
+            raise ValueError(
+                f"{where}: patch_nums is {list(recipe.model.patch_nums)}; training takes two scales or more"
+            )
+
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         self.recipe, self.options = recipe, recipe.objective_options
         device = workplace.team.device
-        tokenizer = network_from(str(recipe.tokenizer), MultiScaleVQ, what="tokenizer")
-        _require_fit(tokenizer, recipe.model)
+        tokenizer = network_from(str(recipe.tokenizer), self.tokenizer_type, what="tokenizer")
+        self._require_fit(tokenizer.config)
         require_size(recipe.data, tokenizer.picture_side)
         self.tokenizer = tokenizer.to(device).requires_grad_(False)
-        self.scales = self.trained = Scales(recipe.model.patch_nums)
+        self.scales: Scales = tokenizer.scales
+        self.trained = self.scales
         network = self.empty_network()
         self._begin(network)
         self.networks = {"var": network.to(device)}
         self.record = nn.Module()
         self.source, self.held_out = self._data(workplace)
+
+    def _require_fit(self, tokenizer: Any) -> None:
+        """Refuse a model that does not fit the tokenizer's sizes."""
+        pairs = {"patch_nums": "patch_nums", "vocab_size": "vocab_size", "latent_channels": "z_channels"}
+        require_equal(self.recipe.model, tokenizer, pairs)
 
     def _begin(self, network: Any) -> None:
         """Fill the network with the weights that the run starts from."""
@@ -160,8 +171,7 @@ class VarObjective(Objective):
 
     def _labels(self, batch: Batch, draws: Draws) -> Tensor:
         """Labels (B), some of them dropped: guidance needs the null class."""
-        dropped = draws.per_picture("class dropout") < self.options.class_dropout
-        return torch.where(dropped, self.recipe.model.num_classes, batch.labels)
+        return without_some(batch.labels, draws, self.options.class_dropout, self.recipe.model.num_classes)
 
     def _cross_entropy(self, logits_BLV: Tensor, tokens_BL: Tensor) -> Loss:
         losses_BL = token_losses(logits_BLV, tokens_BL, label_smoothing=self.options.label_smoothing)
@@ -261,10 +271,9 @@ def sum_of_factors_(table_NC: Tensor) -> None:
     table_NC[:-1] = solids[labels // 100] + colours[labels // 10 % 10] + grounds[labels % 10]
 
 
-def _require_fit(tokenizer: MultiScaleVQ, config: NextScaleConfig) -> None:
-    pairs = (("patch_nums", "patch_nums"), ("vocab_size", "vocab_size"), ("latent_channels", "z_channels"))
-    for ours, theirs in pairs:
-        if getattr(config, ours) != getattr(tokenizer.config, theirs):
-            raise ValueError(
-                f"model: {ours} is {getattr(config, ours)}, but the tokenizer has {getattr(tokenizer.config, theirs)}"
-            )
+def require_equal(model: Any, tokenizer: Any, pairs: Mapping[str, str]) -> None:
+    """Refuse a model whose sizes differ from those of its tokenizer; `pairs` are their names."""
+    for ours, theirs in pairs.items():
+        asked, has = getattr(model, ours), getattr(tokenizer, theirs)
+        if asked != has:
+            raise ValueError(f"model: {ours} is {asked}, but the tokenizer has {has}")

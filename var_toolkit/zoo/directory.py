@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -35,6 +36,7 @@ PARTS = ("tokenizer", "backbone")  # which every model has
 # Where a class named in a config.json lives. Names rather than classes, so that reading one imports one.
 NETWORKS = {
     "MultiScaleVQ": "var_toolkit.tokenizers.multiscale_vq",
+    "RasterVQ": "var_toolkit.tokenizers.raster_vq",
     "VAR": "var_toolkit.backbones.var",
     "HMAR": "var_toolkit.backbones.hmar",
     "FlowAR": "var_toolkit.backbones.flowar",
@@ -98,7 +100,12 @@ def _settings(network: nn.Module) -> dict[str, Any]:
     config: Any = network.config
     if is_dataclass(config):
         return asdict(config)  # type: ignore[arg-type]
-    return {name: value for name, value in config.items() if not name.startswith("_")}  # of diffusers
+    return _public(config)  # of diffusers
+
+
+def _public(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in a `config.json`, without what it notes beside them."""
+    return {name: value for name, value in facts.items() if not name.startswith("_")}
 
 
 def save_network(network: nn.Module, directory: Path | str, dtype: torch.dtype | None = None) -> None:
@@ -114,9 +121,15 @@ def load_network(directory: Path | str, dtype: torch.dtype = torch.float32) -> n
     cls = network_class(facts.get("_class_name"), folder)
     if not is_ours(cls):
         return pretrained(cls, folder, dtype)
-    network = build(cls, {k: v for k, v in facts.items() if not k.startswith("_")}, source=str(folder / CONFIG))
+    network = build(cls, _public(facts), source=str(folder / CONFIG))
     fill(network, read_safetensors(folder / WEIGHTS), source=str(folder / WEIGHTS))
     return network.to(dtype).eval()
+
+
+def empty_network(folder: Path) -> nn.Module:
+    """A network of the sizes that a folder tells, without memory behind its weights."""
+    facts = read_json(folder / CONFIG)
+    return build(network_class(facts.get("_class_name"), folder), _public(facts), source=str(folder / CONFIG))
 
 
 def network_class(name: object, folder: Path) -> type[nn.Module]:
@@ -129,8 +142,11 @@ def network_class(name: object, folder: Path) -> type[nn.Module]:
 def build(cls: type[nn.Module], settings: Mapping[str, Any], source: str) -> nn.Module:
     """A network without memory behind its weights yet; unknown or impossible settings are refused by name."""
     if not is_ours(cls):
-        with torch.device("meta"):
-            return cls.from_config(dict(settings))  # type: ignore[attr-defined]
+        try:
+            with torch.device("meta"), _quiet_diffusers():
+                return cls.from_config(dict(settings))  # type: ignore[attr-defined]
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{source} has no settings of {cls.__name__}: {error}") from None
     config = strict_fields.build(get_type_hints(cls.__init__)["config"], settings, where=source)
     with torch.device("meta"):
         return cls(config)
@@ -141,17 +157,18 @@ def is_ours(cls: type[nn.Module]) -> bool:
     return "config" in get_type_hints(cls.__init__)
 
 
-def pretrained(cls: Any, source: Path | str, dtype: torch.dtype = torch.float32) -> nn.Module:
+def pretrained(cls: Any, source: Path | str, dtype: torch.dtype = torch.float32, subfolder: str = "") -> nn.Module:
     """A network of diffusers from a directory or a hub id, in evaluation mode. ValueError in one line for any trouble.
 
     diffusers reads its own older layouts, which is why this is left to it; here its warnings become refusals.
     """
+    options = {"torch_dtype": dtype, "output_loading_info": True, "low_cpu_mem_usage": False}
     try:
-        network, found = cls.from_pretrained(
-            source, torch_dtype=dtype, output_loading_info=True, low_cpu_mem_usage=False
-        )
+        with _quiet_diffusers():
+            network, found = cls.from_pretrained(source, subfolder=subfolder, **options)
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{source} cannot be read as {cls.__name__}: {str(error).strip().splitlines()[0]}") from None
+        why = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+        raise ValueError(f"{source} cannot be read as {cls.__name__}: {why}") from None
     odd = [*found["missing_keys"], *found["unexpected_keys"], *(key for key, *_ in found["mismatched_keys"])]
     if odd:
         raise ValueError(
@@ -161,6 +178,18 @@ def pretrained(cls: Any, source: Path | str, dtype: torch.dtype = torch.float32)
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{source}: {name} holds values that are not finite; the file is damaged")
     return network.eval()
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Without what diffusers logs: what matters of it is told by us, in one line."""
+    logger = logging.getLogger("diffusers")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

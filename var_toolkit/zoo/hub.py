@@ -49,6 +49,12 @@ def snapshot(repository: str, weights: bool = True) -> Path:
         raise ValueError(f"{repository} cannot be downloaded: {str(error).splitlines()[0]}") from None
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether a source that is no directory reads user/name; below a folder that is there it is a mistyped path."""
+    owner, _, name = source.partition("/")
+    return bool(owner and name) and "/" not in name and owner[0] not in ".~" and not Path(owner).is_dir()
+
+
 def _check(path: Path, name: str) -> None:
     """Large files are stored in the cache under their SHA-256; a file that does not match it is removed."""
     blob = path.resolve()

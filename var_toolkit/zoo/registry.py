@@ -16,6 +16,7 @@ from typing import Any
 from var_toolkit.scales import SCHEDULES
 
 VAR_TOKENIZER = ("FoundationVision/var", "vae_ch160v4096z32.pth")
+KL16_TOKENIZER = ("xwen99/mar-vae-kl16", "kl16.ckpt")
 VAR_PARAMETERS = {16: 310_000_000, 20: 600_000_000, 24: 1_030_000_000, 30: 2_010_000_000, 36: 2_350_000_000}
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -37,6 +38,7 @@ class Sampling:
     solver: str = "published"  # of continuous tokens (FlowAR): see `sampling.flow.Flow`
     steps: int = 25
     guidance_interval: tuple[float, float] = (0.0, 0.9)
+    guided_tokens: int | None = None  # of next-token models: how many, from the first; None for all
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,31 @@ def hmar_sampling(depth: int) -> Sampling:
     return Sampling(guidance_scale, top_k, top_p=0.99, refine="published")
 
 
+def _flowar(
+    size: str, parameters: int, fid: float, *, width: int, depth: int, heads: int, head: tuple[int, int]
+) -> Entry:
+    """FlowAR with two stacks of `depth` layers; `head` is depth and width of the head that draws the maps."""
+    sizes = {"embed_dim": width, "encoder_depth": depth, "decoder_depth": depth, "num_heads": heads}
+    sizes |= {"head_depth": head[0], "head_width": head[1], "cross_attention": size != "S"}
+    source = Hub(
+        {"tokenizer": KL16_TOKENIZER, "backbone": ("OliverRen/FlowAR", f"FlowAR-{size}.pth")},
+        {"tokenizer": {}, "backbone": {**sizes, "input_side": 16}},
+        parameters,
+        family="flowar",
+    )
+    name, summary = f"flowar-{size.lower()}", f"FlowAR, {2 * depth} layers, continuous tokens, ImageNet"
+    return Entry(name, summary, 256, source, "imagenet", flowar_sampling(width), {"fid": fid})
+
+
+def flowar_sampling(width: int) -> Sampling:
+    """The published settings of FlowAR, which differ with the width; those of FlowAR-S if none are known.
+
+    Guidance is published as the usual scale, 4.3 or 2.4, from which VAR's counting, and ours, differs by 1.
+    """
+    guidance_scale, steps, latest = {1024: (1.4, 25, 0.9), 1536: (1.4, 50, 0.7)}.get(width, (3.3, 25, 0.9))
+    return Sampling(guidance_scale, steps=steps, guidance_interval=(0.0, latest))
+
+
 def _var_sizes(depth: int, side: int = 256, **config: Any) -> dict[str, Any]:
     return {"depth": depth, "embed_dim": 64 * depth, "num_heads": depth, "patch_nums": SCHEDULES[str(side)], **config}
 
@@ -192,6 +219,9 @@ ENTRIES: dict[str, Entry] = {
         _hmar(20, 845_000_000),
         _hmar(24, 1_384_000_000, fid=2.10),
         _hmar(30, 2_556_000_000, fid=1.95),
+        _flowar("S", 172_000_000, 3.61, width=768, depth=6, heads=12, head=(2, 1024)),
+        _flowar("L", 587_000_000, 1.90, width=1024, depth=8, heads=16, head=(12, 1024)),
+        _flowar("H", 1_913_000_000, 1.65, width=1536, depth=15, heads=16, head=(12, 1536)),
         _code(6, 2.27),
         _code(7, 2.11),
         _code(8, 1.98),

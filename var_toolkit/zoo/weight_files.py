@@ -5,28 +5,36 @@ from __future__ import annotations
 import pickle
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from var_toolkit.zoo.directory import read_safetensors
 
-TRAINER_PARTS = ("var_wo_ddp", "vae_local")  # what VAR's training script wraps around a state dict
-
 
 def read_weights(path: Path | str, part: str | None = None) -> dict[str, Tensor]:
     """The state dict in a published file, float tensors as stored. ValueError in one line if it is no such file.
 
-    `part` picks a network out of a checkpoint of VAR's training script ("var_wo_ddp" or "vae_local").
+    `part` says what of a model is wanted, "tokenizer" or "backbone", where published scripts wrap the state dict.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give a published .pth or .safetensors file")
     content = read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    if isinstance(content, dict) and isinstance(content.get("trainer"), dict):
-        content = content["trainer"].get(part)
+    if isinstance(content, dict):
+        content = _unwrapped(content, part)
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"{path} holds no state dict (names to tensors); it is no published weight file")
+    return content
+
+
+def _unwrapped(content: dict[Any, Any], part: str | None) -> Any:
+    """What a checkpoint of VAR's training script, or the file of MAR's autoencoder, wraps."""
+    if isinstance(content.get("trainer"), dict):
+        return content["trainer"].get("vae_local" if part == "tokenizer" else "var_wo_ddp")
+    if part == "tokenizer" and isinstance(content.get("model"), dict):
+        return content["model"]
     return content
 
 

@@ -1,0 +1,226 @@
+"""The GPT of LlamaGen (arXiv 2406.06525): next-token prediction over one map of tokens, row by row.
+
+Key-compatible with `c2i_B_256.pt` ... `c2i_3B_384.pt`. A sequence begins with the class; token i is at place 1 + i.
+
+Letters: R rows (pictures, twice under guidance), L tokens, C width, V vocabulary, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from var_toolkit.backbones.attention import Attend, to_all, to_allowed
+from var_toolkit.backbones.cache import KVCache
+from var_toolkit.backbones.gated_mlp import RMSNorm
+from var_toolkit.backbones.linear import Linear
+from var_toolkit.backbones.rotary import Turn, turn_on_grids
+from var_toolkit.scales import Scales
+
+EPS = 1e-5
+HIDDEN_MULTIPLE = 256
+# Layers, heads and width of the published sizes.
+PUBLISHED = {"b": (12, 12, 768), "l": (24, 16, 1024), "xl": (36, 20, 1280), "xxl": (48, 24, 1536), "3b": (24, 32, 3200)}
+
+
+@dataclass(frozen=True)
+class RasterGPTConfig:
+    """Sizes of the transformer; the defaults are those of LlamaGen-B at 256 px."""
+
+    depth: int = 12
+    embed_dim: int = 768
+    num_heads: int = 12
+    mlp_hidden: int | None = None  # None: two thirds of four times the width, rounded up to a multiple of 256
+    num_classes: int = 1000
+    vocab_size: int = 16384
+    side: int = 16  # of the token map
+    dropout: float = 0.0  # of tokens and of what attention and MLP return, in training
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "embed_dim", "num_heads", "num_classes", "vocab_size", "side"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive integer")
+        if self.embed_dim % (4 * self.num_heads):
+            raise ValueError(f"embed_dim is {self.embed_dim}; it must be a multiple of 4 * num_heads, {self.num_heads}")
+        if self.mlp_hidden is not None and self.mlp_hidden < 1:
+            raise ValueError(f"mlp_hidden is {self.mlp_hidden}; it must be a positive integer, or nothing")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+
+    @classmethod
+    def published(cls, size: str, **changes: object) -> Self:
+        """One of the published sizes: b, l, xl, xxl or 3b."""
+        depth, heads, width = PUBLISHED[size]
+        return cls(**{"depth": depth, "num_heads": heads, "embed_dim": width, **changes})  # type: ignore[arg-type]
+
+    @property
+    def hidden(self) -> int:
+        """Width of the MLP."""
+        whole = int(8 * self.embed_dim / 3)
+        return self.mlp_hidden or -(-whole // HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a picture."""
+        return self.side**2
+
+
+class RasterAttention(nn.Module):
+    """Multi-head self-attention without biases; positions turn queries and keys."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.wqkv, self.wo = Linear(width, 3 * width, bias=False), Linear(width, width, bias=False)
+        self.resid_dropout = nn.Dropout(dropout)
+
+    def forward(self, x_RLC: Tensor, turn: Turn, attend: Attend, cache: KVCache | None, layer: int) -> Tensor:
+        q, k, v = rearrange(self.wqkv(x_RLC), "r l (three h d) -> three r h l d", three=3, h=self.heads)
+        q, k = turn(q), turn(k)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+            q = q.to(k.dtype)  # the cache keeps the dtype of the weights, also under autocast
+        out = rearrange(attend(q, k, v, q.shape[-1] ** -0.5), "r h l d -> r l (h d)")
+        return self.resid_dropout(self.wo(out))
+
+
+class RasterMLP(nn.Module):
+    """w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.w1, self.w3 = Linear(width, hidden, bias=False), Linear(width, hidden, bias=False)
+        self.w2 = Linear(hidden, width, bias=False)
+        self.ffn_dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+
+
+class RasterBlock(nn.Module):
+    """Attention and MLP, each behind a norm."""
+
+    def __init__(self, config: RasterGPTConfig) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.attention = RasterAttention(width, config.num_heads, config.dropout)
+        self.feed_forward = RasterMLP(width, config.hidden, config.dropout)
+        self.attention_norm, self.ffn_norm = RMSNorm(width, EPS), RMSNorm(width, EPS)
+
+    def forward(self, x_RLC: Tensor, turn: Turn, attend: Attend, cache: KVCache | None, layer: int) -> Tensor:
+        x_RLC = x_RLC + self.attention(self.attention_norm(x_RLC), turn, attend, cache, layer)
+        return x_RLC + self.feed_forward(self.ffn_norm(x_RLC))
+
+
+class _ClassEmbedding(nn.Module):
+    """A row for each class, and one for the null class of guidance."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding.from_pretrained(torch.zeros(rows, width), freeze=False)
+
+
+class RasterGPT(nn.Module):
+    """Labels and the tokens so far -> logits for the next one. The null class of guidance is `num_classes`."""
+
+    markov = False
+
+    def __init__(self, config: RasterGPTConfig) -> None:
+        super().__init__()
+        self.config, self.scales = config, Scales((config.side,))
+        width = config.embed_dim
+        self.cls_embedding = _ClassEmbedding(config.num_classes + 1, width)
+        self.tok_embeddings = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, width), freeze=False)
+        self.tok_dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(RasterBlock(config) for _ in range(config.depth))
+        self.norm = RMSNorm(width, EPS)
+        self.output = Linear(width, config.vocab_size, bias=False)
+
+    @property
+    def class_emb(self) -> nn.Embedding:
+        """The table of the classes."""
+        return self.cls_embedding.embedding_table
+
+    @property
+    def blocks(self) -> list[RasterBlock]:
+        """The layers, in order."""
+        return [cast(RasterBlock, block) for block in self.layers]
+
+    def new_cache(self, rows: int, rooms: Sequence[int] | None = None) -> KVCache:
+        """An empty cache for `rows` rows, in the dtype and on the device of the weights.
+
+        `rooms` are the places that each layer will hold at most; None stands for a whole picture in every layer.
+        """
+        c, weight = self.config, self.output.weight
+        rooms = [c.tokens] * c.depth if rooms is None else rooms
+        shape = {"rows": rows, "heads": c.num_heads, "head_dim": c.embed_dim // c.num_heads}
+        return KVCache(rooms, **shape, dtype=weight.dtype, device=weight.device)
+
+    def cache_values(self, tokens: int) -> int:
+        """How many numbers the cache of one row holds for `tokens` tokens of one layer."""
+        return 2 * tokens * self.config.embed_dim
+
+    def layer_work(self, new: int, context: int) -> int:
+        """Multiply-adds of one layer and row: `new` tokens that look at those before, the last at `context` tokens."""
+        c = self.config
+        seen = context - (new - 1) / 2  # on average
+        return round(new * (4 * c.embed_dim**2 + 3 * c.embed_dim * c.hidden + 2 * seen * c.embed_dim))
+
+    def head_work(self, drawn: int) -> int:
+        """Multiply-adds of the logits of `drawn` tokens."""
+        return drawn * self.config.embed_dim * self.config.vocab_size
+
+    def next_hidden(self, labels_R: Tensor | None, tokens_RL: Tensor, *, cache: KVCache | None = None) -> Tensor:
+        """Features of the class, if labels are given, and of tokens that follow what the cache holds, (R, L, C).
+
+        Those at place i are for the token i of the picture. The cache holds these places too afterwards.
+        """
+        parts = [] if labels_R is None else [self.cls_embedding.embedding_table(labels_R).unsqueeze(1)]
+        x_RLC = self.tok_dropout(torch.cat([*parts, self.tok_embeddings(tokens_RL)], dim=1))
+        begin, new = (cache.length if cache is not None else 0), x_RLC.shape[1]
+        turn = self._turn(range(begin, begin + new))
+        attend = self._attend(begin, new, x_RLC.device)
+        for layer, block in enumerate(self.blocks):
+            x_RLC = block(x_RLC, turn, attend, cache, layer)
+        if cache is not None:
+            cache.advance(new)
+        return x_RLC
+
+    def next_logits(self, hidden_RLC: Tensor) -> Tensor:
+        """Features -> logits (R, L, V), float32."""
+        return self.output(self.norm(hidden_RLC)).float()
+
+    def forward(self, labels_B: Tensor, tokens_BL: Tensor) -> Tensor:
+        """The training pass: labels (B), all tokens of the picture but the last -> logits of all (B, L + 1, V)."""
+        return self.next_logits(self.next_hidden(labels_B, tokens_BL))
+
+    def _turn(self, places: range) -> Turn:
+        """The class stands nowhere: as published its cosine and sine are zero, so that its query and key are."""
+        c, device = self.config, self.output.weight.device
+        grid = turn_on_grids((c.side,), c.side, c.embed_dim // c.num_heads, device)
+        cos, sin = (F.pad(table, (0, 0, 1, 0))[places.start : places.stop] for table in grid)
+        return Turn(cos, sin)
+
+    @staticmethod
+    def _attend(begin: int, new: int, device: torch.device) -> Attend:
+        if new == 1:
+            return to_all
+        if begin == 0:
+            return lambda q, k, v, scale: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        return to_allowed(torch.ones(new, begin + new, dtype=torch.bool, device=device).tril(begin))
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """The published initialisation: normal with deviation 0.02, and a last layer of zeros."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, RMSNorm):
+                nn.init.ones_(module.weight)
+        nn.init.zeros_(self.output.weight)

@@ -1,0 +1,44 @@
+"""Next-token decoding (LlamaGen, arXiv 2406.06525): one map, drawn token by token from the class on.
+
+Letters: B pictures, R rows (B, or 2B under guidance: conditional half first), L tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from var_toolkit.sampling.filters import draw, filter_top_k_top_p, guide
+from var_toolkit.sampling.noise import Noise, Stream
+
+if TYPE_CHECKING:
+    from var_toolkit.sampling.plan import Stage
+
+
+def draw_tokens(stage: Stage, labels_R: Tensor, noise: Noise, cache: Any) -> Tensor:
+    """The map of each picture, (B, L): a token depends on the class and on all tokens before it."""
+    backbone: Any = stage.backbone
+    count = backbone.config.tokens
+    uniform_BL = noise.uniform(Stream.TOKEN, 0, count)
+    hidden = backbone.next_hidden(labels_R, labels_R.new_empty(len(labels_R), 0), cache=cache)
+    found: list[Tensor] = []
+    for place in range(count):
+        logits = choices(stage, backbone.next_logits(hidden), place)
+        found.append(draw(logits, uniform_BL[:, place : place + 1]))
+        if place + 1 < count:
+            hidden = backbone.next_hidden(None, found[-1].repeat(stage.rows, 1), cache=cache)
+    return torch.cat(found, dim=1)
+
+
+def choices(stage: Stage, logits_RLV: Tensor, place: int) -> Tensor:
+    """Logits of the rows at one place -> those that the token is drawn from (B, L, V): guided, tempered and filtered.
+
+    As published, where guidance has ended the null half is still computed and the conditional one taken alone; and the
+    filters see the temperature, which those of next-scale models do not.
+    """
+    if stage.guidance > 0:
+        guided = stage.guided_tokens is None or place < stage.guided_tokens
+        logits_RLV = guide(logits_RLV, stage.guidance) if guided else logits_RLV.chunk(2)[0]
+    return filter_top_k_top_p(logits_RLV / stage.temperature, top_k=stage.top_k, top_p=stage.top_p)

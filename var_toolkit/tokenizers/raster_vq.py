@@ -1,0 +1,166 @@
+"""The VQ tokenizer of LlamaGen (arXiv 2406.06525, section 2.1): one map of tokens, looked up by the angle of codes.
+
+Letters: B pictures, L tokens, V vocabulary, C channels of a code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from var_toolkit.scales import Scales
+from var_toolkit.tokenizers.cnn import Decoder, Encoder, to_channels_last
+from var_toolkit.tokenizers.multiscale_vq import Reconstruction
+from var_toolkit.tokenizers.residual_quantizer import Quantized
+
+
+@dataclass(frozen=True)
+class RasterVQConfig:
+    """Sizes of the tokenizer; the defaults are those of VQ-16 at 256 px."""
+
+    vocab_size: int = 16384
+    code_dim: int = 8
+    z_channels: int = 256
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    side: int = 16  # of the token map
+    beta: float = 0.25
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
+        for name in ("vocab_size", "code_dim", "z_channels", "ch", "num_res_blocks", "side", "norm_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive integer")
+        if not self.ch_mult or any(self.ch * m % self.norm_groups for m in self.ch_mult):
+            raise ValueError(
+                f"norm_groups is {self.norm_groups}; it must divide ch * ch_mult, {self.ch} * {self.ch_mult}"
+            )
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per token along one side."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+
+class CosineQuantizer(nn.Module):
+    """A codebook of directions: features and codes have unit length, so that the nearest is the one of least angle."""
+
+    def __init__(self, vocab_size: int, channels: int, beta: float) -> None:
+        super().__init__()
+        self.beta = beta
+        # Not nn.Embedding(n, c): its random start would load the compiler when built without memory. Training sets it.
+        self.embedding = nn.Embedding.from_pretrained(torch.zeros(vocab_size, channels), freeze=False)
+
+    def embed(self, tokens_BL: Tensor) -> Tensor:
+        """Token ids -> codes of unit length (B, L, C)."""
+        return F.normalize(self.embedding(tokens_BL), dim=-1)
+
+    def nearest(self, wanted_BLC: Tensor) -> Tensor:
+        """The tokens whose codes have the least angle to vectors of any length, (B, L)."""
+        codes_VC = F.normalize(self.embedding.weight.detach(), dim=-1)
+        return (F.normalize(wanted_BLC, dim=-1) @ codes_VC.T).argmax(dim=-1)
+
+    def wanted(self, features_BChw: Tensor) -> tuple[Tensor, Tensor]:
+        """What has to be coded, (N, C), and how far the nearest code is from it, squared, (N,)."""
+        wanted = F.normalize(_sequence(features_BChw), dim=-1)
+        return wanted.flatten(0, 1), (wanted - self.embed(self.nearest(wanted))).square().sum(-1).flatten()
+
+    def grow(self, latent: Tensor | None, codes_BLC: Tensor, scale: int) -> Tensor:
+        """The latent of the only scale, (B, C, h, w)."""
+        side = round(codes_BLC.shape[1] ** 0.5)
+        return codes_BLC.transpose(1, 2).unflatten(2, (side, side))
+
+    def forward(self, features_BChw: Tensor) -> Quantized:
+        """Quantise for training: straight-through latent, loss and tokens, in float32."""
+        wanted = F.normalize(_sequence(features_BChw.float()), dim=-1)
+        tokens_BL = self.nearest(wanted)
+        codes = self.embed(tokens_BL)
+        loss = F.mse_loss(codes, wanted.detach()) + self.beta * F.mse_loss(codes.detach(), wanted)
+        straight = wanted + (codes - wanted).detach()
+        return Quantized(self.grow(None, straight, 0), loss, [tokens_BL])
+
+
+class RasterVQ(nn.Module):
+    """Pictures to one map of tokens and back. Pictures are float in [-1, 1], (B, 3, h, w)."""
+
+    def __init__(self, config: RasterVQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scales = Scales((config.side,))
+        shape = (config.ch, config.ch_mult, config.num_res_blocks, config.z_channels, config.norm_groups)
+        self.encoder, self.decoder = Encoder(*shape), Decoder(*shape)
+        self.quantize = CosineQuantizer(config.vocab_size, config.code_dim, config.beta)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.code_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.code_dim, config.z_channels, 1)
+        to_channels_last(self)
+
+    @property
+    def pyramid(self) -> CosineQuantizer:
+        """What code a token stands for, and how codes become a latent."""
+        return self.quantize
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents."""
+        return self.config.code_dim
+
+    def meaning(self) -> dict[str, Tensor]:
+        """What decides what a token stands for: the codebook."""
+        return {"embedding": self.quantize.embedding.weight}
+
+    @property
+    def picture_side(self) -> int:
+        """Height and width, in pixels, of the pictures this tokenizer reads and draws."""
+        return self.config.side * self.config.downsample
+
+    def place(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> RasterVQ:
+        """Move in place; the codebook stays in float32."""
+        self.to(device=device, dtype=dtype)
+        self.quantize.float()
+        return self
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """The latent before quantisation, (B, C, h, w)."""
+        side = self.picture_side
+        if pictures.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"pictures have shape {tuple(pictures.shape)}; this tokenizer reads (B, 3, {side}, {side})"
+            )
+        pictures = pictures.to(self.quant_conv.weight.dtype, memory_format=torch.channels_last)
+        return self.quant_conv(self.encoder(pictures))
+
+    def forward(self, pictures: Tensor) -> Reconstruction:
+        """Reconstruct for training; under autocast the lookup stays in float32."""
+        features = self.features(pictures)
+        with torch.autocast(features.device.type, enabled=False):
+            quantized = self.quantize(features)
+        return Reconstruction(self._draw(quantized.latent), quantized.loss, quantized.tokens)
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> list[Tensor]:
+        """Pictures -> the one token map, (B, L), int64, row by row."""
+        features = self.features(pictures)
+        with torch.autocast(features.device.type, enabled=False):
+            return [self.quantize.nearest(_sequence(features.float()))]
+
+    @torch.no_grad()
+    def decode(self, latent_BChw: Tensor) -> Tensor:
+        """A latent -> pictures in [-1, 1], float32 (B, 3, h, w)."""
+        return self._draw(latent_BChw).float().clamp_(-1, 1)
+
+    def reconstruct(self, pictures: Tensor) -> Tensor:
+        """What the tokenizer keeps of the pictures, in [-1, 1]."""
+        return self.decode(self.quantize.grow(None, self.quantize.embed(self.encode(pictures)[0]), 0))
+
+    def _draw(self, latent_BChw: Tensor) -> Tensor:
+        latent_BChw = latent_BChw.to(self.post_quant_conv.weight.dtype, memory_format=torch.channels_last)
+        return self.decoder(self.post_quant_conv(latent_BChw))
+
+
+def _sequence(latent_BChw: Tensor) -> Tensor:
+    return latent_BChw.flatten(2).transpose(1, 2)

@@ -1,0 +1,133 @@
+"""What a tokenizer says of every picture, computed once and kept on disk: token maps, or moments of latents.
+
+Without augmentation a picture's codes never change for one tokenizer. Letters: N pictures, L tokens, C channels.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.lib.format import open_memmap
+from torch import Tensor
+from tqdm import tqdm
+
+from var_toolkit.tokenizers.kl import KLTokenizer
+from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
+from var_toolkit.training.batches import to_unit_range
+
+CHUNK = 512
+STEP = 64  # pictures at a time on the device
+ENCODING = ("encoder.", "quant_conv.", "quantize.embedding", "quantize.quant_resi")
+Chunks = Callable[[int], Iterator[Tensor]]  # from a picture on: uint8 (CHUNK, 3, h, w), the last one shorter
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a picture."""
+
+    name: str  # of the file, with a hash of all that decides its content
+    shape: tuple[int, ...]
+    dtype: type
+    encode: Callable[[Tensor], Tensor]  # float pictures (B, 3, h, w) in [-1, 1] -> (B, *shape)
+
+
+def cached_tokens(
+    tokenizer: MultiScaleVQ, pictures: np.ndarray, directory: Path, name: str, *, progress: bool = True
+) -> np.ndarray:
+    """Tokens of uint8 pictures (N, 3, h, w): a memory map (N, L), coarse to fine.
+
+    `name` says which pictures these are (version, split); the file's name adds their number and the tokenizer's hash.
+    A killed run goes on with the chunk after the last whole one; processes wait for one another.
+    """
+    dtype = np.int16 if tokenizer.config.vocab_size <= 2**15 else np.int32
+    found = f"tokens-{name}-{len(pictures)}-{weights_hash(tokenizer)}"
+    kept = Kept(found, (tokenizer.scales.total,), dtype, lambda part: torch.cat(tokenizer.encode(part), dim=1))
+    return _cached(kept, len(pictures), array_chunks(pictures), directory, _device(tokenizer), progress)
+
+
+def cached_moments(
+    tokenizer: KLTokenizer, count: int, chunks: Chunks, directory: Path, name: str, *, progress: bool = True
+) -> np.ndarray:
+    """Means and log variances of the latents of `count` pictures: a memory map (N, 2C, h, w), float16, not scaled.
+
+    Otherwise as `cached_tokens`.
+    """
+    side = tokenizer.scales.finest
+    found = f"moments-{name}-{count}-{_hash(tokenizer.autoencoder.state_dict(), repr(side))}"
+    kept = Kept(found, (2 * tokenizer.channels, side, side), np.float16, tokenizer.moments)
+    return _cached(kept, count, chunks, directory, _device(tokenizer), progress)
+
+
+def array_chunks(pictures: np.ndarray) -> Chunks:
+    """Pictures of an array, chunk by chunk."""
+
+    def chunks(start: int) -> Iterator[Tensor]:
+        for at in range(start, len(pictures), CHUNK):
+            yield torch.from_numpy(np.array(pictures[at : at + CHUNK]))
+
+    return chunks
+
+
+def weights_hash(network: MultiScaleVQ) -> str:
+    """Ten hexadecimal digits that change with the schedule and with any weight that decides the tokens."""
+    return _hash(network.state_dict(), repr(network.scales.patch_nums))
+
+
+def _hash(weights: Mapping[str, Tensor], also: str = "") -> str:
+    digest = hashlib.blake2b(also.encode(), digest_size=5)
+    for name, tensor in sorted(weights.items()):
+        if name.startswith(ENCODING):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _device(network: torch.nn.Module) -> torch.device:
+    return next(network.parameters()).device
+
+
+def _cached(
+    kept: Kept, count: int, chunks: Chunks, directory: Path, device: torch.device, progress: bool
+) -> np.ndarray:
+    directory.mkdir(parents=True, exist_ok=True)
+    final = directory / f"{kept.name}.npy"
+    with FileLock(final.with_suffix(".lock")):
+        if not final.exists():
+            _encode_all(kept, count, chunks, final, device, progress)
+    return np.load(final, mmap_mode="r")
+
+
+def _encode_all(kept: Kept, count: int, chunks: Chunks, final: Path, device: torch.device, progress: bool) -> None:
+    unfinished, mark = final.with_suffix(".unfinished"), final.with_suffix(".done")
+    done = int(mark.read_text()) if mark.exists() and unfinished.exists() else 0
+    if done:
+        codes = open_memmap(unfinished, mode="r+")
+    else:
+        codes = open_memmap(unfinished, mode="w+", dtype=kept.dtype, shape=(count, *kept.shape))
+    with tqdm(total=count, initial=done, desc="encoding pictures", disable=None if progress else True) as bar:
+        for part in chunks(done):
+            codes[done : done + len(part)] = encoded(kept.encode, part, device).cpu().numpy()
+            codes.flush()
+            done += len(part)
+            _write_mark(mark, done)
+            bar.update(len(part))
+    os.replace(unfinished, final)
+    mark.unlink(missing_ok=True)
+
+
+def _write_mark(mark: Path, done: int) -> None:
+    unfinished = mark.with_suffix(".done.new")
+    unfinished.write_text(str(done))
+    os.replace(unfinished, mark)
+
+
+@torch.no_grad()
+def encoded(encode: Callable[[Tensor], Tensor], pictures_uint8: Tensor, device: torch.device) -> Tensor:
+    """What `encode` says of uint8 pictures (B, 3, h, w), a few at a time, computed in float32."""
+    parts: Iterable[Tensor] = pictures_uint8.split(STEP)
+    return torch.cat([encode(to_unit_range(part.to(device))) for part in parts])

@@ -1,0 +1,56 @@
+"""Trains LlamaGen's GPT by teacher forcing, after the published recipe (arXiv 2406.06525, section 3.1)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from var_toolkit.backbones.raster_gpt import RasterGPT
+from var_toolkit.tokenizers.raster_vq import RasterVQ
+from var_toolkit.training.batches import Batch
+from var_toolkit.training.recipe import Recipe
+from var_toolkit.training.registry import objective
+from var_toolkit.training.var_objective import VarObjective, require_equal, require_share, sum_of_factors_
+
+
+@dataclass(frozen=True)
+class RasterGPTOptions:
+    """What the published recipe leaves at its default, and how weights start."""
+
+    class_dropout: float = 0.1
+    label_smoothing: float = 0.0
+    initial: str | None = None  # directory of weights to start from
+    class_embedding: Literal["table", "still-life-factors"] = "table"
+
+    def __post_init__(self) -> None:
+        require_share(class_dropout=self.class_dropout, label_smoothing=self.label_smoothing)
+
+
+@objective("raster-gpt")
+class RasterGPTObjective(VarObjective):
+    """Cross-entropy on every token of the map, from the class and the tokens before it."""
+
+    options_type = RasterGPTOptions
+    network_type = RasterGPT
+    tokenizer_type = RasterVQ
+
+    @classmethod
+    def _check_scales(cls, recipe: Recipe, where: str) -> None:
+        """There is one map, of any size."""
+
+    def _require_fit(self, tokenizer: Any) -> None:
+        require_equal(self.recipe.model, tokenizer, {"side": "side", "vocab_size": "vocab_size"})
+
+    def _begin(self, network: RasterGPT) -> None:
+        network.init_weights()
+        if self.options.class_embedding == "still-life-factors":
+            sum_of_factors_(network.class_emb.weight)
+        if self.options.initial is not None:
+            self._start(network, self.options.initial)
+
+    def _forced(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L), and those that the network sees, all but the last."""
+        with torch.no_grad(), torch.autocast(batch.labels.device.type, enabled=False):
+            tokens_BL = self._tokens(batch)[0]
+        return tokens_BL, tokens_BL[:, :-1]

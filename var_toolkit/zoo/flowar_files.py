@@ -1,0 +1,80 @@
+"""Files of FlowAR (OliverRensu/FlowAR): what their key names and shapes say.
+
+Our network keeps the published key names; the mask and the tables of rotary positions are dropped.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from var_toolkit.scales import Scales
+from var_toolkit.zoo.state_dicts import Arguments, Tensors, count
+
+REQUIRED = ("class_emb.weight", "z_proj.weight", "encoder_pos_embed_learned", "decoder_embed.weight")
+DROPPED = ("mask", "rope.freqs")
+ARGUMENTS = Arguments(
+    renamed={
+        "encoder_embed_dim": "embed_dim", "decoder_embed_dim": "embed_dim",
+        "encoder_num_heads": "num_heads", "decoder_num_heads": "num_heads",
+        "class_num": "num_classes", "vae_embed_dim": "latent_channels", "scale": "patch_nums",
+        "diffloss_d": "head_depth", "diffloss_w": "head_width", "cross": "cross_attention",
+    },
+    ignored=frozenset({
+        "attn_dropout", "buffer_size", "img_size", "label_drop_prob", "norm_layer", "patch_size", "proj_dropout",
+        "use_checkpoint", "vae_stride",
+    }),
+)  # fmt: skip
+INPUT_SIDE = 16  # to which the published sampler grows every map, whatever the schedule
+RATIO_PARTS = 100
+
+
+def flowar_sizes(tensors: Tensors) -> dict[str, Any]:
+    """The sizes of a FlowAR."""
+    width, channels = tensors["z_proj.weight"].shape
+    frequencies, cross = "encoder_blocks.0.attn.rope.freqs", "flownet.res_blocks.0.crossattn.q.weight"
+    sizes = {
+        "embed_dim": width,
+        "encoder_depth": count(tensors, "encoder_blocks."),
+        "decoder_depth": count(tensors, "decoder_blocks."),
+        "mlp_ratio": _mlp_ratio(width, len(tensors["encoder_blocks.0.mlp.fc1_g.weight"])),
+        "num_classes": len(tensors["class_emb.weight"]) - 1,
+        "latent_channels": channels,
+        "head_depth": count(tensors, "flownet.res_blocks."),
+        "head_width": len(tensors["flownet.input_proj.weight"]),
+        "cross_attention": cross in tensors,
+        "input_side": INPUT_SIDE,
+    }
+    return {**sizes, **({"num_heads": width // (4 * len(tensors[frequencies]))} if frequencies in tensors else {})}
+
+
+def completed(settings: dict[str, Any], tensors: Tensors, source: str) -> dict[str, Any]:
+    """The sizes with what no tensor tells. The class conditions both stacks, so they are of one width."""
+    decoder, encoder = tensors["decoder_embed.weight"].shape
+    if decoder != encoder:
+        raise ValueError(f"{source} has an encoder {encoder} wide and a decoder {decoder} wide; they must be the same")
+    tables = [name for name in tensors if name.endswith("rope.freqs") and not name.startswith("flownet.")]
+    if len({len(tensors[name]) for name in tables}) > 1:
+        raise ValueError(f"{source} has layers with other numbers of heads than others; they must be the same")
+    if "patch_nums" not in settings:
+        settings["patch_nums"] = _doubling(tensors["encoder_pos_embed_learned"].shape[1], source)
+    return {"num_heads": max(settings["embed_dim"] // 64, 1), **settings}
+
+
+def _mlp_ratio(width: int, hidden: int) -> float:
+    """The roundest ratio that the published int(width * ratio * 2 / 3) turns into `hidden`."""
+    for parts in range(1, RATIO_PARTS):
+        ratio = -(-3 * hidden * parts // (2 * width)) / parts
+        if int(width * ratio * 2 / 3) == hidden:
+            return ratio
+    raise ValueError(f"no mlp_ratio gives {hidden} channels at a width of {width}")
+
+
+def _doubling(length: int, source: str) -> tuple[int, ...]:
+    sides = [1]
+    while Scales(tuple(sides)).total < length:
+        sides.append(2 * sides[-1])
+    if Scales(tuple(sides)).total != length:
+        raise ValueError(
+            f"{source} has {length} tokens, which no scales have that double from 1; give patch_nums by --config"
+        )
+    return tuple(sides)

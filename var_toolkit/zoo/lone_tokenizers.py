@@ -1,0 +1,82 @@
+"""Tokenizers without a model around them: by directory, by name, or by hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from var_toolkit.zoo import registry
+from var_toolkit.zoo.directory import (
+    EXPECTED,
+    empty_network,
+    is_ours,
+    load_network,
+    network_class,
+    pretrained,
+    read_json,
+)
+from var_toolkit.zoo.hub import download, is_hub_id
+from var_toolkit.zoo.registry import CONFIG, WEIGHTS, Embedded
+
+ALONE = ("", "vae")  # where a tokenizer lies in its own folder, and in a pipeline of diffusers
+ANYWHERE = (*ALONE, "tokenizer")  # also in a model of ours
+
+
+class Place(NamedTuple):
+    """Where a tokenizer lies."""
+
+    folder: Path  # with its config.json
+    repository: str | None = None  # on the hub, from which its weights are still to come
+    subfolder: str = ""
+
+
+def find_tokenizer(source: str | Path, subfolders: tuple[str, ...] = ANYWHERE) -> Place:
+    """The place of a tokenizer: a directory or a hub id that has it in one of the subfolders, or an embedded name.
+
+    ValueError in one line if there is none.
+    """
+    if Path(source).is_dir():
+        found = [Path(source) / name for name in subfolders if (Path(source) / name / CONFIG).is_file()]
+        if not found:
+            raise ValueError(f"{source} holds no tokenizer: there is no {CONFIG} in it, in vae/ or in tokenizer/")
+        return Place(found[0])
+    if str(source) not in registry.ENTRIES and is_hub_id(str(source)):
+        return _on_hub(str(source), subfolders)
+    part = registry.entry(str(source)).source
+    if not isinstance(part, Embedded) or part.tokenizer is None:
+        raise ValueError(f"no tokenizer alone is known as {str(source)!r}; give a directory or a hub id user/name")
+    return Place(Embedded.folder(part.tokenizer))
+
+
+def read_tokenizer(place: Place, *, weights: bool = True) -> nn.Module:
+    """The tokenizer at a place, without memory behind its weights if they are not wanted."""
+    cls = network_class(read_json(place.folder / CONFIG).get("_class_name"), place.folder)
+    if cls.__name__ not in EXPECTED["tokenizer"]:
+        raise ValueError(f"{place.repository or place.folder} holds a {cls.__name__}, no tokenizer")
+    if not weights:
+        return empty_network(place.folder)
+    if place.repository is None:
+        return load_network(place.folder)
+    if not is_ours(cls):
+        return pretrained(cls, place.repository, subfolder=place.subfolder)  # which knows several kinds of files
+    return load_network(download(place.repository, str(Path(place.subfolder) / WEIGHTS)).parent)
+
+
+def read_autoencoder(source: str | Path, *, weights: bool = True) -> nn.Module:
+    """A continuous tokenizer from wherever one can be. ValueError in one line if it is none."""
+    network = read_tokenizer(find_tokenizer(source), weights=weights)
+    if is_ours(type(network)):
+        raise ValueError(f"{source} holds a {type(network).__name__}; give an AutoencoderKL of diffusers")
+    return network
+
+
+def _on_hub(repository: str, subfolders: tuple[str, ...]) -> Place:
+    problems = []
+    for subfolder in subfolders:
+        try:
+            return Place(download(repository, str(Path(subfolder) / CONFIG)).parent, repository, subfolder)
+        except ValueError as problem:
+            problems.append(problem)
+    raise problems[0]

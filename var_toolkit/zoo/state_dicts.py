@@ -1,0 +1,75 @@
+"""What a published state dict says of the network it belongs to, and what a user adds by the published names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of a published constructor: ours by theirs where the names differ, and those we do without."""
+
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()  # they do not change what a trained network computes
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a user says about a file, by the published constructors' argument names."""
+
+    settings: dict[str, Any]
+    source: str
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any], allowed: type, arguments: Arguments, source: str) -> Told:
+        """Keep what our configuration knows, drop what changes nothing, refuse the rest by name."""
+        known = {field.name for field in fields(allowed)}
+        settings: dict[str, Any] = {}
+        for name, value in given.items():
+            if name in arguments.ignored:
+                continue
+            ours = arguments.renamed.get(name, name)
+            if ours not in known:
+                choices = sorted(known | {theirs for theirs, ours in arguments.renamed.items() if ours in known})
+                raise ValueError(f"{source} has the unknown field {name!r}; known are {', '.join(choices)}")
+            value = tuple(value) if isinstance(value, list) else value
+            if settings.setdefault(ours, value) != value:
+                raise ValueError(
+                    f"{source} says {name} is {value}, but {ours} is {settings[ours]}; they must be the same"
+                )
+        return cls(settings, source)
+
+    def merged(self, seen: Mapping[str, Any]) -> dict[str, Any]:
+        """What the tensors say and what the user says; ValueError where the two disagree."""
+        for name, value in self.settings.items():
+            if name in seen and seen[name] != value:
+                raise ValueError(f"{self.source} says {name} is {value}; the tensors say {seen[name]}")
+        return {**self.settings, **seen}
+
+
+def require(tensors: Tensors, names: tuple[str, ...], source: str) -> None:
+    """Refuse a state dict that lacks one of these tensors."""
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise ValueError(f"{source} lacks {missing[0]!r} ({len(tensors)} tensors): not a published file of this kind")
+
+
+def sizes_of(read: Callable[[Tensors], dict[str, Any]], tensors: Tensors, source: str) -> dict[str, Any]:
+    """What `read` finds in the tensors; ValueError in one line if they are not as it expects."""
+    try:
+        return read(tensors)
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{source} has missing or misshapen tensors ({error}): it is damaged or of another kind"
+        ) from None
+
+
+def count(tensors: Tensors, prefix: str) -> int:
+    """How many different names follow a prefix, up to the next dot: layers, levels."""
+    return len({name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)})

@@ -1,0 +1,119 @@
+"""Files of VAR and HMAR, and of the tokenizer they share: what their key names and shapes say.
+
+Facts from FoundationVision/VAR and, for HMAR, from descriptions of its files. Our networks keep the published key
+names, so nothing is renamed; only buffers that can be computed are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from var_toolkit.scales import SCHEDULES, Scales
+from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
+from var_toolkit.zoo.directory import build, fill
+from var_toolkit.zoo.state_dicts import Arguments, Tensors, Told, count, require, sizes_of
+
+REQUIRED = ("word_embed.weight", "class_emb.weight", "pos_1LC", "lvl_embed.weight")  # of either backbone
+DROPPED = ("attn_bias_for_masking", "lvl_1L", "zero_k_bias")
+ARGUMENTS = Arguments(
+    renamed={"v_patch_nums": "patch_nums", "n_layers_train": "branch_depth"},
+    ignored=frozenset({
+        "attn_drop_rate", "cond_drop_rate", "default_qresi_counts", "drop_path_rate", "drop_rate", "dropout",
+        "flash_if_available", "fused_if_available", "model", "other", "test_mode",
+    }),
+)  # fmt: skip
+
+
+def var_sizes(tensors: Tensors) -> dict[str, Any]:
+    """The sizes of a VAR."""
+    return {"depth": count(tensors, "blocks."), **_next_scale_sizes(tensors, "blocks.0", "head")}
+
+
+def hmar_sizes(tensors: Tensors) -> dict[str, Any]:
+    """The sizes of an HMAR."""
+    branch = count(tensors, "ns_blocks.")
+    sizes = {"depth": count(tensors, "base_blocks.") + branch, "branch_depth": branch}
+    return {**sizes, **_next_scale_sizes(tensors, "ns_blocks.0", "ns_head")}
+
+
+def completed(settings: dict[str, Any], tensors: Tensors, source: str) -> dict[str, Any]:
+    """The sizes of either with what no tensor tells: the schedule by its length, and the heads."""
+    if "patch_nums" not in settings:
+        settings["patch_nums"] = _known_schedule(len(tensors["lvl_embed.weight"]), tensors["pos_1LC"].shape[1], source)
+    # Without L2 normalisation no tensor tells the heads; the published family has one for 64 channels.
+    return {"num_heads": max(settings["embed_dim"] // 64, 1), **settings}
+
+
+def empty_tokenizer(settings: Mapping[str, Any], source: str) -> nn.Module:
+    """A tokenizer without weights."""
+    return build(MultiScaleVQ, settings, source)
+
+
+def tokenizer_from_tensors(
+    tensors: Tensors, given: Mapping[str, Any], patch_nums: tuple[int, ...], source: str
+) -> nn.Module:
+    """The tokenizer of a published state dict. It serves any schedule, so the backbone's decides."""
+    told = Told.read(given, MultiScaleVQConfig, ARGUMENTS, "the configuration of the tokenizer")
+    require(tensors, ("encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight"), source)
+    settings = told.merged({**sizes_of(_tokenizer_sizes, tensors, source), "patch_nums": patch_nums})
+    network = build(MultiScaleVQ, settings, source)
+    kept, usage = dict(tensors), "quantize.ema_vocab_hit_SV"
+    shape = network.get_buffer(usage).shape
+    if usage not in kept or kept[usage].shape != shape:
+        kept[usage] = torch.zeros(shape)  # counts of training with another schedule, which no result depends on
+    fill(network, kept, source)
+    return network.float().eval()
+
+
+def _next_scale_sizes(tensors: Tensors, block: str, head: str) -> dict[str, Any]:
+    width, channels = tensors["word_embed.weight"].shape
+    sizes: dict[str, Any] = {
+        "embed_dim": width,
+        "latent_channels": channels,
+        "num_classes": len(tensors["class_emb.weight"]) - 1,
+        "vocab_size": len(tensors[f"{head}.weight"]),
+        "shared_aln": "shared_ada_lin.1.weight" in tensors,
+        "attn_l2_norm": f"{block}.attn.scale_mul_1H11" in tensors,
+    }
+    if f"{block}.ffn.fc1.weight" in tensors:
+        sizes["mlp_ratio"] = len(tensors[f"{block}.ffn.fc1.weight"]) / width
+    if sizes["attn_l2_norm"]:
+        sizes["num_heads"] = tensors[f"{block}.attn.scale_mul_1H11"].shape[1]
+    if "lvl_1L" in tensors:
+        sizes["patch_nums"] = tuple(round(n**0.5) for n in tensors["lvl_1L"].flatten().long().bincount().tolist())
+    return sizes
+
+
+def _known_schedule(scales: int, length: int, source: str) -> tuple[int, ...]:
+    for sides in SCHEDULES.values():
+        if len(sides) == scales and Scales(sides).total == length:
+            return sides
+    raise ValueError(
+        f"{source} has {scales} scales and {length} tokens, no published schedule; give patch_nums by --config"
+    )
+
+
+def _tokenizer_sizes(tensors: Tensors) -> dict[str, Any]:
+    vocabulary, channels = tensors["quantize.embedding.weight"].shape
+    ch = len(tensors["encoder.conv_in.weight"])
+    levels = range(count(tensors, "encoder.down."))
+    sizes: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "z_channels": channels,
+        "ch": ch,
+        "ch_mult": tuple(len(tensors[f"encoder.down.{i}.block.0.conv1.weight"]) // ch for i in levels),
+        "num_res_blocks": count(tensors, "encoder.down.0.block."),
+        "quant_conv_ks": tensors["quant_conv.weight"].shape[-1],
+    }
+    shared = count(tensors, "quantize.quant_resi.qresi_ls.")
+    if shared:
+        sizes["share_quant_resi"] = shared
+    elif "quantize.quant_resi.qresi.weight" in tensors:
+        sizes["share_quant_resi"] = 1
+    elif count(tensors, "quantize.quant_resi."):
+        sizes["share_quant_resi"] = 0
+    return sizes
