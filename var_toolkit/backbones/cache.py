@@ -6,6 +6,7 @@ Letters: R rows (pictures, twice under guidance), H heads, L tokens, D head widt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,3 +79,14 @@ class KVCache:
     def nbytes(self) -> int:
         """Memory of all keys and values, in bytes."""
         return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
+
+
+def cache_of(network: Any, rows: int, rooms: Sequence[int] | None) -> KVCache:
+    """An empty cache for a network all of whose layers keep every token, in the dtype and on the device of its weights.
+
+    `rooms` are the tokens that each layer will hold at most; None stands for a whole picture in every layer.
+    """
+    config, weight = network.config, next(network.parameters())
+    rooms = [network.scales.total] * config.depth if rooms is None else rooms
+    shape = {"rows": rows, "heads": config.num_heads, "head_dim": config.embed_dim // config.num_heads}
+    return KVCache(rooms, **shape, dtype=weight.dtype, device=weight.device)

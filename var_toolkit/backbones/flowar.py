@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.backbones.attention import Attend, RotaryAttention, block_causal, to_all, within_pyramid
-from var_toolkit.backbones.cache import KVCache
+from var_toolkit.backbones.cache import KVCache, cache_of
 from var_toolkit.backbones.flow_head import HEAD_DIM, MLP_RATIO, FlowHead, Seen
 from var_toolkit.backbones.gated_mlp import GatedMLP, RMSNorm, modulated
 from var_toolkit.backbones.linear import Linear
@@ -155,14 +155,8 @@ class FlowAR(nn.Module):
         return [cast(FlowARBlock, block) for block in chain(self.encoder_blocks, self.decoder_blocks)]
 
     def new_cache(self, rows: int, rooms: Sequence[int] | None = None) -> KVCache:
-        """An empty cache for `rows` rows, in the dtype and on the device of the weights.
-
-        `rooms` are the tokens that each layer will hold at most; None stands for the whole schedule in every layer.
-        """
-        c, weight = self.config, self.class_emb.weight
-        rooms = [self.scales.total] * c.depth if rooms is None else rooms
-        shape = {"rows": rows, "heads": c.num_heads, "head_dim": c.embed_dim // c.num_heads}
-        return KVCache(rooms, **shape, dtype=weight.dtype, device=weight.device)
+        """An empty cache for `rows` rows (`backbones.cache.cache_of`)."""
+        return cache_of(self, rows, rooms)
 
     def cache_values(self, tokens: int) -> int:
         """How many numbers the cache of one row holds for `tokens` tokens of one layer."""

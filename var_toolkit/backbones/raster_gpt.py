@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.backbones.attention import Attend, to_all, to_allowed
-from var_toolkit.backbones.cache import KVCache
+from var_toolkit.backbones.cache import KVCache, cache_of
 from var_toolkit.backbones.gated_mlp import RMSNorm
 from var_toolkit.backbones.linear import Linear
 from var_toolkit.backbones.rotary import Turn, turn_on_grids
@@ -153,14 +153,8 @@ class RasterGPT(nn.Module):
         return [cast(RasterBlock, block) for block in self.layers]
 
     def new_cache(self, rows: int, rooms: Sequence[int] | None = None) -> KVCache:
-        """An empty cache for `rows` rows, in the dtype and on the device of the weights.
-
-        `rooms` are the places that each layer will hold at most; None stands for a whole picture in every layer.
-        """
-        c, weight = self.config, self.output.weight
-        rooms = [c.tokens] * c.depth if rooms is None else rooms
-        shape = {"rows": rows, "heads": c.num_heads, "head_dim": c.embed_dim // c.num_heads}
-        return KVCache(rooms, **shape, dtype=weight.dtype, device=weight.device)
+        """An empty cache for `rows` rows (`backbones.cache.cache_of`)."""
+        return cache_of(self, rows, rooms)
 
     def cache_values(self, tokens: int) -> int:
         """How many numbers the cache of one row holds for `tokens` tokens of one layer."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.backbones.attention import block_causal
-from var_toolkit.backbones.cache import KVCache
+from var_toolkit.backbones.cache import KVCache, cache_of
 from var_toolkit.backbones.linear import Linear
 from var_toolkit.backbones.next_scale import (
     Block,
@@ -61,19 +61,8 @@ class VAR(NextScaleTransformer):
         return [cast(Block, block) for block in self.blocks]
 
     def new_cache(self, rows: int, rooms: Sequence[int] | None = None) -> KVCache:
-        """An empty cache for `rows` rows, in the dtype and on the device of the weights.
-
-        `rooms` are the tokens that each layer will hold at most; None stands for the whole schedule in every layer.
-        """
-        c, weight = self.config, self.head.weight
-        return KVCache(
-            [self.scales.total] * c.depth if rooms is None else rooms,
-            rows=rows,
-            heads=c.num_heads,
-            head_dim=c.embed_dim // c.num_heads,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
+        """An empty cache for `rows` rows (`backbones.cache.cache_of`)."""
+        return cache_of(self, rows, rooms)
 
     def cache_values(self, tokens: int) -> int:
         """How many numbers the cache of one row holds for `tokens` tokens of one layer."""

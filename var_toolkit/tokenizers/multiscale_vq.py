@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from var_toolkit.scales import SCHEDULES, Scales
 from var_toolkit.tokenizers.cnn import Decoder, Encoder, to_channels_last
+from var_toolkit.tokenizers.codebook import CodebookTokenizer
 from var_toolkit.tokenizers.residual_quantizer import ResidualQuantizer
 
 
@@ -51,15 +51,7 @@ class MultiScaleVQConfig:
         return 2 ** (len(self.ch_mult) - 1)
 
 
-class Reconstruction(NamedTuple):
-    """What a training pass returns."""
-
-    pictures: Tensor  # (B, 3, h, w), about [-1, 1]
-    quantizer_loss: Tensor
-    tokens: list[Tensor]  # K maps (B, n_k), int64
-
-
-class MultiScaleVQ(nn.Module):
+class MultiScaleVQ(CodebookTokenizer):
     """Pictures to a pyramid of token maps and back. Pictures are float in [-1, 1], (B, 3, h, w)."""
 
     def __init__(self, config: MultiScaleVQConfig) -> None:
@@ -82,16 +74,6 @@ class MultiScaleVQ(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.z_channels, config.z_channels, kernel, padding=kernel // 2)
         to_channels_last(self)
 
-    @property
-    def pyramid(self) -> ResidualQuantizer:
-        """How codes become a latent, and what of it the next scale sees."""
-        return self.quantize
-
-    @property
-    def channels(self) -> int:
-        """Channels of the latents."""
-        return self.config.z_channels
-
     def meaning(self) -> dict[str, Tensor]:
         """What decides what a token stands for: the codebook and the phis."""
         tensors = self.quantize.state_dict().items()
@@ -102,58 +84,7 @@ class MultiScaleVQ(nn.Module):
         """Height and width, in pixels, of the pictures this tokenizer reads and draws."""
         return self.scales.finest * self.config.downsample
 
-    def place(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> MultiScaleVQ:
-        """Move in place; the quantiser stays in float32, since sums over the scales lose too much in less."""
-        self.to(device=device, dtype=dtype)
-        self.quantize.float()
-        return self
-
-    def features(self, pictures: Tensor) -> Tensor:
-        """The latent before quantisation, (B, z_channels, h, w)."""
-        side = self.picture_side
-        if pictures.shape[1:] != (3, side, side):
-            raise ValueError(
-                f"pictures have shape {tuple(pictures.shape)}; this tokenizer reads (B, 3, {side}, {side})"
-            )
-        pictures = pictures.to(self.quant_conv.weight.dtype, memory_format=torch.channels_last)
-        return self.quant_conv(self.encoder(pictures))
-
-    def forward(self, pictures: Tensor) -> Reconstruction:
-        """Reconstruct for training, with gradients through the straight-through estimator.
-
-        Under autocast the quantiser stays in float32, as published: half precision moves many a nearest code.
-        """
-        features = self.features(pictures)
-        with torch.autocast(features.device.type, enabled=False):
-            quantized = self.quantize(features)
-        return Reconstruction(self._draw(quantized.latent), quantized.loss, quantized.tokens)
-
-    @torch.no_grad()
-    def encode(self, pictures: Tensor) -> list[Tensor]:
-        """Pictures -> K token maps (B, n_k), int64."""
-        features = self.features(pictures)
-        with torch.autocast(features.device.type, enabled=False):
-            return self.quantize.encode(features)
-
     @torch.no_grad()
     def teacher_inputs(self, tokens: Sequence[Tensor]) -> Tensor:
         """Inputs of scales 1 .. K-1 under teacher forcing, (B, L - n_0, z_channels), float32."""
         return self.quantize.teacher_inputs(tokens).float()
-
-    @torch.no_grad()
-    def latents(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """The latent after every given scale, each (B, z_channels, h, w): decode any of them for a preview."""
-        return self.quantize.latents(tokens)
-
-    @torch.no_grad()
-    def decode(self, latent_BChw: Tensor) -> Tensor:
-        """A latent, after the last scale or any other, -> pictures in [-1, 1], float32 (B, 3, h, w)."""
-        return self._draw(latent_BChw).float().clamp_(-1, 1)
-
-    def reconstruct(self, pictures: Tensor) -> Tensor:
-        """What the tokenizer keeps of the pictures, in [-1, 1]."""
-        return self.decode(self.latents(self.encode(pictures))[-1])
-
-    def _draw(self, latent_BChw: Tensor) -> Tensor:
-        latent_BChw = latent_BChw.to(self.post_quant_conv.weight.dtype, memory_format=torch.channels_last)
-        return self.decoder(self.post_quant_conv(latent_BChw))

@@ -5,6 +5,7 @@ Letters: B pictures, L tokens, V vocabulary, C channels of a code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,7 @@ from torch.nn import functional as F
 
 from var_toolkit.scales import Scales
 from var_toolkit.tokenizers.cnn import Decoder, Encoder, to_channels_last
-from var_toolkit.tokenizers.multiscale_vq import Reconstruction
-from var_toolkit.tokenizers.residual_quantizer import Quantized
+from var_toolkit.tokenizers.codebook import CodebookTokenizer, Quantized
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,14 @@ class CosineQuantizer(nn.Module):
         wanted = F.normalize(_sequence(features_BChw), dim=-1)
         return wanted.flatten(0, 1), (wanted - self.embed(self.nearest(wanted))).square().sum(-1).flatten()
 
+    def encode(self, features_BChw: Tensor) -> list[Tensor]:
+        """Features -> the one token map (B, L), row by row."""
+        return [self.nearest(_sequence(features_BChw.float()))]
+
+    def latents(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """The latent of the one map, (B, C, h, w)."""
+        return [self.grow(None, self.embed(tokens[0]), 0)]
+
     def grow(self, latent: Tensor | None, codes_BLC: Tensor, scale: int) -> Tensor:
         """The latent of the only scale, (B, C, h, w)."""
         side = round(codes_BLC.shape[1] ** 0.5)
@@ -85,7 +93,7 @@ class CosineQuantizer(nn.Module):
         return Quantized(self.grow(None, straight, 0), loss, [tokens_BL])
 
 
-class RasterVQ(nn.Module):
+class RasterVQ(CodebookTokenizer):
     """Pictures to one map of tokens and back. Pictures are float in [-1, 1], (B, 3, h, w)."""
 
     def __init__(self, config: RasterVQConfig) -> None:
@@ -99,16 +107,6 @@ class RasterVQ(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.z_channels, 1)
         to_channels_last(self)
 
-    @property
-    def pyramid(self) -> CosineQuantizer:
-        """What code a token stands for, and how codes become a latent."""
-        return self.quantize
-
-    @property
-    def channels(self) -> int:
-        """Channels of the latents."""
-        return self.config.code_dim
-
     def meaning(self) -> dict[str, Tensor]:
         """What decides what a token stands for: the codebook."""
         return {"embedding": self.quantize.embedding.weight}
@@ -117,49 +115,6 @@ class RasterVQ(nn.Module):
     def picture_side(self) -> int:
         """Height and width, in pixels, of the pictures this tokenizer reads and draws."""
         return self.config.side * self.config.downsample
-
-    def place(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> RasterVQ:
-        """Move in place; the codebook stays in float32."""
-        self.to(device=device, dtype=dtype)
-        self.quantize.float()
-        return self
-
-    def features(self, pictures: Tensor) -> Tensor:
-        """The latent before quantisation, (B, C, h, w)."""
-        side = self.picture_side
-        if pictures.shape[1:] != (3, side, side):
-            raise ValueError(
-                f"pictures have shape {tuple(pictures.shape)}; this tokenizer reads (B, 3, {side}, {side})"
-            )
-        pictures = pictures.to(self.quant_conv.weight.dtype, memory_format=torch.channels_last)
-        return self.quant_conv(self.encoder(pictures))
-
-    def forward(self, pictures: Tensor) -> Reconstruction:
-        """Reconstruct for training; under autocast the lookup stays in float32."""
-        features = self.features(pictures)
-        with torch.autocast(features.device.type, enabled=False):
-            quantized = self.quantize(features)
-        return Reconstruction(self._draw(quantized.latent), quantized.loss, quantized.tokens)
-
-    @torch.no_grad()
-    def encode(self, pictures: Tensor) -> list[Tensor]:
-        """Pictures -> the one token map, (B, L), int64, row by row."""
-        features = self.features(pictures)
-        with torch.autocast(features.device.type, enabled=False):
-            return [self.quantize.nearest(_sequence(features.float()))]
-
-    @torch.no_grad()
-    def decode(self, latent_BChw: Tensor) -> Tensor:
-        """A latent -> pictures in [-1, 1], float32 (B, 3, h, w)."""
-        return self._draw(latent_BChw).float().clamp_(-1, 1)
-
-    def reconstruct(self, pictures: Tensor) -> Tensor:
-        """What the tokenizer keeps of the pictures, in [-1, 1]."""
-        return self.decode(self.quantize.grow(None, self.quantize.embed(self.encode(pictures)[0]), 0))
-
-    def _draw(self, latent_BChw: Tensor) -> Tensor:
-        latent_BChw = latent_BChw.to(self.post_quant_conv.weight.dtype, memory_format=torch.channels_last)
-        return self.decoder(self.post_quant_conv(latent_BChw))
 
 
 def _sequence(latent_BChw: Tensor) -> Tensor:

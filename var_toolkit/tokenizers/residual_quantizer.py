@@ -7,7 +7,6 @@ Letters: B pictures, L tokens, V vocabulary, C latent channels, h and w of the f
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.scales import Scales
+from var_toolkit.tokenizers.codebook import Quantized
 
 
 class Phi(nn.Conv2d):
@@ -49,14 +49,6 @@ def phi_choice(scales: Scales, count: int) -> list[int]:
     margin = 1 / 3 / count if count == 4 else 1 / 2 / count
     ticks = np.linspace(margin, 1 - margin, count)
     return [int(np.argmin(np.abs(ticks - scales.progress(k)))) for k in range(len(scales))]
-
-
-class Quantized(NamedTuple):
-    """What quantising a latent for training returns."""
-
-    latent: Tensor  # (B, C, h, w), straight-through
-    loss: Tensor  # scalar: codebook and commitment terms, mean over scales
-    tokens: list[Tensor]  # K maps (B, n_k), int64
 
 
 class ResidualQuantizer(nn.Module):

@@ -1,0 +1,107 @@
+"""What tokenizers with a codebook share: a convolutional encoder, a quantiser in the middle, and the way back.
+
+Pictures are float in [-1, 1], (B, 3, h, w). Letters: B pictures, C channels of a code.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from var_toolkit.tokenizers.cnn import Decoder, Encoder
+
+
+class Quantized(NamedTuple):
+    """What a quantiser returns for training."""
+
+    latent: Tensor  # (B, C, h, w), with straight-through gradients
+    loss: Tensor
+    tokens: list[Tensor]  # K maps (B, n_k), int64
+
+
+class Reconstruction(NamedTuple):
+    """What a training pass returns."""
+
+    pictures: Tensor  # (B, 3, h, w), about [-1, 1]
+    quantizer_loss: Tensor
+    tokens: list[Tensor]  # K maps (B, n_k), int64
+
+
+class CodebookTokenizer(nn.Module):
+    """Pictures to features, through `quantize`, and back. The quantiser computes in float32 whatever the rest does."""
+
+    encoder: Encoder
+    decoder: Decoder
+    quant_conv: nn.Conv2d
+    post_quant_conv: nn.Conv2d
+    quantize: Any
+
+    @property
+    def pyramid(self) -> Any:
+        """How codes become a latent, and what of it the next scale sees."""
+        return self.quantize
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents."""
+        return self.post_quant_conv.in_channels
+
+    @property
+    def picture_side(self) -> int:
+        """Height and width, in pixels, of the pictures this tokenizer reads and draws."""
+        raise NotImplementedError
+
+    def place(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move in place; the quantiser stays in float32, since its sums and its nearest codes need that."""
+        self.to(device=device, dtype=dtype)
+        self.quantize.float()
+        return self
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """The latent before quantisation, (B, C, h, w)."""
+        side = self.picture_side
+        if pictures.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"pictures have shape {tuple(pictures.shape)}; this tokenizer reads (B, 3, {side}, {side})"
+            )
+        pictures = pictures.to(self.quant_conv.weight.dtype, memory_format=torch.channels_last)
+        return self.quant_conv(self.encoder(pictures))
+
+    def forward(self, pictures: Tensor) -> Reconstruction:
+        """Reconstruct for training, with gradients through the straight-through estimator.
+
+        Under autocast the quantiser stays in float32, as published: half precision moves many a nearest code.
+        """
+        features = self.features(pictures)
+        with torch.autocast(features.device.type, enabled=False):
+            quantized = self.quantize(features)
+        return Reconstruction(self._draw(quantized.latent), quantized.loss, quantized.tokens)
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> list[Tensor]:
+        """Pictures -> K token maps (B, n_k), int64."""
+        features = self.features(pictures)
+        with torch.autocast(features.device.type, enabled=False):
+            found: list[Tensor] = self.quantize.encode(features)
+            return found
+
+    @torch.no_grad()
+    def latents(self, tokens: list[Tensor]) -> list[Tensor]:
+        """The latent after every given scale, each (B, C, h, w): decode any of them for a preview."""
+        found: list[Tensor] = self.quantize.latents(tokens)
+        return found
+
+    @torch.no_grad()
+    def decode(self, latent_BChw: Tensor) -> Tensor:
+        """A latent, after the last scale or any other, -> pictures in [-1, 1], float32 (B, 3, h, w)."""
+        return self._draw(latent_BChw).float().clamp_(-1, 1)
+
+    def reconstruct(self, pictures: Tensor) -> Tensor:
+        """What the tokenizer keeps of the pictures, in [-1, 1]."""
+        return self.decode(self.latents(self.encode(pictures))[-1])
+
+    def _draw(self, latent_BChw: Tensor) -> Tensor:
+        latent_BChw = latent_BChw.to(self.post_quant_conv.weight.dtype, memory_format=torch.channels_last)
+        return self.decoder(self.post_quant_conv(latent_BChw))
