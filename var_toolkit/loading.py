@@ -12,11 +12,11 @@ import torch
 from var_toolkit import strict_fields
 from var_toolkit.devices import find_device
 from var_toolkit.pipeline import Pipeline, pair
+from var_toolkit.tokenizers.codebook import CodebookTokenizer
 from var_toolkit.tokenizers.kl import KLTokenizer
-from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
 from var_toolkit.zoo import registry
 from var_toolkit.zoo.directory import EXPECTED, INDEX, PARTS, build, empty_network, load_network, read_json
-from var_toolkit.zoo.fitting import fitted
+from var_toolkit.zoo.fitting import AnyTokenizer, fitted
 from var_toolkit.zoo.hub import is_hub_id, snapshot
 from var_toolkit.zoo.lone_tokenizers import ALONE, find_tokenizer, read_autoencoder, read_tokenizer
 from var_toolkit.zoo.registry import Embedded, Entry, Hub, Sampling
@@ -65,9 +65,7 @@ def skeleton(source: str | Path | Pair, *, tokenizer: str | Path | None = None) 
     return _opened(source, tokenizer, weights=False)
 
 
-def load_tokenizer(
-    source: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32
-) -> MultiScaleVQ | KLTokenizer:
+def load_tokenizer(source: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> AnyTokenizer:
     """A tokenizer alone: of anything that `load` takes, of a name like "stilllife-tokenizer", or of its own folder.
 
     An AutoencoderKL may also be the `vae` of a pipeline of diffusers, in a directory or on the hub.
@@ -75,10 +73,12 @@ def load_tokenizer(
     try:
         place = find_tokenizer(source, ALONE)
     except ValueError:
-        return load(source, device=device, dtype=dtype).tokenizer  # or a complaint that says what is known
+        skeleton(source)  # or a complaint that says what is known, before anything large is downloaded
+        return load(source, device=device, dtype=dtype).tokenizer
     network = read_tokenizer(place)
-    tokenizer = network if isinstance(network, MultiScaleVQ) else KLTokenizer(network)
-    return tokenizer.place(find_device(device), dtype)
+    tokenizer: Any = network if isinstance(network, CodebookTokenizer) else KLTokenizer(network)
+    placed: AnyTokenizer = tokenizer.place(find_device(device), dtype)
+    return placed
 
 
 def _opened(source: str | Path | Pair, tokenizer: str | Path | None, *, weights: bool) -> Pipeline:

@@ -33,13 +33,16 @@ if TYPE_CHECKING:
 
     from var_toolkit.backbones.flowar import FlowAR
     from var_toolkit.backbones.hmar import HMAR
+    from var_toolkit.backbones.raster_gpt import RasterGPT
     from var_toolkit.backbones.var import VAR
-    from var_toolkit.tokenizers.kl import KLTokenizer
-    from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
+    from var_toolkit.zoo.fitting import AnyTokenizer
+
+    AnyBackbone = VAR | HMAR | FlowAR | RasterGPT
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Settings of one kind of tokens, which mean nothing for the other.
-DISCRETE, CONTINUOUS = ("top_k", "top_p", "temperature", "smooth"), ("solver", "steps", "guidance_interval")
+DISCRETE = ("top_k", "top_p", "temperature", "smooth", "guided_tokens")
+CONTINUOUS = ("solver", "steps", "guidance_interval")
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,8 @@ class Pipeline:
 
     def __init__(
         self,
-        tokenizer: MultiScaleVQ | KLTokenizer,
-        backbone: VAR | HMAR | FlowAR,
+        tokenizer: AnyTokenizer,
+        backbone: AnyBackbone,
         sampling: Sampling | None = None,
         data_set: str | None = None,
         *,
@@ -128,7 +131,7 @@ class Pipeline:
         return self
 
     @property
-    def backbones(self) -> list[VAR | HMAR | FlowAR]:
+    def backbones(self) -> list[AnyBackbone]:
         """The backbone, and the refiner's if there is one."""
         return [self.backbone, *(self.refiner.backbones if self.refiner else [])]
 
@@ -178,7 +181,7 @@ class Pipeline:
         if len(by_scale) != count:
             raise ValueError(f"there are {len(by_scale)} temperatures for {count} scales; give one, or one a scale")
         if is_continuous(self.backbone):
-            flow = Flow(*(chosen[name] for name in CONTINUOUS))
+            flow = Flow(chosen["solver"], chosen["steps"], chosen["guidance_interval"])
             return Plan(self.tokenizer, (Stage(self.backbone, range(count), guidance, flow=flow),))
         shared = {name: chosen[name] for name in ("top_k", "top_p", "smooth", "guided_tokens")}
         if hasattr(self.backbone, "refined"):
@@ -192,7 +195,7 @@ class Pipeline:
 
     def __call__(
         self,
-        class_labels: SupportsIndex | str | Iterable[SupportsIndex | str],
+        class_labels: SupportsIndex | str | Iterable[SupportsIndex | str | None] | None,
         *,
         seeds: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -205,10 +208,10 @@ class Pipeline:
     ) -> PipelineOutput | tuple[Any]:
         """Draw one picture a label.
 
-        Labels are numbers, names or synsets. Each picture is drawn from its own seed (63 bits) and does not depend on
-        the batch; without `seeds` they come from `generator` (one for all, or one a picture), or from torch's global
-        one. The settings are those of `plan`; a `plan` made elsewhere takes their place. The callback sees every scale
-        of every batch.
+        Labels are numbers, names or synsets; None draws without one. Each picture is drawn from its own seed (63 bits)
+        and does not depend on the batch; without `seeds` they come from `generator` (one for all, or one a picture), or
+        from torch's global one. The settings are those of `plan`; a `plan` made elsewhere takes their place. The
+        callback sees every scale of every batch.
         Without `return_dict` the pictures come alone, in a tuple.
         ValueError names what is wrong before anything is drawn.
         """
@@ -313,7 +316,11 @@ def pair(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
 
 def _is_one(labels: object) -> bool:
     """Whether this is one label rather than several; arrays of any length offer themselves as an index."""
-    return isinstance(labels, str) or (isinstance(labels, SupportsIndex) and getattr(labels, "ndim", 0) == 0)
+    return (
+        labels is None
+        or isinstance(labels, str)
+        or (isinstance(labels, SupportsIndex) and getattr(labels, "ndim", 0) == 0)
+    )
 
 
 def _seeds(

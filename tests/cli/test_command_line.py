@@ -39,7 +39,7 @@ def test_the_options_are_the_documented_ones():
     options = {name: {o for a in command._actions for o in a.option_strings} for name, command in commands.items()}
     machine = {"-h", "--help", "--device", "--dtype"}
     drawing = {"--cfg", "--top-k", "--top-p", "--temperature", "--smooth", "--batch-size", "--tokenizer"}
-    drawing |= {"--solver", "--steps", "--guidance-interval"}
+    drawing |= {"--solver", "--steps", "--guidance-interval", "--guided-tokens"}
     plans = {"--subnet", "--full-scales", "--refine", "--refine-clean", "--drafter", "--refiner", "--draft-scales"}
     assert options["sample"] == machine | drawing | plans | {
         "--class", "-n", "--seed", "--model", "--out", "--grid", "--trace", "--save-tokens", "--dry-run", "--json",

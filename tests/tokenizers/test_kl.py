@@ -38,6 +38,18 @@ def test_latents_are_shifted_and_scaled_and_back(tokenizer, pictures):
     assert_close(tokenizer.reconstruct(pictures), expected, atol=1e-5, rtol=0)
 
 
+def test_each_channel_may_have_a_mean_and_a_spread_of_its_own(tokenizer, pictures):
+    means, spreads = [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]
+    tokenizer.autoencoder.register_to_config(latents_mean=means, latents_std=spreads)
+    with torch.no_grad():
+        mode = tokenizer.autoencoder.encode(pictures).latent_dist.mode()
+        expected = tokenizer.autoencoder.decode(mode).sample.clamp(-1, 1)
+    mean, spread = (torch.tensor(values).view(4, 1, 1) for values in (means, spreads))
+    latent = tokenizer.encode(pictures)
+    assert_close(latent, (mode - mean) / spread * 0.5)
+    assert_close(tokenizer.decode(latent), expected, atol=1e-5, rtol=0)
+
+
 def test_noise_draws_latents_from_the_posteriors(tokenizer, pictures):
     with torch.no_grad():
         moments, posterior = tokenizer.moments(pictures), tokenizer.autoencoder.encode(pictures).latent_dist
@@ -90,12 +102,12 @@ def test_float16_becomes_float32_where_the_autoencoder_asks_for_it(tokenizer, pi
 
 def test_what_a_latent_stands_for_includes_its_scaling(tokenizer):
     ours = tokenizer.meaning()
-    for name, value in (("scaling_factor", 0.4), ("shift_factor", 0.0)):
+    for name, value, kind in (("scaling_factor", 0.4, "factor"), ("shift_factor", 0.0, "shift")):
         other = tiny_kl(1, 2, 4)
         other.autoencoder.register_to_config(**{"shift_factor": 0.3, name: value})
         theirs = other.meaning()
         assert torch.equal(ours["conv_in"], theirs["conv_in"])
-        assert not torch.equal(ours["scaling"], theirs["scaling"])
+        assert not torch.equal(ours[kind], theirs[kind])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """FlowAR's objective: the published loss, times, cached latents, and what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -118,9 +120,9 @@ def test_a_picture_or_its_mirror_image_is_shown_in_each_epoch():
     assert torch.equal(next(iter(plain.batches([torch.arange(6)], 5))).moments.flatten(), torch.arange(6.0))
 
 
-def folder_recipe(tiny, settings, root, **options):
+def folder_recipe(tiny, settings, root, flip=True, **options):
     model = settings("flowar")["model"] | {"num_classes": 2}
-    data = {"kind": "folders", "root": root, "size": 64, "workers": 0, "flip": True}
+    data = {"kind": "folders", "root": root, "size": 64, "workers": 0, "flip": flip}
     return tiny("flowar", model=model, data=data, batch_size=4, steps=2, objective_options=options)
 
 
@@ -151,6 +153,74 @@ def test_cached_latents_are_those_of_the_centres_and_their_mirror_images(
         expected = objective.tokenizer.moments(both)
     torch.testing.assert_close(torch.from_numpy(kept).float(), expected, atol=2e-3, rtol=2e-3)
     assert objective.source.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_folders_that_are_not_to_be_flipped_are_cached_as_they_are(tiny, settings, picture_folders, tmp_path):
+    from var_toolkit.processes import Team
+    from var_toolkit.training.flowar_objective import FlowARObjective
+    from var_toolkit.training.objectives import Workplace
+
+    recipe = folder_recipe(tiny, settings, picture_folders("train", "ab"), flip=False, cache_latents=True)
+    source = FlowARObjective(recipe, Workplace(tmp_path, Team(0, 1, CPU))).source
+    assert len(source.moments) == len(source) == 6
+
+
+def test_two_data_sets_with_the_same_file_names_have_two_caches(picture_folders):
+    from var_toolkit.data.folders import ClassFolders
+
+    found = {
+        ClassFolders(picture_folders(name, classes), 64, False).fingerprint
+        for name, classes in (("a", "xy"), ("b", "xz"))
+    }
+    assert len(found) == 2
+    assert ClassFolders(picture_folders("c", "xy"), 32, False).fingerprint not in found
+
+
+def test_moments_that_are_not_finite_are_not_kept(build, tmp_path):
+    objective, _ = build("flowar")
+    with torch.no_grad():
+        objective.tokenizer.autoencoder.quant_conv.bias.fill_(1e6)
+    shown = torch.zeros(4, 3, 64, 64, dtype=torch.uint8).numpy()
+    with (
+        pytest.raises(ValueError, match="what the tokenizer says of pictures 0 to 3 is not finite"),
+        np.errstate(over="ignore"),
+    ):
+        code_cache.cached_moments(objective.tokenizer, 4, code_cache.array_chunks(shown), tmp_path, "some")
+    assert not list(tmp_path.glob("*.npy"))
+
+
+def test_held_out_pictures_are_encoded_in_float32(build, monkeypatch):
+    objective, batch = build("flowar")
+    seen = []
+    moments = objective.tokenizer.moments
+    monkeypatch.setattr(objective.tokenizer, "moments", lambda part: seen.append(moments(part)) or seen[-1])
+    shown = batch._replace(moments=None, pictures=torch.zeros(8, 3, 64, 64))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        objective._judged(objective.networks["flowar"], shown, 0)
+    assert [part.dtype for part in seen] == [torch.float32]
+
+
+def test_a_preview_that_is_not_finite_ends_no_run(build):
+    objective, _ = build("flowar")
+    network = objective.networks["flowar"].eval()
+    with torch.no_grad():
+        network.flownet.final_layer.linear.bias.fill_(torch.inf)
+    assert objective.preview(network) is None
+
+
+def test_weights_are_fine_tuned_with_another_dropout(build, tmp_path):
+    from var_toolkit.zoo.directory import save_network
+
+    objective, _ = build("flowar")
+    other = type(objective.networks["flowar"])(dataclasses.replace(objective.recipe.model, dropout=0.0, input_side=16))
+    other.init_weights()
+    save_network(other, tmp_path / "saved")
+    fresh, _ = build("flowar", initial=str(tmp_path / "saved"))
+    assert torch.equal(fresh.networks["flowar"].z_proj.weight, other.z_proj.weight)
+    wider = type(other)(dataclasses.replace(other.config, embed_dim=32))
+    save_network(wider, tmp_path / "wider")
+    with pytest.raises(ValueError, match="has embed_dim 32, but the recipe asks for embed_dim 16"):
+        build("flowar", initial=str(tmp_path / "wider"))
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,15 @@ def test_latents_of_what_is_delivered_have_a_standard_deviation_of_one(tiny, cac
         moments = tokenizer.moments(pictures)
     noise = torch.randn(moments[:, :4].shape, generator=torch.Generator().manual_seed(0))
     assert tokenizer.latents(moments, noise).std() == pytest.approx(1, rel=0.05)
+    again = train(tiny("kl", steps=2, ema=None), tmp_path, cache_dir=cache, device="cpu")
+    assert load_network(again).config.scaling_factor == autoencoder.config.scaling_factor
+
+
+def test_weights_of_other_sizes_are_refused_in_one_line(build, settings, tiny, parts, cache, tmp_path):
+    wider = settings("kl")["model"] | {"latent_channels": 8}
+    recipe = tiny("kl", model=wider, objective_options={"initial": str(parts / "kl")})
+    with pytest.raises(ValueError, match="has latent_channels 4, but the recipe asks for latent_channels 8"):
+        train(recipe, tmp_path, cache_dir=cache, device="cpu")
 
 
 def test_a_run_goes_on_from_saved_weights(build, parts):

@@ -39,3 +39,10 @@ def test_a_model_without_names_takes_numbers():
     names = class_names(None, 10)
     assert names.resolve("7") == 7
     assert names.name(7) == "class 7"
+
+
+@pytest.mark.parametrize("wanted", [None, "none"])
+def test_no_class_is_the_null_class(wanted):
+    names = class_names("imagenet", 1000)
+    assert names.resolve(wanted) == 1000
+    assert names.name(1000) == "no class"

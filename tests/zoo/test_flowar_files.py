@@ -126,11 +126,21 @@ def test_a_file_of_another_family_is_refused(published, tmp_path, small_var, cap
 @pytest.mark.parametrize(("length", "sides"), [(341, (1, 2, 4, 8, 16)), (21, (1, 2, 4)), (1365, (1, 2, 4, 8, 16, 32))])
 def test_scales_that_double_are_known_by_their_number_of_tokens(length, sides):
     tensors = {"decoder_embed.weight": torch.zeros(64, 64), "encoder_pos_embed_learned": torch.zeros(1, length, 64)}
-    assert completed({"embed_dim": 64}, tensors, "a file") == {"embed_dim": 64, "num_heads": 1, "patch_nums": sides}
+    found = completed({"embed_dim": 1536}, tensors, "a file")
+    assert found == {"embed_dim": 1536, "num_heads": 16, "patch_nums": sides, "input_side": 16}
     tensors["encoder_pos_embed_learned"] = torch.zeros(1, length + 1, 64)
     with pytest.raises(ValueError, match=f"{length + 1} tokens, .*; give patch_nums by --config"):
-        completed({"embed_dim": 64}, tensors, "a file")
-    assert completed({"embed_dim": 64, "patch_nums": (1, 3)}, tensors, "a file")["patch_nums"] == (1, 3)
+        completed({"embed_dim": 1536}, tensors, "a file")
+    told = {"embed_dim": 1536, "patch_nums": (1, 3), "input_side": 3}
+    assert completed(told, tensors, "a file") == {**told, "num_heads": 16}
+
+
+def test_heads_that_no_tensor_tells_are_asked_for():
+    tensors = {name: tensor for name, tensor in flowar_tensors().items() if not name.endswith("rope.freqs")}
+    with pytest.raises(ValueError, match="does not tell how many heads it has; give encoder_num_heads by --config"):
+        backbone_from_tensors("flowar", tensors, {}, "FlowAR.pth")
+    network = backbone_from_tensors("flowar", tensors, {"encoder_num_heads": 2}, "FlowAR.pth")
+    assert network.config.num_heads == 2
 
 
 @pytest.mark.parametrize(

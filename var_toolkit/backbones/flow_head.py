@@ -39,8 +39,13 @@ class Seen(NamedTuple):
 class Pace(NamedTuple):
     """How the time steers the blocks: by itself, and with the condition of each token."""
 
-    time: Tensor  # SiLU of (R, K or L, W)
+    time: Tensor  # SiLU of (R, K, W)
     both: Tensor  # SiLU of (R, L, W)
+    levels: Tensor | None  # which of the K times is that of each token, (L); None where there is one
+
+    def spread(self, by_time_RKW: Tensor) -> Tensor:
+        """What was made of each time, for each token."""
+        return by_time_RKW if self.levels is None else by_time_RKW[:, self.levels]
 
 
 class TimeEmbedding(nn.Module):
@@ -69,7 +74,7 @@ class HeadBlock(nn.Module):
         self.mlp = GatedMLP(width, int(width * MLP_RATIO * 2 / 3))
         self.ada_lin = Linear(width, 6 * width)
 
-    def forward(self, x_RLW: Tensor, pace: Pace, memory: None, turn: Turn, attend: Attend) -> Tensor:
+    def forward(self, x_RLW: Tensor, pace: Pace, turn: Turn, attend: Attend) -> Tensor:
         gate1, gate2, scale1, scale2, shift1, shift2 = self.ada_lin(pace.both).chunk(6, dim=-1)
         x_RLW = torch.addcmul(x_RLW, self.attn(modulated(x_RLW, scale1, shift1), turn, attend), gate1)
         return torch.addcmul(x_RLW, self.mlp(modulated(x_RLW, scale2, shift2)), gate2)
@@ -90,8 +95,8 @@ class CrossHeadBlock(nn.Module):
         """Keys and values of the condition."""
         return self.crossattn.remember(self.norm2_2(hidden_RLC), turn)
 
-    def forward(self, x_RLW: Tensor, pace: Pace, memory: tuple[Tensor, Tensor], turn: Turn, attend: Attend) -> Tensor:
-        gate1, scale1, shift1 = self.ada_lin_attn(pace.time).chunk(3, dim=-1)
+    def forward(self, x_RLW: Tensor, pace: Pace, turn: Turn, attend: Attend, memory: tuple[Tensor, Tensor]) -> Tensor:
+        gate1, scale1, shift1 = pace.spread(self.ada_lin_attn(pace.time)).chunk(3, dim=-1)
         gate2, scale2, shift2 = self.ada_lin_mlp(pace.both).chunk(3, dim=-1)
         x_RLW = torch.addcmul(x_RLW, self.attn(modulated(x_RLW, scale1, shift1), turn, attend), gate1)
         x_RLW = x_RLW + self.crossattn(self.norm2_1(x_RLW), memory, turn, attend)
@@ -135,9 +140,9 @@ class FlowHead(nn.Module):
     ) -> Tensor:
         """Velocities. Without `levels_L`, which says for each token which of the times is its own, K is 1."""
         time = self.time_embed(times_RK)
-        time = time if levels_L is None else time[:, levels_L]
-        pace = Pace(F.silu(time), F.silu(seen.condition + time))
+        pace = Pace(F.silu(time), time, levels_L)
+        pace = pace._replace(both=F.silu(seen.condition + pace.spread(time)))
         x_RLW = self.input_proj(x_RLc.to(self.input_proj.weight.dtype))
         for i, block in enumerate(self.res_blocks):
-            x_RLW = block(x_RLW, pace, seen.memories[i] if self.cross_attention else None, turn, attend)
+            x_RLW = block(x_RLW, pace, turn, attend, *seen.memories[i : i + 1])
         return self.final_layer(x_RLW, pace)

@@ -60,6 +60,8 @@ class FlowARConfig:
             raise ValueError(f"embed_dim is {self.embed_dim}; it must be a multiple of 4 * num_heads, {self.num_heads}")
         if self.head_width % HEAD_DIM:
             raise ValueError(f"head_width is {self.head_width}; it must be a multiple of {HEAD_DIM}")
+        if int(self.embed_dim * self.mlp_ratio * 2 / 3) < 1:
+            raise ValueError(f"mlp_ratio is {self.mlp_ratio}; it must leave the MLP a channel or more")
         if self.input_side is not None and self.input_side < 1:
             raise ValueError(f"input_side is {self.input_side}; it must be a positive integer, or nothing")
         if not 0 <= self.dropout < 1:

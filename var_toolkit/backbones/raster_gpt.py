@@ -29,6 +29,11 @@ HIDDEN_MULTIPLE = 256
 PUBLISHED = {"b": (12, 12, 768), "l": (24, 16, 1024), "xl": (36, 20, 1280), "xxl": (48, 24, 1536), "3b": (24, 32, 3200)}
 
 
+def usual_hidden(width: int) -> int:
+    """The published width of the MLP: two thirds of four times the width, rounded up."""
+    return -(-int(8 * width / 3) // HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
+
+
 @dataclass(frozen=True)
 class RasterGPTConfig:
     """Sizes of the transformer; the defaults are those of LlamaGen-B at 256 px."""
@@ -36,7 +41,7 @@ class RasterGPTConfig:
     depth: int = 12
     embed_dim: int = 768
     num_heads: int = 12
-    mlp_hidden: int | None = None  # None: two thirds of four times the width, rounded up to a multiple of 256
+    mlp_hidden: int | None = None  # None: `usual_hidden`
     num_classes: int = 1000
     vocab_size: int = 16384
     side: int = 16  # of the token map
@@ -62,8 +67,7 @@ class RasterGPTConfig:
     @property
     def hidden(self) -> int:
         """Width of the MLP."""
-        whole = int(8 * self.embed_dim / 3)
-        return self.mlp_hidden or -(-whole // HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
+        return self.mlp_hidden or usual_hidden(self.embed_dim)
 
     @property
     def tokens(self) -> int:

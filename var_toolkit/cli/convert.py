@@ -10,7 +10,7 @@ from typing import Any
 from var_toolkit.files import check_writable
 
 SUMMARY = "turn published weight files into a model directory"
-FAMILIES = ("var", "hmar", "flowar")
+FAMILIES = ("var", "hmar", "flowar", "llamagen")
 NETWORKS = ("tokenizer", "backbone")
 
 

@@ -73,6 +73,9 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         help="times between 0 (data) and 1 (noise) at which the solver is guided",
     )
     parser.add_argument(
+        "--guided-tokens", type=at_least(0), metavar="N", help="of next-token models: how many, from the first"
+    )
+    parser.add_argument(
         "--tokenizer", metavar="MODEL", help="an AutoencoderKL instead of the model's own: a directory or a hub id"
     )
     parser.add_argument("--subnet", type=at_least(2), metavar="D", help="layers for the finer scales (VARiant)")
@@ -97,6 +100,7 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
         "solver": args.solver,
         "steps": args.steps,
         "guidance_interval": args.guidance_interval and tuple(args.guidance_interval),
+        "guided_tokens": args.guided_tokens,
         "subnet": args.subnet,
         "full_scales": args.full_scales,
         "refine": args.refine,

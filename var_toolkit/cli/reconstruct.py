@@ -13,8 +13,7 @@ from var_toolkit.files import check_writable, write_whole
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from var_toolkit.tokenizers.kl import KLTokenizer
-    from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
+    from var_toolkit.zoo.fitting import AnyTokenizer
 
 SUMMARY = "show what the tokenizer keeps of a picture"
 
@@ -56,11 +55,11 @@ def run(args: argparse.Namespace) -> None:
         print(f"{out}: left the picture, right what {told} keep of it; PSNR {psnr:.1f} dB")
 
 
-def _kept(tokenizer: MultiScaleVQ | KLTokenizer) -> tuple[int, str]:
+def _kept(tokenizer: AnyTokenizer) -> tuple[int, str]:
     """How many tokens a picture is kept as, in words as well. The coarser maps of a continuous one add nothing."""
-    from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
+    from var_toolkit.tokenizers.kl import KLTokenizer
 
-    if isinstance(tokenizer, MultiScaleVQ):
+    if not isinstance(tokenizer, KLTokenizer):
         return tokenizer.scales.total, f"{tokenizer.scales.total} tokens"
     positions = tokenizer.scales.finest**2
     return positions, f"{positions} latent positions of {tokenizer.channels} channels"

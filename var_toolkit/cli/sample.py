@@ -37,7 +37,12 @@ COLUMNS = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen sample`."""
     parser.add_argument(
-        "--class", dest="classes", nargs="+", required=True, metavar="CLASS", help="numbers, names or synsets"
+        "--class",
+        dest="classes",
+        nargs="+",
+        required=True,
+        metavar="CLASS",
+        help="numbers, names or synsets; none for no label",
     )
     parser.add_argument("-n", type=at_least(1), default=1, help="pictures a class (default 1)")
     parser.add_argument(
@@ -50,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("."), help="a folder, or a .png, .jpg or .webp file")
     parser.add_argument("--grid", action="store_true", help="one file with all pictures, a row a class")
     parser.add_argument("--trace", type=Path, metavar="FILE.gif", help="the pictures growing scale by scale")
-    parser.add_argument("--save-tokens", type=Path, metavar="FILE.safetensors", help="scale_0 ..., and latent")
+    parser.add_argument(
+        "--save-tokens", type=Path, metavar="FILE.safetensors", help="scale_0 ..., or tokens; and latent"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the plan and its cost, draw nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
@@ -94,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
     pipe = load(model_of(args), tokenizer=args.tokenizer, device=args.device, dtype=getattr(torch, args.dtype)).pack()
     loading = time.perf_counter() - began
     drawn = _draw(pipe, args, [(label, args.seed + i) for label in labels for i in range(args.n)])
-    _write_sheets(args, drawn)
+    _write_sheets(args, pipe, drawn)
     _report(args, pipe, drawn, loading)
 
 
@@ -161,7 +168,7 @@ def _keep(args: argparse.Namespace, drawn: Drawn, output: PipelineOutput) -> Non
         drawn.files.append(path)
 
 
-def _write_sheets(args: argparse.Namespace, drawn: Drawn) -> None:
+def _write_sheets(args: argparse.Namespace, pipe: Pipeline, drawn: Drawn) -> None:
     """What holds all pictures at once: the grid, the tokens, the animation."""
     import torch
 
@@ -171,10 +178,13 @@ def _write_sheets(args: argparse.Namespace, drawn: Drawn) -> None:
         _save(grid(drawn.images, columns), path)
         drawn.files.append(path)
     if args.save_tokens:
+        from var_toolkit.sampling.plan import is_next_token
         from var_toolkit.zoo.directory import write_tensors
 
-        scales = {f"scale_{k}": torch.cat(maps) for k, maps in enumerate(zip(*drawn.tokens, strict=True))}
-        write_tensors(args.save_tokens, {**scales, "latent": torch.cat(drawn.latents)})
+        maps = [torch.cat(parts) for parts in zip(*drawn.tokens, strict=True)]
+        names = ["tokens"] if is_next_token(pipe.backbone) else [f"scale_{k}" for k in range(len(maps))]
+        found = dict(zip(names, maps, strict=True))
+        write_tensors(args.save_tokens, {**found, "latent": torch.cat(drawn.latents)})
     if args.trace:
         _write_trace(args.trace, drawn.frames, columns)
 

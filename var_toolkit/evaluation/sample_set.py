@@ -269,8 +269,10 @@ def _numbers(stage: Stage) -> dict[str, Any]:
 
 
 def fingerprint(plan: Plan) -> str:
-    """Twenty hexadecimal digits that change with any weight of the networks that draw."""
+    """Twenty hexadecimal digits that change with any weight of the networks that draw, or what latents stand for."""
     digest = blake2b(digest_size=10)
+    for name, tensor in plan.tokenizer.meaning().items():
+        digest.update(f"{name} {tensor.double().sum().item()!r}".encode())
     networks = {id(network): network for network in (plan.tokenizer, *(stage.backbone for stage in plan.stages))}
     for network in networks.values():
         for name, tensor in sorted(cast(nn.Module, network).state_dict().items()):

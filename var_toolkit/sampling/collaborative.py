@@ -26,6 +26,9 @@ def code(drafter: Planned, refiner: Planned, *, draft_scales: int) -> Plan:
     drafter, refiner = as_plan(drafter), as_plan(refiner)
     _require_one_tokenizer(drafter.tokenizer, refiner.tokenizer)
     count = len(drafter.tokenizer.scales)
+    if count == 1:
+        name = type(drafter.stages[0].backbone).__name__
+        raise ValueError(f"{name} draws its picture as one map; two models share a picture of several scales (VAR)")
     if not 1 <= draft_scales <= count - 1:
         raise ValueError(f"draft_scales is {draft_scales}; it must be from 1 to {count - 1}, of {count} scales")
     halves = _within(drafter, range(draft_scales)) + _within(refiner, range(draft_scales, count))

@@ -127,7 +127,7 @@ def _drawn(
 
 def _rows(stage: Stage, labels_B: Tensor) -> Tensor:
     """The labels of the backbone's rows: under guidance, the null class for each picture as well."""
-    if stage.guidance == 0:
+    if stage.rows == 1:
         return labels_B
     return torch.cat((labels_B, torch.full_like(labels_B, stage.backbone.config.num_classes)))
 

@@ -8,7 +8,7 @@ Letters: B pictures, L tokens, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -63,13 +63,13 @@ class Flow:
         if self.solver not in STEPS:
             raise ValueError(f"solver is {self.solver!r}; it must be one of {', '.join(SOLVERS)}")
         least = 2 if self.solver == "published" else 1
-        if self.steps < least:
-            raise ValueError(f"steps is {self.steps}; solver {self.solver!r} takes {least} or more")
-        object.__setattr__(self, "interval", tuple(self.interval))
-        if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
-            raise ValueError(
-                f"guidance_interval is {list(self.interval)}; it must be two times from 0 (data) to 1 (noise), in order"
-            )
+        if not isinstance(self.steps, int) or self.steps < least:
+            raise ValueError(f"steps is {self.steps}; solver {self.solver!r} takes a whole number of {least} or more")
+        ends = list(self.interval) if isinstance(self.interval, Iterable) else []
+        if len(ends) != 2 or not 0 <= ends[0] <= ends[1] <= 1:
+            given = ends or self.interval
+            raise ValueError(f"guidance_interval is {given}; it must be two times from 0 (data) to 1 (noise), in order")
+        object.__setattr__(self, "interval", (float(ends[0]), float(ends[1])))
 
     def times(self) -> list[float]:
         """Where the steps begin and end, from 1 down to 0."""
@@ -82,6 +82,10 @@ class Flow:
     def guided(self, time: float, strength: float) -> bool:
         """Whether the null class takes part at a time."""
         return strength > 1 and self.interval[0] <= time <= self.interval[1]
+
+    def is_guided(self, strength: float) -> bool:
+        """Whether the null class takes part at all."""
+        return any(self.guided(time, strength) for time in self.evaluations())
 
     def evaluations(self) -> Iterator[float]:
         """The times at which one scale asks for velocities, in order."""
@@ -103,9 +107,11 @@ class Flow:
             x = step(velocity, x, now, then)
         return x
 
-    def __str__(self) -> str:
+    def shown(self, strength: float) -> str:
+        """In words, at the strength of the last scale."""
         low, high = self.interval
-        return f"{self.steps} steps ({self.solver}), guided from {high:g} to {low:g}"
+        guided = f", guided from {high:g} to {low:g}" if self.is_guided(strength) else ""
+        return f"{self.steps} steps ({self.solver}){guided}"
 
 
 def draw_map(stage: Stage, scale: int, hidden_RLC: Tensor, noise: Noise, *, channels: int, strength: float) -> Tensor:
@@ -118,7 +124,7 @@ def draw_map(stage: Stage, scale: int, hidden_RLC: Tensor, noise: Noise, *, chan
     backbone: Any = stage.backbone
     position, tokens = backbone.scales.offsets[scale], backbone.scales.lengths[scale]
     start = noise.normal(Stream.FLOW, position, tokens, channels)
-    both = backbone.field(hidden_RLC, scale)
+    both = backbone.field(hidden_RLC if flow.is_guided(strength) else hidden_RLC[: len(start)], scale)
     own = both.rows(len(start))
 
     def velocity(x_BLC: Tensor, time: float) -> Tensor:

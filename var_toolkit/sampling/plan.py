@@ -67,10 +67,11 @@ class Stage:
     """Some consecutive scales, drawn by one backbone under one set of settings.
 
     `guidance` is VAR's: it grows linearly from 0 at the first scale of the picture to this value at the last, and the
-    usual guidance scale there is 1 + guidance. 0 switches guidance off and halves the work. `subnet` says which layers
-    the finer scales run through; None for all. `refine` says which scales are drawn in several masked passes. `flow`
-    says how maps of continuous tokens are drawn; backbones of such tokens have one, and no others. `guided_tokens` are
-    those at the beginning of a next-token model's map that guidance has a say in; None for all.
+    usual guidance scale there is 1 + guidance; a next-token model has all of it at every token. 0 switches guidance off
+    and halves the work. `subnet` says which layers the finer scales run through; None for all. `refine` says which
+    scales are drawn in several masked passes. `flow` says how maps of continuous tokens are drawn; backbones of such
+    tokens have one, and no others. `guided_tokens` are those at the beginning of a next-token model's map that guidance
+    has a say in; None for all.
     """
 
     backbone: Backbone
@@ -142,7 +143,8 @@ class Stage:
     @property
     def rows(self) -> int:
         """Rows that the backbone computes for each picture."""
-        return 2 if self.guidance > 0 else 1
+        guided = self.guidance > 0 and (self.flow is None or self.flow.is_guided(self.strength(1)))
+        return 2 if guided else 1
 
     def continues(self, before: Stage) -> bool:
         """Whether this stage goes on with the keys and values of the stage before it."""
@@ -154,7 +156,7 @@ class Stage:
             f"{type(self.backbone).__name__} {c.depth} x {c.embed_dim}",
             *_shown(self.subnet, self.scales),
             f"guidance {self.guidance:g}",
-            *([str(self.flow)] if self.flow else self._choice()),
+            *([self.flow.shown(self.strength(1))] if self.flow else self._choice()),
             *filter(None, [self.refine.shown(self.scales) if self.refine else ""]),
         ]
         return f"scale{f's {first}-{last}' if last > first else f' {first}'}: {', '.join(settings)}"

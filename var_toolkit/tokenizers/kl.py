@@ -85,9 +85,9 @@ class KLTokenizer(nn.Module):
 
     def meaning(self) -> dict[str, Tensor]:
         """What decides what a latent stands for: how the decoder begins, and the scaling."""
-        config = self.autoencoder.config
-        scaling = torch.tensor([config.scaling_factor, config.shift_factor or 0.0, float(self.pyramid.side)])
-        return {"scaling": scaling, "conv_in": self.autoencoder.decoder.conv_in.weight}
+        shift, factor = self._scaling(torch.device("cpu"))
+        side = torch.tensor(self.pyramid.side)
+        return {"shift": shift, "factor": factor, "side": side, "conv_in": self.autoencoder.decoder.conv_in.weight}
 
     @property
     def downsample(self) -> int:
@@ -120,7 +120,8 @@ class KLTokenizer(nn.Module):
         mean, log_variance = moments_B2Chw.float().chunk(2, dim=1)
         if noise_BChw is not None:
             mean = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise_BChw
-        return (mean - self._shift) * self.autoencoder.config.scaling_factor
+        shift, factor = self._scaling(mean.device)
+        return (mean - shift) * factor
 
     def forward(self, pictures: Tensor) -> Reconstruction:
         """Draw from the posteriors and reconstruct, for training."""
@@ -137,7 +138,8 @@ class KLTokenizer(nn.Module):
         """A scaled latent -> pictures in [-1, 1], float32 (B, 3, h, w). That of a coarser scale is enlarged first."""
         if latent_BCpp.shape[-1] != self.scales.finest:
             latent_BCpp = F.interpolate(latent_BCpp, size=(self.scales.finest,) * 2, mode="bicubic")
-        latent = latent_BCpp / self.autoencoder.config.scaling_factor + self._shift
+        shift, factor = self._scaling(latent_BCpp.device)
+        latent = latent_BCpp / factor + shift
         latent = latent.to(self.autoencoder.dtype, memory_format=torch.channels_last)
         return self.autoencoder.decode(latent).sample.float().clamp_(-1, 1)
 
@@ -145,6 +147,9 @@ class KLTokenizer(nn.Module):
         """What the tokenizer keeps of the pictures, in [-1, 1]."""
         return self.decode(self.encode(pictures))
 
-    @property
-    def _shift(self) -> float:
-        return self.autoencoder.config.shift_factor or 0.0
+    def _scaling(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """What is taken from latents, and what they are then multiplied by: numbers of all channels or of each."""
+        config = self.autoencoder.config
+        shift = torch.tensor(config.latents_mean or [config.shift_factor or 0.0], device=device)
+        spread = torch.tensor(config.latents_std or [1.0], device=device)
+        return shift.view(-1, 1, 1), config.scaling_factor / spread.view(-1, 1, 1)

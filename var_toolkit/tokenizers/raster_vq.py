@@ -6,7 +6,8 @@ Letters: B pictures, L tokens, V vocabulary, C channels of a code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +116,12 @@ class RasterVQ(CodebookTokenizer):
     def picture_side(self) -> int:
         """Height and width, in pixels, of the pictures this tokenizer reads and draws."""
         return self.config.side * self.config.downsample
+
+    def on_grid(self, side: int) -> RasterVQ:
+        """The same weights for maps of another side, on which none of them depends."""
+        other = copy(self)
+        other.config, other.scales = replace(self.config, side=side), Scales((side,))
+        return other
 
 
 def _sequence(latent_BChw: Tensor) -> Tensor:

@@ -111,7 +111,10 @@ def _encode_all(kept: Kept, count: int, chunks: Chunks, final: Path, device: tor
         codes = open_memmap(unfinished, mode="w+", dtype=kept.dtype, shape=(count, *kept.shape))
     with tqdm(total=count, initial=done, desc="encoding pictures", disable=None if progress else True) as bar:
         for part in chunks(done):
-            codes[done : done + len(part)] = encoded(kept.encode, part, device).cpu().numpy()
+            found: np.ndarray = encoded(kept.encode, part, device).cpu().numpy().astype(kept.dtype)
+            if not np.isfinite(found).all():
+                raise ValueError(f"what the tokenizer says of pictures {done} to {done + len(part) - 1} is not finite")
+            codes[done : done + len(part)] = found
             codes.flush()
             done += len(part)
             _write_mark(mark, done)

@@ -23,7 +23,7 @@ from var_toolkit.scales import Scales
 from var_toolkit.tokenizers.kl import KLTokenizer
 from var_toolkit.tokenizers.latent_pyramid import LatentPyramid
 from var_toolkit.training.batches import Batch, MomentArray, Source
-from var_toolkit.training.code_cache import CHUNK, array_chunks, cached_moments
+from var_toolkit.training.code_cache import CHUNK, STEP, array_chunks, cached_moments
 from var_toolkit.training.data_sources import (
     FolderPictures,
     HeldOut,
@@ -36,6 +36,7 @@ from var_toolkit.training.data_sources import (
 from var_toolkit.training.draws import Draws, derived, without_some
 from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
 from var_toolkit.training.recipe import FoldersData, Recipe, StillLifesData
+from var_toolkit.training.reconstruction import pictures
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
 from var_toolkit.training.var_objective import require_share, sum_of_factors_
@@ -49,7 +50,7 @@ class FlowAROptions:
     """What the published recipe leaves at its default, and how weights start."""
 
     class_dropout: float = 0.1
-    cache_latents: bool = False  # of folders: encode the centre of each picture, and its mirror image, once
+    cache_latents: bool = False  # of folders: encode the centre of each picture once, and with `flip` its mirror image
     initial: str | None = None  # directory of weights to start from
     class_embedding: Literal["table", "still-life-factors"] = "table"
 
@@ -132,26 +133,26 @@ class FlowARObjective(Objective):
     def _moments(self, workplace: Workplace, count: int, split: str) -> MomentArray:
         from var_toolkit.data.still_lifes import VERSION
 
-        pictures, labels = still_lifes(workplace, count, split)
+        shown, labels = still_lifes(workplace, count, split)
         name, leads = f"still-lifes-v{VERSION}-{split}", workplace.team.leads
-        chunks = array_chunks(pictures)
+        chunks = array_chunks(shown)
         found = cached_moments(self.tokenizer, count, chunks, workplace.cache_dir, name, progress=leads)
         return MomentArray(found, labels, workplace.team.device)
 
     def _folder_moments(self, data: FoldersData, workplace: Workplace) -> MomentArray:
-        """Of the centres of all pictures, then of their mirror images."""
+        """Of the centres of all pictures, then of their mirror images if the data ask for these."""
         centres = FolderPictures(data, data.root, torch.device("cpu"), train=False)
-        count = len(centres)
+        count, halves = len(centres), 1 + data.flip
 
         def chunks(start: int) -> Iterator[Tensor]:
-            for mirrored in (False, True):
+            for mirrored in (False, True)[:halves]:
                 first = start - count * mirrored
                 if first < count:
                     for part in centres.in_order(max(first, 0), CHUNK):
                         yield part.flip(-1) if mirrored else part
 
         name, leads = f"folders-{centres.folders.fingerprint}", workplace.team.leads
-        found = cached_moments(self.tokenizer, 2 * count, chunks, workplace.cache_dir, name, progress=leads)
+        found = cached_moments(self.tokenizer, halves * count, chunks, workplace.cache_dir, name, progress=leads)
         labels: np.ndarray = centres.folders.labels
         return MomentArray(found, labels, workplace.team.device, derived(self.recipe.seed, "mirror"))
 
@@ -179,8 +180,8 @@ class FlowARObjective(Objective):
     def _moments_of(self, batch: Batch) -> Tensor:
         if batch.moments is not None:
             return batch.moments
-        assert batch.pictures is not None
-        return self.tokenizer.moments(batch.pictures)
+        with torch.autocast(batch.labels.device.type, enabled=False):
+            return torch.cat([self.tokenizer.moments(part) for part in pictures(batch).split(STEP)])
 
     def _errors(
         self, network: nn.Module, labels_B: Tensor, latent: Tensor, noise_BLC: Tensor, times_BK: Tensor
@@ -213,9 +214,17 @@ class FlowARObjective(Objective):
         times = torch.rand(len(latent), len(self.scales), generator=chance).to(latent.device)
         return self._weighted(self._errors(network, batch.labels, latent, noise, times))[1]
 
-    def preview(self, network: Any) -> Tensor:
-        """Sixteen pictures of classes spread over all of them, the same classes and noise every time."""
+    def preview(self, network: Any) -> Tensor | None:
+        """Sixteen pictures of classes spread over all of them, the same classes and noise every time.
+
+        None where a young network's latents are not finite: that is no reason to end a run.
+        """
         plan = Plan(self.tokenizer, (Stage(network, range(len(self.scales)), **PREVIEW),))
         labels = torch.linspace(0, self.recipe.model.num_classes - 1, 16).round().long()
         device = next(self.tokenizer.parameters()).device
-        return self.tokenizer.decode(decode(plan, labels.to(device), Noise(range(16), device)).latent)
+        try:
+            latent = decode(plan, labels.to(device), Noise(range(16), device)).latent
+        except FloatingPointError:
+            return None
+        with torch.autocast(device.type, enabled=False):
+            return self.tokenizer.decode(latent)

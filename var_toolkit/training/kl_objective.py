@@ -13,9 +13,10 @@ from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.reconstruction import ReconstructionObjective, ReconstructionOptions, pictures
 from var_toolkit.training.registry import objective
-from var_toolkit.zoo.directory import load_network, save_network
+from var_toolkit.training.starting_weights import start_from
+from var_toolkit.zoo.directory import save_network
 
-MEASURED = 2048  # pictures whose latents decide the scaling factor
+MEASURED = 512  # pictures whose latents decide the scaling factor
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class KLObjective(ReconstructionObjective):
         self.recipe, self.options = recipe, recipe.objective_options
         tokenizer = self.empty_network().to(workplace.team.device)
         require_size(recipe.data, tokenizer.picture_side)
-        if self.options.initial is not None:
-            tokenizer.autoencoder.load_state_dict(load_network(self.options.initial).state_dict())
+        start_from(tokenizer.autoencoder, self.options.initial)
+        self.device = workplace.team.device
         self._open(tokenizer, workplace)
         self.record = nn.Module()
         self.source, self.held_out = pictures_of(recipe, workplace)
@@ -68,16 +69,13 @@ class KLObjective(ReconstructionObjective):
 
     def save(self, network: Any, directory: Path) -> None:
         """A directory that diffusers reads as well."""
-        network.autoencoder.register_to_config(scaling_factor=round(1 / self._spread(network), 5))
+        network.autoencoder.register_to_config(scaling_factor=round(1 / self._spread(network.to(self.device)), 5))
         save_network(network.autoencoder, directory)
 
+    @torch.no_grad()
     def _spread(self, network: KLTokenizer) -> float:
-        """Standard deviation of latents, drawn from the posteriors, of pictures spread over all."""
-        device = next(network.parameters()).device
-        rows = torch.linspace(0, len(self.source) - 1, min(MEASURED, len(self.source))).long().split(64)
-        found = []
-        with torch.no_grad():
-            for batch in self.source.batches(rows, 0):
-                moments = network.moments(pictures(batch).to(device))
-                found.append(network.latents(moments, torch.randn_like(moments[:, : network.channels])))
-        return float(torch.cat(found).std())
+        """Standard deviation that latents drawn from the posteriors have, over pictures spread over all."""
+        rows = torch.linspace(0, len(self.source) - 1, min(MEASURED, len(self.source))).long().split(32)
+        moments = torch.cat([network.moments(pictures(batch)).cpu() for batch in self.source.batches(rows, 0)])
+        means, log_variances = moments.double().chunk(2, dim=1)
+        return float((means.var() + log_variances.exp().mean()).sqrt())  # of what is between the pictures, and within

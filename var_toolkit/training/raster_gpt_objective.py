@@ -4,14 +4,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from var_toolkit.backbones.raster_gpt import RasterGPT
+from var_toolkit.sampling.plan import Plan, Stage
 from var_toolkit.tokenizers.raster_vq import RasterVQ
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
 from var_toolkit.training.var_objective import VarObjective, require_equal, require_share, sum_of_factors_
+from var_toolkit.zoo.registry import Sampling
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class RasterGPTObjective(VarObjective):
     options_type = RasterGPTOptions
     network_type = RasterGPT
     tokenizer_type = RasterVQ
+    sampling = Sampling(guidance_scale=1.0, top_k=0, top_p=0.0)  # as published for the small models
 
     @classmethod
     def _check_scales(cls, recipe: Recipe, where: str) -> None:
@@ -48,6 +51,10 @@ class RasterGPTObjective(VarObjective):
             sum_of_factors_(network.class_emb.weight)
         if self.options.initial is not None:
             self._start(network, self.options.initial)
+
+    def _plan(self, network: nn.Module) -> Plan:
+        assert isinstance(network, RasterGPT)
+        return Plan(self.tokenizer, (Stage(network, range(1), guidance=self.sampling.guidance_scale),))
 
     def _forced(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Tokens (B, L), and those that the network sees, all but the last."""

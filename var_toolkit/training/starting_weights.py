@@ -1,6 +1,6 @@
 """Networks that a run starts from or leans on, by directory or by the name of a model."""
 
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,11 +9,15 @@ from torch import nn
 from var_toolkit.zoo.directory import CONFIG, load_network
 from var_toolkit.zoo.registry import embedded_part
 
+FREE = {"drop_path", "dropout", "input_side", "scaling_factor"}  # of the settings: weights may start with others
 Network = TypeVar("Network", bound=nn.Module)
+# Where a network of a class lies in a model directory, if it is not the backbone.
 PARTS = {
     "MultiScaleVQ": "tokenizer",
+    "RasterVQ": "tokenizer",
+    "AutoencoderKL": "tokenizer",
     "StillLifeClassifier": "classifier",
-}  # of a model directory; else the backbone
+}
 
 
 def network_from(name: str, cls: type[Network], *, what: str) -> Network:
@@ -39,11 +43,18 @@ def start_from(network: nn.Module, name: str | None) -> None:
     if name is None:
         return
     saved = network_from(name, type(network), what="initial")
-    if _sizes(saved) != _sizes(network):
-        raise ValueError(f"initial: {name} has {saved.config}, but the recipe asks for {network.config}")
+    ours, theirs = _sizes(network), _sizes(saved)
+    odd = [field for field in ours if ours[field] != theirs.get(field)]
+    if odd:
+        found = ", ".join(f"{field} {theirs.get(field)}" for field in odd)
+        asked = ", ".join(f"{field} {ours[field]}" for field in odd)
+        raise ValueError(f"initial: {name} has {found}, but the recipe asks for {asked}")
     network.load_state_dict(saved.state_dict())
 
 
-def _sizes(network: nn.Module) -> dict[str, Any]:
-    """What decides the shapes and the meaning of the weights; how a run drops paths does not."""
-    return {name: value for name, value in asdict(network.config).items() if name != "drop_path"}  # type: ignore[call-overload]
+def _sizes(network: Any) -> dict[str, Any]:
+    """What decides the shapes and the meaning of the weights; what only a run or the sampler does with them is left."""
+    config: Any = network.config
+    values = asdict(config) if is_dataclass(config) else dict(config)  # type: ignore[arg-type]  # of diffusers: a mapping
+    kept = {name: value for name, value in values.items() if name not in FREE and not name.startswith("_")}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}

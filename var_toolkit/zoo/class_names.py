@@ -9,6 +9,8 @@ from importlib.resources import files
 from operator import index
 from typing import SupportsIndex
 
+NO_CLASS = "none"
+
 
 class ClassNames:
     """The names of the classes of one data set; class i has the names `names[i]`, the first for display."""
@@ -25,10 +27,15 @@ class ClassNames:
 
     def name(self, label: int) -> str:
         """The display name of a label."""
-        return self._names[label][0]
+        return "no class" if label == len(self) else self._names[label][0]
 
-    def resolve(self, wanted: SupportsIndex | str) -> int:
-        """The label that a number or a name means; ValueError with the nearest names if there is none."""
+    def resolve(self, wanted: SupportsIndex | str | None) -> int:
+        """The label that a number or a name means; ValueError with the nearest names if there is none.
+
+        None, or "none", is the null class behind all others, as which models learnt to draw without a label.
+        """
+        if wanted is None or wanted == NO_CLASS:
+            return len(self)
         if not isinstance(wanted, str) or wanted.strip().lstrip("+-").isdigit():
             number = int(wanted) if isinstance(wanted, str) else index(wanted)
             if not 0 <= number < len(self):

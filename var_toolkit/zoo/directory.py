@@ -29,8 +29,9 @@ from var_toolkit.files import write_whole
 from var_toolkit.zoo.registry import CONFIG, WEIGHTS
 
 INDEX = "model_index.json"  # of a model directory, which holds a folder for each part
-BACKBONES = ("VAR", "HMAR", "FlowAR")
-EXPECTED = {"tokenizer": ("MultiScaleVQ", "AutoencoderKL"), "backbone": BACKBONES, "refiner": BACKBONES}
+BACKBONES = ("VAR", "HMAR", "FlowAR", "RasterGPT")
+TOKENIZERS = ("MultiScaleVQ", "RasterVQ", "AutoencoderKL")
+EXPECTED = {"tokenizer": TOKENIZERS, "backbone": BACKBONES, "refiner": BACKBONES}
 PARTS = ("tokenizer", "backbone")  # which every model has
 
 # Where a class named in a config.json lives. Names rather than classes, so that reading one imports one.
@@ -40,6 +41,7 @@ NETWORKS = {
     "VAR": "var_toolkit.backbones.var",
     "HMAR": "var_toolkit.backbones.hmar",
     "FlowAR": "var_toolkit.backbones.flowar",
+    "RasterGPT": "var_toolkit.backbones.raster_gpt",
     "StillLifeClassifier": "var_toolkit.evaluation.classifier",
     "AutoencoderKL": "diffusers",
 }

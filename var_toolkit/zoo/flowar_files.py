@@ -25,6 +25,7 @@ ARGUMENTS = Arguments(
     }),
 )  # fmt: skip
 INPUT_SIDE = 16  # to which the published sampler grows every map, whatever the schedule
+HEADS = {768: 12, 1024: 16, 1536: 16}  # of the published widths
 RATIO_PARTS = 100
 
 
@@ -42,7 +43,6 @@ def flowar_sizes(tensors: Tensors) -> dict[str, Any]:
         "head_depth": count(tensors, "flownet.res_blocks."),
         "head_width": len(tensors["flownet.input_proj.weight"]),
         "cross_attention": cross in tensors,
-        "input_side": INPUT_SIDE,
     }
     return {**sizes, **({"num_heads": width // (4 * len(tensors[frequencies]))} if frequencies in tensors else {})}
 
@@ -57,7 +57,9 @@ def completed(settings: dict[str, Any], tensors: Tensors, source: str) -> dict[s
         raise ValueError(f"{source} has layers with other numbers of heads than others; they must be the same")
     if "patch_nums" not in settings:
         settings["patch_nums"] = _doubling(tensors["encoder_pos_embed_learned"].shape[1], source)
-    return {"num_heads": max(settings["embed_dim"] // 64, 1), **settings}
+    if "num_heads" not in settings and settings["embed_dim"] not in HEADS:
+        raise ValueError(f"{source} does not tell how many heads it has; give encoder_num_heads by --config")
+    return {"num_heads": HEADS.get(settings["embed_dim"]), "input_side": INPUT_SIDE, **settings}
 
 
 def _mlp_ratio(width: int, hidden: int) -> float:

@@ -10,10 +10,11 @@ from torch import nn
 
 from var_toolkit.backbones.flowar import FlowAR, FlowARConfig
 from var_toolkit.backbones.hmar import HMAR, HMARConfig
+from var_toolkit.backbones.raster_gpt import RasterGPT, RasterGPTConfig
 from var_toolkit.backbones.var import VAR, VARConfig
-from var_toolkit.zoo import flowar_files, kl16, var_files
+from var_toolkit.zoo import flowar_files, kl16, llamagen_files, var_files
 from var_toolkit.zoo.directory import build, fill
-from var_toolkit.zoo.registry import Sampling, flowar_sampling, hmar_sampling
+from var_toolkit.zoo.registry import Sampling, flowar_sampling, hmar_sampling, llamagen_sampling
 from var_toolkit.zoo.state_dicts import Arguments, Tensors, Told, require, sizes_of
 
 
@@ -61,7 +62,7 @@ def networks_from_tensors(
         if part != "tokenizer"
     }
     if "tokenizer" in tensors:
-        schedule = next(iter(networks.values())).config.patch_nums
+        schedule = next(iter(networks.values())).scales.patch_nums
         read = FAMILIES[family].tokenizer.read
         told = config.get("tokenizer", {})
         networks["tokenizer"] = read(tensors["tokenizer"], told, schedule, sources["tokenizer"])
@@ -70,6 +71,7 @@ def networks_from_tensors(
 
 MULTI_SCALE_VQ = TokenizerFiles(var_files.tokenizer_from_tensors, var_files.empty_tokenizer)
 KL16 = TokenizerFiles(kl16.autoencoder_from_tensors, kl16.empty_autoencoder)
+RASTER_VQ = TokenizerFiles(llamagen_files.tokenizer_from_tensors, llamagen_files.empty_tokenizer)
 
 FAMILIES = {
     "var": Family(
@@ -104,5 +106,16 @@ FAMILIES = {
         sizes=flowar_files.flowar_sizes,
         completed=flowar_files.completed,
         sampling=lambda config: flowar_sampling(config.embed_dim),
+    ),
+    "llamagen": Family(
+        network=RasterGPT,
+        config=RasterGPTConfig,
+        tokenizer=RASTER_VQ,
+        required=llamagen_files.REQUIRED,
+        dropped=llamagen_files.DROPPED,
+        arguments=llamagen_files.ARGUMENTS,
+        sizes=llamagen_files.gpt_sizes,
+        completed=llamagen_files.completed,
+        sampling=lambda config: llamagen_sampling(config.embed_dim),
     ),
 }

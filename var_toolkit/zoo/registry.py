@@ -17,6 +17,7 @@ from var_toolkit.scales import SCHEDULES
 
 VAR_TOKENIZER = ("FoundationVision/var", "vae_ch160v4096z32.pth")
 KL16_TOKENIZER = ("xwen99/mar-vae-kl16", "kl16.ckpt")
+VQ16_TOKENIZER = ("FoundationVision/LlamaGen", "vq_ds16_c2i.pt")
 VAR_PARAMETERS = {16: 310_000_000, 20: 600_000_000, 24: 1_030_000_000, 30: 2_010_000_000, 36: 2_350_000_000}
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -171,6 +172,29 @@ def flowar_sampling(width: int) -> Sampling:
     return Sampling(guidance_scale, steps=steps, guidance_interval=(0.0, latest))
 
 
+def _llamagen(
+    size: str, parameters: int, fid: float, *, depth: int, heads: int, width: int, side: int = 24, name: str = ""
+) -> Entry:
+    """LlamaGen for maps of `side` x `side` tokens; the published figures at 384 px are for pictures shrunk to 256."""
+    file = f"c2i_{size}_{16 * side}.pt"
+    source = Hub(
+        {"tokenizer": VQ16_TOKENIZER, "backbone": ("FoundationVision/LlamaGen", file)},
+        {"tokenizer": {}, "backbone": {"depth": depth, "num_heads": heads, "embed_dim": width, "side": side}},
+        parameters,
+        family="llamagen",
+    )
+    name, summary = name or f"llamagen-{size.lower()}", f"LlamaGen, {depth} layers, token by token, ImageNet"
+    return Entry(name, summary, 16 * side, source, "imagenet", llamagen_sampling(width), {"fid": fid})
+
+
+def llamagen_sampling(width: int) -> Sampling:
+    """The published settings of LlamaGen, which differ with the width; those of the small ones if none are known.
+
+    Guidance is published as the usual scale, 2.0 to 1.65, from which ours differs by 1.
+    """
+    return Sampling({1280: 0.75, 1536: 0.75, 3200: 0.65}.get(width, 1.0), top_k=0, top_p=0.0)
+
+
 def _var_sizes(depth: int, side: int = 256, **config: Any) -> dict[str, Any]:
     return {"depth": depth, "embed_dim": 64 * depth, "num_heads": depth, "patch_nums": SCHEDULES[str(side)], **config}
 
@@ -204,9 +228,20 @@ ENTRIES: dict[str, Entry] = {
             tokenizer="stilllife-tokenizer",
             backbone="stilllife-hmar",
         ),
+        _still_life(
+            "stilllife-flowar",
+            "FlowAR, 3 layers and 3 of the head, continuous tokens, still lifes",
+            Sampling(guidance_scale=1.0),
+            tokenizer="stilllife-kl",
+            backbone="stilllife-flowar",
+        ),
         _still_life_code(3),
         _still_life_code(4),
         _still_life("stilllife-tokenizer", "multi-scale VQ tokenizer of still lifes", tokenizer="stilllife-tokenizer"),
+        _still_life("stilllife-kl", "continuous tokenizer of still lifes, 8 x 8 x 8", tokenizer="stilllife-kl"),
+        _still_life(
+            "stilllife-raster-vq", "tokenizer of still lifes with one map, 16 x 16", tokenizer="stilllife-raster-vq"
+        ),
         _still_life(
             "stilllife-classifier", "judges which still life a picture shows", classifier="stilllife-classifier"
         ),
@@ -222,6 +257,13 @@ ENTRIES: dict[str, Entry] = {
         _flowar("S", 172_000_000, 3.61, width=768, depth=6, heads=12, head=(2, 1024)),
         _flowar("L", 587_000_000, 1.90, width=1024, depth=8, heads=16, head=(12, 1024)),
         _flowar("H", 1_913_000_000, 1.65, width=1536, depth=15, heads=16, head=(12, 1536)),
+        _llamagen("B", 111_000_000, 5.46, depth=12, heads=12, width=768, side=16),
+        _llamagen("L", 343_000_000, 3.80, depth=24, heads=16, width=1024, side=16),
+        _llamagen("B", 111_000_000, 6.09, depth=12, heads=12, width=768, name="llamagen-b-384"),
+        _llamagen("L", 343_000_000, 3.07, depth=24, heads=16, width=1024, name="llamagen-l-384"),
+        _llamagen("XL", 775_000_000, 2.62, depth=36, heads=20, width=1280),
+        _llamagen("XXL", 1_411_000_000, 2.34, depth=48, heads=24, width=1536),
+        _llamagen("3B", 3_097_000_000, 2.18, depth=24, heads=32, width=3200),
         _code(6, 2.27),
         _code(7, 2.11),
         _code(8, 1.98),

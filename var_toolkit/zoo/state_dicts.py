@@ -17,6 +17,7 @@ class Arguments:
 
     renamed: Mapping[str, str] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()  # they do not change what a trained network computes
+    prepared: Callable[[Mapping[str, Any], str], Mapping[str, Any]] = lambda given, source: given  # before all that
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Told:
         """Keep what our configuration knows, drop what changes nothing, refuse the rest by name."""
         known = {field.name for field in fields(allowed)}
         settings: dict[str, Any] = {}
-        for name, value in given.items():
+        for name, value in arguments.prepared(given, source).items():
             if name in arguments.ignored:
                 continue
             ours = arguments.renamed.get(name, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from var_toolkit.zoo.directory import read_safetensors
+
+WRAPPERS = ("model", "module", "state_dict")  # the last two by DeepSpeed and Lightning
 
 
 def read_weights(path: Path | str, part: str | None = None) -> dict[str, Tensor]:
@@ -30,23 +33,27 @@ def read_weights(path: Path | str, part: str | None = None) -> dict[str, Tensor]
 
 
 def _unwrapped(content: dict[Any, Any], part: str | None) -> Any:
-    """What a checkpoint of VAR's training script, or the file of MAR's autoencoder, wraps."""
+    """What a checkpoint of VAR's training script, or a file of MAR's autoencoder or of LlamaGen, wraps."""
     if isinstance(content.get("trainer"), dict):
         return content["trainer"].get("vae_local" if part == "tokenizer" else "var_wo_ddp")
-    if part == "tokenizer" and isinstance(content.get("model"), dict):
-        return content["model"]
-    return content
+    return next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
+
+
+def _load(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        return torch.load(path, map_location="cpu", weights_only=True)  # written before torch 1.6
 
 
 def _read_pickle(path: Path) -> object:
     try:
-        with warnings.catch_warnings(action="ignore"):  # about pickle protocols, beside the error that matters
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError as error:
-                if "mmap" not in str(error):
-                    raise
-                return torch.load(path, map_location="cpu", weights_only=True)  # written before torch 1.6
+        # Warnings are about pickle protocols, beside the error that matters. LlamaGen's training script notes its
+        # arguments beside the weights; a Namespace runs nothing.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([Namespace]):
+            return _load(path)
     except pickle.UnpicklingError:
         raise ValueError(
             f"{path} is damaged, or holds objects other than tensors, which could run code; refused. "

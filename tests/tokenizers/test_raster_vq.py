@@ -1,0 +1,148 @@
+"""LlamaGen's tokenizer agrees with the published one, looks codes up by their angle, and learns."""
+
+import pytest
+import torch
+from golden.cases import load_case
+from small_llamagen import golden_vq, tiny_vq
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from var_toolkit.tokenizers.raster_vq import CosineQuantizer, RasterVQConfig
+from var_toolkit.zoo.directory import load_network, save_network
+
+
+@pytest.fixture(scope="module")
+def case():
+    return load_case("llamagen-vq").tensors
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return golden_vq()
+
+
+@pytest.fixture
+def pictures() -> torch.Tensor:
+    return torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture
+def quantizer() -> CosineQuantizer:
+    """Codes of many lengths."""
+    quantizer = CosineQuantizer(16, 4, beta=0.25)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(quantizer.embedding.weight, std=3.0)
+    return quantizer
+
+
+def test_pictures_become_the_published_tokens(golden, case):
+    with torch.no_grad():
+        assert_close(golden.features(case["image"]), case["latent"], atol=1e-4, rtol=0)
+    (tokens,) = golden.encode(case["image"])
+    assert torch.equal(tokens, case["ids"])
+    assert_close(golden.latents([tokens])[0], case["quant"], atol=1e-5, rtol=0)
+
+
+def test_tokens_become_the_published_pictures(golden, case):
+    latent = golden.quantize.grow(None, golden.quantize.embed(case["decode_ids"]), 0)
+    with torch.no_grad():
+        assert_close(golden._draw(latent), case["decoded"], atol=2e-4, rtol=0)
+    assert_close(golden.decode(latent), case["decoded"].clamp(-1, 1), atol=2e-4, rtol=0)
+    assert golden.decode(latent).abs().max() <= 1
+
+
+def test_a_map_of_another_side_has_the_same_weights(golden, case):
+    smaller = golden.on_grid(2)
+    assert (smaller.config.side, smaller.scales.patch_nums, smaller.picture_side) == (2, (2,), 32)
+    assert (golden.config.side, golden.scales.patch_nums, golden.picture_side) == (4, (4,), 64)
+    assert all(one is other for one, other in zip(golden.parameters(), smaller.parameters(), strict=True))
+    assert smaller.encode(case["image"][..., :32, :32])[0].shape == (2, 4)
+
+
+def test_the_code_of_least_angle_is_found_whatever_the_lengths(quantizer):
+    wanted = torch.randn(2, 9, 4)
+    found = quantizer.nearest(wanted)
+    angles = F.cosine_similarity(wanted.unsqueeze(2), quantizer.embedding.weight, dim=-1)
+    assert torch.equal(found, angles.argmax(-1))
+    assert torch.equal(quantizer.nearest(7 * wanted), found)
+    nearest_by_distance = torch.cdist(wanted, quantizer.embedding.weight.expand(2, -1, -1)).argmin(-1)
+    assert not torch.equal(found, nearest_by_distance)
+    assert_close(quantizer.embed(found).norm(dim=-1), torch.ones(2, 9))
+
+
+def test_gradients_pass_straight_through_to_the_normalised_features(quantizer):
+    features = torch.randn(2, 4, 3, 3, requires_grad=True)
+    weights, result = torch.randn(2, 4, 3, 3), quantizer(features)
+    (ours,) = torch.autograd.grad((result.latent * weights).sum(), features, retain_graph=True)
+    (expected,) = torch.autograd.grad((F.normalize(features, dim=1) * weights).sum(), features)
+    assert_close(ours, expected)
+    codes = quantizer.embed(result.tokens[0])
+    assert_close(result.latent, codes.transpose(1, 2).unflatten(2, (3, 3)))
+
+
+def test_the_loss_draws_codes_to_features_and_features_to_codes_by_beta(quantizer):
+    features = torch.randn(2, 4, 3, 3, requires_grad=True)
+    result, table = quantizer(features), quantizer.embedding.weight
+    distance = F.mse_loss(
+        F.normalize(table, dim=-1)[result.tokens[0]], F.normalize(features.flatten(2).mT, dim=-1)
+    )  # of unit vectors
+    assert_close(result.loss, 1.25 * distance)
+    ours, expected = (torch.autograd.grad(x, (table, features), retain_graph=True) for x in (result.loss, distance))
+    assert_close(ours[0], expected[0])
+    assert_close(ours[1], 0.25 * expected[1])
+    assert expected[1].abs().max() > 0
+
+
+def test_the_training_pass_reconstructs_and_reaches_every_parameter(pictures):
+    tokenizer = tiny_vq().train()
+    found = tokenizer(pictures)
+    (found.pictures.square().mean() + found.quantizer_loss).backward()
+    assert [name for name, p in tokenizer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    assert torch.equal(found.tokens[0], tokenizer.encode(pictures)[0])
+    assert_close(found.pictures.detach().clamp(-1, 1), tokenizer.reconstruct(pictures), atol=1e-5, rtol=0)
+
+
+def test_what_is_to_be_coded_and_how_badly_it_is(pictures):
+    tokenizer = tiny_vq()
+    with torch.no_grad():
+        features = tokenizer.features(pictures)
+    vectors, errors = tokenizer.quantize.wanted(features)
+    codes = tokenizer.quantize.embed(tokenizer.encode(pictures)[0]).flatten(0, 1)
+    assert_close(vectors, F.normalize(features, dim=1).flatten(2).mT.flatten(0, 1))
+    assert_close(errors, (vectors - codes).square().sum(1))
+
+
+def test_in_bfloat16_the_codebook_stays_as_it_is(pictures):
+    tokenizer = tiny_vq().place("cpu", torch.bfloat16)
+    assert tokenizer.quantize.embedding.weight.dtype == torch.float32
+    assert tokenizer.encoder.conv_in.weight.dtype == torch.bfloat16
+    found, expected = (network.reconstruct(pictures) for network in (tokenizer, tiny_vq()))
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().mean() < 0.3 * expected.abs().mean()
+
+
+def test_saving_and_loading_gives_the_same_bits(tmp_path, pictures):
+    tokenizer = tiny_vq()
+    save_network(tokenizer, tmp_path / "vq")
+    again = load_network(tmp_path / "vq")
+    assert again.config == tokenizer.config
+    assert torch.equal(again.reconstruct(pictures), tokenizer.reconstruct(pictures))
+
+
+def test_pictures_of_another_size_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 8, 8\); this tokenizer reads \(B, 3, 6, 6\)"):
+        tiny_vq().encode(torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"code_dim": 0}, "code_dim is 0; it must be a positive integer"),
+        ({"side": -1}, "side is -1"),
+        ({"ch_mult": ()}, "norm_groups is 32; it must divide ch"),
+        ({"ch": 48}, "norm_groups is 32; it must divide ch"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_by_name(setting, words):
+    with pytest.raises(ValueError, match=words):
+        RasterVQConfig(**setting)
