@@ -87,7 +87,7 @@ def test_another_autoencoder_draws_larger_pictures(flowar, coarser, capsys):
     ("options", "words"),
     [
         (["--steps", "0"], "at least 1"),
-        (["--steps", "1"], "solver 'published' takes 2 or more"),
+        (["--steps", "1"], "solver 'published' takes a whole number of 2 or more"),
         (["--solver", "leapfrog"], "it must be one of published, euler, midpoint, heun"),
         (["--guidance-interval", "0.5"], "--guidance-interval"),
         (["--guidance-interval", "0.9", "0.1"], "guidance_interval is [0.9, 0.1]"),

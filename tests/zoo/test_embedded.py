@@ -60,7 +60,9 @@ def test_a_picture_drawn_alone_has_the_tokens_of_a_batch_of_eight(name):
     pipe = var_toolkit.load(name, device="cpu")
     together = pipe([207] * 8, seeds=range(8), output_type="latent")
     alone = pipe([207], seeds=[5], output_type="latent")
-    assert all(torch.equal(a[0], b[5]) for a, b in zip(alone.tokens, together.tokens, strict=True))
+    for one, other in zip(alone.tokens, together.tokens, strict=True):
+        # Continuous tokens are as equal as rounding, which depends on the batch, leaves them.
+        torch.testing.assert_close(one[0], other[5], rtol=0, atol=1e-3 if one.is_floating_point() else 0)
 
 
 def test_all_embedded_weights_together_stay_small():

@@ -140,7 +140,7 @@ def test_a_published_model_of_continuous_tokens_is_drawn_from_by_its_name(hub, t
     code = (
         "import sys; from dataclasses import replace; from var_toolkit.zoo import registry; "
         "from var_toolkit.cli import main; e = registry.ENTRIES['flowar-s']; "
-        "sizes = {'tokenizer': {'ch': 32}, 'backbone': {'patch_nums': (1, 2, 4)}}; "
+        "sizes = {'tokenizer': {'ch': 32}, 'backbone': {'patch_nums': (1, 2, 4), 'num_heads': 2}}; "
         "registry.ENTRIES['flowar-s'] = replace(e, source=replace(e.source, configs=sizes)); "
         "sys.exit(main(['sample', '--class', 'golden retriever', '--model', 'flowar-s', '--steps', '2', "
         f"'--out', {str(tmp_path)!r}]))"
