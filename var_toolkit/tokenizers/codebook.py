@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from var_toolkit.scales import Scales
 from var_toolkit.tokenizers.cnn import Decoder, Encoder
 
 
@@ -32,6 +33,8 @@ class Reconstruction(NamedTuple):
 class CodebookTokenizer(nn.Module):
     """Pictures to features, through `quantize`, and back. The quantiser computes in float32 whatever the rest does."""
 
+    config: Any
+    scales: Scales
     encoder: Encoder
     decoder: Decoder
     quant_conv: nn.Conv2d
@@ -51,7 +54,7 @@ class CodebookTokenizer(nn.Module):
     @property
     def picture_side(self) -> int:
         """Height and width, in pixels, of the pictures this tokenizer reads and draws."""
-        raise NotImplementedError
+        return int(self.scales.finest * self.config.downsample)
 
     def place(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move in place; the quantiser stays in float32, since its sums and its nearest codes need that."""

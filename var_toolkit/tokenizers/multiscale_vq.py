@@ -79,11 +79,6 @@ class MultiScaleVQ(CodebookTokenizer):
         tensors = self.quantize.state_dict().items()
         return {name: tensor for name, tensor in tensors if name.startswith(("embedding", "quant_resi"))}
 
-    @property
-    def picture_side(self) -> int:
-        """Height and width, in pixels, of the pictures this tokenizer reads and draws."""
-        return self.scales.finest * self.config.downsample
-
     @torch.no_grad()
     def teacher_inputs(self, tokens: Sequence[Tensor]) -> Tensor:
         """Inputs of scales 1 .. K-1 under teacher forcing, (B, L - n_0, z_channels), float32."""

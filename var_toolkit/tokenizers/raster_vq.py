@@ -112,11 +112,6 @@ class RasterVQ(CodebookTokenizer):
         """What decides what a token stands for: the codebook."""
         return {"embedding": self.quantize.embedding.weight}
 
-    @property
-    def picture_side(self) -> int:
-        """Height and width, in pixels, of the pictures this tokenizer reads and draws."""
-        return self.config.side * self.config.downsample
-
     def on_grid(self, side: int) -> RasterVQ:
         """The same weights for maps of another side, on which none of them depends."""
         other = copy(self)

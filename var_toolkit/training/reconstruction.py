@@ -1,5 +1,6 @@
 """What training a tokenizer of any kind shares: reconstruction, perceptual and adversarial terms."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,12 +76,13 @@ class ReconstructionObjective(Objective):
         classifier = network_from(self.options.perceptual_network, StillLifeClassifier, what="perceptual_network")
         return PerceptualDistance(classifier)
 
+    @abstractmethod
     def _reconstructed(self, real: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Pictures, what their code adds to the loss (weighted), and that by name (not weighted)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _last_weight(self) -> Tensor:
-        raise NotImplementedError
+        """Of the decoder's last convolution."""
 
     def phases(self, step: int) -> list[Phase]:
         adversary = self.discriminator is not None and step >= self.options.adversarial_start
