@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from var_toolkit.scales import Scales
+
 
 class KVCache:
     """Keys and values of every layer, (R, H, room, D) each, allocated at once and filled from the front.
@@ -90,3 +92,11 @@ def cache_of(network: Any, rows: int, rooms: Sequence[int] | None) -> KVCache:
     rooms = [network.scales.total] * config.depth if rooms is None else rooms
     shape = {"rows": rows, "heads": config.num_heads, "head_dim": config.embed_dim // config.num_heads}
     return KVCache(rooms, **shape, dtype=weight.dtype, device=weight.device)
+
+
+def span_behind(cache: KVCache | None, scales: Scales, taken: range) -> tuple[int, int]:
+    """Where the tokens of the scales `taken` begin and end. ValueError unless the cache holds exactly those before."""
+    begin, end = scales.offsets[taken.start], scales.offsets[taken.stop]
+    if (cache.length if cache is not None else 0) != begin:
+        raise ValueError(f"scales {taken.start} to {taken.stop - 1} need a cache that holds the {begin} tokens before")
+    return begin, end

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.backbones.attention import Attend, RotaryAttention, block_causal, to_all, within_pyramid
-from var_toolkit.backbones.cache import KVCache, cache_of
+from var_toolkit.backbones.cache import KVCache, cache_of, span_behind
 from var_toolkit.backbones.flow_head import HEAD_DIM, MLP_RATIO, FlowHead, Seen
 from var_toolkit.backbones.gated_mlp import GatedMLP, RMSNorm, modulated
 from var_toolkit.backbones.linear import Linear
@@ -197,11 +197,7 @@ class FlowAR(nn.Module):
         """
         if subnet is not None:
             raise ValueError("FlowAR has no subnets: its layers were not trained to be skipped; use VAR for VARiant")
-        begin, end = self.scales.offsets[scales.start], self.scales.offsets[scales.stop]
-        if (cache.length if cache is not None else 0) != begin:
-            raise ValueError(
-                f"scales {scales.start} to {scales.stop - 1} need a cache that holds the {begin} tokens before"
-            )
+        begin, end = span_behind(cache, self.scales, scales)
         turn = self._turn(scales, self.config.embed_dim // self.config.num_heads)
         dropout = self.config.dropout if self.training else 0.0
         attend = block_causal(self.scales, scales, self.class_emb.weight.device, dropout)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.backbones.attention import block_causal
-from var_toolkit.backbones.cache import KVCache, cache_of
+from var_toolkit.backbones.cache import KVCache, cache_of, span_behind
 from var_toolkit.backbones.linear import Linear
 from var_toolkit.backbones.next_scale import (
     Block,
@@ -89,11 +89,7 @@ class VAR(NextScaleTransformer):
         must hold exactly the scales before `scales`, and holds these too afterwards. With a `subnet`, skipped layers
         see the first scales alone; that needs no other mask, because coarse tokens never look at finer ones.
         """
-        begin, end = self.scales.offsets[scales.start], self.scales.offsets[scales.stop]
-        if (cache.length if cache is not None else 0) != begin:
-            raise ValueError(
-                f"scales {scales.start} to {scales.stop - 1} need a cache that holds the {begin} tokens before"
-            )
+        begin, end = span_behind(cache, self.scales, scales)
         x_RLC = self._embed(condition, inputs_RLc, scales)
         for layer, block in enumerate(self._blocks):
             deep = end - begin if subnet is None else subnet.depth_tokens(layer, self.scales, scales)
