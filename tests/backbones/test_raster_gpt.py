@@ -9,7 +9,7 @@ from small_llamagen import golden_gpt, tiny_gpt, tiny_gpt_config
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from var_toolkit.backbones.raster_gpt import RasterGPT, RasterGPTConfig
+from var_toolkit.backbones.raster_gpt import Branches, RasterGPT, RasterGPTConfig
 from var_toolkit.backbones.rotary import Turn
 from var_toolkit.zoo.registry import entry
 
@@ -36,15 +36,12 @@ def test_key_names_are_the_published_ones():
 
 
 def test_the_class_has_no_place_rather_than_the_first(monkeypatch):
-    network, turn = golden_gpt(), RasterGPT._turn
-
-    def unturned(self, places):
-        cos, sin = turn(self, places)
-        return Turn(torch.cat((torch.ones_like(cos[:1]), cos[1:])), sin)
-
-    assert all(table.eq(0).all() for table in network._turn(range(1)))
-    assert network._turn(range(1, 2)).cos.eq(1).all()  # the corner of the map, which does not turn either
-    monkeypatch.setattr(RasterGPT, "_turn", unturned)
+    network = golden_gpt()
+    cos, sin = network.turns()
+    assert cos[0].eq(0).all()
+    assert sin[0].eq(0).all()
+    assert cos[1].eq(1).all()  # the corner of the map, which does not turn either
+    monkeypatch.setattr(RasterGPT, "turns", lambda self: Turn(torch.cat((torch.ones_like(cos[:1]), cos[1:])), sin))
     assert (golden_logits(network) - load_case("llamagen-logits").tensors["logits"]).abs().max() > 0.5
 
 
@@ -84,7 +81,7 @@ def test_a_token_counts_for_what_comes_after_it_alone():
 
 def test_rows_and_columns_turn_halves_of_a_head():
     """What stands between two tokens is how far apart they are, down and across."""
-    cos, sin = tiny_gpt(side=4)._turn(range(1, 17))
+    cos, sin = (table[1:] for table in tiny_gpt(side=4).turns())
     assert cos.shape == sin.shape == (16, 8)
     for table in (cos, sin):
         grid = table.view(4, 4, 8)
@@ -164,3 +161,47 @@ def test_it_learns_a_fixed_batch_with_every_parameter():
 def test_sizes_that_cannot_be_are_refused_by_name(setting, words):
     with pytest.raises(ValueError, match=words):
         tiny_gpt_config(**setting)
+
+
+def test_rows_of_different_lengths_go_on_as_if_each_were_alone():
+    network, tokens = golden_gpt(), torch.randint(0, 64, (3, 12), generator=torch.Generator().manual_seed(4))
+    labels, kept = torch.tensor([1, 4, 7]), [3, 7, 1]
+    with torch.inference_mode():
+        cache = network.new_ragged_cache(3, 20)
+        network.next_hidden(labels, tokens[:, :7], cache=cache)
+        cache.rewind(torch.tensor(kept))  # the class counts
+        fed = torch.stack([row[length - 1 : length + 3] for row, length in zip(tokens, kept, strict=True)])
+        found = [network.next_hidden(None, part, cache=cache) for part in fed.split((3, 1), dim=1)]
+        for row, length in enumerate(kept):
+            alone = network.next_hidden(labels[row : row + 1], tokens[row : row + 1, : length + 3])
+            assert_close(torch.cat(found, dim=1)[row], alone[0, length:], atol=2e-5, rtol=0)
+    assert cache.lengths_R.tolist() == [7, 11, 5]
+
+
+def test_a_tree_sees_its_own_branch_and_the_branch_that_stays_is_a_fresh_prefill():
+    network, tokens = golden_gpt(), torch.randint(0, 64, (2, 5), generator=torch.Generator().manual_seed(5))
+    labels = torch.tensor([2, 3])
+    prefix, (root, left, right) = tokens[:, :2], tokens[:, 2:].split(1, dim=1)
+    with torch.inference_mode():
+        cache = network.new_ragged_cache(2, 20)
+        network.next_hidden(labels, prefix, cache=cache)
+        sees = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]]).bool()
+        sees = torch.cat((torch.ones(3, 3).bool(), sees), dim=1).expand(2, 3, 6)
+        places = torch.tensor([3, 4, 4]).expand(2, 3)
+        branches = Branches(places, sees)
+        found = network.next_hidden(None, torch.cat((root, left, right), 1), cache=cache, branches=branches)
+        sequence = torch.cat((prefix, root, right), dim=1)
+        assert_close(found[:, 2], network.next_hidden(labels, sequence)[:, -1], atol=2e-5, rtol=0)
+        cache.keep(torch.tensor([4, 4]), torch.tensor([[5], [5]]))
+        cache.rewind(5)
+        fresh = network.new_ragged_cache(2, 20)
+        network.next_hidden(labels, sequence, cache=fresh)
+        for one, other in zip(cache._keys + cache._values, fresh._keys + fresh._values, strict=True):
+            assert_close(one[:, :, :5], other[:, :, :5], atol=2e-5, rtol=0)
+
+
+def test_a_ragged_cache_refuses_what_it_does_not_hold():
+    cache = golden_gpt().new_ragged_cache(2, 4)
+    cache.advance(3)
+    with pytest.raises(ValueError, match=r"rows of \[3, 3\] tokens to \[1, 4\]"):
+        cache.rewind(torch.tensor([1, 4]))

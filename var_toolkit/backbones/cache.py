@@ -5,7 +5,7 @@ Letters: R rows (pictures, twice under guidance), H heads, L tokens, D head widt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ class KVCache:
     `rooms` says for how many tokens each layer has room. Layers may differ: one that the rest of a picture does not
     run through needs none.
     """
+
+    even = True  # every row holds the same number of tokens
 
     def __init__(
         self,
@@ -83,7 +85,62 @@ class KVCache:
         return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
 
 
-def cache_of(network: Any, rows: int, rooms: Sequence[int] | None) -> KVCache:
+class RaggedCache(KVCache):
+    """A cache whose rows hold different numbers of tokens, each from the front: `lengths_R`, int64 on the CPU.
+
+    `length` is that of the longest row. While all rows are `even` it works as `KVCache` does, at its cost.
+    """
+
+    def __init__(self, rooms: Sequence[int], *, rows: int, **shape: Any) -> None:
+        super().__init__(rooms, rows=rows, **shape)
+        self.lengths_R = torch.zeros(rows, dtype=torch.int64)
+        self.even = True
+        self._places: tuple[Tensor, Tensor] | None = None  # where the tokens of a pass go: rows and slots
+
+    def append(self, layer: int, k_RHLD: Tensor, v_RHLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new keys and values behind what each row holds; return views as long as the longest row."""
+        if self.even:
+            return super().append(layer, k_RHLD, v_RHLD)
+        end, room = self.length + k_RHLD.shape[2], self._keys[layer].shape[2]
+        if end > room:
+            raise ValueError(f"the cache has room for {room} tokens in layer {layer}; {end} were asked of it")
+        rows_R1, slots_RL = self._places = self._places or self._slots(k_RHLD.shape[2])
+        for kept, new_RHLD in ((self._keys[layer], k_RHLD), (self._values[layer], v_RHLD)):
+            kept[rows_R1, :, slots_RL] = new_RHLD.transpose(1, 2).to(kept.dtype)
+        return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
+
+    def _slots(self, new: int) -> tuple[Tensor, Tensor]:
+        device = self._like.device
+        lengths_R1 = self.lengths_R.to(device).unsqueeze(1)
+        return torch.arange(len(lengths_R1), device=device).unsqueeze(1), lengths_R1 + torch.arange(new, device=device)
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` more as cached in every row, after every layer has appended them."""
+        self._set(self.lengths_R + tokens)
+
+    def rewind(self, length: int | Tensor) -> None:
+        """Forget everything behind the first `length` tokens, one for all rows or one a row (R)."""
+        wanted_R = torch.as_tensor(length).cpu().expand(len(self.lengths_R))
+        if bool((wanted_R < 0).any() or (wanted_R > self.lengths_R).any()):
+            raise ValueError(f"cannot rewind rows of {self.lengths_R.tolist()} tokens to {wanted_R.tolist()}")
+        self._set(wanted_R.clone())
+
+    def keep(self, begin_R: Tensor, slots_RL: Tensor) -> None:
+        """Move what lies in some slots of each row, (R, L), to those from `begin` on: the path of a tree that stays.
+
+        Rewind afterwards to forget the rest.
+        """
+        rows_R1, new = torch.arange(len(slots_RL), device=slots_RL.device).unsqueeze(1), slots_RL.shape[1]
+        target_RL = begin_R.to(slots_RL.device).unsqueeze(1) + torch.arange(new, device=slots_RL.device)
+        for kept in (*self._keys, *self._values):
+            kept[rows_R1, :, target_RL] = kept[rows_R1, :, slots_RL]
+
+    def _set(self, lengths_R: Tensor) -> None:
+        self.lengths_R, self._places = lengths_R, None
+        self.length, self.even = int(lengths_R.max()), bool((lengths_R == lengths_R[0]).all())
+
+
+def cache_of(network: Any, rows: int, rooms: Sequence[int] | None, kind: Callable[..., KVCache] = KVCache) -> KVCache:
     """An empty cache for a network all of whose layers keep every token, in the dtype and on the device of its weights.
 
     `rooms` are the tokens that each layer will hold at most; None stands for a whole picture in every layer.
@@ -91,7 +148,7 @@ def cache_of(network: Any, rows: int, rooms: Sequence[int] | None) -> KVCache:
     config, weight = network.config, next(network.parameters())
     rooms = [network.scales.total] * config.depth if rooms is None else rooms
     shape = {"rows": rows, "heads": config.num_heads, "head_dim": config.embed_dim // config.num_heads}
-    return KVCache(rooms, **shape, dtype=weight.dtype, device=weight.device)
+    return kind(rooms, **shape, dtype=weight.dtype, device=weight.device)
 
 
 def span_behind(cache: KVCache | None, scales: Scales, taken: range) -> tuple[int, int]:

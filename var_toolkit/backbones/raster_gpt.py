@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, cast
+from functools import lru_cache
+from typing import NamedTuple, Self, cast
 
 import torch
 from einops import rearrange
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.backbones.attention import Attend, to_all, to_allowed
-from var_toolkit.backbones.cache import KVCache, cache_of
+from var_toolkit.backbones.cache import KVCache, RaggedCache, cache_of
 from var_toolkit.backbones.gated_mlp import RMSNorm
 from var_toolkit.backbones.linear import Linear
 from var_toolkit.backbones.rotary import Turn, turn_on_grids
@@ -73,6 +74,46 @@ class RasterGPTConfig:
     def tokens(self) -> int:
         """Tokens of a picture."""
         return self.side**2
+
+
+class Branches(NamedTuple):
+    """New tokens that are not one sequence, such as a tree of drafts."""
+
+    places_RL: Tensor  # int64: where each stands; the class is at 0, token i at 1 + i
+    sees_RLK: Tensor  # bool: which of the K slots of the cache, the new ones among them, each looks at
+
+
+def placed(turns: Turn, cache: KVCache | None, new: int, branches: Branches | None = None) -> tuple[Turn, Attend]:
+    """How new tokens behind a cache turn, given the turns of every place, and what they look at."""
+    if branches is None and (cache is None or cache.even):
+        begin = cache.length if cache is not None else 0
+        return Turn(*(table[begin : begin + new] for table in turns)), _causal(begin, new, turns.cos.device)
+    places_RL, sees_RLK = branches or _behind(cast(RaggedCache, cache), new, turns.cos.device)
+    on_map_RL = places_RL.clamp(max=len(turns.cos) - 1)  # what shorter rows carry along may stand behind its end
+    return Turn(*(table[on_map_RL].unsqueeze(1) for table in turns)), to_allowed(sees_RLK.unsqueeze(1))
+
+
+def _causal(begin: int, new: int, device: torch.device) -> Attend:
+    if new == 1:
+        return to_all
+    if begin == 0:
+        return lambda q, k, v, scale: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    return to_allowed(torch.ones(new, begin + new, dtype=torch.bool, device=device).tril(begin))
+
+
+def _behind(cache: RaggedCache, new: int, device: torch.device) -> Branches:
+    """Sequences behind rows of different lengths."""
+    places_RL = cache.lengths_R.to(device).unsqueeze(1) + torch.arange(new, device=device)
+    slots_K = torch.arange(cache.length + new, device=device)
+    return Branches(places_RL, slots_K <= places_RL.unsqueeze(-1))
+
+
+@lru_cache(maxsize=8)
+def turn_behind_class(side: int, head_dim: int, device: torch.device) -> Turn:
+    """Turns (1 + side * side, D / 2) of a class that stands nowhere and of a map."""
+    with torch.inference_mode(False):  # or training could not use a table that sampling made
+        grid = turn_on_grids((side,), side, head_dim, device)
+        return Turn(*(F.pad(table, (0, 0, 1, 0)) for table in grid))
 
 
 class RasterAttention(nn.Module):
@@ -160,6 +201,10 @@ class RasterGPT(nn.Module):
         """An empty cache for `rows` rows (`backbones.cache.cache_of`)."""
         return cache_of(self, rows, rooms)
 
+    def new_ragged_cache(self, rows: int, room: int) -> RaggedCache:
+        """The same with rows that may differ in length, and room for `room` tokens each."""
+        return cast(RaggedCache, cache_of(self, rows, [room] * self.config.depth, RaggedCache))
+
     def cache_values(self, tokens: int) -> int:
         """How many numbers the cache of one row holds for `tokens` tokens of one layer."""
         return 2 * tokens * self.config.embed_dim
@@ -174,20 +219,26 @@ class RasterGPT(nn.Module):
         """Multiply-adds of the logits of `drawn` tokens."""
         return drawn * self.config.embed_dim * self.config.vocab_size
 
-    def next_hidden(self, labels_R: Tensor | None, tokens_RL: Tensor, *, cache: KVCache | None = None) -> Tensor:
+    def next_hidden(
+        self,
+        labels_R: Tensor | None,
+        tokens_RL: Tensor,
+        *,
+        cache: KVCache | None = None,
+        branches: Branches | None = None,
+    ) -> Tensor:
         """Features of the class, if labels are given, and of tokens that follow what the cache holds, (R, L, C).
 
-        Those at place i are for the token i of the picture. The cache holds these places too afterwards.
+        Those at place i are for the token i of the picture. The cache holds these places too afterwards. With
+        `branches` the new ones are not a sequence: they say where each stands and what it sees.
         """
         parts = [] if labels_R is None else [self.cls_embedding.embedding_table(labels_R).unsqueeze(1)]
         x_RLC = self.tok_dropout(torch.cat([*parts, self.tok_embeddings(tokens_RL)], dim=1))
-        begin, new = (cache.length if cache is not None else 0), x_RLC.shape[1]
-        turn = self._turn(range(begin, begin + new))
-        attend = self._attend(begin, new, x_RLC.device)
+        turn, attend = placed(self.turns(), cache, x_RLC.shape[1], branches)
         for layer, block in enumerate(self.blocks):
             x_RLC = block(x_RLC, turn, attend, cache, layer)
         if cache is not None:
-            cache.advance(new)
+            cache.advance(x_RLC.shape[1])
         return x_RLC
 
     def next_logits(self, hidden_RLC: Tensor) -> Tensor:
@@ -198,20 +249,10 @@ class RasterGPT(nn.Module):
         """The training pass: labels (B), all tokens of the picture but the last -> logits of all (B, L + 1, V)."""
         return self.next_logits(self.next_hidden(labels_B, tokens_BL))
 
-    def _turn(self, places: range) -> Turn:
-        """The class stands nowhere: as published its cosine and sine are zero, so that its query and key are."""
-        c, device = self.config, self.output.weight.device
-        grid = turn_on_grids((c.side,), c.side, c.embed_dim // c.num_heads, device)
-        cos, sin = (F.pad(table, (0, 0, 1, 0))[places.start : places.stop] for table in grid)
-        return Turn(cos, sin)
-
-    @staticmethod
-    def _attend(begin: int, new: int, device: torch.device) -> Attend:
-        if new == 1:
-            return to_all
-        if begin == 0:
-            return lambda q, k, v, scale: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-        return to_allowed(torch.ones(new, begin + new, dtype=torch.bool, device=device).tril(begin))
+    def turns(self) -> Turn:
+        """Of every place. The class stands nowhere: as published its cosine and sine are zero, so are query and key."""
+        c = self.config
+        return turn_behind_class(c.side, c.embed_dim // c.num_heads, self.output.weight.device)
 
     @torch.no_grad()
     def init_weights(self) -> None:
