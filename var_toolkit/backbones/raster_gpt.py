@@ -79,8 +79,8 @@ class RasterGPTConfig:
 class Branches(NamedTuple):
     """New tokens that are not one sequence, such as a tree of drafts."""
 
-    places_RL: Tensor  # int64: where each stands; the class is at 0, token i at 1 + i
-    sees_RLK: Tensor  # bool: which of the K slots of the cache, the new ones among them, each looks at
+    places: Tensor  # (R, L), int64: where each stands; the class is at 0, token i at 1 + i
+    sees: Tensor  # (R, L, K), bool: which of the K slots of the cache, the new ones among them, each looks at
 
 
 def placed(turns: Turn, cache: KVCache | None, new: int, branches: Branches | None = None) -> tuple[Turn, Attend]:
