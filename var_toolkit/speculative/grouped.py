@@ -1,0 +1,36 @@
+"""Grouped speculative decoding (GSD): a draft stands or falls with the codes that are about as likely.
+
+Letters: V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from var_toolkit.speculative.rules import OneByOne, at, ratio, residual
+
+
+@dataclass(frozen=True)
+class Grouped(OneByOne):
+    """The chance is min(1, P / Q) with the masses of the `size` codes nearest in p to the draft, itself among them.
+
+    What is left is that of the standard rule, which `size` 1 is; a larger group never stands less often.
+    """
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"group is {self.size}; it must be 1 or more")
+
+    def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        apart = (p - at(p, token).unsqueeze(-1)).abs().scatter(-1, token.unsqueeze(-1), -1.0)  # itself comes first
+        group = apart.topk(min(self.size, p.shape[-1]), largest=False).indices
+        of_p = p.gather(-1, group).sum(-1)
+        of_q = at(q, token) if q is None else q.gather(-1, group).sum(-1)
+        return ratio(of_p, of_q), residual(p, q, token)
+
+    def __str__(self) -> str:
+        return f"grouped acceptance, {self.size} codes"

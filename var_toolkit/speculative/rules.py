@@ -1,0 +1,121 @@
+"""Acceptance rules: which of the tokens drafted for a place stands, and what is drawn if none does.
+
+Rules are pure functions of distributions and uniform numbers. Every tensor may have any leading dimensions, written
+`...`. Letters: V vocabulary, S drafts for one place (siblings).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+# How the drafts for one place came about: each drawn from q; each drawn from q without those before it; or picked
+# without chance, so that q is certain of them.
+Kind = Literal["independent", "distinct", "certain"]
+KINDS: tuple[Kind, ...] = ("independent", "distinct", "certain")
+
+
+class Drafted(NamedTuple):
+    """What was drafted for some places."""
+
+    tokens: Tensor  # (..., S), int64
+    valid: Tensor  # (..., S), bool: those that do not count are passed over
+    q: Tensor | None  # (..., V): what they were drawn from; None if they are certain
+    kind: Kind
+    depth: Tensor  # (...): how many drafts stand before the place
+
+    def without(self, sibling: int) -> Tensor | None:
+        """What the next sibling was drawn from."""
+        if self.q is None or self.kind == "independent":
+            return self.q
+        rest = self.q.scatter(-1, self.tokens[..., sibling, None], 0.0)
+        return torch.where(self.valid[..., sibling, None], normalised(rest, self.q), self.q)
+
+
+class Verdict(NamedTuple):
+    """What a rule says of some places."""
+
+    choice: Tensor  # (...), int64: the sibling that stands, or S if none does
+    left: Tensor  # (..., V): what the token is drawn from if none does
+
+
+class Rule(ABC):
+    """Says which of the drafts for a place stands."""
+
+    lossless: ClassVar[bool] = False  # tokens come out as the target draws them
+    kinds: ClassVar[tuple[Kind, ...]] = KINDS  # of drafts that it can serve
+
+    @abstractmethod
+    def judge(self, p: Tensor, drafted: Drafted, uniform: Tensor) -> Verdict:
+        """The target's p (..., V) and uniform numbers in (0, 1), (..., S) -> the verdict."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """Name and parameters, as plans show them."""
+
+
+class OneByOne(Rule):
+    """Tries siblings one after another; each that falls changes what is left of the target for the next."""
+
+    def judge(self, p: Tensor, drafted: Drafted, uniform: Tensor) -> Verdict:
+        siblings = drafted.tokens.shape[-1]
+        choice = torch.full(p.shape[:-1], siblings, dtype=torch.int64, device=p.device)
+        for s in range(siblings):
+            token, tried = drafted.tokens[..., s], drafted.valid[..., s] & (choice == siblings)
+            chance, left = self.test(p, drafted.q, token, drafted.depth)
+            stands = tried & (uniform[..., s] < chance)
+            choice = torch.where(stands, s, choice)
+            p = torch.where((tried & ~stands).unsqueeze(-1), left, p)
+            if s + 1 < siblings:
+                drafted = drafted._replace(q=drafted.without(s))
+        return Verdict(choice, p)
+
+    @abstractmethod
+    def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        """The chance (...) that one drafted token stands, and what is left of the target if it falls (..., V).
+
+        Of a certain draft q is None.
+        """
+
+
+class Standard(OneByOne):
+    """Speculative sampling (Leviathan et al., arXiv 2211.17192, section 2.3): tokens come out as the target draws them.
+
+    A draft stands with chance min(1, p / q); else the token comes from what p has more than q. That is exact for any q:
+    for one certain draft, for a list of certain ones, and for siblings with or without replacement, one after another.
+    """
+
+    lossless = True
+
+    def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        return ratio(at(p, token), at(q, token)), residual(p, q, token)
+
+    def __str__(self) -> str:
+        return "standard acceptance"
+
+
+def at(distribution: Tensor | None, token: Tensor) -> Tensor:
+    """The mass of tokens (...); 1 where the draft is certain."""
+    if distribution is None:
+        return torch.ones((), device=token.device)
+    return distribution.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+
+
+def ratio(p: Tensor, q: Tensor) -> Tensor:
+    """min(1, p / q), and 0 where both are 0."""
+    return (p / q).nan_to_num(0.0, posinf=1.0).clamp(max=1.0)
+
+
+def residual(p: Tensor, q: Tensor | None, token: Tensor) -> Tensor:
+    """What p has more than q, as a distribution (..., V)."""
+    more = p.scatter(-1, token.unsqueeze(-1), 0.0) if q is None else (p - q).clamp(min=0.0)
+    return normalised(more, p)
+
+
+def normalised(mass: Tensor, otherwise: Tensor) -> Tensor:
+    """Masses (..., V) as a distribution; where rounding has left none, `otherwise`."""
+    total = mass.sum(-1, keepdim=True)
+    return torch.where(total > 0, mass / total, otherwise)
