@@ -33,14 +33,21 @@ def filter_top_k_top_p(logits_BLV: Tensor, *, top_k: int = 0, top_p: float = 0.0
 
 
 def draw(logits_BLV: Tensor, uniform_BL: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """One token each from softmax(logits / temperature), (B, L): where the mass summed over the codes passes `uniform`.
+    """One token each from softmax(logits / temperature), (B, L). A code of -inf is never drawn.
 
-    A pure function of logits and noise; a code of -inf is never drawn. Temperature acts after the filters, as published
-    for CoDe, so the filters see temperature 1.
+    Temperature acts after the filters, as published for CoDe, so the filters see temperature 1.
     """
-    mass_BLV = (logits_BLV / temperature).softmax(dim=-1).cumsum(dim=-1)
-    # The total is 1 up to rounding; uniform is below 1, so the product stays below the total.
-    return torch.searchsorted(mass_BLV, uniform_BL.unsqueeze(-1) * mass_BLV[..., -1:], right=True).squeeze(-1)
+    return pick((logits_BLV / temperature).softmax(dim=-1), uniform_BL)
+
+
+def pick(mass_BLV: Tensor, uniform_BL: Tensor) -> Tensor:
+    """One token each, (B, L): where the mass summed over the codes passes `uniform`. A code without mass never comes.
+
+    A pure function of masses and noise. Masses need not sum to 1.
+    """
+    summed_BLV = mass_BLV.cumsum(dim=-1)
+    # uniform is below 1, so the product stays below the total.
+    return torch.searchsorted(summed_BLV, uniform_BL.unsqueeze(-1) * summed_BLV[..., -1:], right=True).squeeze(-1)
 
 
 def soft_codes(logits_BLV: Tensor, gumbel_BLV: Tensor, codebook_VC: Tensor, *, progress: float) -> Tensor:

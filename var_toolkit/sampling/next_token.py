@@ -32,13 +32,20 @@ def draw_tokens(stage: Stage, labels_R: Tensor, noise: Noise, cache: Any) -> Ten
     return torch.cat(found, dim=1)
 
 
-def choices(stage: Stage, logits_RLV: Tensor, place: int) -> Tensor:
-    """Logits of the rows at one place -> those that the token is drawn from (B, L, V): guided, tempered and filtered.
+def choices(stage: Stage, logits_RLV: Tensor, place: int | Tensor) -> Tensor:
+    """Logits of the rows -> those that the tokens are drawn from (B, L, V): guided, tempered and filtered.
 
-    As published, where guidance has ended the null half is still computed and the conditional one taken alone; and the
-    filters see the temperature, which those of next-scale models do not.
+    `place` is that of the token in the map, one for all or one each, (B, L). As published, where guidance has ended the
+    null half is still computed and the conditional one taken alone; and the filters see the temperature, which those of
+    next-scale models do not.
     """
     if stage.guidance > 0:
-        guided = stage.guided_tokens is None or place < stage.guided_tokens
-        logits_RLV = guide(logits_RLV, stage.guidance) if guided else logits_RLV.chunk(2)[0]
+        logits_RLV = _guided(stage, logits_RLV, place)
     return filter_top_k_top_p(logits_RLV / stage.temperature, top_k=stage.top_k, top_p=stage.top_p)
+
+
+def _guided(stage: Stage, logits_RLV: Tensor, place: int | Tensor) -> Tensor:
+    if stage.guided_tokens is None:
+        return guide(logits_RLV, stage.guidance)
+    within = torch.as_tensor(place, device=logits_RLV.device) < stage.guided_tokens
+    return torch.where(within.unsqueeze(-1), guide(logits_RLV, stage.guidance), logits_RLV.chunk(2)[0])

@@ -30,6 +30,8 @@ class Stream(IntEnum):
     SMOOTH = 1
     REFINE = 2
     FLOW = 3
+    DRAFT = 4
+    ACCEPT = 5
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
