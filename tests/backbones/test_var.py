@@ -77,6 +77,26 @@ def test_a_rewound_cache_equals_a_fresh_prefill(small_var):
     assert_close(again, expected, atol=1e-6, rtol=1e-6)
 
 
+def test_some_rows_of_a_cache_go_on_alone_and_leave_the_others_as_they_are(small_var):
+    labels, inputs = torch.tensor([3, 1, 7]), torch.randn(3, 29, 8)
+    rows = torch.tensor([2, 0])
+    with torch.no_grad():
+        condition, cache = small_var.condition(labels), small_var.new_cache(3)
+        small_var.hidden(condition, inputs[:, :13], scales=range(3), cache=cache)
+        other = small_var.logits(
+            condition.of_rows(rows),
+            small_var.hidden(
+                condition.of_rows(rows), inputs[rows, 4:13] + 1, scales=range(2, 3), cache=cache.of_rows(rows, 5)
+            ),
+        )
+        inputs[rows, 4:13] += 1
+        found = small_var.hidden(condition, inputs[:, 13:], scales=range(3, 4), cache=cache)
+        expected = small_var.hidden(condition, inputs, scales=range(4))
+        assert_close(found, expected[:, 14:], atol=2e-5, rtol=1e-5)
+        assert_close(other, small_var.logits(condition, expected)[rows, 5:14], atol=2e-5, rtol=1e-5)
+    assert cache.length == 30
+
+
 def test_a_cache_that_does_not_hold_the_scales_before_is_refused(small_var):
     with pytest.raises(ValueError, match="need a cache that holds the 5 tokens before"):
         small_var.hidden(

@@ -6,7 +6,8 @@ Letters: R rows (pictures, twice under guidance), H heads, L tokens, D head widt
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -37,7 +38,14 @@ class KVCache:
         self._like = torch.empty(0, dtype=dtype, device=device)
         self._keys = [self._room(room) for room in rooms]
         self._values = [self._room(room) for room in rooms]
+        self._rows: Tensor | slice = slice(None)
         self.length = 0
+
+    def of_rows(self, rows: Tensor | slice, length: int) -> Self:
+        """This cache as some of its rows use it, which hold `length` tokens: what they append lies in this one."""
+        seen = copy(self)
+        seen._rows, seen.length = rows, length
+        return seen
 
     def _room(self, room: int) -> Tensor:
         rows, heads, head_dim = self._shape
@@ -58,16 +66,17 @@ class KVCache:
                 tensors[layer][:, :, :kept] = old[:, :, :kept]
 
     def append(self, layer: int, k_RHLD: Tensor, v_RHLD: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new keys and values behind what is there; return views of everything so far.
+        """Write new keys and values behind what is there; return everything so far, as views if it is of all rows.
 
         The length moves only with `advance`, once all layers have written, so an error in between leaves it right.
         """
         end, room = self.length + k_RHLD.shape[2], self._keys[layer].shape[2]
         if end > room:
             raise ValueError(f"the cache has room for {room} tokens in layer {layer}; {end} were asked of it")
-        self._keys[layer][:, :, self.length : end] = k_RHLD
-        self._values[layer][:, :, self.length : end] = v_RHLD
-        return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
+        keys, values = self._keys[layer], self._values[layer]
+        keys[self._rows, :, self.length : end] = k_RHLD.to(keys.dtype)
+        values[self._rows, :, self.length : end] = v_RHLD.to(values.dtype)
+        return keys[self._rows, :, :end], values[self._rows, :, :end]
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` more as cached, after every layer has appended them."""

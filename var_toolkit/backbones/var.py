@@ -39,6 +39,11 @@ class Condition(NamedTuple):
     head_scale: Tensor  # one plus scale, (R, 1, C)
     head_shift: Tensor
 
+    def of_rows(self, rows: Tensor | slice) -> Condition:
+        """The same for some of the rows."""
+        blocks = [Modulation(*(one[rows] for one in block)) for block in self.blocks]
+        return Condition(self.start_RC[rows], blocks, self.head_scale[rows], self.head_shift[rows])
+
 
 class VAR(NextScaleTransformer):
     """Labels and the tokenizer's inputs -> logits for the tokens of each scale.

@@ -6,6 +6,7 @@ Letters: B pictures, R rows (B, or 2B under guidance: conditional half first), L
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,13 +46,20 @@ class Decoded:
     cache_bytes: int  # keys and values at their largest
 
 
-class _Canvas:
+class Canvas:
     """The latent that grows scale by scale, and the backbone inputs that follow from it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.pyramid, self.scales = tokenizer.pyramid, tokenizer.scales
         self.latent: Tensor | None = None
         self.inputs: list[Tensor] = []  # of scales 1, 2, ... as far as they are known
+
+    def of(self, pictures: Tensor | slice) -> Canvas:
+        """A canvas that begins with what some pictures of this one have."""
+        other = copy(self)
+        other.latent = None if self.latent is None else self.latent[pictures]
+        other.inputs = [inputs_BLC[pictures] for inputs_BLC in self.inputs]
+        return other
 
     def add(self, codes_BLC: Tensor, scale: int) -> Tensor:
         self.latent = latent = self.pyramid.grow(self.latent, codes_BLC, scale)
@@ -73,14 +81,14 @@ def decode(
 
     The tokens of a picture depend on its label and its own noise, not on the other pictures of the batch.
     """
-    canvas = _Canvas(plan.tokenizer)
+    canvas = Canvas(plan.tokenizer)
     tokens: list[Tensor] = []
     condition: Any = None
     cache: Any = None
     passes, evaluations, cache_bytes = 0, 0, 0
     for stage, scales, fresh, rooms in plan.passes():
         backbone: Any = stage.backbone
-        rows_R, k = _rows(stage, labels_B), scales.stop - 1
+        rows_R, k = labels_of_rows(stage, labels_B), scales.stop - 1
         if fresh:
             cache = None  # freed before the next backbone makes its own
             cache = backbone.new_cache(len(rows_R), rooms)
@@ -104,9 +112,7 @@ def decode(
     return Decoded(tokens, latent, passes, evaluations, cache_bytes)
 
 
-def _drawn(
-    stage: Stage, k: int, hidden: Tensor, condition: Any, canvas: _Canvas, noise: Noise
-) -> tuple[Tensor, Tensor]:
+def _drawn(stage: Stage, k: int, hidden: Tensor, condition: Any, canvas: Canvas, noise: Noise) -> tuple[Tensor, Tensor]:
     """Tokens of a scale from its features (R, n_k, width), and what they stand for, (B, n_k, C)."""
     backbone: Any = stage.backbone
     scales, pyramid = canvas.scales, canvas.pyramid
@@ -114,7 +120,7 @@ def _drawn(
         strength = stage.strength(scales.progress(k))
         found = draw_map(stage, k, hidden, noise, channels=backbone.config.latent_channels, strength=strength)
         return found, found
-    logits = _choices(stage, backbone.logits(condition, hidden), scales.progress(k))
+    logits = scale_choices(stage, backbone.logits(condition, hidden), scales.progress(k))
     place = (scales.offsets[k], scales.lengths[k])
     found = draw(logits, noise.uniform(Stream.TOKEN, *place), temperature=stage.temperature)
     if stage.masked(k):
@@ -125,14 +131,14 @@ def _drawn(
     return found, soft_codes(logits, gumbel, pyramid.embedding.weight, progress=scales.progress(k))
 
 
-def _rows(stage: Stage, labels_B: Tensor) -> Tensor:
+def labels_of_rows(stage: Stage, labels_B: Tensor) -> Tensor:
     """The labels of the backbone's rows: under guidance, the null class for each picture as well."""
     if stage.rows == 1:
         return labels_B
     return torch.cat((labels_B, torch.full_like(labels_B, stage.backbone.config.num_classes)))
 
 
-def _choices(stage: Stage, logits: Tensor, progress: float) -> Tensor:
+def scale_choices(stage: Stage, logits: Tensor, progress: float) -> Tensor:
     """Logits of the rows (R, n_k, V) -> those that the tokens are drawn from (B, n_k, V): guided and filtered."""
     if stage.guidance > 0:
         logits = guide(logits, stage.guidance * progress)
