@@ -85,6 +85,7 @@ class Stage:
     refine: Refinement | None = None
     flow: Flow | None = None
     guided_tokens: int | None = None
+    speculation: Any = None
 
     def __post_init__(self) -> None:
         last = len(self.backbone.scales)

@@ -32,7 +32,9 @@ class Drafted(NamedTuple):
         if self.q is None or self.kind == "independent":
             return self.q
         rest = self.q.scatter(-1, self.tokens[..., sibling, None], 0.0)
-        return torch.where(self.valid[..., sibling, None], normalised(rest, self.q), self.q)
+        # Where nothing has mass any more the next one was certain: the drafter had no choice.
+        certain = torch.zeros_like(rest).scatter(-1, self.tokens[..., sibling + 1, None], 1.0)
+        return torch.where(self.valid[..., sibling, None], normalised(rest, certain), self.q)
 
 
 class Verdict(NamedTuple):

@@ -1,0 +1,144 @@
+"""Drafts of one round: tokens that may follow the last settled one, as a chain, as several chains, or as a tree.
+
+Letters: B pictures, R rows (pictures, twice under guidance), N drafts, M places with drafts, S drafts for one place,
+V vocabulary. Node 0 is the last settled token, the root; node 1 + i is draft i. Drafts lie level by level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from math import prod
+
+import torch
+from torch import Tensor
+
+from var_toolkit.backbones.raster_gpt import Branches
+from var_toolkit.speculative.rules import Drafted, Kind
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Which draft stands behind which: `widths` children for every node of a level.
+
+    As `chains`, independent drafts that happen to begin alike count for each other: the drafts for the place behind a
+    node are then those of all chains, as far as they agree up to there.
+    """
+
+    widths: tuple[int, ...]
+    chains: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(
+                f"a draft tree has widths {list(self.widths)}; it must have one of 1 or more for each level"
+            )
+        if self.chains and max(self.widths[1:], default=1) > 1:
+            raise ValueError(f"chains part at the root alone; widths {list(self.widths)} must go on with ones")
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every draft stands behind the one before."""
+        return max(self.widths) == 1
+
+    @property
+    def siblings(self) -> int:
+        """Drafts for one place at most."""
+        return max(self.widths)
+
+    @cached_property
+    def levels(self) -> list[range]:
+        """The nodes of each level; the root is the first."""
+        sizes = [prod(self.widths[:depth]) for depth in range(len(self.widths) + 1)]
+        ends = [sum(sizes[: depth + 1]) for depth in range(len(sizes))]
+        return [range(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+    @cached_property
+    def nodes(self) -> int:
+        """All of them, the root as well."""
+        return self.levels[-1].stop
+
+    @cached_property
+    def parents(self) -> list[int]:
+        """The node before each draft."""
+        return [
+            above[(node - below.start) // width]
+            for (above, below), width in zip(pairwise(self.levels), self.widths, strict=True)
+            for node in below
+        ]
+
+    @cached_property
+    def depths(self) -> Tensor:
+        """How many drafts lead to each node, int64 (1 + N)."""
+        return torch.tensor([depth for depth, level in enumerate(self.levels) for _ in level])
+
+    @cached_property
+    def children(self) -> Tensor:
+        """The drafts for the place behind each of the M nodes that have some, int64 (M, S); -1 where there are less."""
+        rows = []
+        for above, below in pairwise(self.levels):
+            for node in above:
+                own = below if self.chains else [n for n in below if self.parents[n - 1] == node]
+                rows.append([n - 1 for n in own] + [-1] * (self.siblings - len(own)))
+        return torch.tensor(rows)
+
+    @cached_property
+    def sees(self) -> Tensor:
+        """Bool (1 + N, 1 + N): the nodes that lead to a node, and itself."""
+        seen = torch.eye(self.nodes, dtype=torch.bool)
+        for node, parent in enumerate(self.parents, start=1):
+            seen[node] |= seen[parent]
+        return seen
+
+    def branches(self, fed: range, before_R: Tensor, root_R: Tensor, *, first: int) -> Branches | None:
+        """How a pass over the nodes `fed` stands and sees: None for a chain, which is a sequence like any other.
+
+        `before_R` slots of each row of the cache hold what every node sees, and `root_R` is the place of the root. The
+        nodes from `first` on follow in the cache, those that are fed at the end.
+        """
+        if self.is_chain:
+            return None
+        device = before_R.device
+        places_RL = root_R.unsqueeze(1) + self.depths[fed.start : fed.stop].to(device)
+        slots_K = torch.arange(int(before_R.max()) + fed.stop - first, device=device)
+        node_RK = slots_K - before_R.unsqueeze(1) + first
+        sees_LN = self.sees[fed.start : fed.stop].to(device)
+        sees_RLK = sees_LN[:, node_RK.clamp(0, self.nodes - 1)].transpose(0, 1)
+        ahead_R1K = (node_RK >= fed.stop).unsqueeze(1)
+        return Branches(places_RL, (sees_RLK | (node_RK < first).unsqueeze(1)) & ~ahead_R1K)
+
+
+@lru_cache(maxsize=64)
+def topology(widths: tuple[int, ...], chains: bool = False) -> Topology:
+    """A topology, made once."""
+    return Topology(widths, chains)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The drafts of a round, and what is known of how they came about."""
+
+    tokens: Tensor  # (B, N), int64
+    topology: Topology
+    depths: Tensor  # (B,), int64: the levels that count for each picture; 0 for none
+    q: Tensor | None  # (B, M, V): what the drafts behind each node were drawn from; None if they are certain
+    kind: Kind
+
+    def drafted(self) -> Drafted:
+        """The same as a rule reads it: for each picture and each of the M places, (B, M, ...)."""
+        device, count = self.tokens.device, len(self.topology.children)
+        children_MS, depth_M = self.topology.children.to(device), self.topology.depths[:count].to(device)
+        valid_BMS = (children_MS >= 0) & (depth_M < self.depths.to(device).unsqueeze(1)).unsqueeze(-1)
+        if self.topology.chains:
+            valid_BMS = valid_BMS & self._agreeing()
+        tokens_BMS = self.tokens[:, children_MS.clamp(min=0)]
+        return Drafted(tokens_BMS, valid_BMS, self.q, self.kind, depth_M.expand(valid_BMS.shape[:2]))
+
+    def _agreeing(self) -> Tensor:
+        """Which chains have the same tokens as each chain up to each node, bool (B, M, chains)."""
+        count = self.topology.siblings
+        tokens_BDS = self.tokens.unflatten(1, (-1, count))
+        same_BDSS = (tokens_BDS.unsqueeze(-1) == tokens_BDS.unsqueeze(-2)).int().cumprod(1).bool()
+        root_B1S = torch.ones_like(same_BDSS[:, 0, :1])
+        return torch.cat((root_B1S, same_BDSS[:, :-1].flatten(1, 2)), dim=1)

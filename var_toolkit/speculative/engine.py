@@ -1,0 +1,246 @@
+"""The engine of speculative decoding for next-token models: drafts, one pass of the target, a verdict, and anew.
+
+Every picture goes forward at its own pace, so a batch changes nothing for any of them (Speculative Jacobi's published
+code moves all rows by the shortest, which is not exact). Chance has a stream for drafts, one for verdicts and one for
+the tokens that the target draws itself, each used once for every purpose and round.
+
+Letters: B pictures, R rows (B, or 2B under guidance: conditional half first), L tokens, N drafts, M places with drafts,
+S drafts for one place, A tokens settled in a round, C width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from var_toolkit.backbones.cache import RaggedCache
+from var_toolkit.sampling.filters import pick
+from var_toolkit.sampling.next_token import choices
+from var_toolkit.sampling.noise import Noise, Stream
+from var_toolkit.speculative.drafts import Draft
+from var_toolkit.speculative.lengths import LengthPolicy, Record, pays
+from var_toolkit.speculative.rules import Rule, Verdict
+from var_toolkit.speculative.tally import Tally
+
+if TYPE_CHECKING:
+    from var_toolkit.sampling.plan import Stage
+
+
+class Run:
+    """One batch under way, which drafters read."""
+
+    def __init__(self, stage: Stage, labels_R: Tensor, noise: Noise) -> None:
+        self.stage, self.labels_R, self.noise = stage, labels_R, noise
+        self.total = stage.backbone.config.tokens
+        self.pictures = len(labels_R) // stage.rows
+        self.tokens_BL = labels_R.new_zeros(self.pictures, self.total)
+        self.counts = [0] * self.pictures  # settled tokens of each picture
+        self.past: list[list[Record]] = [[] for _ in self.counts]
+        self.round = 0
+
+    @property
+    def left(self) -> list[int]:
+        """Tokens that are still to come, of each picture."""
+        return [self.total - count for count in self.counts]
+
+    def places(self) -> Tensor:
+        """How many tokens are settled, which is the place of the next, int64 (B,)."""
+        return torch.tensor(self.counts, device=self.tokens_BL.device)
+
+    def last(self) -> Tensor:
+        """The last settled token of each picture, (B, 1)."""
+        return self.tokens_BL.gather(1, self.places().unsqueeze(1) - 1)
+
+    def settle(self, tokens_BA: Tensor, new: Sequence[int]) -> None:
+        """Put the first `new` tokens of each row behind those that are settled."""
+        new_B1 = torch.tensor(new, device=tokens_BA.device).unsqueeze(1)
+        rank_A = torch.arange(tokens_BA.shape[1], device=tokens_BA.device)
+        rows_X, ranks_X = (rank_A < new_B1).nonzero(as_tuple=True)
+        self.tokens_BL[rows_X, self.places()[rows_X] + ranks_X] = tokens_BA[rows_X, ranks_X]
+        self.counts = [count + more for count, more in zip(self.counts, new, strict=True)]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A round that is over."""
+
+    draft: Draft | None
+    p: Tensor  # (B, 1 + N, V): what the target would draw from behind each node
+    verdict: Verdict | None  # of the M places, (B, M)
+    new: list[int]  # tokens that each picture has settled: the drafts that stood and one more, or none at all
+    tokens: Tensor  # (B, A): they, from the left
+    features: Tensor  # (R, A, C): the target's, where it predicted them
+
+
+class Session(Protocol):
+    """A drafter at work on one batch."""
+
+    def learn(self, run: Run, checked: Checked) -> None:
+        """See what became of the last round; also of the first pass, which had no drafts."""
+        ...
+
+    def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, int]:
+        """Drafts of at most so many levels for each picture, and how many passes that took."""
+        ...
+
+
+class Drafter(Protocol):
+    """Settings of a drafter."""
+
+    def begin(self, run: Run, lengths: LengthPolicy) -> Session: ...
+
+    def cost(self, stage: Stage) -> float:
+        """Of a drafter's pass, in passes of the target."""
+        ...
+
+    @property
+    def nodes(self) -> int:
+        """Drafts of a round at most."""
+        ...
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """A drafter, a rule and a length policy: how a stage of a next-token model draws its map."""
+
+    drafter: Drafter
+    rule: Rule
+    lengths: LengthPolicy
+
+    def draw(self, stage: Stage, labels_R: Tensor, noise: Noise) -> tuple[Tensor, Tally]:
+        """The map of each picture, (B, L), and what it took."""
+        run = Run(stage, labels_R, noise)
+        target = _Target(run, self.drafter.nodes)
+        tally = Tally(pictures=run.pictures, settled=run.total * run.pictures)
+        session, cost = self.drafter.begin(run, self.lengths), self.drafter.cost(stage)
+        fallen: set[int] = set()
+        draft, passes = None, 0
+        while True:
+            checked = target.check(draft, self.rule)
+            self._record(run, checked, passes, tally)
+            if not any(run.left):
+                break
+            run.round += 1
+            fallen |= {row for row in range(run.pictures) if not pays(run.past[row], cost)}
+            depths = [
+                0 if row in fallen else max(0, min(self.lengths.depth(run.past[row]), left - 1))
+                for row, left in enumerate(run.left)
+            ]
+            session.learn(run, checked)
+            draft, passes = session.propose(run, depths) if any(depths) else (None, 0)
+        tally.fall_backs, tally.forward_passes, tally.cache_bytes = len(fallen), run.round + 1, target.cache.nbytes
+        return run.tokens_BL, tally
+
+    @staticmethod
+    def _record(run: Run, checked: Checked, passes: int, tally: Tally) -> None:
+        offered = [0] * run.pictures if checked.draft is None else checked.draft.depths.tolist()
+        for row, (drafted, new) in enumerate(zip(offered, checked.new, strict=True)):
+            if new == 0:
+                continue
+            tally.target_passes += 1
+            if run.round > 0:
+                run.past[row].append(Record(drafted, new - 1, passes if drafted else 0))
+                tally.draft_passes += passes if drafted else 0
+                tally.drafted += drafted
+                tally.stood[new - 1] += 1
+
+    def __str__(self) -> str:
+        return f"{self.drafter}, {self.rule}, {self.lengths}"
+
+
+class _Target:
+    """The large network and its cache, which holds all but the last settled token between rounds."""
+
+    def __init__(self, run: Run, nodes: int) -> None:
+        self.run, self.network = run, cast(Any, run.stage.backbone)
+        self.cache: RaggedCache = self.network.new_ragged_cache(len(run.labels_R), 1 + run.total + nodes)
+        self.uniform_BL = run.noise.uniform(Stream.TOKEN, 0, run.total)
+
+    def check(self, draft: Draft | None, rule: Rule) -> Checked:
+        """One pass over the last settled token and its drafts; settles what stands, and a token more."""
+        run = self.run
+        hidden_RLC = self._read(draft)
+        p = choices(run.stage, self.network.next_logits(hidden_RLC), self._places(draft)).softmax(-1)
+        verdict = None if draft is None else self._judge(draft, p, rule)
+        paths = [[0] for _ in run.counts] if draft is None or verdict is None else _paths(draft, verdict)
+        new = [len(path) if more else 0 for path, more in zip(paths, run.left, strict=True)]
+        nodes_BA = _padded(paths).to(p.device)
+        tokens_BA = self._tokens(draft, p, verdict, nodes_BA, paths)
+        self._keep(draft, nodes_BA)
+        run.settle(tokens_BA, new)
+        self.cache.rewind(torch.tensor(run.counts).repeat(run.stage.rows))
+        return Checked(draft, p, verdict, new, tokens_BA, along(hidden_RLC, nodes_BA.repeat(run.stage.rows, 1)))
+
+    def _read(self, draft: Draft | None) -> Tensor:
+        run, copies = self.run, self.run.stage.rows
+        if self.cache.length == 0:
+            none_R0 = run.labels_R.new_empty(len(run.labels_R), 0)
+            return cast(Tensor, self.network.next_hidden(run.labels_R, none_R0, cache=self.cache))
+        tokens_BL, branches = run.last(), None
+        if draft is not None:
+            tokens_BL = torch.cat((tokens_BL, draft.tokens), dim=1)
+            root_R = run.places().repeat(copies)
+            branches = draft.topology.branches(range(draft.topology.nodes), root_R, root_R, first=0)
+        hidden = self.network.next_hidden(None, tokens_BL.repeat(copies, 1), cache=self.cache, branches=branches)
+        return cast(Tensor, hidden)
+
+    def _places(self, draft: Draft | None) -> Tensor:
+        """Of the tokens behind each node, in the map, (B, 1 + N)."""
+        counts_B1 = self.run.places().unsqueeze(1)
+        return counts_B1 if draft is None else counts_B1 + draft.topology.depths.to(counts_B1.device)
+
+    def _judge(self, draft: Draft, p: Tensor, rule: Rule) -> Verdict:
+        """Of every place with drafts: which one the path takes is known only afterwards."""
+        drafted = draft.drafted()
+        places, siblings = drafted.tokens.shape[1:]
+        uniform = self.run.noise.uniform(Stream.ACCEPT, 0, places * siblings, attempt=self.run.round)
+        return rule.judge(p[:, :places], drafted, uniform.unflatten(1, (places, siblings)))
+
+    def _tokens(
+        self, draft: Draft | None, p: Tensor, verdict: Verdict | None, nodes_BA: Tensor, paths: list[list[int]]
+    ) -> Tensor:
+        """The drafts along each path, and behind them one token from what is left there, (B, A)."""
+        if verdict is not None:
+            p = torch.cat((verdict.left, p[:, verdict.left.shape[1] :]), dim=1)
+        stood_B1 = torch.tensor([[len(path) - 1] for path in paths], device=p.device)
+        place_B1 = (self.run.places().unsqueeze(1) + stood_B1).clamp(max=self.run.total - 1)
+        drawn_B1 = pick(along(p, nodes_BA.gather(1, stood_B1)), self.uniform_BL.gather(1, place_B1))
+        if draft is None:
+            return drawn_B1
+        drafts_BA = draft.tokens.gather(1, (nodes_BA[:, 1:] - 1).clamp(min=0))
+        return torch.cat((drafts_BA, drawn_B1), dim=1).scatter(1, stood_B1, drawn_B1)
+
+    def _keep(self, draft: Draft | None, nodes_BA: Tensor) -> None:
+        """Move the path of a tree to where a sequence would lie; a chain lies there already."""
+        if draft is None or draft.topology.is_chain:
+            return
+        copies, root_B1 = self.run.stage.rows, self.run.places().unsqueeze(1)
+        self.cache.keep(root_B1.squeeze(1).repeat(copies), (root_B1 + nodes_BA).repeat(copies, 1))
+
+
+def along(values_RLX: Tensor, index_RA: Tensor) -> Tensor:
+    """Some places of each row, (R, A, X)."""
+    return values_RLX.gather(1, index_RA.unsqueeze(-1).expand(-1, -1, values_RLX.shape[-1]))
+
+
+def _paths(draft: Draft, verdict: Verdict) -> list[list[int]]:
+    """The nodes of each picture from the root along the drafts that stand."""
+    children = draft.topology.children.tolist()
+    return [_path(choice, children) for choice in verdict.choice.tolist()]
+
+
+def _path(choice: list[int], children: list[list[int]]) -> list[int]:
+    path = [0]
+    while path[-1] < len(children) and choice[path[-1]] < len(children[0]):
+        path.append(1 + children[path[-1]][choice[path[-1]]])
+    return path
+
+
+def _padded(paths: list[list[int]]) -> Tensor:
+    """Paths as one tensor, int64; shorter ones go on with the root."""
+    longest = max(map(len, paths))
+    return torch.tensor([path + [0] * (longest - len(path)) for path in paths])

@@ -1,0 +1,139 @@
+"""Drafts that a network draws level by level: behind every node of a level, then behind what was drawn there.
+
+Letters: B pictures, R rows of the drafter (pictures, twice if it is guided), n nodes of a level, L tokens, C width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from var_toolkit.backbones.cache import RaggedCache
+from var_toolkit.backbones.raster_gpt import Branches
+from var_toolkit.sampling.filters import pick
+from var_toolkit.sampling.next_token import choices
+from var_toolkit.sampling.noise import Stream
+from var_toolkit.speculative.drafts import Draft, topology
+from var_toolkit.speculative.engine import Checked, Run, along
+from var_toolkit.speculative.lengths import LengthPolicy
+from var_toolkit.speculative.rules import Kind
+
+if TYPE_CHECKING:
+    from var_toolkit.sampling.plan import Stage
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many drafts follow each node of a level; with `chains` those of the first level are independent (K-SEQ)."""
+
+    widths: tuple[int, ...]
+    chains: bool = False
+
+    @property
+    def nodes(self) -> int:
+        """Drafts of a whole tree."""
+        return topology(self.widths, self.chains).nodes - 1 if self.widths else 0
+
+    def __str__(self) -> str:
+        if max(self.widths, default=1) == 1:
+            return ""
+        return f", {self.widths[0]} chains" if self.chains else f", tree {','.join(map(str, self.widths))}"
+
+
+class Reader(Protocol):
+    """A network that drafts, and its cache, which holds every settled token, and maybe the class before them."""
+
+    cache: RaggedCache
+    stage: Stage  # how it draws
+
+    def read(self, tokens_BL: Tensor, features_RLC: Tensor, branches: Branches | None) -> Tensor:
+        """Features at tokens that follow what the cache holds, (R, L, C)."""
+        ...
+
+    def logits(self, hidden_RLC: Tensor) -> Tensor:
+        """Of the tokens behind them, (R, L, V)."""
+        ...
+
+
+class GrowingSession:
+    """Reads what has been settled, and draws on from there."""
+
+    def __init__(self, reader: Reader, shape: Shape, lengths: LengthPolicy) -> None:
+        self.reader, self.shape, self.confidence = reader, shape, lengths.confidence
+        self.root_R1C: Tensor | None = None  # features at the last settled token
+
+    def learn(self, run: Run, checked: Checked) -> None:
+        """Read the settled tokens with the target's own features, where drafting had only its guesses."""
+        hidden_RLC = self.reader.read(checked.tokens, checked.features, None)
+        new_R = torch.tensor(checked.new).repeat(self.reader.stage.rows)
+        before_R = self.reader.cache.lengths_R - checked.tokens.shape[1]
+        self.reader.cache.rewind(before_R + new_R)
+        last_R1 = (new_R - 1).clamp(min=0).unsqueeze(1).to(hidden_RLC.device)
+        self.root_R1C = along(hidden_RLC, last_R1)
+
+    def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, int]:
+        """Level by level; a picture stops where its drafter is not sure."""
+        assert self.root_R1C is not None
+        tree = topology(self.shape.widths[: max(depths)], self.shape.chains)
+        before_R, hidden_RnC = self.reader.cache.lengths_R, self.root_R1C
+        depths_B = torch.tensor(depths, device=hidden_RnC.device)
+        tokens: list[Tensor] = []
+        masses: list[Tensor] = []
+        for level, width in enumerate(tree.widths):
+            if level > 0:
+                hidden_RnC = self._read(run, tree.levels[level], before_R, tokens[-1], hidden_RnC, tree)
+            places_Bn = (run.places() + level).unsqueeze(1).expand(-1, len(tree.levels[level]))
+            q_BnV = choices(self.reader.stage, self.reader.logits(hidden_RnC), places_Bn).softmax(-1)
+            depths_B = self._sure(q_BnV, depths_B, level)
+            if not bool((depths_B > level).any()):
+                break
+            tokens.append(self._drawn(run, q_BnV, width, first=tree.levels[level + 1].start - 1))
+            masses.append(q_BnV)
+        self.reader.cache.rewind(before_R)
+        passes = min(len(tokens) + 1, len(tree.widths))
+        if not tokens:
+            return None, passes
+        drawn = topology(tree.widths[: len(tokens)], tree.chains)
+        kind: Kind = "distinct" if drawn.siblings > 1 and not drawn.chains else "independent"
+        return Draft(torch.cat(tokens, 1), drawn, depths_B, torch.cat(masses, 1), kind), passes
+
+    def _read(
+        self, run: Run, fed: range, before_R: Tensor, tokens_Bn: Tensor, parents_RnC: Tensor, tree: Any
+    ) -> Tensor:
+        """Features at the nodes of a level, whose parents' are given."""
+        width = tokens_Bn.shape[1] // parents_RnC.shape[1]
+        device = tokens_Bn.device
+        root_R = run.places().repeat(self.reader.stage.rows)
+        branches = tree.branches(fed, before_R.to(device), root_R, first=1)
+        return self.reader.read(tokens_Bn, parents_RnC.repeat_interleave(width, dim=1), branches)
+
+    def _sure(self, q_BnV: Tensor, depths_B: Tensor, level: int) -> Tensor:
+        """The levels that count, cut here where no node has a likely enough token: seen before any is drawn."""
+        if self.confidence == 0:
+            return depths_B
+        sure_B = q_BnV.amax((1, 2)) >= self.confidence
+        return torch.where(sure_B, depths_B, depths_B.clamp(max=level))
+
+    def _drawn(self, run: Run, q_BnV: Tensor, width: int, first: int) -> Tensor:
+        """`width` tokens behind each node, (B, n * width): with replacement for chains, else without."""
+        nodes = q_BnV.shape[1]
+        uniform = run.noise.uniform(Stream.DRAFT, first, nodes * width, attempt=run.round).unflatten(1, (nodes, width))
+        found = []
+        for s in range(width):
+            # Where less codes have mass than are asked for, the last code stands in, as `Drafted.without` knows.
+            token_Bn = pick(q_BnV, uniform[..., s]).clamp(max=q_BnV.shape[-1] - 1)
+            found.append(token_Bn)
+            if not self.shape.chains:
+                q_BnV = q_BnV.scatter(-1, token_Bn.unsqueeze(-1), 0.0)
+        return torch.stack(found, dim=-1).flatten(1)
+
+
+def work(network: Any, rows: int) -> int:
+    """Multiply-adds of one pass over one token of a picture, half a map behind it."""
+    c = network.config
+    return rows * (c.depth * network.layer_work(1, c.tokens // 2) + network.head_work(1))

@@ -1,0 +1,81 @@
+"""How far to draft: policies that look at what became of earlier drafts, and never at the target of this round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+SHORTEST, FIRST = 2, 5  # windows of `Adaptive`
+PATIENCE = 8  # rounds before a gain is believed
+
+
+class Record(NamedTuple):
+    """What became of one round of one picture."""
+
+    drafted: int  # levels of drafts
+    stood: int  # of them
+    passes: int  # of the drafter
+
+
+class LengthPolicy(Protocol):
+    """`window` counts the tokens that a pass may settle at most: the drafted ones, and one from the target itself."""
+
+    @property
+    def window(self) -> int: ...
+
+    @property
+    def confidence(self) -> float:
+        """A drafter that draws token by token stops where its likeliest token has less mass than this."""
+        ...
+
+    def depth(self, past: Sequence[Record]) -> int:
+        """How many tokens to draft for a picture with these rounds behind it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The same length in every round, or less where the drafter is not sure (Kangaroo, arXiv 2404.18911)."""
+
+    window: int
+    confidence: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"draft_length is {self.window}; it must be 1 (plain decoding) or more")
+        if not 0 <= self.confidence <= 1:
+            raise ValueError(f"draft_confidence is {self.confidence}; it must be from 0 (off) to 1")
+
+    def depth(self, past: Sequence[Record]) -> int:
+        return self.window - 1
+
+    def __str__(self) -> str:
+        return f"window {self.window}" + (f", confidence {self.confidence:g}" if self.confidence else "")
+
+
+@dataclass(frozen=True)
+class Adaptive(Fixed):
+    """Two tokens more after a round in which all stood, one less after any other, up to `window`."""
+
+    def depth(self, past: Sequence[Record]) -> int:
+        window = min(FIRST, self.window)
+        for drafted, stood, _ in past:
+            window = min(window + 2, self.window) if stood == drafted else max(window - 1, min(SHORTEST, self.window))
+        return window - 1
+
+    def __str__(self) -> str:
+        return f"adaptive window up to {self.window}" + (f", confidence {self.confidence:g}" if self.confidence else "")
+
+
+def pays(past: Sequence[Record], cost: float) -> bool:
+    """Whether drafting has settled more than plain decoding would have for the same work.
+
+    `cost` is that of a drafter's pass in passes of the target; a pass of the target over several tokens counts as one.
+    So it depends on no clock, and a seed gives one picture. True until there are enough rounds to tell.
+    """
+    if len(past) < PATIENCE:
+        return True
+    settled = sum(record.stood + 1 for record in past)
+    spent = len(past) + cost * sum(record.passes for record in past)
+    return settled >= spent

@@ -1,0 +1,246 @@
+"""Next-scale speculation: a small VAR drafts some scales, and the large one scores them all in one block-causal pass.
+
+The tokens of a scale are drawn independently, given the coarser scales. So a rule judges every token of a drafted scale
+for itself, and where a token falls it is drawn again: the scale is then one of the target's, whether it stood whole or
+not. If it did not, the finer drafts, made for another picture, are thrown away and drafting starts anew behind it. If
+all stood, the target draws one scale more from the same pass.
+
+Every picture goes forward at its own pace, so a batch changes nothing for any of them. Letters: B pictures, G those of
+them that begin a round together, R rows (pictures, twice under guidance), L tokens, V vocabulary, C width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from var_toolkit.backbones.cache import KVCache
+from var_toolkit.sampling.engine import Canvas, Decoded, ScaleEvent, labels_of_rows, scale_choices
+from var_toolkit.sampling.filters import draw, pick
+from var_toolkit.sampling.noise import Noise, Stream
+from var_toolkit.sampling.plan import Backbone, Plan, Stage, is_continuous, is_next_token
+from var_toolkit.speculative.rules import Drafted, Rule, Standard
+from var_toolkit.speculative.tally import Tally
+
+SHARED = ("patch_nums", "vocab_size", "latent_channels", "num_classes")
+
+
+@dataclass
+class ScaleTally(Tally):
+    """Counts of drafted scales rather than of tokens; a round counts in `stood` if it had drafts."""
+
+    judged: Counter[int] = field(default_factory=Counter)  # tokens that the rule looked at, by scale
+    kept: Counter[int] = field(default_factory=Counter)  # of them
+
+
+@dataclass(frozen=True)
+class NextScale:
+    """How a VAR draws its pictures with the help of a smaller one.
+
+    The drafter is a network, which drafts with the target's settings, or a stage with settings of its own; a stage
+    drafts no other scales than its own. `window` is how many scales a pass of the target settles at most: the drafted
+    ones and one from the target itself. 1 is plain decoding.
+    """
+
+    drafter: Backbone | Stage
+    rule: Rule = field(default_factory=Standard)
+    window: int = 2
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"the window is {self.window} scales; it must be 1 (plain decoding) or more")
+
+    @torch.inference_mode()
+    def decode(
+        self, plan: Plan, labels_B: Tensor, noise: Noise, *, on_scale: Callable[[ScaleEvent], None] | None = None
+    ) -> tuple[Decoded, ScaleTally]:
+        """As `sampling.engine.decode`, and what it took. The callback learns of a scale once all pictures have it.
+
+        Passes and memory are those of the batch: a pass for all pictures that begin a round at a scale counts as one.
+        ValueError if the plan is not one of a VAR alone, or if the drafter does not fit it.
+        """
+        target = _require_one_stage(plan)
+        drafter = self.drafter if isinstance(self.drafter, Stage) else replace(target, backbone=self.drafter)
+        _require_fit(drafter, target)
+        run = _Run(self, plan, target, drafter, labels_B, noise)
+        for k in range(len(plan.tokenizer.scales)):
+            run.round(k)
+            latent = run.canvas.add(run.canvas.pyramid.embed(run.tokens[k]), k)
+            if on_scale is not None:
+                on_scale(ScaleEvent(k, run.tokens[k], latent, plan.tokenizer))
+        cache_bytes = run.target.cache.nbytes + run.drafter.cache.nbytes
+        return Decoded(run.tokens, latent, run.passes, 0, cache_bytes), run.tally
+
+    def __str__(self) -> str:
+        drafter = self.drafter if isinstance(self.drafter, Stage) else _named(self.drafter)
+        return f"drafts by {drafter}; window {self.window}, {self.rule}"
+
+
+class _Draft(NamedTuple):
+    """A drafted scale of some pictures."""
+
+    tokens: Tensor  # (G, n_k)
+    q: Tensor  # (G, n_k, V): what they were drawn from
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A network at work on some pictures of a batch. Its cache is that of the whole batch."""
+
+    stage: Stage
+    condition: Any
+    cache: KVCache
+    rows: Tensor | slice
+
+    @classmethod
+    def begin(cls, stage: Stage, labels_B: Tensor, scales: int) -> _Reader:
+        """A network that will read so many scales at most."""
+        backbone: Any = stage.backbone
+        rows_R, room = labels_of_rows(stage, labels_B), backbone.scales.offsets[scales]
+        cache = backbone.new_cache(len(rows_R), [room] * backbone.config.depth)
+        return cls(stage, backbone.condition(rows_R), cache, slice(None))
+
+    def of(self, pictures_G: Tensor, count: int) -> _Reader:
+        """The same for some of `count` pictures."""
+        if len(pictures_G) == count:
+            return self
+        rows = torch.cat([pictures_G + half * count for half in range(self.stage.rows)])
+        return replace(self, condition=self.condition.of_rows(rows), rows=rows)
+
+    def features(self, canvas: Canvas, scales: range) -> Tensor:
+        """(R, L, C) of some scales, whatever the cache has held of them and of finer ones until now."""
+        backbone: Any = self.stage.backbone
+        cache = self.cache.of_rows(self.rows, canvas.scales.offsets[scales.start])
+        inputs = canvas.inputs_of(scales, self.stage.rows)
+        return backbone.hidden(self.condition, inputs, scales=scales, cache=cache)
+
+    def choices(self, features_RLC: Tensor, scale: int) -> Tensor:
+        """What the tokens of a scale are drawn from, logits (G, n_k, V) before the temperature."""
+        backbone: Any = self.stage.backbone
+        return scale_choices(self.stage, backbone.logits(self.condition, features_RLC), backbone.scales.progress(scale))
+
+
+class _Run:
+    """One batch under way."""
+
+    def __init__(
+        self, settings: NextScale, plan: Plan, target: Stage, drafter: Stage, labels_B: Tensor, noise: Noise
+    ) -> None:
+        self.rule, self.window, self.noise = settings.rule, settings.window, noise
+        self.canvas, self.scales = Canvas(plan.tokenizer), plan.tokenizer.scales
+        # Nothing is gained by drafts of the last scale: the pass that would judge them can draw it.
+        self.drafted = range(drafter.scales.start, min(drafter.scales.stop, len(self.scales) - 1))
+        self.target = _Reader.begin(target, labels_B, len(self.scales))
+        self.drafter = _Reader.begin(drafter, labels_B, self.drafted.stop)
+        self.tokens = [labels_B.new_zeros(len(labels_B), length) for length in self.scales.lengths]
+        self.settled_B = torch.zeros_like(labels_B)  # scales of each picture; the target's cache holds as many
+        self.held_B = torch.zeros_like(labels_B)  # scales in the drafter's cache that are still true
+        self.passes = 0
+        self.tally = ScaleTally(pictures=len(labels_B), settled=len(labels_B) * self.scales.total)
+
+    def round(self, first: int) -> None:
+        """Settle the scale `first`, and finer ones if drafts stand, of the pictures that have come so far."""
+        pictures_G = (self.settled_B == first).nonzero().squeeze(1)
+        if len(pictures_G) == 0:
+            return
+        canvas = self.canvas.of(pictures_G)
+        drafts = self._drafts(pictures_G, canvas, first)
+        scales = range(first, first + len(drafts) + 1)
+        target = self.target.of(pictures_G, len(self.settled_B))
+        features = target.features(canvas, scales).split(self.scales.lengths[first : scales.stop], dim=1)
+        standing = torch.arange(len(pictures_G), device=pictures_G.device)  # pictures whose drafts all stand so far
+        for k, part, draft in zip(scales, features, [*drafts, None], strict=True):
+            if len(standing) == 0:
+                break
+            pictures, logits = pictures_G[standing], target.choices(part, k)[standing]
+            self.settled_B[pictures] = k + 1
+            if draft is None:
+                self.tokens[k][pictures] = draw(
+                    logits, self._uniform(Stream.TOKEN, k, pictures), temperature=target.stage.temperature
+                )
+            else:
+                draft = _Draft(*(one[standing] for one in draft))
+                found = self.tokens[k][pictures] = self._judged(draft, logits, k, first, pictures)
+                standing = standing[self._stands(draft.tokens == found, k)]
+        self._record(pictures_G, first, len(drafts))
+
+    def _drafts(self, pictures_G: Tensor, canvas: Canvas, first: int) -> list[_Draft]:
+        """Scales from `first` on, each drafted from the drafts before, which the canvas takes up."""
+        drafter, drafts = self.drafter.of(pictures_G, len(self.settled_B)), []
+        known = int(self.held_B[pictures_G].min())
+        last = min(first + self.window - 1, self.drafted.stop) if first in self.drafted else first
+        for k in range(first, last):
+            features = drafter.features(canvas, range(known, k + 1))[:, -self.scales.lengths[k] :]
+            q = (drafter.choices(features, k) / drafter.stage.temperature).softmax(-1)
+            drafts.append(_Draft(pick(q, self._uniform(Stream.DRAFT, k, pictures_G, first)), q))
+            canvas.add(canvas.pyramid.embed(drafts[-1].tokens), k)
+            known = k + 1
+        return drafts
+
+    def _judged(self, draft: _Draft, logits: Tensor, k: int, first: int, pictures_G: Tensor) -> Tensor:
+        """The tokens of a drafted scale: those that stand, and others from what the rule leaves of the target."""
+        p = (logits / self.target.stage.temperature).softmax(-1)
+        tokens = draft.tokens.unsqueeze(-1)
+        depth = torch.full_like(draft.tokens, k - first)
+        drafted = Drafted(tokens, torch.ones_like(tokens, dtype=torch.bool), draft.q, "independent", depth)
+        verdict = self.rule.judge(p, drafted, self._uniform(Stream.ACCEPT, k, pictures_G, first).unsqueeze(-1))
+        redrawn = pick(verdict.left, self._uniform(Stream.TOKEN, k, pictures_G))
+        return torch.where(verdict.choice == 0, draft.tokens, redrawn)
+
+    def _uniform(self, stream: Stream, k: int, pictures_G: Tensor, first: int = 0) -> Tensor:
+        """Numbers for the tokens of a scale. The scale at which a round begins tells the rounds of a picture apart."""
+        place = (self.scales.offsets[k], self.scales.lengths[k])
+        return self.noise.uniform(stream, *place, attempt=first)[pictures_G]
+
+    def _stands(self, same_GL: Tensor, k: int) -> Tensor:
+        """Of which pictures a drafted scale stands whole, bool (G,)."""
+        self.tally.judged[k] += same_GL.numel()
+        self.tally.kept[k] += int(same_GL.sum())
+        return same_GL.all(1)
+
+    def _record(self, pictures_G: Tensor, first: int, drafts: int) -> None:
+        """What a round has changed and taken."""
+        settled_G, count = self.settled_B[pictures_G], len(pictures_G)
+        self.passes += 1
+        self.tally.target_passes += count
+        if drafts:
+            # The drafter's keys of a scale follow from coarser scales alone: those of one that fell are still true.
+            self.held_B[pictures_G] = settled_G.clamp(max=first + drafts)
+            self.tally.draft_passes += drafts * count
+            self.tally.drafted += drafts * count
+            self.tally.stood.update((settled_G - first - 1).tolist())
+
+
+def _require_one_stage(plan: Plan) -> Stage:
+    if len(plan.stages) != 1:
+        raise ValueError(f"next-scale speculation takes a plan of one stage; this one has stages for {plan.ranges}")
+    return plan.stages[0]
+
+
+def _require_fit(drafter: Stage, target: Stage) -> None:
+    """ValueError unless both are VARs drawn plainly, for pictures of one kind."""
+    for role, stage in (("drafter", drafter), ("target", target)):
+        backbone = stage.backbone
+        if is_next_token(backbone) or is_continuous(backbone) or backbone.markov:
+            raise ValueError(f"next-scale speculation is for VAR; {type(backbone).__name__} cannot be its {role}")
+        if stage.smooth or stage.subnet is not None:
+            raise ValueError(f"next-scale speculation has no {'smooth' if stage.smooth else 'subnet'}; switch it off")
+    for name in SHARED:
+        ours, theirs = (getattr(stage.backbone.config, name) for stage in (drafter, target))
+        if ours != theirs:
+            raise ValueError(
+                f"the drafter has {name} {_listed(ours)} and the target {_listed(theirs)}; they must agree"
+            )
+
+
+def _listed(value: Any) -> str:
+    return str(list(value) if isinstance(value, tuple) else value)
+
+
+def _named(backbone: Backbone) -> str:
+    return f"{type(backbone).__name__} {backbone.config.depth} x {backbone.config.embed_dim}"

@@ -1,0 +1,58 @@
+"""What speculation did, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+
+@dataclass
+class Tally:
+    """Counts over the pictures of one or several batches."""
+
+    pictures: int = 0
+    target_passes: int = 0  # each picture's own, summed
+    draft_passes: int = 0
+    settled: int = 0  # tokens
+    drafted: int = 0  # tokens along the path that the rule looked at first; a tree has more
+    stood: Counter[int] = field(default_factory=Counter)  # rounds by how many drafts stood
+    fall_backs: int = 0  # pictures that went on without drafts because these did not pay
+    forward_passes: int = 0  # of the target, over whole batches
+    cache_bytes: int = 0  # of the target's keys and values at their largest
+
+    @classmethod
+    def total(cls, tallies: Iterable[Tally]) -> Self:
+        """All of them together."""
+        whole = cls()
+        for one in tallies:
+            for name in (
+                "pictures",
+                "target_passes",
+                "draft_passes",
+                "settled",
+                "drafted",
+                "fall_backs",
+                "forward_passes",
+            ):
+                setattr(whole, name, getattr(whole, name) + getattr(one, name))
+            whole.stood += one.stood
+            whole.cache_bytes = max(whole.cache_bytes, one.cache_bytes)
+        return whole
+
+    def as_json(self) -> dict[str, Any]:
+        """Means a picture, shares, and the histogram of accepted drafts a round."""
+        return {
+            "passes_per_picture": round(self.target_passes / self.pictures, 2),
+            "tokens_per_pass": round(self.settled / self.target_passes, 3),
+            "drafter_passes_per_picture": round(self.draft_passes / self.pictures, 2),
+            "acceptance": round(self.accepted / self.drafted, 4) if self.drafted else None,
+            "accepted_histogram": {str(count): self.stood[count] for count in sorted(self.stood)},
+            "fall_backs": self.fall_backs,
+        }
+
+    @property
+    def accepted(self) -> int:
+        """Drafted tokens that stood."""
+        return sum(count * rounds for count, rounds in self.stood.items())
