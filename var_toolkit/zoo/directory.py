@@ -42,6 +42,8 @@ NETWORKS = {
     "HMAR": "var_toolkit.backbones.hmar",
     "FlowAR": "var_toolkit.backbones.flowar",
     "RasterGPT": "var_toolkit.backbones.raster_gpt",
+    "EagleHead": "var_toolkit.backbones.draft_heads",
+    "ExitHead": "var_toolkit.backbones.draft_heads",
     "StillLifeClassifier": "var_toolkit.evaluation.classifier",
     "AutoencoderKL": "diffusers",
 }
