@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from golden.cases import fill
 from PIL import Image
 from safetensors.torch import load_file
 
 from var_toolkit.backbones import hmar, var
+from var_toolkit.backbones.raster_gpt import RasterGPT, RasterGPTConfig
 from var_toolkit.evaluation.classifier import StillLifeClassifier, StillLifeClassifierConfig
 from var_toolkit.processes import Team
 from var_toolkit.tokenizers.kl import KLConfig
@@ -47,10 +49,14 @@ RASTER_GPT = {
     "side": 8,
     "dropout": 0.1,
 }
+HEAD = {"embed_dim": 16, "num_heads": 2, "mlp_hidden": 32, "vocab_size": 32, "side": 8}
 MODELS = {
     "tokenizer": TOKENIZER,
     "raster-tokenizer": RASTER_VQ,
     "raster-gpt": RASTER_GPT,
+    "raster-distil": RASTER_GPT | {"depth": 1},
+    "eagle-head": HEAD,
+    "exit-head": HEAD | {"layers": 1},
     "kl": KL,
     "flowar": FLOWAR,
     "classifier": {"widths": [8, 8]},
@@ -58,7 +64,9 @@ MODELS = {
     "hmar": HMAR,
     "hmar-mask": HMAR,
 }  # VAR for the others
-TOKENIZERS = {"flowar": "kl", "raster-gpt": "raster-tokenizer"}  # the multi-scale one for the others
+DRAFTERS = ("raster-distil", "eagle-head", "exit-head")  # of next-token models
+# The multi-scale one for the others.
+TOKENIZERS = {"flowar": "kl", **dict.fromkeys(("raster-gpt", *DRAFTERS), "raster-tokenizer")}
 COMMON = {
     "data": {"kind": "still-lifes", "count": 24, "validation_count": 8},
     "optimiser": {"lr": 1e-3},
@@ -78,7 +86,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Untrained networks: `tokenizer`, `kl`, `classifier`, `var`, a deeper one, its `teacher`, and `hmar`."""
+    """Untrained networks by name: tokenizers, a classifier, backbones, and the teachers of two of them."""
     folder = tmp_path_factory.mktemp("parts")
     torch.manual_seed(0)
     tokenizer = MultiScaleVQ(MultiScaleVQConfig(**TOKENIZER))
@@ -94,6 +102,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "teacher": var.VAR(var.VARConfig(**DEEPER)),
         "hmar": hmar.HMAR(hmar.HMARConfig(**HMAR)),
     }
+    save_network(fill(RasterGPT(RasterGPTConfig(**RASTER_GPT))), folder / "raster-teacher")
     for name, network in networks.items():
         network.init_weights(head=1.0)  # as the published 0.02 makes every token equally likely
         save_network(network, folder / name)
@@ -107,6 +116,8 @@ def settings(parts: Path) -> Callable[..., dict[str, Any]]:
     def make(objective: str, **changes: Any) -> dict[str, Any]:
         model, options = MODELS.get(objective, VAR), _options(parts).get(objective, {})
         values = copy.deepcopy({"objective": objective, "model": model, **COMMON, "objective_options": options})
+        if objective in DRAFTERS:
+            values["data"] = {"kind": "samples", "count": 24, "validation_count": 8}
         if objective not in ("tokenizer", "raster-tokenizer", "kl", "classifier"):
             values["tokenizer"] = str(parts / TOKENIZERS.get(objective, "tokenizer"))
         return values | changes
@@ -123,6 +134,7 @@ def _options(parts: Path) -> dict[str, dict[str, Any]]:
         "drafter": drafter,
         "refiner": drafter | {"teacher": str(parts / "teacher")},
         "hmar-mask": {"initial": str(parts / "hmar")},
+        **{name: {"teacher": str(parts / "raster-teacher")} for name in DRAFTERS},
         "variant": {"subnets": [2], "full_scales": 1, "subnet_probability": [0.5, 0.5]},
     }
 

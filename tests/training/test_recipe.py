@@ -35,8 +35,12 @@ def test_the_published_recipes_have_the_published_peak_rates():
         ({"model": {"widths": [8, 9]}}, ["model", "widths is [8, 9]", "multiples of 8"]),
         ({"model": {"widths": 8}}, ["widths is 8", "a list"]),
         ({"data": {"kind": ["a"]}}, ["kind is ['a']", "still-lifes, folders"]),
+        ({"data": {"kind": "samples"}}, ["kind is 'samples'", "allowed: still-lifes, folders"]),
         ({"data": {"kind": "stills"}}, ["kind is 'stills'", "still-lifes, folders"]),
-        ({"objective": "gan"}, ["objective is 'gan'", "flowar, hmar, hmar-mask, kl, raster-gpt, raster-tokenizer"]),
+        (
+            {"objective": "gan"},
+            ["objective is 'gan'", "exit-head, flowar, hmar, hmar-mask, kl, raster-distil, raster-gpt"],
+        ),
         ({"objective_options": {"noize": 1}}, ["objective_options", "'noize'", "'noise'"]),
         ({"batch_size": True}, ["batch_size is True", "a whole number"]),
         ({"epochs": 3}, ["exactly one of steps and epochs"]),

@@ -1,4 +1,4 @@
-"""What a tokenizer says of every picture, computed once and kept on disk: token maps, or moments of latents.
+"""What is computed once of every picture and kept on disk: its token map, or the moments of its latents.
 
 Without augmentation a picture's codes never change for one tokenizer. Letters: N pictures, L tokens, C channels.
 """
@@ -24,6 +24,7 @@ CHUNK = 512
 STEP = 64  # pictures at a time on the device
 ENCODING = ("encoder.", "quant_conv.", "quantize.embedding", "quantize.quant_resi")
 Chunks = Callable[[int], Iterator[Tensor]]  # from a picture on: uint8 (CHUNK, 3, h, w), the last one shorter
+Codes = Callable[[int], Iterator[Tensor]]  # from a picture on: what is kept of some pictures at a time, (n, *shape)
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Kept:
     name: str  # of the file, with a hash of all that decides its content
     shape: tuple[int, ...]
     dtype: type
-    encode: Callable[[Tensor], Tensor]  # float pictures (B, 3, h, w) in [-1, 1] -> (B, *shape)
+    work: str = "encoding"  # for the bar that shows how far it is
 
 
 def cached_tokens(
@@ -44,10 +45,10 @@ def cached_tokens(
     `name` says which pictures these are (version, split); the file's name adds their number and the tokenizer's hash.
     A killed run goes on with the chunk after the last whole one; processes wait for one another.
     """
-    dtype = np.int16 if tokenizer.config.vocab_size <= 2**15 else np.int32
     found = f"tokens-{name}-{len(pictures)}-{weights_hash(tokenizer)}"
-    kept = Kept(found, (tokenizer.scales.total,), dtype, lambda part: torch.cat(tokenizer.encode(part), dim=1))
-    return _cached(kept, len(pictures), array_chunks(pictures), directory, _device(tokenizer), progress)
+    kept = Kept(found, (tokenizer.scales.total,), token_dtype(tokenizer.config.vocab_size))
+    codes = _codes(lambda part: torch.cat(tokenizer.encode(part), dim=1), array_chunks(pictures), _device(tokenizer))
+    return cached(kept, len(pictures), codes, directory, progress=progress)
 
 
 def cached_moments(
@@ -58,9 +59,14 @@ def cached_moments(
     Otherwise as `cached_tokens`.
     """
     side = tokenizer.scales.finest
-    found = f"moments-{name}-{count}-{_hash(tokenizer.autoencoder.state_dict(), repr(side))}"
-    kept = Kept(found, (2 * tokenizer.channels, side, side), np.float16, tokenizer.moments)
-    return _cached(kept, count, chunks, directory, _device(tokenizer), progress)
+    found = f"moments-{name}-{count}-{hash_of(_encoding(tokenizer.autoencoder), repr(side))}"
+    kept = Kept(found, (2 * tokenizer.channels, side, side), np.float16)
+    return cached(kept, count, _codes(tokenizer.moments, chunks, _device(tokenizer)), directory, progress=progress)
+
+
+def token_dtype(vocab_size: int) -> type:
+    """The smallest type that holds the ids of a codebook and that torch can read."""
+    return np.int16 if vocab_size <= 2**15 else np.int32
 
 
 def array_chunks(pictures: np.ndarray) -> Chunks:
@@ -75,47 +81,63 @@ def array_chunks(pictures: np.ndarray) -> Chunks:
 
 def weights_hash(network: MultiScaleVQ) -> str:
     """Ten hexadecimal digits that change with the schedule and with any weight that decides the tokens."""
-    return _hash(network.state_dict(), repr(network.scales.patch_nums))
+    return hash_of(_encoding(network), repr(network.scales.patch_nums))
 
 
-def _hash(weights: Mapping[str, Tensor], also: str = "") -> str:
+def hash_of(weights: Mapping[str, Tensor], also: str = "") -> str:
+    """Ten hexadecimal digits that change with any weight and with `also`."""
     digest = hashlib.blake2b(also.encode(), digest_size=5)
     for name, tensor in sorted(weights.items()):
-        if name.startswith(ENCODING):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _encoding(network: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in network.state_dict().items() if name.startswith(ENCODING)}
 
 
 def _device(network: torch.nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
-def _cached(
-    kept: Kept, count: int, chunks: Chunks, directory: Path, device: torch.device, progress: bool
-) -> np.ndarray:
+def _codes(encode: Callable[[Tensor], Tensor], chunks: Chunks, device: torch.device) -> Codes:
+    """Codes of pictures; `encode` takes float pictures (B, 3, h, w) in [-1, 1] to (B, *shape)."""
+
+    def codes(start: int) -> Iterator[Tensor]:
+        for part in chunks(start):
+            yield encoded(encode, part, device)
+
+    return codes
+
+
+def cached(kept: Kept, count: int, codes: Codes, directory: Path, *, progress: bool = True) -> np.ndarray:
+    """The codes of `count` pictures: a memory map (count, *shape), computed if no file has them.
+
+    A killed run goes on behind what was written last; processes wait for one another.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"{kept.name}.npy"
     with FileLock(final.with_suffix(".lock")):
         if not final.exists():
-            _encode_all(kept, count, chunks, final, device, progress)
+            _compute_all(kept, count, codes, final, progress)
     return np.load(final, mmap_mode="r")
 
 
-def _encode_all(kept: Kept, count: int, chunks: Chunks, final: Path, device: torch.device, progress: bool) -> None:
+def _compute_all(kept: Kept, count: int, codes: Codes, final: Path, progress: bool) -> None:
     unfinished, mark = final.with_suffix(".unfinished"), final.with_suffix(".done")
     done = int(mark.read_text()) if mark.exists() and unfinished.exists() else 0
     if done:
-        codes = open_memmap(unfinished, mode="r+")
+        written = open_memmap(unfinished, mode="r+")
     else:
-        codes = open_memmap(unfinished, mode="w+", dtype=kept.dtype, shape=(count, *kept.shape))
-    with tqdm(total=count, initial=done, desc="encoding pictures", disable=None if progress else True) as bar:
-        for part in chunks(done):
-            found: np.ndarray = encoded(kept.encode, part, device).cpu().numpy().astype(kept.dtype)
+        written = open_memmap(unfinished, mode="w+", dtype=kept.dtype, shape=(count, *kept.shape))
+    with tqdm(total=count, initial=done, desc=f"{kept.work} pictures", disable=None if progress else True) as bar:
+        for part in codes(done):
+            found: np.ndarray = part.cpu().numpy().astype(kept.dtype)
             if not np.isfinite(found).all():
                 raise ValueError(f"what the tokenizer says of pictures {done} to {done + len(part) - 1} is not finite")
-            codes[done : done + len(part)] = found
-            codes.flush()
+            written[done : done + len(part)] = found
+            written.flush()
             done += len(part)
             _write_mark(mark, done)
             bar.update(len(part))

@@ -11,7 +11,7 @@ from var_toolkit.processes import Team
 from var_toolkit.training.batches import Batch, PictureArray, Source, to_unit_range
 from var_toolkit.training.draws import derived
 from var_toolkit.training.objectives import Workplace
-from var_toolkit.training.recipe import FoldersData, Recipe, StillLifesData
+from var_toolkit.training.recipe import Data, FoldersData, Recipe, SamplesData
 
 STILL_LIFE_CLASSES = 1000
 HELD_OUT_OF_FOLDERS = 2_048  # decoded pictures stay in memory, as bytes
@@ -63,10 +63,12 @@ class HeldOut:
         return next(iter(self), None)
 
 
-def require_size(data: StillLifesData | FoldersData, side: int) -> None:
+def require_size(data: Data, side: int) -> None:
     """Refuse pictures that a tokenizer for `side` x `side` pixels cannot read, before any of them is made."""
     from var_toolkit.data.picture_cache import SIZE
 
+    if isinstance(data, SamplesData):  # drawn as tokens
+        return
     size = data.size if isinstance(data, FoldersData) else SIZE
     if size != side:
         raise ValueError(f"data: pictures have {size} x {size} pixels, but the tokenizer reads {side} x {side}")

@@ -48,6 +48,7 @@ class Objective(ABC):
     """
 
     options_type: ClassVar[type]
+    data_kinds: ClassVar[tuple[str, ...]] = ("still-lifes", "folders")
     log_note: ClassVar[str] = ""
 
     recipe: "Recipe"

@@ -1,7 +1,7 @@
 """Trains LlamaGen's GPT by teacher forcing, after the published recipe (arXiv 2406.06525, section 3.1)."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,8 @@ class RasterGPTOptions:
 class RasterGPTObjective(VarObjective):
     """Cross-entropy on every token of the map, from the class and the tokens before it."""
 
-    options_type = RasterGPTOptions
-    network_type = RasterGPT
+    options_type: ClassVar[type] = RasterGPTOptions
+    network_type: ClassVar[Any] = RasterGPT
     tokenizer_type = RasterVQ
     sampling = Sampling(guidance_scale=1.0, top_k=0, top_p=0.0)  # as published for the small models
 
@@ -45,7 +45,7 @@ class RasterGPTObjective(VarObjective):
     def _require_fit(self, tokenizer: Any) -> None:
         require_equal(self.recipe.model, tokenizer, {"side": "side", "vocab_size": "vocab_size"})
 
-    def _begin(self, network: RasterGPT) -> None:
+    def _begin(self, network: Any) -> None:
         network.init_weights()
         if self.options.class_embedding == "still-life-factors":
             sum_of_factors_(network.class_emb.weight)

@@ -47,6 +47,23 @@ class FoldersData:
 
 
 @dataclass(frozen=True)
+class SamplesData:
+    """Pictures of uniformly spread classes that the teacher of a drafter draws, once, kept on disk as tokens."""
+
+    kind: Literal["samples"] = "samples"
+    count: int = 8_000
+    validation_count: int = 500
+
+    def __post_init__(self) -> None:
+        _require(self.count > 0, f"count is {self.count}; expected a number above 0")
+        _require(self.validation_count >= 0, f"validation_count is {self.validation_count}; expected 0 or more")
+
+
+Data = StillLifesData | FoldersData | SamplesData
+DATA: dict[str, type[Data]] = {"still-lifes": StillLifesData, "folders": FoldersData, "samples": SamplesData}
+
+
+@dataclass(frozen=True)
 class OptimiserConfig:
     """AdamW. Give `lr` (absolute) or `base_lr` (peak = base_lr * batch_size / 256, as papers quote it)."""
 
@@ -86,7 +103,7 @@ class Recipe:
 
     objective: str
     model: Any
-    data: StillLifesData | FoldersData
+    data: Data
     optimiser: OptimiserConfig
     batch_size: int
     steps: int | None = None
@@ -149,18 +166,14 @@ def recipe_from(values: object, *, where: str = "recipe") -> Recipe:
     parts["model"] = build(objective.config_type(), values.get("model") or {}, where=f"{where}: model")
     options = values.get("objective_options") or {}
     parts["objective_options"] = build(objective.options_type, options, where=f"{where}: objective_options")
-    parts["data"] = _read_data(values.get("data"), where=f"{where}: data")
+    parts["data"] = _read_data(values.get("data"), objective.data_kinds, where=f"{where}: data")
     recipe = build(Recipe, parts, where=where)
     objective.check(recipe, where=where)
     return recipe
 
 
-def _read_data(values: object, *, where: str) -> StillLifesData | FoldersData:
-    kinds: dict[object, type[StillLifesData] | type[FoldersData]] = {
-        "still-lifes": StillLifesData,
-        "folders": FoldersData,
-    }
+def _read_data(values: object, allowed: tuple[str, ...], *, where: str) -> Data:
     kind = values.get("kind") if isinstance(values, Mapping) else None
-    if not isinstance(kind, str) or kind not in kinds:
-        raise ValueError(f"{where}: kind is {kind!r}; allowed: {', '.join(map(str, kinds))}")
-    return build(kinds[kind], values, where=where)
+    if not isinstance(kind, str) or kind not in allowed:
+        raise ValueError(f"{where}: kind is {kind!r}; allowed: {', '.join(allowed)}")
+    return build(DATA[kind], values, where=where)

@@ -31,7 +31,7 @@ from var_toolkit.training.data_sources import (
 )
 from var_toolkit.training.draws import Draws, without_some
 from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
-from var_toolkit.training.recipe import Recipe, StillLifesData
+from var_toolkit.training.recipe import FoldersData, Recipe, StillLifesData
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import network_from, start_from
 from var_toolkit.zoo.registry import Sampling
@@ -135,14 +135,23 @@ class VarObjective(Objective):
     def save(self, network: nn.Module, directory: Path) -> None:
         """A model directory: the tokenizer belongs with what was trained on its tokens."""
         assert isinstance(network, self.network_type)
-        data_set = "still-lifes" if isinstance(self.recipe.data, StillLifesData) else None
-        Pipeline(self.tokenizer, network, self.sampling, data_set).save_pretrained(directory)
+        Pipeline(self.tokenizer, network, self.sampling, self._data_set()).save_pretrained(directory)
+
+    def _data_set(self) -> str | None:
+        """Whose class names the labels have."""
+        return "still-lifes" if isinstance(self.recipe.data, StillLifesData) else None
+
+    @property
+    def classes(self) -> int:
+        """How many there are; the null class comes behind them."""
+        return cast(int, self.recipe.model.num_classes)
 
     def _data(self, workplace: Workplace) -> tuple[Source, HeldOut]:
         data, size = self.recipe.data, self.recipe.batch_size
-        if not isinstance(data, StillLifesData):
-            return pictures_of(self.recipe, workplace, self.recipe.model.num_classes)
-        require_still_life_classes(self.recipe.model.num_classes)
+        if isinstance(data, FoldersData):
+            return pictures_of(self.recipe, workplace, self.classes)
+        if isinstance(data, StillLifesData):
+            require_still_life_classes(self.classes)
         held_out = self._token_array(workplace, data.validation_count, "validation")
         parts = shares(len(held_out), workplace.team, size) if held_out is not None else []
         source = self._token_array(workplace, data.count, "train")
@@ -171,7 +180,7 @@ class VarObjective(Objective):
 
     def _labels(self, batch: Batch, draws: Draws) -> Tensor:
         """Labels (B), some of them dropped: guidance needs the null class."""
-        return without_some(batch.labels, draws, self.options.class_dropout, self.recipe.model.num_classes)
+        return without_some(batch.labels, draws, self.options.class_dropout, self.classes)
 
     def _cross_entropy(self, logits_BLV: Tensor, tokens_BL: Tensor) -> Loss:
         losses_BL = token_losses(logits_BLV, tokens_BL, label_smoothing=self.options.label_smoothing)
@@ -215,7 +224,7 @@ class VarObjective(Objective):
         losses_BL = token_losses(logits_BLV, tokens_BL)
         return {"loss": losses_BL.mean(), **self._by_scale("loss", losses_BL, logits_BLV, tokens_BL)}
 
-    def preview(self, network: nn.Module) -> Tensor:
+    def preview(self, network: nn.Module) -> Tensor | None:
         """Sixteen pictures of classes spread over all of them, the same classes and noise every time."""
         return self._drawn(self._plan(network), 16)
 
@@ -225,7 +234,7 @@ class VarObjective(Objective):
 
     def _drawn(self, plan: Plan, count: int) -> Tensor:
         """Pictures in [-1, 1], (count, 3, h, w), of classes spread over all of them."""
-        labels = torch.linspace(0, self.recipe.model.num_classes - 1, count).round().long()
+        labels = torch.linspace(0, self.classes - 1, count).round().long()
         device = self.tokenizer.quant_conv.weight.device
         return self.tokenizer.decode(decode(plan, labels.to(device), Noise(range(count), device)).latent)
 

@@ -1,0 +1,44 @@
+"""How often a target would keep what a drafter draws, and losses that raise it.
+
+A token drawn from q is kept with the chance sum(min(p, q)): 1 less the total variation between drafter and target
+(arXiv 2211.17192, theorem 3.5). Pure functions of logits. Letters: B pictures, L tokens, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def acceptance(draft_BLV: Tensor, target_BLV: Tensor) -> Tensor:
+    """The chance that a draft of each token is kept, (B, L)."""
+    draft, target = _probabilities(draft_BLV), _probabilities(target_BLV)
+    return torch.minimum(draft, target).sum(dim=1).view(draft_BLV.shape[:2])
+
+
+def soft_cross_entropy(draft_BLV: Tensor, target_BLV: Tensor) -> Tensor:
+    """-sum p log q, (B, L): KL(target || draft) up to what the drafter has no say in. A target may hold -inf."""
+    target, losses = _probabilities(target_BLV), F.log_softmax(draft_BLV.flatten(0, 1), dim=1).neg()
+    return (target * losses).sum(dim=1).view(draft_BLV.shape[:2])
+
+
+def tvd_plus_plus(draft_BLV: Tensor, target_BLV: Tensor) -> Tensor:
+    """Total variation, a scalar, with the gradient of TVD++ (arXiv 2403.00858, section 3).
+
+    The gradient of the total variation is that of a policy, the drafter, rewarded with 1 for a token that the target
+    likes better than it does itself. TVD++ takes the reward less its mean, over its deviation. Both are those of the
+    batch, and the policy's expectation is the sum over the vocabulary, where the paper estimates it from draws.
+    """
+    draft, target = _probabilities(draft_BLV), _probabilities(target_BLV)
+    with torch.no_grad():
+        reward = (target > draft).float()
+        mean = (draft * reward).sum(dim=1).mean()
+        deviation = (mean * (1 - mean)).sqrt().clamp(min=1e-3)  # of a reward that is 0 or 1
+        advantage = (reward - mean) / deviation
+        variation = (target - draft).clamp(min=0).sum(dim=1).mean()
+    policy = -(draft * advantage).sum(dim=1).mean()
+    return variation + policy - policy.detach()
+
+
+def _probabilities(logits_BLV: Tensor) -> Tensor:
+    # Flat, because a softmax over an inner dimension is several times slower.
+    return logits_BLV.flatten(0, 1).softmax(dim=1)

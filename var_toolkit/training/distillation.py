@@ -1,0 +1,127 @@
+"""What the trained drafters of a next-token model share: the target as a frozen teacher, and pictures that it draws.
+
+FastDraft's recipe (arXiv 2411.11055): the drafter learns on what the target draws, here with guidance and filters.
+Letters: B pictures, R rows (twice as many under guidance: conditional half first), L tokens, V vocabulary, C width.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from var_toolkit.backbones.raster_gpt import RasterGPT
+from var_toolkit.sampling.filters import filter_top_k_top_p
+from var_toolkit.sampling.next_token import choices
+from var_toolkit.sampling.plan import Plan, Stage
+from var_toolkit.training.acceptance import acceptance, soft_cross_entropy, tvd_plus_plus
+from var_toolkit.training.batches import Batch, TokenArray
+from var_toolkit.training.draws import Draws
+from var_toolkit.training.objectives import Loss, Workplace
+from var_toolkit.training.raster_gpt_objective import RasterGPTObjective
+from var_toolkit.training.recipe import Recipe, SamplesData
+from var_toolkit.training.sample_cache import cached_samples
+from var_toolkit.training.starting_weights import network_from
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationOptions:
+    """The target, how it is sampled (`sampling.plan.Stage`), and how weights start."""
+
+    teacher: str  # directory or name of a RasterGPT
+    guidance_scale: float = 1.0
+    top_k: int = 0
+    top_p: float = 0.0
+    initial: str | None = None  # directory of weights to start from
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingOptions(DistillationOptions):
+    """What brings the drafter's choices closer to the target's (`training.acceptance`)."""
+
+    loss: Literal["cross-entropy", "tvd++"] = "cross-entropy"
+
+
+class DistillationObjective(RasterGPTObjective):
+    """A drafter learns what its target would do next, on pictures that the target drew or on those of a data set."""
+
+    data_kinds: ClassVar[tuple[str, ...]] = (*RasterGPTObjective.data_kinds, "samples")
+    log_note = (
+        "acceptance is the chance that the target keeps a draft, and the number that matters; "
+        "loss does not fall to 0, as the target is uncertain itself"
+    )
+
+    def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
+        options = recipe.objective_options
+        teacher = network_from(options.teacher, RasterGPT, what="teacher").to(workplace.team.device)
+        self._require_target(recipe.model, teacher)  # first, because the data may take hours to be drawn
+        self.teacher = teacher.eval().requires_grad_(False)
+        settings = {"guidance": options.guidance_scale, "top_k": options.top_k, "top_p": options.top_p}
+        self.target = Stage(self.teacher, range(1), **settings)
+        super().__init__(recipe, workplace)
+
+    @abstractmethod
+    def _require_target(self, model: Any, teacher: RasterGPT) -> None:
+        """Refuse a teacher that the drafter could not serve."""
+
+    @property
+    def classes(self) -> int:
+        return self.teacher.config.num_classes
+
+    def _token_array(self, workplace: Workplace, count: int, split: str) -> TokenArray | None:
+        if not (count and isinstance(self.recipe.data, SamplesData)):
+            return super()._token_array(workplace, count, split)
+        plan, team = Plan(self.tokenizer, (self.target,)), workplace.team
+        tokens, labels = cached_samples(plan, count, split, workplace.cache_dir, progress=team.leads)
+        return TokenArray(tokens, labels, team.device)
+
+    @torch.no_grad()
+    def _taught(self, labels: Tensor, seen_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """The target's features (R, L, C), and the logits that it would draw from (B, L, V), filtered ones -inf."""
+        if self.target.rows == 2:
+            labels, seen_BL = torch.cat((labels, torch.full_like(labels, self.classes))), seen_BL.repeat(2, 1)
+        features_RLC = self.teacher.next_hidden(labels, seen_BL)
+        return features_RLC, choices(self.target, self.teacher.next_logits(features_RLC), 0)
+
+    def _acceptance(self, draft_BLV: Tensor, target_BLV: Tensor) -> Tensor:
+        """The mean chance that a draft is kept, where drafts are drawn with the target's filters."""
+        filtered = filter_top_k_top_p(draft_BLV.detach(), top_k=self.target.top_k, top_p=self.target.top_p)
+        return acceptance(filtered, target_BLV).mean()
+
+
+class MatchingObjective(DistillationObjective):
+    """The drafter's conditional row alone learns the choices that the target makes under guidance.
+
+    A drafter needs no null row of its own then, which halves the work of a draft. `_drafted` gives its logits.
+    """
+
+    options_type = MatchingOptions
+
+    @abstractmethod
+    def _drafted(self, network: nn.Module, labels: Tensor, seen_BL: Tensor) -> Tensor:
+        """The drafter's logits of every token, (B, L, V)."""
+
+    def _loss(self, batch: Batch, draws: Draws) -> Loss:
+        loss, terms = self._compared(self.networks["var"], batch)
+        return Loss(loss, {"loss": loss.detach(), **terms})
+
+    def _judged(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Loss and acceptance."""
+        loss, terms = self._compared(network, batch)
+        return {"loss": loss, **terms}
+
+    def _compared(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        _, seen_BL = self._forced(batch)
+        _, target_BLV = self._taught(batch.labels, seen_BL)
+        draft_BLV = self._drafted(network, batch.labels, seen_BL)
+        if self.options.loss == "tvd++":
+            loss = tvd_plus_plus(draft_BLV, target_BLV)
+        else:
+            loss = soft_cross_entropy(draft_BLV, target_BLV).mean()
+        return loss, {"acceptance": self._acceptance(draft_BLV, target_BLV)}
+
+    def _plan(self, network: nn.Module) -> Plan:
+        """What the drafter draws by itself, without guidance."""
+        drafter = cast(RasterGPT, network)
+        return Plan(self.tokenizer, (Stage(drafter, range(1), top_k=self.target.top_k, top_p=self.target.top_p),))

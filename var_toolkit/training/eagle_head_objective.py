@@ -1,0 +1,87 @@
+"""Trains the drafter of EAGLE (arXiv 2401.15077, section 4) for LlamaGen's GPT, under guidance as LANTERN runs it.
+
+Letters: B pictures, R rows (twice as many under guidance), L tokens, V vocabulary, C width.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from var_toolkit.backbones.draft_heads import EagleHead
+from var_toolkit.backbones.raster_gpt import RasterGPT
+from var_toolkit.sampling.filters import guide
+from var_toolkit.training.acceptance import soft_cross_entropy
+from var_toolkit.training.batches import Batch
+from var_toolkit.training.distillation import DistillationObjective, DistillationOptions
+from var_toolkit.training.draws import Draws
+from var_toolkit.training.objectives import Loss
+from var_toolkit.training.registry import objective
+from var_toolkit.training.starting_weights import start_from
+from var_toolkit.zoo.directory import save_network
+
+
+@dataclass(frozen=True, kw_only=True)
+class EagleHeadOptions(DistillationOptions):
+    """The published weight of the choices beside the features, and noise on the features that the head is given."""
+
+    choice_weight: float = 0.1
+    feature_noise: float = 0.1  # uniform, up to this to either side
+
+    def __post_init__(self) -> None:
+        for name in ("choice_weight", "feature_noise"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+
+
+@objective("eagle-head")
+class EagleHeadObjective(DistillationObjective):
+    """The target's features at the next place, of both rows under guidance, and the choices that follow from them.
+
+    Choices of the head are guided as the target's are, from its guesses of both rows. The first token of a picture is
+    not the head's: it begins with a token that is known.
+    """
+
+    options_type = EagleHeadOptions
+    network_type = EagleHead
+
+    def _require_target(self, model: Any, teacher: RasterGPT) -> None:
+        with torch.device("meta"):
+            EagleHead(model).require_fit(teacher)
+
+    def _begin(self, network: Any) -> None:
+        start_from(network, self.options.initial)
+
+    def _loss(self, batch: Batch, draws: Draws) -> Loss:
+        loss, terms = self._compared(self.networks["var"], batch, self.options.feature_noise)
+        return Loss(loss, {"loss": loss.detach(), **terms})
+
+    def _judged(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Loss, its parts and acceptance, from features without noise."""
+        loss, terms = self._compared(network, batch, 0.0)
+        return {"loss": loss, **terms}
+
+    def _compared(self, network: nn.Module, batch: Batch, noise: float) -> tuple[Tensor, dict[str, Tensor]]:
+        _, seen_BL = self._forced(batch)
+        features_RLC, target_BLV = self._taught(batch.labels, seen_BL)
+        given, wanted, target_BLV = features_RLC[:, :-1], features_RLC[:, 1:], target_BLV[:, 1:]
+        if noise:
+            given = given + (2 * torch.rand_like(given) - 1) * noise
+        guessed = network(self.teacher.tok_embeddings(seen_BL).repeat(self.target.rows, 1, 1), given)
+        logits = self.teacher.next_logits(guessed)
+        draft_BLV = guide(logits, self.target.guidance) if self.target.rows == 2 else logits
+        regression = F.smooth_l1_loss(guessed, wanted)
+        choice = soft_cross_entropy(draft_BLV, target_BLV).mean()
+        terms = {"feature_loss": regression.detach(), "choice_loss": choice.detach()}
+        terms["acceptance"] = self._acceptance(draft_BLV, target_BLV)
+        return regression + self.options.choice_weight * choice, terms
+
+    def preview(self, network: nn.Module) -> None:
+        """Nothing: the head draws no picture without its target."""
+
+    def save(self, network: nn.Module, directory: Path) -> None:
+        """The head alone."""
+        save_network(network, directory)

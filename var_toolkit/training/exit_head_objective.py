@@ -1,0 +1,43 @@
+"""Trains the block behind an early exit of a GPT, after Kangaroo (arXiv 2404.18911): the target drafts for itself."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from var_toolkit.backbones.draft_heads import ExitHead, early_exit
+from var_toolkit.backbones.raster_gpt import RasterGPT
+from var_toolkit.sampling.plan import Plan
+from var_toolkit.training.distillation import MatchingObjective
+from var_toolkit.training.registry import objective
+from var_toolkit.training.starting_weights import start_from
+from var_toolkit.zoo.directory import save_network
+
+
+@objective("exit-head")
+class ExitHeadObjective(MatchingObjective):
+    """The first layers of the target and the head; all but the head stays as it is."""
+
+    network_type = ExitHead
+
+    def _require_target(self, model: Any, teacher: RasterGPT) -> None:
+        with torch.device("meta"):
+            head = ExitHead(model)
+        early_exit(teacher, model.layers, head)  # which refuses what does not fit
+
+    def _begin(self, network: Any) -> None:
+        network.init_weights()
+        start_from(network, self.options.initial)
+
+    def _drafted(self, network: nn.Module, labels: Tensor, seen_BL: Tensor) -> Tensor:
+        with torch.no_grad():
+            features_BLC = early_exit(self.teacher, self.recipe.model.layers).next_hidden(labels, seen_BL)
+        return self.teacher.next_logits(network(features_BLC))
+
+    def _plan(self, network: nn.Module) -> Plan:
+        return super()._plan(early_exit(self.teacher, self.recipe.model.layers, cast(ExitHead, network)))
+
+    def save(self, network: nn.Module, directory: Path) -> None:
+        """The head alone."""
+        save_network(network, directory)

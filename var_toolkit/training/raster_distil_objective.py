@@ -1,0 +1,45 @@
+"""Trains a small GPT to draft for a larger one, after FastDraft (arXiv 2411.11055) and TVD++ (arXiv 2403.00858)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from var_toolkit.backbones.raster_gpt import RasterGPT
+from var_toolkit.training.distillation import MatchingObjective, MatchingOptions
+from var_toolkit.training.objectives import Workplace
+from var_toolkit.training.recipe import Recipe
+from var_toolkit.training.registry import objective
+from var_toolkit.zoo.registry import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class RasterDistilOptions(MatchingOptions):
+    """As for `raster-gpt`, besides."""
+
+    class_embedding: Literal["table", "still-life-factors"] = "table"
+
+
+@objective("raster-distil")
+class RasterDistilObjective(MatchingObjective):
+    """A network of its own size, which has seen the same tokens and classes as the target."""
+
+    options_type = RasterDistilOptions
+
+    def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
+        super().__init__(recipe, workplace)
+        self.sampling = Sampling(guidance_scale=0.0, top_k=self.target.top_k, top_p=self.target.top_p)
+
+    def _require_target(self, model: Any, teacher: RasterGPT) -> None:
+        for name in ("side", "vocab_size", "num_classes"):
+            ours, theirs = getattr(model, name), getattr(teacher.config, name)
+            if ours != theirs:
+                raise ValueError(f"model: {name} is {ours}, but the teacher has {theirs}; they must be the same")
+
+    def _data_set(self) -> str | None:
+        still_lifes = self.options.class_embedding == "still-life-factors"
+        return "still-lifes" if still_lifes else super()._data_set()
+
+    def _drafted(self, network: nn.Module, labels: Tensor, seen_BL: Tensor) -> Tensor:
+        logits_BLV: Tensor = network(labels, seen_BL)
+        return logits_BLV

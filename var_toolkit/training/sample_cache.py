@@ -1,0 +1,51 @@
+"""Pictures that a next-token model draws for its drafters to learn from, drawn once and kept on disk as tokens.
+
+Letters: N pictures, L tokens.
+"""
+
+from collections.abc import Iterator
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from var_toolkit.sampling.engine import decode
+from var_toolkit.sampling.noise import Noise
+from var_toolkit.sampling.plan import Plan
+from var_toolkit.training.code_cache import Kept, cached, hash_of, token_dtype
+from var_toolkit.training.draws import derived
+
+BATCH = 128  # pictures drawn at a time
+FIRST_SEEDS = {"train": 0, "validation": 2**32}
+
+
+def cached_samples(
+    plan: Plan, count: int, split: str, directory: Path, *, progress: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens, a memory map (N, L), and labels (N,), int64, of `count` pictures that a plan of one stage draws.
+
+    The file's name has a hash of the network and of how it is sampled. A killed run goes on where it was.
+    """
+    (stage,) = plan.stages
+    backbone, labels = stage.backbone, spread_labels(count, stage.backbone.config.num_classes, split)
+    settings = (stage.guidance, stage.top_k, stage.top_p, stage.temperature, stage.guided_tokens)
+    assert isinstance(backbone, torch.nn.Module)
+    name = f"samples-{split}-{count}-{hash_of(backbone.state_dict(), repr(settings))}"
+    kept = Kept(name, (backbone.config.tokens,), token_dtype(backbone.config.vocab_size), "drawing")
+    device = next(backbone.parameters()).device
+
+    def tokens(start: int) -> Iterator[Tensor]:
+        for part in torch.arange(start, count).split(BATCH):
+            seeds = (FIRST_SEEDS[split] + part).tolist()
+            yield decode(plan, labels[part].to(device), Noise(seeds, device)).tokens[0]
+
+    return cached(kept, count, tokens, directory, progress=progress), labels.numpy()
+
+
+def spread_labels(count: int, classes: int, split: str) -> Tensor:
+    """Labels (N,), every class as often as any other, in random order."""
+    generator = torch.Generator().manual_seed(derived("labels", split))
+    rounds = [torch.randperm(classes, generator=generator) for _ in range(ceil(count / classes))]
+    return torch.cat(rounds)[:count]
