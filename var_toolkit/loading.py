@@ -12,14 +12,15 @@ import torch
 from var_toolkit import strict_fields
 from var_toolkit.devices import find_device
 from var_toolkit.pipeline import Pipeline, pair
+from var_toolkit.speculative.settings import DraftModel
 from var_toolkit.tokenizers.codebook import CodebookTokenizer
 from var_toolkit.tokenizers.kl import KLTokenizer
 from var_toolkit.zoo import registry
-from var_toolkit.zoo.directory import EXPECTED, INDEX, PARTS, build, empty_network, load_network, read_json
+from var_toolkit.zoo.directory import DRAFT_HEADS, EXPECTED, INDEX, PARTS, build, empty_network, load_network, read_json
 from var_toolkit.zoo.fitting import AnyTokenizer, fitted
 from var_toolkit.zoo.hub import is_hub_id, snapshot
 from var_toolkit.zoo.lone_tokenizers import ALONE, find_tokenizer, read_autoencoder, read_tokenizer
-from var_toolkit.zoo.registry import Embedded, Entry, Hub, Sampling
+from var_toolkit.zoo.registry import CONFIG, Embedded, Entry, Hub, Sampling
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,20 @@ class Pair:
         return f"{self.drafter} + {self.refiner} from scale {self.draft_scales} on"
 
 
+@dataclass(frozen=True)
+class Drafting:
+    """A model and what drafts for it, by name: a source that `load` and `skeleton` take."""
+
+    model: str
+    draft_model: str
+
+    def __str__(self) -> str:
+        return f"{self.model}, drafts by {self.draft_model}"
+
+
+Source = str | Path | Pair | Drafting
+
+
 class Part(NamedTuple):
     """A network, and what it is called where it does not fit."""
 
@@ -42,25 +57,30 @@ class Part(NamedTuple):
 
 
 def load(
-    source: str | Path | Pair,
+    source: Source,
     *,
     tokenizer: str | Path | None = None,
+    draft_model: str | Path | None = None,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> Pipeline:
     """A pipeline from a zoo name, a model directory, a hub id, or a pair of these.
+
+    A `draft_model` is a smaller model of the same kind, or a head trained for this one: a name, a directory, a hub id.
 
     An existing directory wins over a name. For a model of continuous tokens, any AutoencoderKL of diffusers with as
     many channels may take the place of its `tokenizer`: a directory, a hub id, or a name. `device` "auto" takes CUDA
     where there is one, else the CPU.
     """
     where = find_device(device)
+    if draft_model is not None:
+        source = Drafting(str(source), str(draft_model))
     if tokenizer is not None:
         skeleton(source, tokenizer=tokenizer)  # which refuses what does not fit before any weights are read
     return _opened(source, tokenizer, weights=True).to(where, dtype)
 
 
-def skeleton(source: str | Path | Pair, *, tokenizer: str | Path | None = None) -> Pipeline:
+def skeleton(source: Source, *, tokenizer: str | Path | None = None) -> Pipeline:
     """A pipeline of the right sizes without weights, for plans and costs: nothing is read but configurations."""
     return _opened(source, tokenizer, weights=False)
 
@@ -81,10 +101,14 @@ def load_tokenizer(source: str | Path, *, device: str = "auto", dtype: torch.dty
     return placed
 
 
-def _opened(source: str | Path | Pair, tokenizer: str | Path | None, *, weights: bool) -> Pipeline:
+def _opened(source: Source, tokenizer: str | Path | None, *, weights: bool) -> Pipeline:
     if isinstance(source, Pair):
         drafter, refiner = (_opened(half, tokenizer, weights=weights) for half in (source.drafter, source.refiner))
         return pair(drafter, refiner, source.draft_scales)
+    if isinstance(source, Drafting):
+        pipe = _opened(source.model, tokenizer, weights=weights)
+        pipe.draft_model = _draft_model(source.draft_model, tokenizer, weights)
+        return pipe
     given = {}
     if tokenizer is not None:
         given["tokenizer"] = Part(read_autoencoder(tokenizer, weights=weights), str(tokenizer))
@@ -93,6 +117,29 @@ def _opened(source: str | Path | Pair, tokenizer: str | Path | None, *, weights:
     if str(source) not in registry.ENTRIES and is_hub_id(str(source)):
         return _from_directory(snapshot(str(source), weights), given, weights)
     return _from_entry(registry.entry(str(source)), given, weights)  # or a complaint that says what is known
+
+
+def _draft_model(source: str, tokenizer: str | Path | None, weights: bool) -> DraftModel:
+    """A head by its name or its own folder, or the backbone of a model."""
+    place = _head_folder(source)
+    if place is not None:
+        network = (load_network if weights else empty_network)(place)
+        if type(network).__name__ not in DRAFT_HEADS:
+            raise ValueError(f"{place} holds a {type(network).__name__}; alone it must be a {' or '.join(DRAFT_HEADS)}")
+        return DraftModel(network, source)
+    pipe = _opened(source, tokenizer, weights=weights)
+    return DraftModel(pipe.backbone, source, pipe.sampling.guidance_scale > 0, pipe.tokenizer)
+
+
+def _head_folder(source: str) -> Path | None:
+    """Where a head lies that is no model of its own; None for anything else."""
+    folder = Path(source)
+    if (folder / CONFIG).is_file() and not (folder / INDEX).is_file():
+        return folder
+    known = registry.ENTRIES.get(source)
+    if known is None or not isinstance(known.source, Embedded) or known.source.draft_head is None:
+        return None
+    return Embedded.folder(known.source.draft_head)
 
 
 def _from_directory(folder: Path, given: Mapping[str, Part], weights: bool) -> Pipeline:

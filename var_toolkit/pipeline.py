@@ -24,6 +24,9 @@ from var_toolkit.sampling.noise import Noise
 from var_toolkit.sampling.plan import Plan, Stage, is_continuous
 from var_toolkit.sampling.refinement_schedule import OFF, refinement
 from var_toolkit.sampling.variant import variant
+from var_toolkit.speculative.settings import SETTINGS as SPECULATIVE
+from var_toolkit.speculative.settings import DraftModel, speculative
+from var_toolkit.speculative.tally import Tally
 from var_toolkit.zoo.class_names import ClassNames, class_names
 from var_toolkit.zoo.directory import INDEX, write_json, write_network, written_whole
 from var_toolkit.zoo.registry import Sampling
@@ -57,6 +60,7 @@ class PipelineOutput:
     forward_passes: int
     velocity_evaluations: int  # by the head of continuous tokens
     cache_bytes: int  # keys and values of the largest batch
+    speculation: Tally | None = None  # what became of the drafts, where there were some
 
 
 class Settings(TypedDict, total=False):
@@ -75,6 +79,21 @@ class Settings(TypedDict, total=False):
     steps: int | None
     guidance_interval: tuple[float, float] | None  # times between 0 (data) and 1 (noise) at which guidance is on
     guided_tokens: int | None  # of next-token models (LlamaGen): how many tokens guidance has a say in
+    speculate: str | None  # what drafts (`speculative.settings`): jacobi, draft, early-exit, ngram, eagle
+    accept: str | None  # which drafts stand: standard (the default), kseq, lantern, grouped, decayed
+    draft_length: int | str | None  # tokens, or scales, that a pass settles at most; "auto" follows what stood
+    draft_tree: tuple[int, ...] | None  # instead: drafts behind each node of a level
+    draft_confidence: float | None  # a drafter stops where its likeliest token has less mass than this
+    jacobi_start: str | None  # of places not seen yet: random, repeat, likeliest
+    jacobi_keep: bool | None  # drafts behind a rejection are tried as well
+    exit_layers: int | None  # of the target, before an early exit
+    delta: float | None  # LANTERN's bound on the mass that neighbours lend, or
+    factor: float | None  # LANTERN++'s, in shares of a draft's own mass
+    neighbours: int | None  # that may lend
+    raw_codes: bool | None  # distances of codes as they are stored, as published
+    group: int | None  # codes that stand or fall together
+    boost: float | None  # of the first draft's chance
+    decay: float | None  # of that boost with every draft
 
 
 class Pipeline:
@@ -82,6 +101,7 @@ class Pipeline:
 
     `sampling` holds the default settings; `data_set` says whose class names the labels have. With a `refiner`, itself
     a pipeline on the same tokenizer, the backbone draws the first `draft_scales` scales and the refiner's the others.
+    A `draft_model` drafts where the setting `speculate` asks for it.
     """
 
     def __init__(
@@ -93,11 +113,13 @@ class Pipeline:
         *,
         refiner: Pipeline | None = None,
         draft_scales: int = 0,
+        draft_model: DraftModel | None = None,
     ) -> None:
         self.tokenizer, self.backbone = tokenizer, backbone
         self.sampling = sampling or Sampling()
         self.data_set = data_set
         self.refiner, self.draft_scales = refiner, draft_scales
+        self.draft_model = draft_model
 
     @property
     def class_names(self) -> ClassNames:
@@ -116,8 +138,8 @@ class Pipeline:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
         """Move the networks, in place. The quantiser stays in float32 whatever the dtype."""
-        for backbone in self.backbones:
-            backbone.to(device=device, dtype=dtype)
+        for network in self.networks:
+            network.to(device=device, dtype=dtype)
         self.tokenizer.place(device, dtype)
         return self
 
@@ -126,9 +148,14 @@ class Pipeline:
 
         `to`, saving and copying undo it; training a packed backbone begins with `backbone.train()`.
         """
-        for backbone in self.backbones:
-            pack_linears(backbone)
+        for network in self.networks:
+            pack_linears(network)
         return self
+
+    @property
+    def networks(self) -> list[torch.nn.Module]:
+        """All that draw or draft."""
+        return [*self.backbones, *([self.draft_model.network] if self.draft_model else [])]
 
     @property
     def backbones(self) -> list[AnyBackbone]:
@@ -145,12 +172,14 @@ class Pipeline:
             raise TypeError(f"{unknown.pop()!r} is no setting; settings are {', '.join(Settings.__annotations__)}")
         given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         depth: dict[str, Any] = {name: given.pop(name) for name in ("subnet", "full_scales") if name in given}
+        drafts: dict[str, Any] = {name: given.pop(name) for name in SPECULATIVE if name in given}
         plan = self._default_depth(given)
         _require_kind(plan, given)
         self._require_masked_passes(plan, given)
-        if not depth:
-            return plan
-        return _variant(plan, **{"subnet": self.sampling.subnet, "full_scales": self.sampling.full_scales, **depth})
+        if depth:
+            given_depth = {"subnet": self.sampling.subnet, "full_scales": self.sampling.full_scales, **depth}
+            plan = _variant(plan, **given_depth)
+        return speculative(plan, drafts, self.draft_model) if drafts else plan
 
     def _require_masked_passes(self, plan: Plan, given: dict[str, Any]) -> None:
         """Refuse settings of masked passes for a plan that has none."""
@@ -247,6 +276,7 @@ class Pipeline:
             forward_passes=sum(run.forward_passes for run in runs),
             velocity_evaluations=sum(run.evaluations for run in runs),
             cache_bytes=max(run.cache_bytes for run in runs),
+            speculation=Tally.total(run.speculation for run in runs) if plan.stages[0].speculation else None,
         )
 
     def reconstruct(self, image: Image | Tensor) -> Image:
@@ -280,13 +310,14 @@ class Pipeline:
         source: str | Path,
         *,
         tokenizer: str | Path | None = None,
+        draft_model: str | Path | None = None,
         device: str = "auto",
         dtype: torch.dtype = torch.float32,
     ) -> Pipeline:
         """The same as `load`."""
         from var_toolkit.loading import load
 
-        return load(source, tokenizer=tokenizer, device=device, dtype=dtype)
+        return load(source, tokenizer=tokenizer, draft_model=draft_model, device=device, dtype=dtype)
 
 
 def _require_kind(plan: Plan, given: dict[str, Any]) -> None:

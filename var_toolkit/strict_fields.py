@@ -65,7 +65,10 @@ def _convert_union(hint: Any, value: object, *, where: str) -> Any:
         return None
     lists = [member for member in members if get_origin(member) in (tuple, Sequence)]
     kinds = [member for member in members if member is not type(None) and member not in lists]
-    return convert(lists[0] if lists and isinstance(value, list | tuple) else kinds[0], value, where=where)
+    if lists and isinstance(value, list | tuple):
+        return convert(lists[0], value, where=where)
+    exact = [member for member in kinds if type(value) is member]
+    return convert((exact or kinds)[0], value, where=where)
 
 
 def _convert_tuple(hint: Any, value: object, *, where: str) -> tuple[Any, ...]:

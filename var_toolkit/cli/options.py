@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from var_toolkit.loading import Pair
+    from var_toolkit.loading import Drafting, Pair
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -40,13 +40,21 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def model_of(args: argparse.Namespace) -> str | Pair:
-    """What `load` and `skeleton` shall open: a model, or a drafter and a refiner."""
+def model_of(args: argparse.Namespace) -> str | Pair | Drafting:
+    """What `load` and `skeleton` shall open: a model, a model and what drafts for it, or a drafter and a refiner."""
     given = (args.drafter, args.refiner, args.draft_scales)
-    if all(value is None for value in given):
-        return str(args.model)
-    from var_toolkit.zoo.registry import DEFAULT
+    from var_toolkit.zoo.registry import DEFAULT, ENTRIES
 
+    if all(value is None for value in given):
+        known = ENTRIES[args.model].draft_models if args.model in ENTRIES else {}
+        draft_model = args.draft_model or known.get(args.speculate)
+        if draft_model is None:
+            return str(args.model)
+        from var_toolkit.loading import Drafting
+
+        return Drafting(args.model, draft_model)
+    if args.draft_model is not None:
+        raise ValueError("--draft-model speculates, --drafter and --refiner share a picture (CoDe); give one of them")
     if args.model != DEFAULT:
         raise ValueError(f"--model {args.model} and --drafter, --refiner are two ways to name what draws; give one")
     if any(value is None for value in given):
@@ -84,9 +92,45 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         "--refine", metavar="LISTS", help='masked passes of each scale (HMAR): published, off, or "1;1,3;1,1,2,5;..."'
     )
     parser.add_argument("--refine-clean", action="store_true", help="hide masked tokens from visible ones, too")
+    _add_speculation_options(parser)
     parser.add_argument("--drafter", metavar="MODEL", help="instead of --model: draws the first scales (CoDe)")
     parser.add_argument("--refiner", metavar="MODEL", help="draws the other scales")
     parser.add_argument("--draft-scales", type=at_least(1), metavar="N", help="how many scales the drafter draws")
+
+
+def _add_speculation_options(parser: argparse.ArgumentParser) -> None:
+    """What drafts, which drafts stand, and how far drafts go."""
+    group = parser.add_argument_group("speculative decoding")
+    group.add_argument("--speculate", metavar="NAME", help="what drafts: jacobi, draft, early-exit, ngram or eagle")
+    group.add_argument(
+        "--draft-model", metavar="MODEL", help="a smaller model, or a trained head: a name or a directory"
+    )
+    group.add_argument(
+        "--accept", metavar="RULE", help="which drafts stand: standard (default), kseq, lantern, grouped, decayed"
+    )
+    group.add_argument(
+        "--draft-length", type=_length, metavar="N", help="tokens (VAR: scales) a pass may settle; 1 is plain; auto"
+    )
+    group.add_argument("--draft-tree", type=_widths, metavar="K,K,...", help="instead: drafts behind each node")
+    group.add_argument("--draft-confidence", type=float, metavar="P", help="stop where no token is as likely as this")
+    group.add_argument("--jacobi-start", metavar="NAME", help="places not seen yet: random, repeat or likeliest")
+    group.add_argument("--jacobi-keep", action="store_true", help="try the drafts behind a rejection as well")
+    group.add_argument("--exit-layers", type=at_least(1), metavar="N", help="layers before an early exit")
+    group.add_argument("--delta", type=float, help="LANTERN: mass that neighbours may lend a draft, 0 to 1")
+    group.add_argument("--lambda", dest="factor", type=float, help="LANTERN++: the same as a factor on its own mass")
+    group.add_argument("--neighbours", type=at_least(1), metavar="K", help="LANTERN: nearest codes that may lend")
+    group.add_argument("--raw-codes", action="store_true", help="LANTERN: distances of codes as stored, as published")
+    group.add_argument("--group", type=at_least(1), metavar="G", help="grouped: codes that stand or fall together")
+    group.add_argument("--boost", type=float, help="decayed: factor on the chance of the first draft")
+    group.add_argument("--decay", type=float, help="decayed: how fast that factor falls with every draft")
+
+
+def _length(text: str) -> int | str:
+    return text if text == "auto" else at_least(1)(text)
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    return tuple(at_least(1)(part) for part in text.split(","))
 
 
 def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -105,4 +149,19 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
         "full_scales": args.full_scales,
         "refine": args.refine,
         "refine_clean": args.refine_clean or None,
+        "speculate": args.speculate,
+        "accept": args.accept,
+        "draft_length": args.draft_length,
+        "draft_tree": args.draft_tree,
+        "draft_confidence": args.draft_confidence,
+        "jacobi_start": args.jacobi_start,
+        "jacobi_keep": args.jacobi_keep or None,
+        "exit_layers": args.exit_layers,
+        "delta": args.delta,
+        "factor": args.factor,
+        "neighbours": args.neighbours,
+        "raw_codes": args.raw_codes or None,
+        "group": args.group,
+        "boost": args.boost,
+        "decay": args.decay,
     }

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from var_toolkit.pipeline import Pipeline, PipelineOutput
     from var_toolkit.sampling.engine import ScaleEvent
     from var_toolkit.sampling.plan import Plan
+    from var_toolkit.speculative.tally import Tally
 
 SUMMARY = "draw pictures of classes"
 PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp")
@@ -77,6 +78,7 @@ class Drawn:
     forward_passes: int = 0
     velocity_evaluations: int = 0
     cache_bytes: int = 0
+    tallies: list[Tally] = field(default_factory=list)  # of speculation
 
 
 def run(args: argparse.Namespace) -> None:
@@ -131,7 +133,7 @@ def _draw(pipe: Pipeline, args: argparse.Namespace, wanted: list[tuple[int, int]
     """Draw pairs of label and seed, and write each picture once its batch is done."""
     from tqdm import tqdm
 
-    drawn, size, settings = Drawn(), args.batch_size, sampling_settings(args)
+    drawn, size, plan = Drawn(), args.batch_size, pipe.plan(**sampling_settings(args))
     with tqdm(
         total=-(-len(wanted) // size) * len(pipe.backbone.scales), unit=" scales", disable=None, leave=False
     ) as bar:
@@ -144,7 +146,7 @@ def _draw(pipe: Pipeline, args: argparse.Namespace, wanted: list[tuple[int, int]
         for at in range(0, len(wanted), size):
             labels, seeds = (list(column) for column in zip(*wanted[at : at + size], strict=True))
             began = time.perf_counter()
-            output = pipe(labels, seeds=seeds, batch_size=size, callback_on_scale_end=on_scale, **settings)
+            output = pipe(labels, seeds=seeds, batch_size=size, callback_on_scale_end=on_scale, plan=plan)
             drawn.seconds += time.perf_counter() - began
             _keep(args, drawn, cast("PipelineOutput", output))
     return drawn
@@ -155,6 +157,7 @@ def _keep(args: argparse.Namespace, drawn: Drawn, output: PipelineOutput) -> Non
     drawn.seeds += output.seeds
     drawn.forward_passes += output.forward_passes
     drawn.velocity_evaluations += output.velocity_evaluations
+    drawn.tallies += [output.speculation] if output.speculation else []
     drawn.cache_bytes = max(drawn.cache_bytes, output.cache_bytes)
     if args.save_tokens:
         drawn.tokens.append(output.tokens)
@@ -244,6 +247,7 @@ def _report(args: argparse.Namespace, pipe: Pipeline, drawn: Drawn, loading: flo
             "cache_bytes": drawn.cache_bytes,
             "forward_passes": drawn.forward_passes,
             "velocity_evaluations": drawn.velocity_evaluations,
+            "speculation": _told(drawn.tallies),
             "device": str(pipe.device),
             "dtype": args.dtype,
         }
@@ -259,6 +263,11 @@ def _report(args: argparse.Namespace, pipe: Pipeline, drawn: Drawn, loading: flo
             "`vargen models` lists them.",
             file=sys.stderr,
         )
+
+
+def _told(tallies: list[Tally]) -> dict[str, Any] | None:
+    """What became of the drafts, None where there were none."""
+    return type(tallies[0]).total(tallies).as_json() if tallies else None
 
 
 def _show_plan(args: argparse.Namespace, plan: Plan, labels: list[int]) -> None:

@@ -38,7 +38,7 @@ from var_toolkit.zoo.class_names import ClassNames
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from var_toolkit.loading import Pair
+    from var_toolkit.loading import Source
 
 OWN = "own"  # for the tokenizer, in the settings of a set
 SPAN = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
@@ -124,7 +124,7 @@ class Drawn:
 
 
 def draw_set(
-    model: str | Path | Pair,
+    model: Source,
     out: Path | str,
     *,
     tokenizer: str | Path | None = None,
@@ -227,7 +227,7 @@ def _places(out: Path, npz: Path | None, facts: Mapping[str, Any], wanted: Pictu
 
 
 def _facts(
-    model: str | Path | Pair,
+    model: Source,
     tokenizer: str | Path | None,
     plan: Plan,
     wanted: PictureList,
@@ -252,7 +252,7 @@ def _facts(
     }
 
 
-def _named(model: str | Path | Pair) -> str:
+def _named(model: Source) -> str:
     """The name of a model, or where its directory is."""
     return str(Path(str(model)).resolve() if Path(str(model)).is_dir() else model)
 
@@ -273,8 +273,7 @@ def fingerprint(plan: Plan) -> str:
     digest = blake2b(digest_size=10)
     for name, tensor in plan.tokenizer.meaning().items():
         digest.update(f"{name} {tensor.double().sum().item()!r}".encode())
-    networks = {id(network): network for network in (plan.tokenizer, *(stage.backbone for stage in plan.stages))}
-    for network in networks.values():
+    for network in (plan.tokenizer, *plan.networks):
         for name, tensor in sorted(cast(nn.Module, network).state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -311,12 +310,13 @@ def _draw(
     bar: tqdm[NoReturn],
 ) -> None:
     """Draw whole units of work, and write of each what is not there yet."""
+    plan = pipe.plan(**settings)
     done, all_batches = 0, sum(len(wanted.part(index)) for index in lacking)
 
     def pictures(numbers: range) -> Iterator[tuple[str, int, Image]]:
         nonlocal done
         labels, seeds = [wanted.label(i) for i in numbers], [wanted.seed + i for i in numbers]
-        drawn = cast(PipelineOutput, pipe(labels, seeds=seeds, batch_size=len(numbers), **settings))
+        drawn = cast(PipelineOutput, pipe(labels, seeds=seeds, batch_size=len(numbers), plan=plan))
         yield from zip(map(wanted.name, numbers), labels, drawn.images, strict=True)
         done += 1
         # The other processes are as far as this one, more or less.

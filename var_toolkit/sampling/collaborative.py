@@ -24,7 +24,7 @@ def code(drafter: Planned, refiner: Planned, *, draft_scales: int) -> Plan:
     and back before the next batch.
     """
     drafter, refiner = as_plan(drafter), as_plan(refiner)
-    _require_one_tokenizer(drafter.tokenizer, refiner.tokenizer)
+    require_one_tokenizer(drafter.tokenizer, refiner.tokenizer)
     count = len(drafter.tokenizer.scales)
     if count == 1:
         name = type(drafter.stages[0].backbone).__name__
@@ -44,21 +44,24 @@ def _within(plan: Plan, scales: range) -> tuple[Stage, ...]:
     return tuple(replace(stage, scales=left) for stage, left in cut if left)
 
 
-def _require_one_tokenizer(one: Tokenizer, other: Tokenizer) -> None:
+def require_one_tokenizer(one: Tokenizer, other: Tokenizer, names: tuple[str, str] = ("drafter", "refiner")) -> None:
+    """ValueError unless the tokens of two models, called by `names`, stand for the same."""
     if one is other:
         return
     if type(one) is not type(other):
-        names = [type(tokenizer).__name__ for tokenizer in (one, other)]
+        kinds = [type(tokenizer).__name__ for tokenizer in (one, other)]
         raise ValueError(
-            f"the drafter has a {names[0]} and the refiner a {names[1]} for tokenizer; a picture needs one for both"
+            f"the {names[0]} has a {kinds[0]} for tokenizer and the {names[1]} a {kinds[1]}; a picture needs one"
         )
     if one.scales != other.scales:
         schedules = [list(tokenizer.scales.patch_nums) for tokenizer in (one, other)]
-        raise ValueError(f"drafter and refiner have the schedules {schedules[0]} and {schedules[1]}; they must be one")
+        raise ValueError(
+            f"{names[0]} and {names[1]} have the schedules {schedules[0]} and {schedules[1]}; they must be one"
+        )
     ours, theirs = one.meaning(), other.meaning()
     # Sizes alone can be told of networks without weights, which plans are made of to count their cost.
     if ours.keys() != theirs.keys() or not all(_equal(ours[name], theirs[name]) for name in ours):
-        raise ValueError("drafter and refiner have different tokenizers; both must be trained on the same one")
+        raise ValueError(f"{names[0]} and {names[1]} have different tokenizers; both must be trained on the same one")
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -44,6 +44,7 @@ class Decoded:
     forward_passes: int
     evaluations: int  # of velocities, for continuous tokens
     cache_bytes: int  # keys and values at their largest
+    speculation: Any = None  # what became of the drafts (`speculative.tally.Tally`), where there were some
 
 
 class Canvas:
@@ -81,6 +82,10 @@ def decode(
 
     The tokens of a picture depend on its label and its own noise, not on the other pictures of the batch.
     """
+    speculation = plan.stages[0].speculation
+    if speculation is not None:
+        drawn: Decoded = speculation.decode(plan, labels_B, noise, on_scale=on_scale)
+        return drawn
     canvas = Canvas(plan.tokenizer)
     tokens: list[Tensor] = []
     condition: Any = None

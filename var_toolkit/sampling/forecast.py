@@ -17,8 +17,8 @@ def forecast(plan: Plan, *, pictures: int, batch: int, dtype: str) -> dict[str, 
     """A plan and its cost in words and numbers, with a guess at the time on this CPU. The networks may be skeletons."""
     counted, decoder = plan.cost(), decoder_multiply_adds(plan)
     width = torch.tensor([], dtype=getattr(torch, dtype)).element_size()
-    networks = {id(n): n for n in (plan.tokenizer, *(stage.backbone for stage in plan.stages))}.values()
-    weights = sum(p.numel() for network in networks for p in network.parameters())  # type: ignore[attr-defined]
+    networks: list[Any] = [plan.tokenizer, *plan.networks]
+    weights = sum(p.numel() for network in networks for p in network.parameters())
     work = counted.multiply_adds + decoder
     return {
         "plan": "; ".join(map(str, plan.stages)),

@@ -62,6 +62,15 @@ class Tokenizer(Protocol):
     def decode(self, latent_BChw: Tensor) -> Tensor: ...
 
 
+class Speculates(Protocol):
+    """How drafts speed up a plan of one stage (`speculative`); `networks` are those that draft."""
+
+    @property
+    def networks(self) -> Sequence[Any]: ...
+
+    def decode(self, plan: Plan, labels_B: Tensor, noise: Any, *, on_scale: Any = None) -> Any: ...
+
+
 @dataclass(frozen=True)
 class Stage:
     """Some consecutive scales, drawn by one backbone under one set of settings.
@@ -71,7 +80,8 @@ class Stage:
     and halves the work. `subnet` says which layers the finer scales run through; None for all. `refine` says which
     scales are drawn in several masked passes. `flow` says how maps of continuous tokens are drawn; backbones of such
     tokens have one, and no others. `guided_tokens` are those at the beginning of a next-token model's map that guidance
-    has a say in; None for all.
+    has a say in; None for all. `speculation` lets drafts take the place of most passes; a plan with one has no other
+    stage.
     """
 
     backbone: Backbone
@@ -85,7 +95,7 @@ class Stage:
     refine: Refinement | None = None
     flow: Flow | None = None
     guided_tokens: int | None = None
-    speculation: Any = None
+    speculation: Speculates | None = None
 
     def __post_init__(self) -> None:
         last = len(self.backbone.scales)
@@ -158,7 +168,7 @@ class Stage:
             *_shown(self.subnet, self.scales),
             f"guidance {self.guidance:g}",
             *([self.flow.shown(self.strength(1))] if self.flow else self._choice()),
-            *filter(None, [self.refine.shown(self.scales) if self.refine else ""]),
+            *filter(None, [self.refine.shown(self.scales) if self.refine else "", str(self.speculation or "")]),
         ]
         return f"scale{f's {first}-{last}' if last > first else f' {first}'}: {', '.join(settings)}"
 
@@ -211,12 +221,21 @@ class Plan:
                     f"a backbone draws patch_nums {list(stage.backbone.scales.patch_nums)}, its tokenizer has "
                     f"{list(self.tokenizer.scales.patch_nums)}; they must be the same"
                 )
+        if len(self.stages) > 1 and any(stage.speculation for stage in self.stages):
+            raise ValueError(f"speculation needs a plan of one stage; this one has {len(self.stages)}")
         for one, other in pairwise(self.stages):
             if one.backbone.config.num_classes != other.backbone.config.num_classes:
                 raise ValueError("the backbones of a plan must have the same classes")
 
     def __str__(self) -> str:
         return "\n".join(str(stage) for stage in self.stages)
+
+    @property
+    def networks(self) -> list[Any]:
+        """The backbones, and what drafts for them, each once."""
+        drafting = (network for stage in self.stages if stage.speculation for network in stage.speculation.networks)
+        found = [*(stage.backbone for stage in self.stages), *drafting]
+        return list({id(network): network for network in found}.values())
 
     @property
     def ranges(self) -> str:
@@ -257,7 +276,10 @@ class Plan:
         return tuple(offsets[last] if layer in subnet.layers else skipped for layer in range(depth))
 
     def cost(self) -> Cost:
-        """What the engine will do for one picture, counted from sizes alone: the networks may be without weights."""
+        """What the engine will do for one picture, counted from sizes alone: the networks may be without weights.
+
+        What speculation saves shows only when drawing, so its plans count as plain decoding.
+        """
         passes = list(self.passes())
         return Cost(
             forward_passes=sum(one.stage.forward_passes(one.scales.stop - 1) for one in passes),

@@ -34,4 +34,4 @@ class Decayed(OneByOne):
         return ratio(weight * at(p, token), at(q, token)), residual(p, q, token)
 
     def __str__(self) -> str:
-        return f"decayed acceptance, boost {self.boost:g}, decay {self.decay:g}"
+        return f"decayed acceptance, boost {self.boost}, decay {self.decay}"

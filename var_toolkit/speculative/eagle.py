@@ -5,6 +5,7 @@ Letters: B pictures, R rows (pictures, twice under guidance), L tokens, C width,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,10 @@ class Eagle:
     @property
     def nodes(self) -> int:
         return self.shape.nodes
+
+    @property
+    def networks(self) -> Sequence[Any]:
+        return (self.head,)
 
     def cost(self, stage: Stage) -> float:
         """One block of the target's layers and its output layer."""

@@ -10,7 +10,7 @@ S drafts for one place, A tokens settled in a round, C width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from var_toolkit.backbones.cache import RaggedCache
+from var_toolkit.sampling.engine import Decoded, ScaleEvent, labels_of_rows
 from var_toolkit.sampling.filters import pick
 from var_toolkit.sampling.next_token import choices
 from var_toolkit.sampling.noise import Noise, Stream
@@ -27,7 +28,7 @@ from var_toolkit.speculative.rules import Rule, Verdict
 from var_toolkit.speculative.tally import Tally
 
 if TYPE_CHECKING:
-    from var_toolkit.sampling.plan import Stage
+    from var_toolkit.sampling.plan import Plan, Stage
 
 
 class Run:
@@ -102,14 +103,36 @@ class Drafter(Protocol):
         """Drafts of a round at most."""
         ...
 
+    @property
+    def networks(self) -> Sequence[Any]:
+        """What it draws with, beside the target."""
+        ...
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Speculation:
     """A drafter, a rule and a length policy: how a stage of a next-token model draws its map."""
 
     drafter: Drafter
     rule: Rule
     lengths: LengthPolicy
+
+    @property
+    def networks(self) -> Sequence[Any]:
+        """Those that draft, the target's own layers not counted again."""
+        return self.drafter.networks
+
+    @torch.inference_mode()
+    def decode(
+        self, plan: Plan, labels_B: Tensor, noise: Noise, *, on_scale: Callable[[ScaleEvent], None] | None = None
+    ) -> Decoded:
+        """As `sampling.engine.decode`, which calls it."""
+        (stage,) = plan.stages
+        tokens_BL, tally = self.draw(stage, labels_of_rows(stage, labels_B), noise)
+        latent = plan.tokenizer.pyramid.grow(None, plan.tokenizer.pyramid.embed(tokens_BL), 0)
+        if on_scale is not None:
+            on_scale(ScaleEvent(0, tokens_BL, latent, plan.tokenizer))
+        return Decoded([tokens_BL], latent, tally.forward_passes, 0, tally.cache_bytes, tally)
 
     def draw(self, stage: Stage, labels_R: Tensor, noise: Noise) -> tuple[Tensor, Tally]:
         """The map of each picture, (B, L), and what it took."""
@@ -148,7 +171,8 @@ class Speculation:
                 tally.drafted += drafted
                 tally.stood[new - 1] += 1
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
+        """In words that tell all settings, without the tensors."""
         return f"{self.drafter}, {self.rule}, {self.lengths}"
 
 

@@ -53,7 +53,7 @@ class Lantern(OneByOne):
         return emptied.scatter(-1, token.unsqueeze(-1), worth.unsqueeze(-1))
 
     def __str__(self) -> str:
-        bound = f"delta {self.delta:g}" if self.delta is not None else f"factor {self.factor:g}"
+        bound = f"delta {self.delta}" if self.delta is not None else f"factor {self.factor}"
         return f"LANTERN, {bound}, {self.neighbours.shape[1]} neighbours"
 
 

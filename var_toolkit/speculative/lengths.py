@@ -51,7 +51,7 @@ class Fixed:
         return self.window - 1
 
     def __str__(self) -> str:
-        return f"window {self.window}" + (f", confidence {self.confidence:g}" if self.confidence else "")
+        return f"window {self.window}" + (f", confidence {self.confidence}" if self.confidence else "")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Adaptive(Fixed):
         return window - 1
 
     def __str__(self) -> str:
-        return f"adaptive window up to {self.window}" + (f", confidence {self.confidence:g}" if self.confidence else "")
+        return f"adaptive window up to {self.window}" + (f", confidence {self.confidence}" if self.confidence else "")
 
 
 def pays(past: Sequence[Record], cost: float) -> bool:

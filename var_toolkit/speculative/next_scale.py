@@ -12,9 +12,9 @@ them that begin a round together, R rows (pictures, twice under guidance), L tok
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -36,6 +36,21 @@ class ScaleTally(Tally):
 
     judged: Counter[int] = field(default_factory=Counter)  # tokens that the rule looked at, by scale
     kept: Counter[int] = field(default_factory=Counter)  # of them
+
+    @classmethod
+    def total(cls, tallies: Iterable[Tally]) -> Self:
+        counted = list(tallies)
+        whole = super().total(counted)
+        for one in counted:
+            if isinstance(one, ScaleTally):
+                whole.judged += one.judged
+                whole.kept += one.kept
+        return whole
+
+    def as_json(self) -> dict[str, Any]:
+        """The same, and the share of tokens that stood in each scale: a scale stands only if all of its tokens do."""
+        by_scale = {str(k): round(self.kept[k] / self.judged[k], 4) for k in sorted(self.judged)}
+        return {**super().as_json(), "token_acceptance_by_scale": by_scale}
 
 
 @dataclass(frozen=True)
@@ -73,8 +88,7 @@ class NextScale:
             latent = run.canvas.add(run.canvas.pyramid.embed(run.tokens[k]), k)
             if on_scale is not None:
                 on_scale(ScaleEvent(k, run.tokens[k], latent, plan.tokenizer))
-        cache_bytes = run.target.cache.nbytes + run.drafter.cache.nbytes
-        return Decoded(run.tokens, latent, run.passes, 0, cache_bytes), run.tally
+        return Decoded(run.tokens, latent, run.tally.forward_passes, 0, run.tally.cache_bytes), run.tally
 
     def __str__(self) -> str:
         drafter = self.drafter if isinstance(self.drafter, Stage) else _named(self.drafter)
@@ -140,8 +154,8 @@ class _Run:
         self.tokens = [labels_B.new_zeros(len(labels_B), length) for length in self.scales.lengths]
         self.settled_B = torch.zeros_like(labels_B)  # scales of each picture; the target's cache holds as many
         self.held_B = torch.zeros_like(labels_B)  # scales in the drafter's cache that are still true
-        self.passes = 0
         self.tally = ScaleTally(pictures=len(labels_B), settled=len(labels_B) * self.scales.total)
+        self.tally.cache_bytes = self.target.cache.nbytes + self.drafter.cache.nbytes
 
     def round(self, first: int) -> None:
         """Settle the scale `first`, and finer ones if drafts stand, of the pictures that have come so far."""
@@ -177,7 +191,7 @@ class _Run:
         for k in range(first, last):
             features = drafter.features(canvas, range(known, k + 1))[:, -self.scales.lengths[k] :]
             q = (drafter.choices(features, k) / drafter.stage.temperature).softmax(-1)
-            drafts.append(_Draft(pick(q, self._uniform(Stream.DRAFT, k, pictures_G, first)), q))
+            drafts.append(_Draft(pick(q, self._uniform(Stream.DRAFT, k, pictures_G)), q))
             canvas.add(canvas.pyramid.embed(drafts[-1].tokens), k)
             known = k + 1
         return drafts
@@ -188,14 +202,17 @@ class _Run:
         tokens = draft.tokens.unsqueeze(-1)
         depth = torch.full_like(draft.tokens, k - first)
         drafted = Drafted(tokens, torch.ones_like(tokens, dtype=torch.bool), draft.q, "independent", depth)
-        verdict = self.rule.judge(p, drafted, self._uniform(Stream.ACCEPT, k, pictures_G, first).unsqueeze(-1))
+        verdict = self.rule.judge(p, drafted, self._uniform(Stream.ACCEPT, k, pictures_G).unsqueeze(-1))
         redrawn = pick(verdict.left, self._uniform(Stream.TOKEN, k, pictures_G))
         return torch.where(verdict.choice == 0, draft.tokens, redrawn)
 
-    def _uniform(self, stream: Stream, k: int, pictures_G: Tensor, first: int = 0) -> Tensor:
-        """Numbers for the tokens of a scale. The scale at which a round begins tells the rounds of a picture apart."""
-        place = (self.scales.offsets[k], self.scales.lengths[k])
-        return self.noise.uniform(stream, *place, attempt=first)[pictures_G]
+    def _uniform(self, stream: Stream, k: int, pictures_G: Tensor) -> Tensor:
+        """Numbers for the tokens of a scale, the same in every round.
+
+        A scale that is judged is settled, so a picture meets them in one verdict at most; drafts that were thrown away
+        unseen have had no say in anything.
+        """
+        return self.noise.uniform(stream, self.scales.offsets[k], self.scales.lengths[k])[pictures_G]
 
     def _stands(self, same_GL: Tensor, k: int) -> Tensor:
         """Of which pictures a drafted scale stands whole, bool (G,)."""
@@ -206,7 +223,7 @@ class _Run:
     def _record(self, pictures_G: Tensor, first: int, drafts: int) -> None:
         """What a round has changed and taken."""
         settled_G, count = self.settled_B[pictures_G], len(pictures_G)
-        self.passes += 1
+        self.tally.forward_passes += 1
         self.tally.target_passes += count
         if drafts:
             # The drafter's keys of a scale follow from coarser scales alone: those of one that fell are still true.

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,6 +31,10 @@ class NGram:
     @property
     def nodes(self) -> int:
         return self.shape.nodes
+
+    @property
+    def networks(self) -> Sequence[Any]:
+        return ()
 
     def cost(self, stage: Stage) -> float:
         return 0.0

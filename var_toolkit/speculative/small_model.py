@@ -5,8 +5,9 @@ Letters: B pictures, R rows of the drafter (pictures, twice if it is guided), L 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
@@ -37,6 +38,10 @@ class SmallModel:
         guidance = target.guidance if self.guided else 0.0
         kept = target.guided_tokens if guidance else None
         return replace(target, backbone=self.network, guidance=guidance, guided_tokens=kept, speculation=None)
+
+    @property
+    def networks(self) -> Sequence[Any]:
+        return (self.network,)
 
     def cost(self, stage: Stage) -> float:
         return work(self.network, self.stage(stage).rows) / work(stage.backbone, stage.rows)

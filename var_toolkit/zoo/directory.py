@@ -32,6 +32,7 @@ INDEX = "model_index.json"  # of a model directory, which holds a folder for eac
 BACKBONES = ("VAR", "HMAR", "FlowAR", "RasterGPT")
 TOKENIZERS = ("MultiScaleVQ", "RasterVQ", "AutoencoderKL")
 EXPECTED = {"tokenizer": TOKENIZERS, "backbone": BACKBONES, "refiner": BACKBONES}
+DRAFT_HEADS = ("EagleHead", "ExitHead")
 PARTS = ("tokenizer", "backbone")  # which every model has
 
 # Where a class named in a config.json lives. Names rather than classes, so that reading one imports one.

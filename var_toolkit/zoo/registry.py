@@ -50,6 +50,7 @@ class Embedded:
     backbone: str | None = None
     refiner: str | None = None
     classifier: str | None = None
+    draft_head: str | None = None
 
     @staticmethod
     def folder(part: str) -> Path:
@@ -83,6 +84,7 @@ class Entry:
     sampling: Sampling = Sampling()
     published: Mapping[str, float] = field(default_factory=dict)  # as the authors report: FID on 50k pictures
     draft_scales: int = 0  # of a drafter and a refiner (CoDe): how many scales the drafter draws
+    draft_models: Mapping[str, str] = field(default_factory=dict)  # by what speculates: what drafts if nothing is named
 
     @property
     def draws(self) -> bool:

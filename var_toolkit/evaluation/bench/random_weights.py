@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from var_toolkit.devices import find_device
-from var_toolkit.loading import Pair, skeleton
+from var_toolkit.loading import Source, skeleton
 from var_toolkit.pipeline import Pipeline
 
 # A prime: repeated over a matrix whose rows have any other length, no two rows of it become the same.
 BLOCK = 1_000_003
 
 
-def random_pipeline(source: str | Path | Pair, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Pipeline:
+def random_pipeline(source: Source, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Pipeline:
     """What `load` returns, with random weights instead of its own: the same every time, nothing is downloaded."""
     pipe, where = skeleton(source).to(dtype=dtype), find_device(device)
-    backbones = {id(stage.backbone): stage.backbone for stage in pipe.plan().stages}.values()
-    networks: tuple[Any, ...] = (pipe.tokenizer, *backbones)
+    networks: tuple[Any, ...] = (pipe.tokenizer, *pipe.networks)
     for network in networks:
         randomise(network.to_empty(device=where).eval())
     return pipe

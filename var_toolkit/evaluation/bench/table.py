@@ -13,7 +13,7 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from var_toolkit.loading import Pair
+from var_toolkit.loading import Drafting, Pair
 from var_toolkit.pipeline import Settings
 from var_toolkit.strict_fields import build, convert, refuse_unknown_keys
 
@@ -23,7 +23,7 @@ class Row:
     """A model, a plan and a machine."""
 
     name: str
-    model: Any  # a zoo name, a model directory or a hub id; or a mapping of drafter, refiner and draft_scales
+    model: Any  # a name, a directory or a hub id; or a mapping: drafter, refiner, draft_scales; or model, draft_model
     weights: Literal["own", "random"] = "own"  # random: the sizes alone count, and nothing is downloaded
     plan: Any = field(default_factory=dict)  # keywords of `Pipeline.plan`
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -33,7 +33,7 @@ class Row:
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str):
-            build(Pair, self.model, where="model")
+            _ = self.source  # which refuses a mapping of other keys
         if not isinstance(self.plan, Mapping):
             raise ValueError(f"plan is {self.plan!r}; expected a mapping of settings, such as {{guidance_scale: 0}}")
         refuse_unknown_keys(self.plan, plan_keywords(), where="plan")
@@ -48,9 +48,12 @@ class Row:
             raise ValueError("random weights have no quality; leave out quality or weights")
 
     @property
-    def source(self) -> str | Pair:
+    def source(self) -> str | Pair | Drafting:
         """What `load` and `skeleton` take."""
-        return self.model if isinstance(self.model, str) else build(Pair, self.model, where="model")
+        if isinstance(self.model, str):
+            return self.model
+        two: type[Pair] | type[Drafting] = Drafting if "draft_model" in self.model else Pair
+        return build(two, self.model, where="model")
 
     @property
     def pictures_key(self) -> str:

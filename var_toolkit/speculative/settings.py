@@ -1,0 +1,198 @@
+"""Speculation by name: what users ask for in words, as a drafter, a rule and a length policy that fit a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from var_toolkit.backbones.draft_heads import EagleHead, ExitHead, early_exit
+from var_toolkit.sampling.collaborative import require_one_tokenizer
+from var_toolkit.sampling.plan import Plan, is_continuous, is_next_token
+from var_toolkit.speculative.decayed import Decayed
+from var_toolkit.speculative.eagle import Eagle
+from var_toolkit.speculative.engine import Drafter, Speculation
+from var_toolkit.speculative.grouped import Grouped
+from var_toolkit.speculative.growing import Shape
+from var_toolkit.speculative.jacobi import Jacobi
+from var_toolkit.speculative.kseq import KSeq
+from var_toolkit.speculative.lantern import Lantern, neighbours, normalised_codes
+from var_toolkit.speculative.lengths import Adaptive, Fixed
+from var_toolkit.speculative.ngram import NGram
+from var_toolkit.speculative.rules import Rule, Standard
+from var_toolkit.speculative.small_model import SmallModel
+
+DRAFTERS = ("jacobi", "draft", "early-exit", "ngram", "eagle")
+RULES = ("standard", "kseq", "lantern", "grouped", "decayed")
+JACOBI_WINDOW, WINDOW, EXIT_LAYERS, CHAINS, NEIGHBOURS = 16, 5, 2, 4, 1000
+AUTO = "auto"  # the draft length
+# Settings that belong to some drafters or to one rule.
+OF_DRAFTERS = {
+    "draft_tree": ("draft", "early-exit", "ngram", "eagle"),
+    "draft_confidence": ("draft", "early-exit", "eagle"),
+    "jacobi_start": ("jacobi",),
+    "jacobi_keep": ("jacobi",),
+    "exit_layers": ("early-exit",),
+}
+OF_RULES = {
+    "delta": "lantern",
+    "factor": "lantern",
+    "neighbours": "lantern",
+    "raw_codes": "lantern",
+    "group": "grouped",
+    "boost": "decayed",
+    "decay": "decayed",
+}
+OTHERS = ("speculate", "accept", "draft_length")
+SETTINGS = (*OTHERS, *OF_DRAFTERS, *OF_RULES)
+
+
+@dataclass(frozen=True, eq=False)
+class DraftModel:
+    """What drafts for a target: a smaller backbone, or a head on the target's own features."""
+
+    network: Any
+    name: str
+    guided: bool = False  # a backbone: as the target is
+    tokenizer: Any = None  # of a backbone
+
+
+def speculative(plan: Plan, given: Mapping[str, Any], draft_model: DraftModel | None) -> Plan:
+    """The plan with the speculation that settings by name ask for.
+
+    ValueError in one line if they do not fit the model or each other.
+    """
+    drafter, rule = given.get("speculate"), given.get("accept", "standard")
+    if drafter is None:
+        raise ValueError(f"{min(given)} is for speculative decoding; give speculate as well: {', '.join(DRAFTERS)}")
+    _require_known("speculate", drafter, DRAFTERS)
+    _require_known("accept", rule, RULES)
+    _require_owned(given, drafter, rule)
+    _require_target(plan, drafter)
+    shape, lengths = _extent(given, drafter, rule)
+    found = Speculation(_drafter(plan, drafter, shape, lengths, given, draft_model), _rule(plan, rule, given), lengths)
+    return replace(plan, stages=(replace(plan.stages[0], speculation=found),))
+
+
+def _require_known(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+
+
+def _require_owned(given: Mapping[str, Any], drafter: str, rule: str) -> None:
+    for name in given:
+        if drafter not in OF_DRAFTERS.get(name, DRAFTERS):
+            raise ValueError(f"{name} is for speculate {' or '.join(OF_DRAFTERS[name])}, not for {drafter}")
+        if OF_RULES.get(name, rule) != rule:
+            raise ValueError(f"{name} is for accept {OF_RULES[name]}, not for {rule}")
+    if rule == "kseq" and drafter in ("jacobi", "ngram"):
+        raise ValueError(f"accept kseq needs several independent drafts, which {drafter} has not; use draft or eagle")
+
+
+def _require_target(plan: Plan, drafter: str) -> None:
+    backbone = plan.stages[0].backbone
+    if is_continuous(backbone):
+        raise ValueError(f"{type(backbone).__name__} draws continuous tokens; speculation is for discrete ones")
+    if not is_next_token(backbone):
+        raise ValueError(f"speculate {drafter} is for next-token models (LlamaGen), not {type(backbone).__name__}")
+
+
+def _extent(given: Mapping[str, Any], drafter: str, rule: str) -> tuple[Shape, Fixed]:
+    """The drafts of a round, and how far they go."""
+    tree, length = given.get("draft_tree"), given.get("draft_length")
+    if tree is not None and length is not None:
+        raise ValueError("draft_tree and draft_length both say how far to draft; give one of them")
+    window = JACOBI_WINDOW if drafter == "jacobi" else WINDOW
+    if isinstance(length, str) and length != AUTO:
+        raise ValueError(f"draft_length is {length!r}; it must be 1 (plain decoding) or more, or {AUTO}")
+    if tree is not None:
+        window = len(tree) + 1
+    elif length is not None and length != AUTO:
+        window = int(length)
+    policy = (Adaptive if length == AUTO else Fixed)(window, given.get("draft_confidence", 0.0))
+    chains = rule == "kseq"
+    first = CHAINS if chains else 1
+    widths = tuple(tree) if tree is not None else (first, *(1,) * (window - 2))[: window - 1]
+    shape = Shape(widths, chains)
+    _ = shape.nodes  # which refuses widths that cannot be
+    return shape, policy
+
+
+def _drafter(
+    plan: Plan, name: str, shape: Shape, lengths: Fixed, given: Mapping[str, Any], model: DraftModel | None
+) -> Drafter:
+    if name == "jacobi":
+        return Jacobi(lengths.window, given.get("jacobi_start", "repeat"), given.get("jacobi_keep", False))
+    if name == "ngram":
+        return NGram(shape)
+    if name == "early-exit":
+        return _early_exit(plan, shape, given.get("exit_layers"), model)
+    if model is None:
+        raise ValueError(f"speculate {name} needs a draft model; give draft_model (--draft-model)")
+    return _eagle(plan, shape, model) if name == "eagle" else _small(plan, shape, model)
+
+
+def _small(plan: Plan, shape: Shape, model: DraftModel) -> SmallModel:
+    if not is_next_token(model.network):
+        kind = type(model.network).__name__
+        raise ValueError(f"draft model {model.name} is of kind {kind}; speculate draft needs a next-token model")
+    target: Any = plan.stages[0].backbone
+    for name in ("vocab_size", "side", "num_classes"):
+        ours, theirs = getattr(target.config, name), getattr(model.network.config, name)
+        if ours != theirs:
+            raise ValueError(
+                f"draft model {model.name} has {name} {theirs}, but the target has {ours}; use one that agrees"
+            )
+    require_one_tokenizer(plan.tokenizer, model.tokenizer, ("target", "draft model"))
+    return SmallModel(model.network, shape, model.guided, model.name)
+
+
+def _early_exit(plan: Plan, shape: Shape, layers: int | None, model: DraftModel | None) -> SmallModel:
+    """With a trained head the conditional row alone, as the head learns it; without, guided as the target is."""
+    target: Any = plan.stages[0].backbone
+    if model is None:
+        return SmallModel(
+            early_exit(target, layers or EXIT_LAYERS), shape, name=f"an exit after {layers or EXIT_LAYERS} layers"
+        )
+    if not isinstance(model.network, ExitHead):
+        raise ValueError(
+            f"draft model {model.name} is a {type(model.network).__name__}; speculate early-exit takes an ExitHead"
+        )
+    layers = layers or model.network.config.layers
+    return SmallModel(
+        early_exit(target, layers, model.network), shape, guided=False, name=f"{model.name} after {layers} layers"
+    )
+
+
+def _eagle(plan: Plan, shape: Shape, model: DraftModel) -> Eagle:
+    if not isinstance(model.network, EagleHead):
+        raise ValueError(
+            f"draft model {model.name} is a {type(model.network).__name__}; speculate eagle takes an EagleHead"
+        )
+    target: Any = plan.stages[0].backbone
+    model.network.require_fit(target)
+    return Eagle(model.network, shape)
+
+
+def _rule(plan: Plan, name: str, given: Mapping[str, Any]) -> Rule:
+    rules: dict[str, Callable[[], Rule]] = {
+        "standard": Standard,
+        "kseq": KSeq,
+        "lantern": lambda: lantern(plan.tokenizer.pyramid.embedding.weight, given),
+        "grouped": lambda: Grouped(given.get("group", 3)),
+        "decayed": lambda: Decayed(given.get("boost", 1.1), given.get("decay", 0.7)),
+    }
+    return rules[name]()
+
+
+def lantern(codes_VC: Tensor, given: Mapping[str, Any]) -> Lantern:
+    """LANTERN on a codebook; a delta of 0.1 unless a delta or a factor is given."""
+    delta, factor = given.get("delta"), given.get("factor")
+    if delta is None and factor is None:
+        delta = 0.1
+    count = given.get("neighbours", min(NEIGHBOURS, len(codes_VC) - 1))
+    raw = given.get("raw_codes", False)
+    codes_VC = codes_VC.detach()
+    return Lantern(neighbours(codes_VC if raw else normalised_codes(codes_VC), count), delta, factor)
