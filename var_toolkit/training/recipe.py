@@ -51,7 +51,7 @@ class SamplesData:
     """Pictures of uniformly spread classes that the teacher of a drafter draws, once, kept on disk as tokens."""
 
     kind: Literal["samples"] = "samples"
-    count: int = 8_000
+    count: int = 6_000
     validation_count: int = 500
 
     def __post_init__(self) -> None:
