@@ -31,6 +31,10 @@ def plan_of(tokenizer, backbone, **settings) -> Plan:
     return Plan(tokenizer, (Stage(backbone, range(len(tokenizer.scales)), **settings),))
 
 
+def speculative(plan: Plan, speculation: NextScale) -> Plan:
+    return replace(plan, stages=(replace(plan.stages[0], speculation=speculation),))
+
+
 def same_tokens(ours, theirs) -> bool:
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
@@ -93,15 +97,15 @@ def test_tokens_come_as_the_target_draws_them_in_every_batch(toy_tokenizer, wind
     plan = plan_of(toy_tokenizer, toy_var(0), **settings)
     speculation, count = NextScale(toy_var(1), window=window), 10_000
     exact, labels = truth(plan, 1), torch.ones(count, dtype=torch.int64)
-    found, tally = speculation.decode(plan, labels, Noise(range(count)))
+    found = decode(speculative(plan, speculation), labels, Noise(range(count)))
     noise = apart(decode(plan, labels, Noise(range(count, 2 * count))).tokens, *exact)
     far = apart(found.tokens, *exact)
     assert (far < 1.5 * noise).all(), f"{far} away, plain decoding {noise}"
-    assert set(tally.stood) == set(range(window)), "some rounds must stand and some fall"
+    assert set(found.speculation.stood) == set(range(window)), "some rounds must stand and some fall"
     for batch in (1, 3):
         for at in range(0, 12, batch):
             rows = slice(at, at + batch)
-            alone, _ = speculation.decode(plan, labels[rows], Noise(range(count)[rows]))
+            alone = speculation.decode(plan, labels[rows], Noise(range(count)[rows]))
             assert same_tokens(alone.tokens, [tokens[rows] for tokens in found.tokens])
 
 
@@ -109,7 +113,7 @@ def test_a_drafter_with_settings_of_its_own_changes_nothing_but_speed(toy_tokeni
     plan, count = plan_of(toy_tokenizer, toy_var(0)), 10_000
     drafter = Stage(toy_var(1), range(3), guidance=0.0, top_k=2, temperature=0.8)
     exact, labels = truth(plan, 0), torch.zeros(count, dtype=torch.int64)
-    found, _ = NextScale(drafter, window=3).decode(plan, labels, Noise(range(count)))
+    found = NextScale(drafter, window=3).decode(plan, labels, Noise(range(count)))
     noise = apart(decode(plan, labels, Noise(range(count, 2 * count))).tokens, *exact)
     assert (apart(found.tokens, *exact) < 1.5 * noise).all()
 
@@ -118,12 +122,13 @@ def test_a_drafter_with_settings_of_its_own_changes_nothing_but_speed(toy_tokeni
 def test_a_window_of_one_is_plain_decoding_bit_for_bit(small_tokenizer, small_var, settings):
     plan, labels = plan_of(small_tokenizer, small_var, **settings), torch.tensor([3, 7])
     events = [], []
-    ours, tally = NextScale(small_var_network(depth=2), window=1).decode(
+    ours = NextScale(small_var_network(depth=2), window=1).decode(
         plan, labels, Noise([0, 1]), on_scale=events[0].append
     )
     expected = decode(plan, labels, Noise([0, 1]), on_scale=events[1].append)
     assert same_tokens(ours.tokens, expected.tokens)
     assert torch.equal(ours.latent, expected.latent)
+    tally = ours.speculation
     assert (ours.forward_passes, tally.target_passes, tally.draft_passes) == (4, 8, 0)
     for mine, theirs in zip(*events, strict=True):
         assert mine.scale == theirs.scale
@@ -135,7 +140,8 @@ def test_a_window_of_one_is_plain_decoding_bit_for_bit(small_tokenizer, small_va
 def test_equal_models_never_fall(small_tokenizer, small_var, window, rounds):
     """With windows of two the drafter takes in what the target drew; the last scale is never drafted."""
     plan, labels = plan_of(small_tokenizer, small_var, guidance=1.5, top_k=40), torch.tensor([3, 7, 1])
-    decoded, tally = NextScale(small_var_network(), window=window).decode(plan, labels, Noise([0, 1, 2]))
+    decoded = NextScale(small_var_network(), window=window).decode(plan, labels, Noise([0, 1, 2]))
+    tally = decoded.speculation
     passes = -(-4 // window)
     assert tally.stood == rounds
     assert tally.judged == tally.kept
@@ -160,9 +166,9 @@ def test_what_was_made_for_fallen_drafts_is_forgotten_by_both_networks(small_tok
     monkeypatch.setattr(small_var, "new_cache", lambda *args: caches.append(make(*args)) or caches[-1])
     rule, labels = Fickle([]), torch.tensor([3, 7, 1, 9, 2])
     plan = plan_of(small_tokenizer, small_var, guidance=1.5)
-    decoded, tally = NextScale(small_var_network(), rule, window).decode(plan, labels, Noise(range(5)))
+    decoded = NextScale(small_var_network(), rule, window).decode(plan, labels, Noise(range(5)))
     assert max(rule.differences) < 1e-5, "equal networks that know the same draw alike"
-    assert len(tally.stood) > 1
+    assert len(decoded.speculation.stood) > 1
     inputs = small_tokenizer.teacher_inputs(decoded.tokens).repeat(2, 1, 1)
     fresh, rows = make(10), torch.cat((labels, torch.full_like(labels, 10)))
     with torch.no_grad():
@@ -179,16 +185,18 @@ def test_lantern_with_nothing_to_gather_is_the_standard_rule(small_tokenizer, sm
         NextScale(drafter, rule, window=3).decode(plan, labels, Noise(range(8)))
         for rule in (Standard(), Lantern(near, delta=0.0), Lantern(near, delta=0.5))
     ]
-    assert same_tokens(found[0][0].tokens, found[1][0].tokens)
-    assert found[2][1].kept[0] / found[2][1].judged[0] >= found[0][1].kept[0] / found[0][1].judged[0]
-    assert not same_tokens(found[0][0].tokens, found[2][0].tokens)
+    assert same_tokens(found[0].tokens, found[1].tokens)
+    strict, _, loose = (one.speculation for one in found)
+    assert loose.kept[0] / loose.judged[0] >= strict.kept[0] / strict.judged[0]
+    assert not same_tokens(found[0].tokens, found[2].tokens)
 
 
 def test_a_stage_drafts_its_own_scales_alone(small_tokenizer, small_var):
     plan, labels = plan_of(small_tokenizer, small_var), torch.tensor([3, 7])
     for scales, passes in ((range(2), 4), (range(1, 3), 4)):
         drafter = Stage(small_var_network(), scales)
-        decoded, tally = NextScale(drafter, window=3).decode(plan, labels, Noise([0, 1]))
+        decoded = NextScale(drafter, window=3).decode(plan, labels, Noise([0, 1]))
+        tally = decoded.speculation
         assert set(tally.judged) == set(scales)
         assert (tally.target_passes, tally.draft_passes) == (passes, 4)
         assert decoded.tokens[-1].shape == (2, 16)
@@ -197,22 +205,24 @@ def test_a_stage_drafts_its_own_scales_alone(small_tokenizer, small_var):
 def test_counts_of_batches_add_up(small_tokenizer, small_var):
     plan, labels = plan_of(small_tokenizer, small_var), torch.arange(6)
     speculation = NextScale(small_var_network(depth=2), window=3)
-    whole = speculation.decode(plan, labels, Noise(range(6)))[1].as_json()
-    parts = [speculation.decode(plan, labels[at : at + 3], Noise(range(at, at + 3)))[1] for at in (0, 3)]
+    whole = speculation.decode(plan, labels, Noise(range(6))).speculation.as_json()
+    parts = [speculation.decode(plan, labels[at : at + 3], Noise(range(at, at + 3))).speculation for at in (0, 3)]
     assert ScaleTally.total(parts).as_json() == whole
     assert set(whole["token_acceptance_by_scale"]) == {"0", "1", "2"}
 
 
 def test_the_drafter_has_room_for_the_scales_that_it_reads(small_tokenizer, small_var):
     plan, labels = plan_of(small_tokenizer, small_var), torch.tensor([3])
-    decoded, _ = NextScale(small_var_network(depth=2), window=2).decode(plan, labels, Noise([0]))
+    decoded = NextScale(small_var_network(depth=2), window=2).decode(plan, labels, Noise([0]))
     assert decoded.cache_bytes == 2 * 4 * (4 * 256 * 30 + 2 * 128 * 14)
 
 
-def test_a_plan_line_says_who_drafts_how_far_and_what_stands(small_var):
-    assert str(NextScale(small_var, window=3)) == "drafts by VAR 4 x 256; window 3, standard acceptance"
+def test_a_plan_line_says_who_drafts_how_far_and_what_stands(small_tokenizer, small_var):
+    plan = speculative(plan_of(small_tokenizer, small_var), NextScale(small_var_network(depth=2), window=3))
+    assert str(plan).endswith("temperature 1, drafts by VAR 2 x 128, standard acceptance, window 3")
+    assert plan.networks[1].config.depth == 2
     stage = Stage(small_var, range(2), top_k=9)
-    assert str(NextScale(stage)).startswith("drafts by scales 0-1: VAR 4 x 256, guidance 0, top-k 9,")
+    assert str(NextScale(stage)).startswith("drafts of scales 0-1: VAR 4 x 256, guidance 0, top-k 9,")
 
 
 def test_a_window_without_scales_is_refused(small_var):
@@ -223,6 +233,7 @@ def test_a_window_without_scales_is_refused(small_var):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"patch_nums": (1, 2)}, r"the drafter has patch_nums \[1, 2\] and the target \[1, 2, 3\]"),
         ({"patch_nums": (1, 2, 4)}, r"the drafter has patch_nums \[1, 2, 4\] and the target \[1, 2, 3\]"),
         ({"vocab_size": 5}, "the drafter has vocab_size 5 and the target 3"),
         ({"num_classes": 7}, "the drafter has num_classes 7 and the target 2"),
@@ -238,16 +249,17 @@ def test_a_drafter_for_other_pictures_is_refused(toy_tokenizer, changes, words):
 
 def test_what_is_not_one_plain_var_is_refused(small_tokenizer, small_var, small_hmar):
     plan = plan_of(small_tokenizer, small_var)
-    stage = plan.stages[0]
-    halves = Plan(small_tokenizer, (replace(stage, scales=range(2)), replace(stage, scales=range(2, 4))))
     continuous = Stage(tiny_flowar(patch_nums=(1, 2, 3, 4)), range(4), flow=Flow(steps=2))
     cases = [
-        (halves, small_var, "a plan of one stage; this one has stages for 0-1, 2-3"),
         (plan, small_hmar, "next-scale speculation is for VAR; HMAR cannot be its drafter"),
         (plan, continuous, "FlowAR cannot be its drafter"),
         (plan_of(small_tokenizer, small_hmar), small_var, "HMAR cannot be its target"),
-        (plan_of(small_tokenizer, small_var, smooth=True), small_var, "has no smooth; switch it off"),
-        (plan_of(small_tokenizer, small_var, subnet=Subnet((0, 2), 2)), small_var, "has no subnet; switch it off"),
+        (plan_of(small_tokenizer, small_var, smooth=True), small_var, "draws plainly, without smooth; switch it off"),
+        (
+            plan_of(small_tokenizer, small_var, subnet=Subnet((0, 2), 2)),
+            small_var,
+            "draws plainly, without subnet; switch it off",
+        ),
     ]
     for refused, drafter, words in cases:
         with pytest.raises(ValueError, match=words):

@@ -70,29 +70,43 @@ class NextScale:
         if self.window < 1:
             raise ValueError(f"the window is {self.window} scales; it must be 1 (plain decoding) or more")
 
+    @property
+    def networks(self) -> list[Backbone]:
+        """The drafter's."""
+        return [self.drafter.backbone if isinstance(self.drafter, Stage) else self.drafter]
+
+    def drafting(self, target: Stage) -> Stage:
+        """How the drafter draws for a target. ValueError unless both are VARs drawn plainly, for the same pictures."""
+        (network,) = self.networks
+        _require_fit(network, target.backbone)
+        alike = replace(target, backbone=network, speculation=None)
+        drafter = self.drafter if isinstance(self.drafter, Stage) else alike
+        for stage in (drafter, target):
+            if stage.smooth or stage.subnet is not None:
+                odd = "smooth" if stage.smooth else "subnet"
+                raise ValueError(f"next-scale speculation draws plainly, without {odd}; switch it off")
+        return drafter
+
     @torch.inference_mode()
     def decode(
         self, plan: Plan, labels_B: Tensor, noise: Noise, *, on_scale: Callable[[ScaleEvent], None] | None = None
-    ) -> tuple[Decoded, ScaleTally]:
-        """As `sampling.engine.decode`, and what it took. The callback learns of a scale once all pictures have it.
+    ) -> Decoded:
+        """As `sampling.engine.decode`, which calls it. The callback learns of a scale once all pictures have it.
 
         Passes and memory are those of the batch: a pass for all pictures that begin a round at a scale counts as one.
-        ValueError if the plan is not one of a VAR alone, or if the drafter does not fit it.
         """
-        target = _require_one_stage(plan)
-        drafter = self.drafter if isinstance(self.drafter, Stage) else replace(target, backbone=self.drafter)
-        _require_fit(drafter, target)
-        run = _Run(self, plan, target, drafter, labels_B, noise)
+        (target,) = plan.stages
+        run = _Run(self, plan, self.drafting(target), labels_B, noise)
         for k in range(len(plan.tokenizer.scales)):
             run.round(k)
             latent = run.canvas.add(run.canvas.pyramid.embed(run.tokens[k]), k)
             if on_scale is not None:
                 on_scale(ScaleEvent(k, run.tokens[k], latent, plan.tokenizer))
-        return Decoded(run.tokens, latent, run.tally.forward_passes, 0, run.tally.cache_bytes), run.tally
+        return Decoded(run.tokens, latent, run.tally.forward_passes, 0, run.tally.cache_bytes, run.tally)
 
     def __str__(self) -> str:
-        drafter = self.drafter if isinstance(self.drafter, Stage) else _named(self.drafter)
-        return f"drafts by {drafter}; window {self.window}, {self.rule}"
+        drafts = f"of {self.drafter}" if isinstance(self.drafter, Stage) else f"by {_named(self.drafter)}"
+        return f"drafts {drafts}, {self.rule}, window {self.window}"
 
 
 class _Draft(NamedTuple):
@@ -142,14 +156,12 @@ class _Reader:
 class _Run:
     """One batch under way."""
 
-    def __init__(
-        self, settings: NextScale, plan: Plan, target: Stage, drafter: Stage, labels_B: Tensor, noise: Noise
-    ) -> None:
+    def __init__(self, settings: NextScale, plan: Plan, drafter: Stage, labels_B: Tensor, noise: Noise) -> None:
         self.rule, self.window, self.noise = settings.rule, settings.window, noise
         self.canvas, self.scales = Canvas(plan.tokenizer), plan.tokenizer.scales
         # Nothing is gained by drafts of the last scale: the pass that would judge them can draw it.
         self.drafted = range(drafter.scales.start, min(drafter.scales.stop, len(self.scales) - 1))
-        self.target = _Reader.begin(target, labels_B, len(self.scales))
+        self.target = _Reader.begin(plan.stages[0], labels_B, len(self.scales))
         self.drafter = _Reader.begin(drafter, labels_B, self.drafted.stop)
         self.tokens = [labels_B.new_zeros(len(labels_B), length) for length in self.scales.lengths]
         self.settled_B = torch.zeros_like(labels_B)  # scales of each picture; the target's cache holds as many
@@ -233,31 +245,19 @@ class _Run:
             self.tally.stood.update((settled_G - first - 1).tolist())
 
 
-def _require_one_stage(plan: Plan) -> Stage:
-    if len(plan.stages) != 1:
-        raise ValueError(f"next-scale speculation takes a plan of one stage; this one has stages for {plan.ranges}")
-    return plan.stages[0]
-
-
-def _require_fit(drafter: Stage, target: Stage) -> None:
-    """ValueError unless both are VARs drawn plainly, for pictures of one kind."""
-    for role, stage in (("drafter", drafter), ("target", target)):
-        backbone = stage.backbone
-        if is_next_token(backbone) or is_continuous(backbone) or backbone.markov:
-            raise ValueError(f"next-scale speculation is for VAR; {type(backbone).__name__} cannot be its {role}")
-        if stage.smooth or stage.subnet is not None:
-            raise ValueError(f"next-scale speculation has no {'smooth' if stage.smooth else 'subnet'}; switch it off")
+def _require_fit(drafter: Backbone, target: Backbone) -> None:
+    for role, network in (("drafter", drafter), ("target", target)):
+        if is_next_token(network) or is_continuous(network) or network.markov:
+            raise ValueError(f"next-scale speculation is for VAR; {type(network).__name__} cannot be its {role}")
     for name in SHARED:
-        ours, theirs = (getattr(stage.backbone.config, name) for stage in (drafter, target))
+        ours, theirs = (_shown(getattr(network.config, name)) for network in (drafter, target))
         if ours != theirs:
-            raise ValueError(
-                f"the drafter has {name} {_listed(ours)} and the target {_listed(theirs)}; they must agree"
-            )
+            raise ValueError(f"the drafter has {name} {ours} and the target {theirs}; they must agree")
 
 
-def _listed(value: Any) -> str:
+def _shown(value: Any) -> str:
     return str(list(value) if isinstance(value, tuple) else value)
 
 
-def _named(backbone: Backbone) -> str:
-    return f"{type(backbone).__name__} {backbone.config.depth} x {backbone.config.embed_dim}"
+def _named(network: Backbone) -> str:
+    return f"{type(network).__name__} {network.config.depth} x {network.config.embed_dim}"
