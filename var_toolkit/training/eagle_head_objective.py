@@ -26,7 +26,10 @@ from var_toolkit.zoo.directory import save_network
 
 @dataclass(frozen=True, kw_only=True)
 class EagleHeadOptions(DistillationOptions):
-    """The published weight of the choices beside the features, and noise on the features that the head is given."""
+    """The published weight of the choices beside the features, and noise on the features that the head is given.
+
+    A larger weight of the choices serves the first draft and harms those behind it, which build on guessed features.
+    """
 
     choice_weight: float = 0.1
     feature_noise: float = 0.1  # uniform, up to this to either side
