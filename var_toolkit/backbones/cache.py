@@ -106,6 +106,9 @@ class RaggedCache(KVCache):
         self.even = True
         self._places: tuple[Tensor, Tensor] | None = None  # where the tokens of a pass go: rows and slots
 
+    def _room(self, room: int) -> Tensor:
+        return super()._room(room).zero_()  # shorter rows show slots never written, where weight 0 times NaN is NaN
+
     def append(self, layer: int, k_RHLD: Tensor, v_RHLD: Tensor) -> tuple[Tensor, Tensor]:
         """Write new keys and values behind what each row holds; return views as long as the longest row."""
         if self.even:
