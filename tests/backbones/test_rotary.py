@@ -39,3 +39,9 @@ def test_half_precision_comes_back_as_it_went_in():
     x = torch.randn(1, 1, 4, 8)
     assert turn(x.bfloat16()).dtype == torch.bfloat16
     assert_close(turn(x.bfloat16()).float(), turn(x), atol=0.05, rtol=0.02)
+
+
+def test_compiled_it_is_the_same():
+    turn, x = turn_on_grids((3,), 16, 8, CPU), torch.randn(2, 3, 9, 8)
+    compiled = torch.compile(lambda x: turn(x), backend="aot_eager", fullgraph=True)
+    assert_close(compiled(x), turn(x), atol=1e-6, rtol=0)

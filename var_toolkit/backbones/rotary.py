@@ -20,8 +20,12 @@ class Turn(NamedTuple):
 
     def __call__(self, x_RHLD: Tensor) -> Tensor:
         """Queries or keys, turned, in their own dtype."""
-        even, odd = x_RHLD.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack((even * self.cos - odd * self.sin, odd * self.cos + even * self.sin), dim=-1)
+        pairs = x_RHLD.float().unflatten(-1, (-1, 2))
+        if torch.compiler.is_compiling():  # which fuses these into one kernel, and has none for complex numbers
+            even, odd = pairs.unbind(-1)
+            turned = torch.stack((even * self.cos - odd * self.sin, odd * self.cos + even * self.sin), dim=-1)
+        else:
+            turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(self.cos, self.sin))
         return turned.flatten(-2).to(x_RHLD.dtype)
 
 
