@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import NamedTuple, Self, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -126,12 +125,12 @@ class RasterAttention(nn.Module):
         self.resid_dropout = nn.Dropout(dropout)
 
     def forward(self, x_RLC: Tensor, turn: Turn, attend: Attend, cache: KVCache | None, layer: int) -> Tensor:
-        q, k, v = rearrange(self.wqkv(x_RLC), "r l (three h d) -> three r h l d", three=3, h=self.heads)
-        q, k = turn(q), turn(k)
+        qkv = self.wqkv(x_RLC).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, R, H, L, D)
+        (q, k), v = turn(qkv[:2]), qkv[2]
         if cache is not None:
             k, v = cache.append(layer, k, v)
             q = q.to(k.dtype)  # the cache keeps the dtype of the weights, also under autocast
-        out = rearrange(attend(q, k, v, q.shape[-1] ** -0.5), "r h l d -> r l (h d)")
+        out = attend(q, k, v, q.shape[-1] ** -0.5).transpose(1, 2).flatten(2)
         return self.resid_dropout(self.wo(out))
 
 
