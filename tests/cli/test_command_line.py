@@ -41,6 +41,11 @@ def test_the_options_are_the_documented_ones():
     drawing = {"--cfg", "--top-k", "--top-p", "--temperature", "--smooth", "--batch-size", "--tokenizer"}
     drawing |= {"--solver", "--steps", "--guidance-interval", "--guided-tokens"}
     plans = {"--subnet", "--full-scales", "--refine", "--refine-clean", "--drafter", "--refiner", "--draft-scales"}
+    plans |= {
+        "--speculate", "--accept", "--draft-model", "--draft-length", "--draft-tree", "--draft-confidence",
+        "--jacobi-start", "--jacobi-keep", "--exit-layers", "--delta", "--lambda", "--neighbours", "--raw-codes",
+        "--group", "--boost", "--decay",
+    }  # fmt: skip
     assert options["sample"] == machine | drawing | plans | {
         "--class", "-n", "--seed", "--model", "--out", "--grid", "--trace", "--save-tokens", "--dry-run", "--json",
     }  # fmt: skip

@@ -121,7 +121,7 @@ def test_equal_networks_of_continuous_tokens_draw_what_one_draws():
 def test_a_drafter_of_continuous_tokens_and_a_refiner_of_discrete_ones_are_refused(small_tokenizer, small_var):
     continuous = flow_plan_of(tiny_kl(1, 2, 3, 4), tiny_flowar(patch_nums=(1, 2, 3, 4)))
     discrete = plan_of(small_tokenizer, small_var)
-    with pytest.raises(ValueError, match="the drafter has a KLTokenizer for tokenizer and the refiner a MultiScaleVQ"):
+    with pytest.raises(ValueError, match="the drafter has a KLTokenizer and the refiner a MultiScaleVQ for tokenizer"):
         code(continuous, discrete, draft_scales=2)
     with pytest.raises(ValueError, match="the drafter has a MultiScaleVQ and the refiner a KLTokenizer"):
         code(discrete, continuous, draft_scales=2)

@@ -51,7 +51,8 @@ def require_one_tokenizer(one: Tokenizer, other: Tokenizer, names: tuple[str, st
     if type(one) is not type(other):
         kinds = [type(tokenizer).__name__ for tokenizer in (one, other)]
         raise ValueError(
-            f"the {names[0]} has a {kinds[0]} for tokenizer and the {names[1]} a {kinds[1]}; a picture needs one"
+            f"the {names[0]} has a {kinds[0]} and the {names[1]} a {kinds[1]} for tokenizer; "
+            "a picture needs one for both"
         )
     if one.scales != other.scales:
         schedules = [list(tokenizer.scales.patch_nums) for tokenizer in (one, other)]

@@ -137,7 +137,7 @@ class Speculation:
     def draw(self, stage: Stage, labels_R: Tensor, noise: Noise) -> tuple[Tensor, Tally]:
         """The map of each picture, (B, L), and what it took."""
         run = Run(stage, labels_R, noise)
-        target = _Target(run, self.drafter.nodes)
+        target = Target(run, self.drafter.nodes)
         tally = Tally(pictures=run.pictures, settled=run.total * run.pictures)
         session, cost = self.drafter.begin(run, self.lengths), self.drafter.cost(stage)
         fallen: set[int] = set()
@@ -176,7 +176,7 @@ class Speculation:
         return f"{self.drafter}, {self.rule}, {self.lengths}"
 
 
-class _Target:
+class Target:
     """The large network and its cache, which holds all but the last settled token between rounds."""
 
     def __init__(self, run: Run, nodes: int) -> None:

@@ -16,7 +16,8 @@ from var_toolkit.speculative.rules import OneByOne, at, ratio, residual
 class Grouped(OneByOne):
     """The chance is min(1, P / Q) with the masses of the `size` codes nearest in p to the draft, itself among them.
 
-    What is left is that of the standard rule, which `size` 1 is; a larger group never stands less often.
+    What is left is that of the standard rule, which `size` 1 is. On the whole larger groups let more drafts stand,
+    though not every one.
     """
 
     size: int

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from var_toolkit.speculative.rules import OneByOne, at, normalised, ratio, residual
+from var_toolkit.speculative.rules import OneByOne, at, ratio, residual
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,15 +31,15 @@ class Lantern(OneByOne):
 
     def __post_init__(self) -> None:
         if (self.delta is None) == (self.factor is None):
-            raise ValueError("LANTERN takes a delta or a factor; give one of them")
+            raise ValueError("LANTERN takes a delta or a lambda; give one of them")
         if self.delta is not None and not 0 <= self.delta <= 1:
             raise ValueError(f"delta is {self.delta}; it must be from 0 to 1")
         if self.factor is not None and not 1 <= self.factor < float("inf"):
-            raise ValueError(f"factor is {self.factor}; it must be 1 or more")
+            raise ValueError(f"lambda is {self.factor}; it must be 1 or more")
 
     def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         relaxed = self.relaxed(p, token)
-        return ratio(at(relaxed, token), at(q, token)), normalised(residual(relaxed, q, token), p)
+        return ratio(at(relaxed, token), at(q, token)), residual(relaxed, q, token)
 
     def relaxed(self, p: Tensor, token: Tensor) -> Tensor:
         """The target (..., V) by which a draft (...) is judged."""
@@ -53,7 +53,7 @@ class Lantern(OneByOne):
         return emptied.scatter(-1, token.unsqueeze(-1), worth.unsqueeze(-1))
 
     def __str__(self) -> str:
-        bound = f"delta {self.delta}" if self.delta is not None else f"factor {self.factor}"
+        bound = f"delta {self.delta}" if self.delta is not None else f"lambda {self.factor}"
         return f"LANTERN, {bound}, {self.neighbours.shape[1]} neighbours"
 
 
