@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from var_toolkit.backbones.linear import Linear, linear, linear_gelu
+from var_toolkit.backbones.linear import Linear, linear, linear_gelu, linear_silu
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
@@ -19,6 +19,7 @@ def test_without_gradients_the_result_is_the_same(rows, bias):
         assert_close(linear(x, weight, b), F.linear(x, weight, b), atol=1e-5, rtol=1e-5)
         expected = F.gelu(F.linear(x, weight, b), approximate="tanh")
         assert_close(linear_gelu(x, weight, b), expected, atol=2e-5, rtol=1e-5)
+        assert_close(linear_silu(x, weight, b), F.silu(F.linear(x, weight, b)), atol=2e-5, rtol=1e-5)
 
 
 def test_views_that_are_not_contiguous_are_taken():
@@ -27,9 +28,10 @@ def test_views_that_are_not_contiguous_are_taken():
         assert_close(linear(x, weight, None), F.linear(x, weight), atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_flow_when_they_are_wanted():
+@pytest.mark.parametrize("product", [linear, linear_gelu, linear_silu])
+def test_gradients_flow_when_they_are_wanted(product):
     x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(3, 8, requires_grad=True)
-    linear_gelu(x, weight, None).sum().backward()
+    product(x, weight, None).sum().backward()
     assert x.grad.abs().sum() > 0
     assert weight.grad.abs().sum() > 0
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from var_toolkit.backbones.attention import Attend, to_all, to_allowed
 from var_toolkit.backbones.cache import KVCache, RaggedCache, cache_of
 from var_toolkit.backbones.gated_mlp import RMSNorm
-from var_toolkit.backbones.linear import Linear
+from var_toolkit.backbones.linear import Linear, linear_silu
 from var_toolkit.backbones.rotary import Turn, turn_on_grids
 from var_toolkit.scales import Scales
 
@@ -144,7 +144,7 @@ class RasterMLP(nn.Module):
         self.ffn_dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+        return self.ffn_dropout(self.w2(linear_silu(x, self.w1.weight, None) * self.w3(x)))
 
 
 class RasterBlock(nn.Module):
