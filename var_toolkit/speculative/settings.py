@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 from var_toolkit.backbones.draft_heads import EagleHead, ExitHead, early_exit
 from var_toolkit.sampling.collaborative import require_one_tokenizer
 from var_toolkit.sampling.plan import Plan, is_continuous, is_next_token
@@ -20,13 +18,14 @@ from var_toolkit.speculative.jacobi import Jacobi
 from var_toolkit.speculative.kseq import KSeq
 from var_toolkit.speculative.lantern import Lantern, neighbours, normalised_codes
 from var_toolkit.speculative.lengths import Adaptive, Fixed
+from var_toolkit.speculative.next_scale import NextScale
 from var_toolkit.speculative.ngram import NGram
 from var_toolkit.speculative.rules import Rule, Standard
 from var_toolkit.speculative.small_model import SmallModel
 
 DRAFTERS = ("jacobi", "draft", "early-exit", "ngram", "eagle")
 RULES = ("standard", "kseq", "lantern", "grouped", "decayed")
-JACOBI_WINDOW, WINDOW, EXIT_LAYERS, CHAINS, NEIGHBOURS = 16, 5, 2, 4, 1000
+JACOBI_WINDOW, WINDOW, SCALES, EXIT_LAYERS, CHAINS, NEIGHBOURS = 16, 5, 2, 2, 4, 1000
 AUTO = "auto"  # the draft length
 # Settings that belong to some drafters or to one rule.
 OF_DRAFTERS = {
@@ -71,9 +70,34 @@ def speculative(plan: Plan, given: Mapping[str, Any], draft_model: DraftModel | 
     _require_known("accept", rule, RULES)
     _require_owned(given, drafter, rule)
     _require_target(plan, drafter)
-    shape, lengths = _extent(given, drafter, rule)
-    found = Speculation(_drafter(plan, drafter, shape, lengths, given, draft_model), _rule(plan, rule, given), lengths)
-    return replace(plan, stages=(replace(plan.stages[0], speculation=found),))
+    build = _by_token if is_next_token(plan.stages[0].backbone) else _by_scale
+    return replace(plan, stages=(replace(plan.stages[0], speculation=build(plan, given, draft_model)),))
+
+
+def _by_token(plan: Plan, given: Mapping[str, Any], model: DraftModel | None) -> Speculation:
+    rule = given.get("accept", "standard")
+    shape, lengths = _extent(given, given["speculate"], rule)
+    return Speculation(
+        _drafter(plan, given["speculate"], shape, lengths, given, model), _rule(plan, rule, given), lengths
+    )
+
+
+def _by_scale(plan: Plan, given: Mapping[str, Any], model: DraftModel | None) -> NextScale:
+    """Of a VAR: a smaller one drafts whole scales."""
+    for name in ("draft_tree", "draft_confidence"):
+        if name in given:
+            raise ValueError(f"{name} is for next-token models; a VAR's drafts are whole scales: use draft_length")
+    if given.get("accept") == "kseq":
+        raise ValueError("accept kseq is for next-token models; a VAR has one draft for each place")
+    window = given.get("draft_length", SCALES)
+    if isinstance(window, str):
+        raise ValueError(f"draft_length is {window!r}; for a VAR it must be a number of scales, 1 (plain) or more")
+    if model is None:
+        raise ValueError("speculate draft needs a draft model; give draft_model (--draft-model)")
+    found = NextScale(model.network, _rule(plan, given.get("accept", "standard"), given), window)
+    found.drafting(plan.stages[0])  # which refuses what does not fit
+    require_one_tokenizer(plan.tokenizer, model.tokenizer, ("target", "draft model"))
+    return found
 
 
 def _require_known(name: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -95,8 +119,12 @@ def _require_target(plan: Plan, drafter: str) -> None:
     backbone = plan.stages[0].backbone
     if is_continuous(backbone):
         raise ValueError(f"{type(backbone).__name__} draws continuous tokens; speculation is for discrete ones")
-    if not is_next_token(backbone):
-        raise ValueError(f"speculate {drafter} is for next-token models (LlamaGen), not {type(backbone).__name__}")
+    if len(plan.stages) > 1:
+        raise ValueError(f"speculation needs a plan of one stage; this one has {len(plan.stages)}")
+    if not is_next_token(backbone) and drafter != "draft":
+        raise ValueError(
+            f"speculate {drafter} is for next-token models (LlamaGen); {type(backbone).__name__} has speculate draft"
+        )
 
 
 def _extent(given: Mapping[str, Any], drafter: str, rule: str) -> tuple[Shape, Fixed]:
@@ -180,19 +208,19 @@ def _rule(plan: Plan, name: str, given: Mapping[str, Any]) -> Rule:
     rules: dict[str, Callable[[], Rule]] = {
         "standard": Standard,
         "kseq": KSeq,
-        "lantern": lambda: lantern(plan.tokenizer.pyramid.embedding.weight, given),
+        "lantern": lambda: _lantern(plan, given),
         "grouped": lambda: Grouped(given.get("group", 3)),
         "decayed": lambda: Decayed(given.get("boost", 1.1), given.get("decay", 0.7)),
     }
     return rules[name]()
 
 
-def lantern(codes_VC: Tensor, given: Mapping[str, Any]) -> Lantern:
-    """LANTERN on a codebook; a delta of 0.1 unless a delta or a factor is given."""
+def _lantern(plan: Plan, given: Mapping[str, Any]) -> Lantern:
+    """With a delta of 0.1 unless a delta or a lambda is given; codes are compared as the tokenizer does it."""
     delta, factor = given.get("delta"), given.get("factor")
     if delta is None and factor is None:
         delta = 0.1
+    codes_VC = plan.tokenizer.pyramid.embedding.weight.detach()
     count = given.get("neighbours", min(NEIGHBOURS, len(codes_VC) - 1))
-    raw = given.get("raw_codes", False)
-    codes_VC = codes_VC.detach()
-    return Lantern(neighbours(codes_VC if raw else normalised_codes(codes_VC), count), delta, factor)
+    by_direction = is_next_token(plan.stages[0].backbone) and not given.get("raw_codes", False)
+    return Lantern(neighbours(normalised_codes(codes_VC) if by_direction else codes_VC, count), delta, factor)
