@@ -26,7 +26,7 @@ from var_toolkit.sampling.refinement_schedule import OFF, refinement
 from var_toolkit.sampling.variant import variant
 from var_toolkit.speculative.settings import SETTINGS as SPECULATIVE
 from var_toolkit.speculative.settings import DraftModel, speculative
-from var_toolkit.speculative.tally import Tally
+from var_toolkit.speculative.tally import Tally, together
 from var_toolkit.zoo.class_names import ClassNames, class_names
 from var_toolkit.zoo.directory import INDEX, write_json, write_network, written_whole
 from var_toolkit.zoo.registry import Sampling
@@ -276,7 +276,7 @@ class Pipeline:
             forward_passes=sum(run.forward_passes for run in runs),
             velocity_evaluations=sum(run.evaluations for run in runs),
             cache_bytes=max(run.cache_bytes for run in runs),
-            speculation=Tally.total(run.speculation for run in runs) if plan.stages[0].speculation else None,
+            speculation=together([run.speculation for run in runs if run.speculation]),
         )
 
     def reconstruct(self, image: Image | Tensor) -> Image:

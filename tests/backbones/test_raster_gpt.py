@@ -178,7 +178,7 @@ def test_rows_of_different_lengths_go_on_as_if_each_were_alone():
     with torch.inference_mode():
         cache = network.new_ragged_cache(3, 20)
         network.next_hidden(labels, tokens[:, :7], cache=cache)
-        cache.rewind(torch.tensor(kept))  # the class counts
+        cache.rewind(kept)  # the class counts
         fed = torch.stack([row[length - 1 : length + 3] for row, length in zip(tokens, kept, strict=True)])
         found = [network.next_hidden(None, part, cache=cache) for part in fed.split((3, 1), dim=1)]
         for row, length in enumerate(kept):
@@ -213,4 +213,4 @@ def test_a_ragged_cache_refuses_what_it_does_not_hold():
     cache = golden_gpt().new_ragged_cache(2, 4)
     cache.advance(3)
     with pytest.raises(ValueError, match=r"rows of \[3, 3\] tokens to \[1, 4\]"):
-        cache.rewind(torch.tensor([1, 4]))
+        cache.rewind([1, 4])

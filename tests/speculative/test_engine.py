@@ -113,7 +113,7 @@ def test_the_measure_sees_a_rule_that_is_not_exact(plain):
     class Gullible(Standard):
         def test(self, p, q, token, depth):
             chance, left = super().test(p, q, token, depth)
-            return chance.clamp(min=0.2), left
+            return chance.clamp(min=0.7), left
 
     chances, noise = plain["guided"]
     tokens, _ = drawn(Speculation(DRAFTERS["small"], Gullible(), Fixed(4)), STAGES["guided"], range(SAMPLES))

@@ -95,15 +95,14 @@ class KVCache:
 
 
 class RaggedCache(KVCache):
-    """A cache whose rows hold different numbers of tokens, each from the front: `lengths_R`, int64 on the CPU.
+    """A cache whose rows hold different numbers of tokens, each from the front: `lengths`.
 
     `length` is that of the longest row. While all rows are `even` it works as `KVCache` does, at its cost.
     """
 
     def __init__(self, rooms: Sequence[int], *, rows: int, **shape: Any) -> None:
         super().__init__(rooms, rows=rows, **shape)
-        self.lengths_R = torch.zeros(rows, dtype=torch.int64)
-        self.even = True
+        self.lengths = [0] * rows
         self._places: tuple[Tensor, Tensor] | None = None  # where the tokens of a pass go: rows and slots
 
     def _room(self, room: int) -> Tensor:
@@ -121,6 +120,11 @@ class RaggedCache(KVCache):
             kept[rows_R1, :, slots_RL] = new_RHLD.transpose(1, 2).to(kept.dtype)
         return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
 
+    @property
+    def lengths_R(self) -> Tensor:  # noqa: N802
+        """The lengths, int64, on the CPU."""
+        return torch.tensor(self.lengths)
+
     def _slots(self, new: int) -> tuple[Tensor, Tensor]:
         device = self._like.device
         lengths_R1 = self.lengths_R.to(device).unsqueeze(1)
@@ -128,14 +132,14 @@ class RaggedCache(KVCache):
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` more as cached in every row, after every layer has appended them."""
-        self._set(self.lengths_R + tokens)
+        self._set([length + tokens for length in self.lengths])
 
-    def rewind(self, length: int | Tensor) -> None:
-        """Forget everything behind the first `length` tokens, one for all rows or one a row (R)."""
-        wanted_R = torch.as_tensor(length).cpu().expand(len(self.lengths_R))
-        if bool((wanted_R < 0).any() or (wanted_R > self.lengths_R).any()):
-            raise ValueError(f"cannot rewind rows of {self.lengths_R.tolist()} tokens to {wanted_R.tolist()}")
-        self._set(wanted_R.clone())
+    def rewind(self, length: int | Sequence[int]) -> None:
+        """Forget everything behind the first `length` tokens, one number for all rows or one for each."""
+        wanted = [length] * len(self.lengths) if isinstance(length, int) else list(length)
+        if any(not 0 <= kept <= held for kept, held in zip(wanted, self.lengths, strict=True)):
+            raise ValueError(f"cannot rewind rows of {self.lengths} tokens to {wanted}")
+        self._set(wanted)
 
     def keep(self, begin_R: Tensor, slots_RL: Tensor) -> None:
         """Move what lies in some slots of each row, (R, L), to those from `begin` on: the path of a tree that stays.
@@ -147,9 +151,9 @@ class RaggedCache(KVCache):
         for kept in (*self._keys, *self._values):
             kept[rows_R1, :, target_RL] = kept[rows_R1, :, slots_RL]
 
-    def _set(self, lengths_R: Tensor) -> None:
-        self.lengths_R, self._places = lengths_R, None
-        self.length, self.even = int(lengths_R.max()), bool((lengths_R == lengths_R[0]).all())
+    def _set(self, lengths: list[int]) -> None:
+        self.lengths, self._places = lengths, None
+        self.length, self.even = max(lengths), min(lengths) == max(lengths)
 
 
 def cache_of(network: Any, rows: int, rooms: Sequence[int] | None, kind: Callable[..., KVCache] = KVCache) -> KVCache:

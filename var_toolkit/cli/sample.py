@@ -267,7 +267,10 @@ def _report(args: argparse.Namespace, pipe: Pipeline, drawn: Drawn, loading: flo
 
 def _told(tallies: list[Tally]) -> dict[str, Any] | None:
     """What became of the drafts, None where there were none."""
-    return type(tallies[0]).total(tallies).as_json() if tallies else None
+    from var_toolkit.speculative.tally import together
+
+    whole = together(tallies)
+    return whole.as_json() if whole else None
 
 
 def _show_plan(args: argparse.Namespace, plan: Plan, labels: list[int]) -> None:

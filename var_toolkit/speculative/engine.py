@@ -23,7 +23,7 @@ from var_toolkit.sampling.filters import pick
 from var_toolkit.sampling.next_token import choices
 from var_toolkit.sampling.noise import Noise, Stream
 from var_toolkit.speculative.drafts import Draft
-from var_toolkit.speculative.lengths import LengthPolicy, Record, pays
+from var_toolkit.speculative.lengths import Account, LengthPolicy, Record
 from var_toolkit.speculative.rules import Rule, Verdict
 from var_toolkit.speculative.tally import Tally
 
@@ -39,8 +39,8 @@ class Run:
         self.total = stage.backbone.config.tokens
         self.pictures = len(labels_R) // stage.rows
         self.tokens_BL = labels_R.new_zeros(self.pictures, self.total)
-        self.counts = [0] * self.pictures  # settled tokens of each picture
-        self.past: list[list[Record]] = [[] for _ in self.counts]
+        self.counts = [0] * self.pictures  # settled tokens of each picture, which is the place of the next
+        self.places_B = labels_R.new_zeros(self.pictures)  # the same as a tensor
         self.round = 0
 
     @property
@@ -48,21 +48,25 @@ class Run:
         """Tokens that are still to come, of each picture."""
         return [self.total - count for count in self.counts]
 
-    def places(self) -> Tensor:
-        """How many tokens are settled, which is the place of the next, int64 (B,)."""
-        return torch.tensor(self.counts, device=self.tokens_BL.device)
-
     def last(self) -> Tensor:
         """The last settled token of each picture, (B, 1)."""
-        return self.tokens_BL.gather(1, self.places().unsqueeze(1) - 1)
+        return self.tokens_BL.gather(1, self.places_B.unsqueeze(1) - 1)
 
     def settle(self, tokens_BA: Tensor, new: Sequence[int]) -> None:
         """Put the first `new` tokens of each row behind those that are settled."""
-        new_B1 = torch.tensor(new, device=tokens_BA.device).unsqueeze(1)
-        rank_A = torch.arange(tokens_BA.shape[1], device=tokens_BA.device)
-        rows_X, ranks_X = (rank_A < new_B1).nonzero(as_tuple=True)
-        self.tokens_BL[rows_X, self.places()[rows_X] + ranks_X] = tokens_BA[rows_X, ranks_X]
+        if min(new) == max(new) == tokens_BA.shape[1]:
+            self.tokens_BL.scatter_(1, self._ranks(tokens_BA) + self.places_B.unsqueeze(1), tokens_BA)
+            self.places_B = self.places_B + max(new)
+        else:
+            new_B = torch.tensor(new, device=tokens_BA.device)
+            rows_X, ranks_X = (self._ranks(tokens_BA) < new_B.unsqueeze(1)).nonzero(as_tuple=True)
+            self.tokens_BL[rows_X, self.places_B[rows_X] + ranks_X] = tokens_BA[rows_X, ranks_X]
+            self.places_B = self.places_B + new_B
         self.counts = [count + more for count, more in zip(self.counts, new, strict=True)]
+
+    @staticmethod
+    def _ranks(tokens_BA: Tensor) -> Tensor:
+        return torch.arange(tokens_BA.shape[1], device=tokens_BA.device)
 
 
 @dataclass(frozen=True)
@@ -137,43 +141,63 @@ class Speculation:
     def draw(self, stage: Stage, labels_R: Tensor, noise: Noise) -> tuple[Tensor, Tally]:
         """The map of each picture, (B, L), and what it took."""
         run = Run(stage, labels_R, noise)
-        target = Target(run, self.drafter.nodes)
-        tally = Tally(pictures=run.pictures, settled=run.total * run.pictures)
-        session, cost = self.drafter.begin(run, self.lengths), self.drafter.cost(stage)
-        fallen: set[int] = set()
+        target, session = Target(run, self.drafter.nodes), self.drafter.begin(run, self.lengths)
+        books = _Books(run, self.lengths, self.drafter.cost(stage))
         draft, passes = None, 0
         while True:
             checked = target.check(draft, self.rule)
-            self._record(run, checked, passes, tally)
+            books.enter(checked, passes)
             if not any(run.left):
                 break
             run.round += 1
-            fallen |= {row for row in range(run.pictures) if not pays(run.past[row], cost)}
-            depths = [
-                0 if row in fallen else max(0, min(self.lengths.depth(run.past[row]), left - 1))
-                for row, left in enumerate(run.left)
-            ]
+            depths = books.depths()
             session.learn(run, checked)
             draft, passes = session.propose(run, depths) if any(depths) else (None, 0)
-        tally.fall_backs, tally.forward_passes, tally.cache_bytes = len(fallen), run.round + 1, target.cache.nbytes
-        return run.tokens_BL, tally
-
-    @staticmethod
-    def _record(run: Run, checked: Checked, passes: int, tally: Tally) -> None:
-        offered = [0] * run.pictures if checked.draft is None else checked.draft.depths.tolist()
-        for row, (drafted, new) in enumerate(zip(offered, checked.new, strict=True)):
-            if new == 0:
-                continue
-            tally.target_passes += 1
-            if run.round > 0:
-                run.past[row].append(Record(drafted, new - 1, passes if drafted else 0))
-                tally.draft_passes += passes if drafted else 0
-                tally.drafted += drafted
-                tally.stood[new - 1] += 1
+        return run.tokens_BL, books.closed(target.cache.nbytes)
 
     def __repr__(self) -> str:
         """In words that tell all settings, without the tensors."""
         return f"{self.drafter}, {self.rule}, {self.lengths}"
+
+
+class _Books:
+    """What became of the drafts of each picture, and how far it drafts next."""
+
+    def __init__(self, run: Run, lengths: LengthPolicy, cost: float) -> None:
+        self.run, self.lengths, self.cost = run, lengths, cost
+        self.windows = [lengths.first] * run.pictures
+        self.accounts = [Account() for _ in run.counts]
+        self.tally = Tally(pictures=run.pictures, settled=run.total * run.pictures)
+
+    def enter(self, checked: Checked, passes: int) -> None:
+        """A round that is over; the first pass had no drafts and belongs to none."""
+        offered = [0] * self.run.pictures if checked.draft is None else checked.draft.depths.tolist()
+        for row, (drafted, new) in enumerate(zip(offered, checked.new, strict=True)):
+            if new == 0:
+                continue
+            self.tally.target_passes += 1
+            if self.run.round > 0:
+                self._enter(row, Record(drafted, new - 1, passes if drafted else 0))
+
+    def _enter(self, row: int, record: Record) -> None:
+        self.windows[row] = self.lengths.after(self.windows[row], record)
+        self.accounts[row].add(record)
+        self.tally.draft_passes += record.passes
+        self.tally.drafted += record.drafted
+        self.tally.stood[record.stood] += 1
+
+    def depths(self) -> list[int]:
+        """How many tokens to draft for each picture: none where that does not pay, and none behind its end."""
+        return [
+            max(0, min(window, left) - 1) if account.pays(self.cost) else 0
+            for window, left, account in zip(self.windows, self.run.left, self.accounts, strict=True)
+        ]
+
+    def closed(self, cache_bytes: int) -> Tally:
+        """The numbers of the whole run."""
+        self.tally.fall_backs = sum(not account.pays(self.cost) for account in self.accounts)
+        self.tally.forward_passes, self.tally.cache_bytes = self.run.round + 1, cache_bytes
+        return self.tally
 
 
 class Target:
@@ -189,14 +213,26 @@ class Target:
         run = self.run
         hidden_RLC = self._read(draft)
         p = choices(run.stage, self.network.next_logits(hidden_RLC), self._places(draft)).softmax(-1)
-        verdict = None if draft is None else self._judge(draft, p, rule)
-        paths = [[0] for _ in run.counts] if draft is None or verdict is None else _paths(draft, verdict)
-        new = [len(path) if more else 0 for path, more in zip(paths, run.left, strict=True)]
+        checked = self._plain(p, hidden_RLC) if draft is None else self._judged(draft, p, hidden_RLC, rule)
+        run.settle(checked.tokens, checked.new)
+        self.cache.rewind(run.counts * run.stage.rows)
+        return checked
+
+    def _plain(self, p: Tensor, hidden_R1C: Tensor) -> Checked:
+        """A token for each picture, without drafts."""
+        tokens_B1 = pick(p, self._uniform(self.run.places_B.unsqueeze(1)))
+        return Checked(None, p, None, [min(1, left) for left in self.run.left], tokens_B1, hidden_R1C)
+
+    def _judged(self, draft: Draft, p: Tensor, hidden_RLC: Tensor, rule: Rule) -> Checked:
+        """The drafts that stand, and a token behind them."""
+        run, verdict = self.run, self._verdict(draft, p, rule)
+        paths = _paths(draft, verdict)
+        new = [len(path) if left else 0 for path, left in zip(paths, run.left, strict=True)]
         nodes_BA = _padded(paths).to(p.device)
         tokens_BA = self._tokens(draft, p, verdict, nodes_BA, paths)
-        self._keep(draft, nodes_BA)
-        run.settle(tokens_BA, new)
-        self.cache.rewind(torch.tensor(run.counts).repeat(run.stage.rows))
+        if not draft.topology.is_chain:  # which lies where it belongs already
+            root_B1 = run.places_B.unsqueeze(1)
+            self.cache.keep(run.places_B.repeat(run.stage.rows), (root_B1 + nodes_BA).repeat(run.stage.rows, 1))
         return Checked(draft, p, verdict, new, tokens_BA, along(hidden_RLC, nodes_BA.repeat(run.stage.rows, 1)))
 
     def _read(self, draft: Draft | None) -> Tensor:
@@ -207,43 +243,35 @@ class Target:
         tokens_BL, branches = run.last(), None
         if draft is not None:
             tokens_BL = torch.cat((tokens_BL, draft.tokens), dim=1)
-            root_R = run.places().repeat(copies)
+            root_R = run.places_B.repeat(copies)
             branches = draft.topology.branches(range(draft.topology.nodes), root_R, root_R, first=0)
         hidden = self.network.next_hidden(None, tokens_BL.repeat(copies, 1), cache=self.cache, branches=branches)
         return cast(Tensor, hidden)
 
     def _places(self, draft: Draft | None) -> Tensor:
         """Of the tokens behind each node, in the map, (B, 1 + N)."""
-        counts_B1 = self.run.places().unsqueeze(1)
+        counts_B1 = self.run.places_B.unsqueeze(1)
         return counts_B1 if draft is None else counts_B1 + draft.topology.depths.to(counts_B1.device)
 
-    def _judge(self, draft: Draft, p: Tensor, rule: Rule) -> Verdict:
+    def _verdict(self, draft: Draft, p: Tensor, rule: Rule) -> Verdict:
         """Of every place with drafts: which one the path takes is known only afterwards."""
         drafted = draft.drafted()
         places, siblings = drafted.tokens.shape[1:]
         uniform = self.run.noise.uniform(Stream.ACCEPT, 0, places * siblings, attempt=self.run.round)
         return rule.judge(p[:, :places], drafted, uniform.unflatten(1, (places, siblings)))
 
-    def _tokens(
-        self, draft: Draft | None, p: Tensor, verdict: Verdict | None, nodes_BA: Tensor, paths: list[list[int]]
-    ) -> Tensor:
+    def _tokens(self, draft: Draft, p: Tensor, verdict: Verdict, nodes_BA: Tensor, paths: list[list[int]]) -> Tensor:
         """The drafts along each path, and behind them one token from what is left there, (B, A)."""
-        if verdict is not None:
-            p = torch.cat((verdict.left, p[:, verdict.left.shape[1] :]), dim=1)
+        p = torch.cat((verdict.left, p[:, verdict.left.shape[1] :]), dim=1)
         stood_B1 = torch.tensor([[len(path) - 1] for path in paths], device=p.device)
-        place_B1 = (self.run.places().unsqueeze(1) + stood_B1).clamp(max=self.run.total - 1)
-        drawn_B1 = pick(along(p, nodes_BA.gather(1, stood_B1)), self.uniform_BL.gather(1, place_B1))
-        if draft is None:
-            return drawn_B1
+        last_B1V = along(p, nodes_BA.gather(1, stood_B1))
+        drawn_B1 = pick(last_B1V, self._uniform(self.run.places_B.unsqueeze(1) + stood_B1))
         drafts_BA = draft.tokens.gather(1, (nodes_BA[:, 1:] - 1).clamp(min=0))
         return torch.cat((drafts_BA, drawn_B1), dim=1).scatter(1, stood_B1, drawn_B1)
 
-    def _keep(self, draft: Draft | None, nodes_BA: Tensor) -> None:
-        """Move the path of a tree to where a sequence would lie; a chain lies there already."""
-        if draft is None or draft.topology.is_chain:
-            return
-        copies, root_B1 = self.run.stage.rows, self.run.places().unsqueeze(1)
-        self.cache.keep(root_B1.squeeze(1).repeat(copies), (root_B1 + nodes_BA).repeat(copies, 1))
+    def _uniform(self, places_B1: Tensor) -> Tensor:
+        """The numbers that draw the tokens of these places; a finished picture gets any."""
+        return self.uniform_BL.gather(1, places_B1.clamp(max=self.run.total - 1))
 
 
 def along(values_RLX: Tensor, index_RA: Tensor) -> Tensor:

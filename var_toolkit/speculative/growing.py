@@ -18,7 +18,7 @@ from var_toolkit.backbones.raster_gpt import Branches
 from var_toolkit.sampling.filters import pick
 from var_toolkit.sampling.next_token import choices
 from var_toolkit.sampling.noise import Stream
-from var_toolkit.speculative.drafts import Draft, topology
+from var_toolkit.speculative.drafts import Draft, Topology, topology
 from var_toolkit.speculative.engine import Checked, Run, along
 from var_toolkit.speculative.lengths import LengthPolicy
 from var_toolkit.speculative.rules import Kind
@@ -70,31 +70,33 @@ class GrowingSession:
     def learn(self, run: Run, checked: Checked) -> None:
         """Read the settled tokens with the target's own features, where drafting had only its guesses."""
         hidden_RLC = self.reader.read(checked.tokens, checked.features, None)
-        new_R = torch.tensor(checked.new).repeat(self.reader.stage.rows)
-        before_R = self.reader.cache.lengths_R - checked.tokens.shape[1]
-        self.reader.cache.rewind(before_R + new_R)
-        last_R1 = (new_R - 1).clamp(min=0).unsqueeze(1).to(hidden_RLC.device)
+        new, read = checked.new * self.reader.stage.rows, checked.tokens.shape[1]
+        self.reader.cache.rewind([end - read + more for end, more in zip(self.reader.cache.lengths, new, strict=True)])
+        if read == 1:
+            self.root_R1C = hidden_RLC
+            return
+        last_R1 = torch.tensor([[max(more - 1, 0)] for more in new], device=hidden_RLC.device)
         self.root_R1C = along(hidden_RLC, last_R1)
 
     def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, int]:
         """Level by level; a picture stops where its drafter is not sure."""
         assert self.root_R1C is not None
         tree = topology(self.shape.widths[: max(depths)], self.shape.chains)
-        before_R, hidden_RnC = self.reader.cache.lengths_R, self.root_R1C
+        before, hidden_RnC = self.reader.cache.lengths, self.root_R1C
         depths_B = torch.tensor(depths, device=hidden_RnC.device)
         tokens: list[Tensor] = []
         masses: list[Tensor] = []
         for level, width in enumerate(tree.widths):
             if level > 0:
-                hidden_RnC = self._read(run, tree.levels[level], before_R, tokens[-1], hidden_RnC, tree)
-            places_Bn = (run.places() + level).unsqueeze(1).expand(-1, len(tree.levels[level]))
+                hidden_RnC = self._read(run, tree.levels[level], before, tokens[-1], hidden_RnC, tree)
+            places_Bn = (run.places_B + level).unsqueeze(1).expand(-1, len(tree.levels[level]))
             q_BnV = choices(self.reader.stage, self.reader.logits(hidden_RnC), places_Bn).softmax(-1)
             depths_B = self._sure(q_BnV, depths_B, level)
             if not bool((depths_B > level).any()):
                 break
             tokens.append(self._drawn(run, q_BnV, width, first=tree.levels[level + 1].start - 1))
             masses.append(q_BnV)
-        self.reader.cache.rewind(before_R)
+        self.reader.cache.rewind(before)
         passes = min(len(tokens) + 1, len(tree.widths))
         if not tokens:
             return None, passes
@@ -103,13 +105,12 @@ class GrowingSession:
         return Draft(torch.cat(tokens, 1), drawn, depths_B, torch.cat(masses, 1), kind), passes
 
     def _read(
-        self, run: Run, fed: range, before_R: Tensor, tokens_Bn: Tensor, parents_RnC: Tensor, tree: Any
+        self, run: Run, fed: range, before: list[int], tokens_Bn: Tensor, parents_RnC: Tensor, tree: Topology
     ) -> Tensor:
         """Features at the nodes of a level, whose parents' are given."""
         width = tokens_Bn.shape[1] // parents_RnC.shape[1]
-        device = tokens_Bn.device
-        root_R = run.places().repeat(self.reader.stage.rows)
-        branches = tree.branches(fed, before_R.to(device), root_R, first=1)
+        before_R = torch.tensor(before, device=tokens_Bn.device)
+        branches = tree.branches(fed, before_R, run.places_B.repeat(self.reader.stage.rows), first=1)
         return self.reader.read(tokens_Bn, parents_RnC.repeat_interleave(width, dim=1), branches)
 
     def _sure(self, q_BnV: Tensor, depths_B: Tensor, level: int) -> Tensor:

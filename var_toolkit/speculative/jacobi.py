@@ -107,7 +107,7 @@ class JacobiSession:
     def _start(self, run: Run, deepest: int) -> None:
         """Fill the places up to `deepest` that no pass has seen, from left to right: one may repeat another."""
         fresh_BN = self._random(run, deepest)
-        places_BN = run.places().unsqueeze(1) + torch.arange(deepest, device=fresh_BN.device)
+        places_BN = run.places_B.unsqueeze(1) + torch.arange(deepest, device=fresh_BN.device)
         left_B = run.last().squeeze(1)
         known = self.known_B.clamp(max=deepest)
         if deepest and int(known.min()) == deepest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -29,8 +28,13 @@ class LengthPolicy(Protocol):
         """A drafter that draws token by token stops where its likeliest token has less mass than this."""
         ...
 
-    def depth(self, past: Sequence[Record]) -> int:
-        """How many tokens to draft for a picture with these rounds behind it."""
+    @property
+    def first(self) -> int:
+        """The window of a picture's first round."""
+        ...
+
+    def after(self, window: int, record: Record) -> int:
+        """The window behind a round that had another."""
         ...
 
 
@@ -47,8 +51,12 @@ class Fixed:
         if not 0 <= self.confidence <= 1:
             raise ValueError(f"draft_confidence is {self.confidence}; it must be from 0 (off) to 1")
 
-    def depth(self, past: Sequence[Record]) -> int:
-        return self.window - 1
+    @property
+    def first(self) -> int:
+        return self.window
+
+    def after(self, window: int, record: Record) -> int:
+        return window
 
     def __str__(self) -> str:
         return f"window {self.window}" + (f", confidence {self.confidence}" if self.confidence else "")
@@ -56,26 +64,38 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Adaptive(Fixed):
-    """Two tokens more after a round in which all stood, one less after any other, up to `window`."""
+    """Two tokens more after a round in which all drafts stood, one less after any other, up to `window`."""
 
-    def depth(self, past: Sequence[Record]) -> int:
-        window = min(FIRST, self.window)
-        for drafted, stood, _ in past:
-            window = min(window + 2, self.window) if stood == drafted else max(window - 1, min(SHORTEST, self.window))
-        return window - 1
+    @property
+    def first(self) -> int:
+        return min(FIRST, self.window)
+
+    def after(self, window: int, record: Record) -> int:
+        if record.stood == record.drafted:
+            return min(window + 2, self.window)
+        return max(window - 1, min(SHORTEST, self.window))
 
     def __str__(self) -> str:
-        return f"adaptive window up to {self.window}" + (f", confidence {self.confidence}" if self.confidence else "")
+        return f"adaptive {super().__str__()}"
 
 
-def pays(past: Sequence[Record], cost: float) -> bool:
-    """Whether drafting has settled more than plain decoding would have for the same work.
+@dataclass
+class Account:
+    """What the rounds of a picture have settled and taken."""
 
-    `cost` is that of a drafter's pass in passes of the target; a pass of the target over several tokens counts as one.
-    So it depends on no clock, and a seed gives one picture. True until there are enough rounds to tell.
-    """
-    if len(past) < PATIENCE:
-        return True
-    settled = sum(record.stood + 1 for record in past)
-    spent = len(past) + cost * sum(record.passes for record in past)
-    return settled >= spent
+    rounds: int = 0
+    settled: int = 0
+    passes: int = 0  # of the drafter
+
+    def add(self, record: Record) -> None:
+        """One round more."""
+        self.rounds, self.passes = self.rounds + 1, self.passes + record.passes
+        self.settled += record.stood + 1
+
+    def pays(self, cost: float) -> bool:
+        """Whether drafting has settled more than plain decoding would have for the same work.
+
+        `cost` is that of a drafter's pass in passes of the target; a pass of the target over several tokens counts as
+        one. So it depends on no clock, and a seed gives one picture. True until there are enough rounds to tell.
+        """
+        return self.rounds < PATIENCE or self.settled >= self.rounds + cost * self.passes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -56,3 +56,8 @@ class Tally:
     def accepted(self) -> int:
         """Drafted tokens that stood."""
         return sum(count * rounds for count, rounds in self.stood.items())
+
+
+def together(tallies: Sequence[Tally]) -> Tally | None:
+    """All of them as one of their kind; None of none."""
+    return type(tallies[0]).total(tallies) if tallies else None

@@ -58,8 +58,8 @@ class CodebookTokenizer(nn.Module):
 
     def place(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move in place; the quantiser stays in float32, since its sums and its nearest codes need that."""
-        self.to(device=device, dtype=dtype)
-        self.quantize.float()
+        for part in self.children():
+            part.to(device=device, dtype=None if part is self.quantize else dtype)
         return self
 
     def features(self, pictures: Tensor) -> Tensor:

@@ -92,19 +92,16 @@ class Entry:
         return isinstance(self.source, Hub) or self.source.backbone is not None
 
 
-def _still_life(name: str, summary: str, sampling: Sampling = Sampling(), draft_scales: int = 0, **parts: str) -> Entry:
-    return Entry(name, summary, 64, Embedded(**parts), "still-lifes", sampling, draft_scales=draft_scales)
-
-
-def _still_life_code(draft_scales: int) -> Entry:
-    return _still_life(
-        f"stilllife-code-{draft_scales}",
-        f"CoDe: the deep one for {draft_scales} scales, then a refiner it taught",
-        draft_scales=draft_scales,
-        tokenizer="stilllife-tokenizer",
-        backbone="stilllife-var",
-        refiner=f"stilllife-code-refiner-{draft_scales}",
-    )
+def _still_life(
+    name: str,
+    summary: str,
+    sampling: Sampling = Sampling(),
+    draft_scales: int = 0,
+    draft_models: Mapping[str, str] | None = None,
+    **parts: str,
+) -> Entry:
+    rest = {"draft_scales": draft_scales, "draft_models": draft_models or {}}
+    return Entry(name, summary, 64, Embedded(**parts), "still-lifes", sampling, **rest)  # type: ignore[arg-type]
 
 
 def _var(depth: int, fid: float, side: int = 256, name: str = "", **config: Any) -> Entry:
@@ -201,6 +198,7 @@ def _var_sizes(depth: int, side: int = 256, **config: Any) -> dict[str, Any]:
     return {"depth": depth, "embed_dim": 64 * depth, "num_heads": depth, "patch_nums": SCHEDULES[str(side)], **config}
 
 
+NEXT_TOKEN = Sampling(guidance_scale=1.0, top_k=0, top_p=0.0)
 ENTRIES: dict[str, Entry] = {
     entry.name: entry
     for entry in (
@@ -237,8 +235,35 @@ ENTRIES: dict[str, Entry] = {
             tokenizer="stilllife-kl",
             backbone="stilllife-flowar",
         ),
-        _still_life_code(3),
-        _still_life_code(4),
+        _still_life(
+            "stilllife-code-4",
+            "CoDe: the deep one for 4 scales, then a refiner it taught",
+            draft_scales=4,
+            tokenizer="stilllife-tokenizer",
+            backbone="stilllife-var",
+            refiner="stilllife-code-refiner-4",
+        ),
+        _still_life(
+            "stilllife-gpt",
+            "LlamaGen's GPT, 6 layers, token by token, still lifes",
+            NEXT_TOKEN,
+            tokenizer="stilllife-raster-vq",
+            backbone="stilllife-gpt",
+            draft_models={
+                "draft": "stilllife-gpt-small",
+                "early-exit": "stilllife-gpt-exit",
+                "eagle": "stilllife-gpt-eagle",
+            },
+        ),
+        _still_life(
+            "stilllife-gpt-small",
+            "the same with 2 layers, which drafts for it without guidance",
+            Sampling(guidance_scale=0.0, top_k=0, top_p=0.0),
+            tokenizer="stilllife-raster-vq",
+            backbone="stilllife-gpt-small",
+        ),
+        _still_life("stilllife-gpt-eagle", "EAGLE's head, drafts for stilllife-gpt", draft_head="stilllife-gpt-eagle"),
+        _still_life("stilllife-gpt-exit", "drafts after 2 layers of stilllife-gpt", draft_head="stilllife-gpt-exit"),
         _still_life("stilllife-tokenizer", "multi-scale VQ tokenizer of still lifes", tokenizer="stilllife-tokenizer"),
         _still_life("stilllife-kl", "continuous tokenizer of still lifes, 8 x 8 x 8", tokenizer="stilllife-kl"),
         _still_life(

@@ -93,6 +93,7 @@ def _figures(one: Measured, first: Measured) -> dict[str, Any]:
         "transformer_memory_bytes": one.turns[0]["transformer_memory_bytes"],
         "cache_bytes_per_picture": one.turns[-1]["cache_bytes_per_picture"],
         "forward_passes": one.turns[-1]["forward_passes"],
+        "speculation": one.turns[-1].get("speculation"),
     }
 
 
@@ -138,7 +139,7 @@ COLUMNS = (
     Column("pictures/s", lambda row: _number(row["pictures_per_second"])),
     Column("ratio", lambda row: _ratio(row, "ratio")),
     Column("transformer ratio", lambda row: _ratio(row, "transformer_ratio")),
-    Column("predicted", lambda row: f"{row['predicted']['transformer_ratio']:.2f}"),
+    Column("predicted", lambda row: _predicted(row)),
     Column("G mult-adds", lambda row: _number(row["predicted"]["multiply_adds"] / 1e9)),
     Column("passes", lambda row: str(row["forward_passes"])),
     Column("parameters", lambda row: _mega(row["parameters"])),
@@ -146,10 +147,30 @@ COLUMNS = (
     Column("work MiB", lambda row: _mebi(row["transformer_memory_bytes"])),
     Column("peak MiB", lambda row: f"{_mebi(row['peak_memory_bytes'])} (+{_mebi(row['memory_growth_bytes'])})"),
 )
+SPECULATION_COLUMNS = (
+    Column("tokens/pass", lambda row: f"{row['speculation']['tokens_per_pass']:.2f}"),
+    Column("drafter passes", lambda row: f"{row['speculation']['drafter_passes_per_picture']:.0f}"),
+    Column("accepted", lambda row: _share(row["speculation"]["acceptance"])),
+    Column("fallen back", lambda row: str(row["speculation"]["fall_backs"])),
+)
 QUALITY_COLUMNS = (
     Column("agreement", lambda row: f"{100 * row['quality_found']['class_agreement']:.1f} %"),
     Column("distance", lambda row: _number(row["quality_found"]["distance"])),
 )
+
+
+def _predicted(row: dict[str, Any]) -> str:
+    """Of speculation nothing is known in advance."""
+    return MISSING if row["speculation"] else f"{row['predicted']['transformer_ratio']:.2f}"
+
+
+def _share(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.0f} %"
+
+
+def has_speculation(told: dict[str, Any]) -> bool:
+    """Whether any row was sped up by drafts."""
+    return any(row.get("speculation") for row in told["rows"])
 
 
 def has_quality(told: dict[str, Any]) -> bool:
@@ -159,7 +180,8 @@ def has_quality(told: dict[str, Any]) -> bool:
 
 def cells(told: dict[str, Any]) -> list[list[str]]:
     """The table: headings, then a row each. A row without figures has the reason as the only cell after its name."""
-    columns = [*COLUMNS, *(QUALITY_COLUMNS if has_quality(told) else ())]
+    speculation = SPECULATION_COLUMNS if has_speculation(told) else ()
+    columns = [*COLUMNS, *speculation, *(QUALITY_COLUMNS if has_quality(told) else ())]
     lines = [["row", *(column.heading for column in columns)]]
     for row in told["rows"]:
         if row["error"] is not None:
@@ -168,8 +190,9 @@ def cells(told: dict[str, Any]) -> list[list[str]]:
         if not row["raw_rounds"]:
             lines.append([row["name"], f"unfinished: {row['unfinished']}"])
             continue
-        judged = row["quality_found"] is not None
-        lines.append([row["name"], *(c.text(row) if judged or c not in QUALITY_COLUMNS else MISSING for c in columns)])
+        unknown = {c.heading for c in SPECULATION_COLUMNS if row["speculation"] is None}
+        unknown |= {c.heading for c in QUALITY_COLUMNS if row["quality_found"] is None}
+        lines.append([row["name"], *(MISSING if c.heading in unknown else c.text(row) for c in columns)])
     return lines
 
 
@@ -217,6 +240,11 @@ def legend(told: dict[str, Any]) -> list[str]:
         "included (on the CPU of the first batch, to within some 100 MiB); peak: memory of the process while it draws "
         "(beyond that of an empty process); on CUDA, both of torch's allocator",
     ]
+    if has_speculation(told):
+        lines.append(
+            "tokens/pass: tokens that a pass of the target settles for a picture; drafter passes: for a picture; "
+            "accepted: of the drafted tokens; fallen back: pictures of the last round that gave up drafting"
+        )
     judged = sorted({row["quality_found"]["pictures"] for row in told["rows"] if row["quality_found"]})
     if judged:
         lines.append(

@@ -26,6 +26,7 @@ from var_toolkit.pipeline import Pipeline
 from var_toolkit.sampling.engine import Decoded, decode
 from var_toolkit.sampling.noise import Noise
 from var_toolkit.sampling.plan import Plan
+from var_toolkit.speculative.tally import Tally, together
 
 QUALITY_BATCH = 64
 TURN = 1_000_000  # seeds set aside for one turn of a row
@@ -54,6 +55,7 @@ class Worker:
     def turn(self, number: int, seconds: float) -> dict[str, Any]:
         """Draw batches for at least `seconds`: seconds a picture of each batch, memory, and what the engine counted."""
         drawing: list[float] = []
+        tallies: list[Tally] = []
         decoding: list[float] = []
         seed, size = number * TURN, self.row.batch
         forget_peak(self.pipe.device)
@@ -64,7 +66,9 @@ class Worker:
             added = added or one.peak_bytes - before  # of the first batch: later peaks are those of the decoder
             drawing.append(one.transformer / size)
             decoding.append(one.decoder / size)
+            tallies += [one.run.speculation] if one.run.speculation else []
             seed += size
+        whole = together(tallies)
         return {
             "transformer": drawing,
             "decoder": decoding,
@@ -72,6 +76,7 @@ class Worker:
             "transformer_memory_bytes": max(added, 0),
             "cache_bytes_per_picture": one.run.cache_bytes // size,
             "forward_passes": one.run.forward_passes,
+            "speculation": whole.as_json() if whole else None,
         }
 
     def pictures(self, path: str) -> dict[str, Any]:

@@ -1,0 +1,169 @@
+"""Speculative decoding on the command line: what it draws, what it tells, what it refuses."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_llamagen import tiny_gpt, tiny_gpt_config, tiny_vq
+
+from var_toolkit.backbones.draft_heads import EagleHead, EagleHeadConfig, ExitHead, ExitHeadConfig
+from var_toolkit.cli import main
+from var_toolkit.loading import Drafting, load, skeleton
+from var_toolkit.pipeline import Pipeline
+from var_toolkit.zoo.directory import save_network
+from var_toolkit.zoo.registry import Sampling
+
+PLAIN = Sampling(1.0, top_k=0, top_p=0.0)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, str]:
+    """A target, a smaller model that is drawn without guidance, one of other tokens, and two heads."""
+    folder = tmp_path_factory.mktemp("models")
+    Pipeline(tiny_vq(), tiny_gpt(), PLAIN).save_pretrained(folder / "target")
+    Pipeline(tiny_vq(), tiny_gpt(depth=1), Sampling(0.0, top_k=0, top_p=0.0)).save_pretrained(folder / "small")
+    other = {"vocab_size": 8}
+    Pipeline(tiny_vq(**other), tiny_gpt(**other), PLAIN).save_pretrained(folder / "other")
+    sizes = asdict(tiny_gpt_config())
+    sizes = {name: sizes[name] for name in ("embed_dim", "num_heads", "mlp_hidden", "side", "vocab_size")}
+    save_network(EagleHead(EagleHeadConfig(**sizes)), folder / "eagle")
+    save_network(ExitHead(ExitHeadConfig(**sizes, layers=1)), folder / "exit")
+    return {path.name: str(path) for path in folder.iterdir()}
+
+
+def run(models, *options: str) -> int:
+    filled = [models.get(option.removeprefix("@"), option) if option.startswith("@") else option for option in options]
+    return main(["sample", "--class", "3", "1", "--device", "cpu", "--model", models["target"], *filled])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--speculate jacobi",
+        "--speculate jacobi --jacobi-start random --jacobi-keep --draft-length auto",
+        "--speculate draft --draft-model @small --draft-length 3",
+        "--speculate draft --draft-model @small --draft-tree 2,2",
+        "--speculate draft --draft-model @small --accept kseq --draft-confidence 0.2",
+        "--speculate early-exit --exit-layers 1",
+        "--speculate early-exit --draft-model @exit",
+        "--speculate eagle --draft-model @eagle --draft-tree 3,2,1",
+        "--speculate ngram",
+        "--speculate jacobi --accept lantern --delta 0.3",
+        "--speculate jacobi --accept lantern --lambda 5 --neighbours 4 --raw-codes",
+        "--speculate jacobi --accept grouped --group 4",
+        "--speculate eagle --draft-model @eagle --accept decayed --boost 1.5 --decay 0.5",
+    ],
+)
+def test_every_way_draws_and_tells_what_became_of_the_drafts(models, options, capsys):
+    assert run(models, *options.split(), "--json", "-n", "2", "--batch-size", "3") == 0
+    told = json.loads(capsys.readouterr().out)
+    speculation = told["speculation"]
+    assert 0 < speculation["passes_per_picture"] <= 9
+    assert speculation["tokens_per_pass"] == pytest.approx(9 / speculation["passes_per_picture"], abs=0.01)
+    # The first pass of a picture has no drafts.
+    assert sum(speculation["accepted_histogram"].values()) == round(4 * speculation["passes_per_picture"]) - 4
+    assert told["forward_passes"] <= 2 * 9
+
+
+def test_without_speculation_nothing_is_told_of_it(models, capsys):
+    assert run(models, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["speculation"] is None
+
+
+def test_window_1_draws_what_plain_decoding_draws_and_the_batch_changes_nothing(models):
+    found = {}
+    for name, options in {
+        "plain": "",
+        "window": "--speculate jacobi --draft-length 1",
+        "alone": "--speculate draft --draft-model @small --batch-size 1",
+        "together": "--speculate draft --draft-model @small --batch-size 8",
+    }.items():
+        assert run(models, *options.split(), "--save-tokens", f"{name}.safetensors", "-n", "3") == 0
+        found[name] = load_file(f"{name}.safetensors")["tokens"]
+    assert torch.equal(found["plain"], found["window"])
+    assert torch.equal(found["alone"], found["together"])
+
+
+def test_the_plan_says_it_in_words(models, capsys):
+    assert run(models, "--speculate", "jacobi", "--accept", "lantern", "--delta", "0.25", "--dry-run") == 0
+    assert "Jacobi drafts, repeat start, LANTERN, delta 0.25, 15 neighbours, window 16" in capsys.readouterr().out
+
+
+def test_draft_models_load_beside_a_model_and_follow_it(models):
+    pipe = load(models["target"], draft_model=models["small"], device="cpu", dtype=torch.bfloat16)
+    assert pipe.draft_model.network.output.weight.dtype == torch.bfloat16
+    assert not pipe.draft_model.guided
+    assert skeleton(Drafting(models["target"], models["eagle"])).draft_model.network.fuse.weight.is_meta
+    drawn = pipe([1, 2], seeds=[0, 1], speculate="draft", draft_length=3)
+    assert drawn.speculation.pictures == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--accept lantern", "accept is for speculative decoding; give speculate as well: jacobi, draft, early-exit"),
+        ("--speculate guess", "speculate is 'guess'; it must be one of jacobi, draft, early-exit, ngram, eagle"),
+        ("--speculate jacobi --accept all", "accept is 'all'; it must be one of standard, kseq"),
+        ("--speculate jacobi --accept kseq", "kseq needs several independent drafts, which jacobi has not; use draft"),
+        ("--speculate ngram --accept kseq", "kseq needs several independent drafts, which ngram has not; use draft"),
+        ("--speculate jacobi --draft-length 0", "'0' must be an integer of at least 1"),
+        ("--speculate jacobi --draft-length far", "'far' must be an integer of at least 1"),
+        ("--speculate jacobi --draft-tree 2,2", "draft_tree is for speculate draft or early-exit or ngram or eagle"),
+        ("--speculate jacobi --draft-confidence 0.5", "draft_confidence is for speculate draft or early-exit or eagle"),
+        ("--speculate jacobi --jacobi-start zero", "jacobi_start is 'zero'; it must be one of random, repeat"),
+        ("--speculate draft", "speculate draft needs a draft model"),
+        ("--speculate draft --draft-model @other", "has vocab_size 8, but the target has 16"),
+        ("--speculate draft --draft-model @eagle", "is of kind EagleHead; speculate draft needs a next-token model"),
+        ("--speculate eagle --draft-model @small", "is a RasterGPT; speculate eagle takes an EagleHead"),
+        ("--speculate early-exit --draft-model @eagle", "is a EagleHead; speculate early-exit takes an ExitHead"),
+        ("--speculate early-exit --exit-layers 2", "an early exit of 2 layers has from 1 to 1"),
+        ("--speculate jacobi --accept lantern --delta 1.5", "delta is 1.5; it must be from 0 to 1"),
+        ("--speculate jacobi --accept lantern --lambda 0.5", "lambda is 0.5; it must be 1 or more"),
+        ("--speculate jacobi --accept lantern --delta 0.1 --lambda 2", "give one of them"),
+        ("--speculate jacobi --accept lantern --neighbours 16", "neighbours is 16; it must be from 1 to 15"),
+        ("--speculate jacobi --delta 0.1", "delta is for accept lantern, not for standard"),
+        ("--speculate ngram --draft-tree 2,2 --draft-length 4", "both say how far to draft"),
+        ("--speculate draft --draft-model @small --accept kseq --draft-tree 2,2", "must go on with ones"),
+        ("--speculate draft --draft-model @small --draft-confidence 2", "draft_confidence is 2.0; it must be from 0"),
+        ("--speculate jacobi --draft-model nowhere", "'nowhere' is not known"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(models, options, words, capsys):
+    try:
+        status = run(models, *options.split())
+    except SystemExit as stopped:  # argparse's own
+        status = stopped.code
+    told = capsys.readouterr().err
+    assert status == 2
+    assert words in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--speculate jacobi", "speculate jacobi is for next-token models (LlamaGen); VAR has speculate draft"),
+        ("--speculate draft --draft-model stilllife-flowar", "FlowAR cannot be its drafter"),
+        ("--speculate draft --draft-model stilllife-var-small --draft-length auto", "must be a number of scales"),
+        ("--speculate draft --draft-model stilllife-var-small --accept kseq", "a VAR has one draft for each place"),
+        ("--speculate draft --draft-model stilllife-var-small --draft-tree 2,2", "a VAR's drafts are whole scales"),
+        ("--speculate draft --draft-model stilllife-var-small --subnet 8 --full-scales 4", "without subnet"),
+        ("--model stilllife-flowar --speculate draft", "FlowAR draws continuous tokens"),
+        ("--model stilllife-hmar --speculate draft --draft-model stilllife-var-small", "HMAR cannot be its target"),
+        ("--drafter stilllife-var --refiner stilllife-var-small --draft-scales 3 --speculate draft", "one stage"),
+        ("--drafter a --refiner b --draft-scales 3 --draft-model c", "give one of them"),
+    ],
+)
+def test_what_a_model_of_scales_cannot_do_is_refused(options, words, capsys):
+    assert main(["sample", "--class", "207", "--device", "cpu", *options.split()]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_smaller_var_drafts_whole_scales(capsys):
+    options = "--speculate draft --draft-model stilllife-var-small --draft-length 3 --accept lantern --delta 0.3 --json"
+    assert main(["sample", "--class", "207", "--device", "cpu", *options.split()]) == 0
+    told = json.loads(capsys.readouterr().out)["speculation"]
+    assert told["passes_per_picture"] < 6
+    assert set(told["token_acceptance_by_scale"]) <= set("01234")
