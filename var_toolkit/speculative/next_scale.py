@@ -8,12 +8,13 @@ all stood, the target draws one scale more from the same pass.
 Where it pays: a scale of n tokens stands only if all n do, so with an exact rule only the coarsest ever stand, and
 those are the cheap ones. The embedded VAR of 12 layers, helped by that of 6, keeps a share of .75, .79, .65, .48 and
 .46 of the tokens of scales 0 to 4, and takes 5.1 passes a picture in place of 6 with a window of two, 4.8 with three
-or more. LANTERN keeps more (delta 0.2: 4.0 passes with a window of three; 0.4: 3.6, and 3.3 with four). But that drafter
-takes half the time of the target, and fine scales are drafted and judged in vain: on a CPU, whose time goes with the
-tokens, drafts of every scale take 1.4 to 2.7 times as long as plain decoding, with either rule. A stage that drafts the
-first two scales alone takes 1.0 to 1.1 times as long and spares 1.1 passes, 1.9 with LANTERN at 0.4. So it can pay only
-where a pass takes its time however few tokens it holds: a large target and a far smaller drafter on a GPU, one picture
-at a time. A batch saves less: ten pictures begin their rounds apart, and 5.7 to 5.9 passes of 6 are left.
+or more. LANTERN keeps more (delta 0.2: 4.0 passes with a window of three; 0.4: 3.6, and 3.3 with four). But the
+drafter takes half the time of the target, and fine scales are drafted and judged in vain: on a CPU, whose time goes
+with the tokens, drafts of every scale take 1.4 to 2.7 times as long as plain decoding, with either rule. A stage that
+drafts the first two scales alone takes 1.0 to 1.1 times as long and spares 1.1 passes, 1.9 with LANTERN at 0.4. So it
+can pay only where a pass takes its time however few tokens it holds: a large target and a far smaller drafter on a GPU,
+one picture at a time. A batch saves less: ten pictures begin their rounds apart, so that by the standard rule 5.7 to
+5.9 passes of 6 are left.
 
 Every picture goes forward at its own pace, so a batch changes nothing for any of them. Letters: B pictures, G those of
 them that begin a round together, R rows (pictures, twice under guidance), L tokens, V vocabulary, C width.
