@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import var_toolkit
+from var_toolkit.cli import main
 from var_toolkit.data.still_lifes import render
 from var_toolkit.evaluation.classifier import StillLifeClassifier
 from var_toolkit.zoo.directory import load_network
@@ -84,3 +85,21 @@ def test_the_first_command_of_the_readme_draws_a_picture_without_a_network(tmp_p
     assert facts["names"] == ["red cylinder on marble"]
     assert (tmp_path / Path(facts["files"][0])).is_file()
     assert "--model var-d16" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [
+        ("--speculate jacobi --jacobi-keep", 2),
+        ("--speculate jacobi --accept lantern --lambda 20 --neighbours 30", 3),
+        ("--speculate draft", 1.2),
+        ("--speculate eagle", 1.2),
+        ("--speculate early-exit", 1.2),
+        ("--speculate ngram", 1),
+    ],
+)
+def test_drafts_spare_the_next_token_model_passes(options, least, capsys, tmp_path):
+    """With the draft models that belong to it by name; see the README for what more pictures say."""
+    out = ["--out", str(tmp_path), "--json"]
+    assert main(["sample", "--class", "207", "--model", "stilllife-gpt", *options.split(), *out]) == 0
+    assert json.loads(capsys.readouterr().out)["speculation"]["tokens_per_pass"] > least
