@@ -23,7 +23,9 @@ def test_a_fixed_window_stays():
     assert str(Fixed(6, 0.25)) == "window 6, confidence 0.25"
 
 
-@pytest.mark.parametrize(("window", "confidence", "words"), [(0, 0, "draft_length is 0"), (4, 1.5, "confidence is 1.5")])
+@pytest.mark.parametrize(
+    ("window", "confidence", "words"), [(0, 0, "draft_length is 0"), (4, 1.5, "confidence is 1.5")]
+)
 def test_lengths_out_of_range_are_refused(window, confidence, words):
     with pytest.raises(ValueError, match=words):
         Fixed(window, confidence)
