@@ -172,7 +172,7 @@ class Pipeline:
             raise TypeError(f"{unknown.pop()!r} is no setting; settings are {', '.join(Settings.__annotations__)}")
         given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         depth: dict[str, Any] = {name: given.pop(name) for name in ("subnet", "full_scales") if name in given}
-        drafts: dict[str, Any] = {name: given.pop(name) for name in SPECULATIVE if name in given}
+        drafts = {name: value for name in SPECULATIVE if (value := given.pop(name, False)) is not False}
         plan = self._default_depth(given)
         _require_kind(plan, given)
         self._require_masked_passes(plan, given)
@@ -287,7 +287,7 @@ class Pipeline:
         return as_output(drawn.cpu(), "pil")[0]
 
     def save_pretrained(self, directory: Path | str, dtype: torch.dtype | None = None) -> None:
-        """Write a model directory in the diffusers layout, whole or not at all."""
+        """Write a model directory in the diffusers layout, whole or not at all; a draft model is saved by itself."""
         with written_whole(Path(directory)) as folder:
             index: dict[str, Any] = {"_class_name": "Pipeline"}
             for part, network in self._parts().items():

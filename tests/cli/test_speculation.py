@@ -50,6 +50,7 @@ def run(models, *options: str) -> int:
         "--speculate early-exit --draft-model @exit",
         "--speculate eagle --draft-model @eagle --draft-tree 3,2,1",
         "--speculate ngram",
+        "--speculate jacobi --draft-length 1000",
         "--speculate jacobi --accept lantern --delta 0.3",
         "--speculate jacobi --accept lantern --lambda 5 --neighbours 4 --raw-codes",
         "--speculate jacobi --accept grouped --group 4",
@@ -127,7 +128,7 @@ def test_draft_models_load_beside_a_model_and_follow_it(models):
         ("--speculate ngram --draft-tree 2,2 --draft-length 4", "both say how far to draft"),
         ("--speculate draft --draft-model @small --accept kseq --draft-tree 2,2", "must go on with ones"),
         ("--speculate draft --draft-model @small --draft-confidence 2", "draft_confidence is 2.0; it must be from 0"),
-        ("--speculate jacobi --draft-model nowhere", "'nowhere' is not known"),
+        ("--speculate draft --draft-model nowhere", "'nowhere' is not known"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(models, options, words, capsys):
@@ -151,6 +152,10 @@ def test_bad_input_is_one_line_and_status_2(models, options, words, capsys):
         ("--speculate draft --draft-model stilllife-var-small --draft-tree 2,2", "a VAR's drafts are whole scales"),
         ("--speculate draft --draft-model stilllife-var-small --subnet 8 --full-scales 4", "without subnet"),
         ("--model stilllife-flowar --speculate draft", "FlowAR draws continuous tokens"),
+        ("--speculate draft --draft-model stilllife-gpt-eagle", "EagleHead cannot be its drafter"),
+        ("--draft-model stilllife-var-small", "--draft-model is for --speculate draft, early-exit or eagle"),
+        ("--model stilllife-gpt --speculate ngram --draft-tree 40,40,40", "it must have 1000 drafts at most"),
+        ("--model stilllife-gpt --speculate ngram --draft-tree 2000", "256 tokens of 1024 codes"),
         ("--model stilllife-hmar --speculate draft --draft-model stilllife-var-small", "HMAR cannot be its target"),
         ("--drafter stilllife-var --refiner stilllife-var-small --draft-scales 3 --speculate draft", "one stage"),
         ("--drafter a --refiner b --draft-scales 3 --draft-model c", "give one of them"),

@@ -164,6 +164,28 @@ def test_drafts_that_do_not_pay_are_given_up():
     assert free.fall_backs == 0
 
 
+@pytest.mark.parametrize("shape", [Shape((1,) * 7), Shape((1, 2, 4)), Shape((3, 1, 1), chains=True)])
+@pytest.mark.parametrize("confidence", [0.0, 0.55])
+def test_neighbours_in_a_batch_change_nothing_where_pictures_draft_differently_far(shape, confidence, monkeypatch):
+    """Some give up drafting and others do not, in a map long enough to tell."""
+    target, small = toy(1, side=8), toy(2, depth=1, side=8)
+    monkeypatch.setattr(SmallModel, "cost", lambda self, stage: 0.22)
+    rule = KSeq() if shape.chains else Standard()
+    speculation = Speculation(SmallModel(small, shape), rule, Adaptive(1 + len(shape.widths), confidence))
+    stage = Stage(target, range(1), guidance=0.7)
+    together, tally = drawn(speculation, stage, range(12))
+    alone = [drawn(speculation, stage, range(seed, seed + 1)) for seed in range(12)]
+    assert torch.equal(torch.cat([tokens for tokens, _ in alone]), together)
+    assert sum(one.fall_backs for _, one in alone) == tally.fall_backs
+    assert sum(one.draft_passes for _, one in alone) == tally.draft_passes
+    assert 0 < tally.fall_backs < 12 or confidence or max(shape.widths) > 1
+
+
+def test_a_rule_refuses_drafts_that_it_cannot_judge():
+    with pytest.raises(ValueError, match="K-SEQ acceptance judges independent drafts; these are certain"):
+        drawn(Speculation(NGram(CHAIN), KSeq(), Fixed(4)), STAGES["plain"], range(2))
+
+
 @pytest.mark.parametrize("widths", [(1, 1, 1), (2, 2, 1)])
 def test_the_cache_after_a_rollback_is_a_fresh_prefill(widths):
     """Rows that have settled different numbers of tokens, through several rounds of drafts, some of which stand."""

@@ -18,9 +18,9 @@ SIZES = {"embed_dim": 16, "num_heads": 2, "mlp_hidden": 24, "vocab_size": CODES,
 SEQUENCES = torch.tensor(list(product(range(CODES), repeat=SIDE**2)))
 
 
-def toy(seed: int, depth: int = 2) -> RasterGPT:
+def toy(seed: int, depth: int = 2, **changes: int) -> RasterGPT:
     """A network with opinions: what it likes depends on all tokens before."""
-    return _with_opinions(RasterGPT(RasterGPTConfig(depth=depth, num_classes=2, **SIZES)), seed)
+    return _with_opinions(RasterGPT(RasterGPTConfig(depth=depth, num_classes=2, **{**SIZES, **changes})), seed)
 
 
 def toy_head(seed: int) -> EagleHead:

@@ -45,8 +45,10 @@ def model_of(args: argparse.Namespace) -> str | Pair | Drafting:
     given = (args.drafter, args.refiner, args.draft_scales)
     from var_toolkit.zoo.registry import DEFAULT, ENTRIES
 
+    if args.draft_model is not None and args.speculate not in ("draft", "early-exit", "eagle"):
+        raise ValueError("--draft-model is for --speculate draft, early-exit or eagle; give one of them")
     if all(value is None for value in given):
-        known = ENTRIES[args.model].draft_models if args.model in ENTRIES else {}
+        known = ENTRIES[args.model].draft_models if args.model in ENTRIES and args.exit_layers is None else {}
         draft_model = args.draft_model or known.get(args.speculate)
         if draft_model is None:
             return str(args.model)

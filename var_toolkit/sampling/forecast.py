@@ -18,7 +18,7 @@ def forecast(plan: Plan, *, pictures: int, batch: int, dtype: str) -> dict[str, 
     counted, decoder = plan.cost(), decoder_multiply_adds(plan)
     width = torch.tensor([], dtype=getattr(torch, dtype)).element_size()
     networks: list[Any] = [plan.tokenizer, *plan.networks]
-    weights = sum(p.numel() for network in networks for p in network.parameters())
+    weights = sum({id(p): p.numel() for network in networks for p in network.parameters()}.values())
     work = counted.multiply_adds + decoder
     return {
         "plan": "; ".join(map(str, plan.stages)),

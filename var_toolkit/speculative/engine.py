@@ -88,8 +88,8 @@ class Session(Protocol):
         """See what became of the last round; also of the first pass, which had no drafts."""
         ...
 
-    def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, int]:
-        """Drafts of at most so many levels for each picture, and how many passes that took."""
+    def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
+        """Drafts of at most so many levels for each picture, and how many passes each of them alone would take."""
         ...
 
 
@@ -143,7 +143,7 @@ class Speculation:
         run = Run(stage, labels_R, noise)
         target, session = Target(run, self.drafter.nodes), self.drafter.begin(run, self.lengths)
         books = _Books(run, self.lengths, self.drafter.cost(stage))
-        draft, passes = None, 0
+        draft, passes = None, [0] * run.pictures
         while True:
             checked = target.check(draft, self.rule)
             books.enter(checked, passes)
@@ -151,8 +151,11 @@ class Speculation:
                 break
             run.round += 1
             depths = books.depths()
-            session.learn(run, checked)
-            draft, passes = session.propose(run, depths) if any(depths) else (None, 0)
+            if any(depths):
+                session.learn(run, checked)
+                draft, passes = session.propose(run, depths)
+            else:  # nor ever again: pictures that gave up drafting, and those near their end, stay so
+                draft, passes = None, [0] * run.pictures
         return run.tokens_BL, books.closed(target.cache.nbytes)
 
     def __repr__(self) -> str:
@@ -169,7 +172,7 @@ class _Books:
         self.accounts = [Account() for _ in run.counts]
         self.tally = Tally(pictures=run.pictures, settled=run.total * run.pictures)
 
-    def enter(self, checked: Checked, passes: int) -> None:
+    def enter(self, checked: Checked, passes: Sequence[int]) -> None:
         """A round that is over; the first pass had no drafts and belongs to none."""
         offered = [0] * self.run.pictures if checked.draft is None else checked.draft.depths.tolist()
         for row, (drafted, new) in enumerate(zip(offered, checked.new, strict=True)):
@@ -177,7 +180,7 @@ class _Books:
                 continue
             self.tally.target_passes += 1
             if self.run.round > 0:
-                self._enter(row, Record(drafted, new - 1, passes if drafted else 0))
+                self._enter(row, Record(drafted, new - 1, passes[row]))
 
     def _enter(self, row: int, record: Record) -> None:
         self.windows[row] = self.lengths.after(self.windows[row], record)
@@ -255,10 +258,14 @@ class Target:
 
     def _verdict(self, draft: Draft, p: Tensor, rule: Rule) -> Verdict:
         """Of every place with drafts: which one the path takes is known only afterwards."""
+        if draft.kind not in rule.kinds:
+            raise ValueError(f"{rule} judges {' or '.join(rule.kinds)} drafts; these are {draft.kind}")
         drafted = draft.drafted()
-        places, siblings = drafted.tokens.shape[1:]
-        uniform = self.run.noise.uniform(Stream.ACCEPT, 0, places * siblings, attempt=self.run.round)
-        return rule.judge(p[:, :places], drafted, uniform.unflatten(1, (places, siblings)))
+        places, count = drafted.tokens.shape[1], draft.tokens.shape[1]
+        # A number for each draft, so that it does not depend on how far others of the batch have drafted.
+        uniform_BN = self.run.noise.uniform(Stream.ACCEPT, 0, count, attempt=self.run.round)
+        children_MS = draft.topology.children.clamp(min=0).to(p.device)
+        return rule.judge(p[:, :places], drafted, uniform_BN[:, children_MS])
 
     def _tokens(self, draft: Draft, p: Tensor, verdict: Verdict, nodes_BA: Tensor, paths: list[list[int]]) -> Tensor:
         """The drafts along each path, and behind them one token from what is left there, (B, A)."""

@@ -78,7 +78,7 @@ class GrowingSession:
         last_R1 = torch.tensor([[max(more - 1, 0)] for more in new], device=hidden_RLC.device)
         self.root_R1C = along(hidden_RLC, last_R1)
 
-    def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, int]:
+    def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
         """Level by level; a picture stops where its drafter is not sure."""
         assert self.root_R1C is not None
         tree = topology(self.shape.widths[: max(depths)], self.shape.chains)
@@ -97,7 +97,8 @@ class GrowingSession:
             tokens.append(self._drawn(run, q_BnV, width, first=tree.levels[level + 1].start - 1))
             masses.append(q_BnV)
         self.reader.cache.rewind(before)
-        passes = min(len(tokens) + 1, len(tree.widths))
+        # One for the root, and one for each level behind which this picture has looked on.
+        passes = [min(drafted + 1, asked) for drafted, asked in zip(depths_B.tolist(), depths, strict=True)]
         if not tokens:
             return None, passes
         drawn = topology(tree.widths[: len(tokens)], tree.chains)

@@ -31,7 +31,7 @@ class Jacobi:
     """Places behind a rejection are drafted from what the target said of them, stale as its context was.
 
     Places it has not seen yet `start` with certain drafts (section 4.2 of the paper): a `random` token, a `repeat` of
-    the left neighbour's, or the `likeliest` of what the left neighbour was drawn from; in the first column always a
+    the left neighbour's, or the `likeliest` of what the left neighbour's draft came from; in the first column always a
     random one. With `keep` (adaptive continuation of SJD-PAC) drafts behind a rejection are tried as well, and those
     that stand there stay, so consecutive rounds disagree as little as they can.
     """
@@ -97,12 +97,12 @@ class JacobiSession:
             return checked.p
         return torch.cat((checked.verdict.left, checked.p[:, -1:]), dim=1)
 
-    def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, int]:
+    def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
         deepest = max(depths)
         self._start(run, deepest)
         depths_B = torch.tensor(depths, device=self.tokens_BN.device)
         tokens, q = self.tokens_BN[:, :deepest], self.q_BNV[:, :deepest]
-        return Draft(tokens, topology((1,) * deepest), depths_B, q, "independent"), 0
+        return Draft(tokens, topology((1,) * deepest), depths_B, q, "independent"), [0] * run.pictures
 
     def _start(self, run: Run, deepest: int) -> None:
         """Fill the places up to `deepest` that no pass has seen, from left to right: one may repeat another."""

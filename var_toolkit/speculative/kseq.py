@@ -19,7 +19,6 @@ class KSeq(Rule):
     One draft makes it the standard rule.
     """
 
-    lossless = True
     kinds = ("independent",)
 
     def judge(self, p: Tensor, drafted: Drafted, uniform: Tensor) -> Verdict:

@@ -28,6 +28,7 @@ class Lantern(OneByOne):
     neighbours: Tensor  # (V, k), int64, the nearest first
     delta: float | None = None
     factor: float | None = None
+    raw: bool = False  # whether distances are those of the codes as stored
 
     def __post_init__(self) -> None:
         if (self.delta is None) == (self.factor is None):
@@ -54,7 +55,7 @@ class Lantern(OneByOne):
 
     def __str__(self) -> str:
         bound = f"delta {self.delta}" if self.delta is not None else f"lambda {self.factor}"
-        return f"LANTERN, {bound}, {self.neighbours.shape[1]} neighbours"
+        return f"LANTERN, {bound}, {self.neighbours.shape[1]} neighbours{' by raw codes' if self.raw else ''}"
 
 
 def neighbours(codes_VC: Tensor, count: int) -> Tensor:

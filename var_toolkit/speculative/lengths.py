@@ -71,6 +71,8 @@ class Adaptive(Fixed):
         return min(FIRST, self.window)
 
     def after(self, window: int, record: Record) -> int:
+        if record.drafted == 0:
+            return window
         if record.stood == record.drafted:
             return min(window + 2, self.window)
         return max(window - 1, min(SHORTEST, self.window))

@@ -64,7 +64,7 @@ class ScaleTally(Tally):
         return {**super().as_json(), "token_acceptance_by_scale": by_scale}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NextScale:
     """How a VAR draws its pictures with the help of a smaller one.
 
@@ -115,7 +115,8 @@ class NextScale:
                 on_scale(ScaleEvent(k, run.tokens[k], latent, plan.tokenizer))
         return Decoded(run.tokens, latent, run.tally.forward_passes, 0, run.tally.cache_bytes, run.tally)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
+        """In words that tell all settings, without the network."""
         drafts = f"of {self.drafter}" if isinstance(self.drafter, Stage) else f"by {_named(self.drafter)}"
         return f"drafts {drafts}, {self.rule}, window {self.window}"
 
@@ -258,7 +259,7 @@ class _Run:
 
 def _require_fit(drafter: Backbone, target: Backbone) -> None:
     for role, network in (("drafter", drafter), ("target", target)):
-        if is_next_token(network) or is_continuous(network) or network.markov:
+        if is_next_token(network) or is_continuous(network) or getattr(network, "markov", True):
             raise ValueError(f"next-scale speculation is for VAR; {type(network).__name__} cannot be its {role}")
     for name in SHARED:
         ours, theirs = (_shown(getattr(network.config, name)) for network in (drafter, target))

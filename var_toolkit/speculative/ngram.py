@@ -104,11 +104,11 @@ class NGramSession:
             for token in tokens[:new]:
                 table.add(token)
 
-    def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, int]:
+    def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
         tree = topology(self.shape.widths[: max(depths)])
         device = run.tokens_BL.device
         tokens_BN = torch.tensor([self._grown(table, tree) for table in self.tables], device=device)
-        return Draft(tokens_BN, tree, torch.tensor(depths, device=device), None, "certain"), 0
+        return Draft(tokens_BN, tree, torch.tensor(depths, device=device), None, "certain"), [0] * run.pictures
 
     @staticmethod
     def _grown(table: Table, tree: Topology) -> list[int]:

@@ -47,7 +47,6 @@ class Verdict(NamedTuple):
 class Rule(ABC):
     """Says which of the drafts for a place stands."""
 
-    lossless: ClassVar[bool] = False  # tokens come out as the target draws them
     kinds: ClassVar[tuple[Kind, ...]] = KINDS  # of drafts that it can serve
 
     @abstractmethod
@@ -89,8 +88,6 @@ class Standard(OneByOne):
     A draft stands with chance min(1, p / q); else the token comes from what p has more than q. That is exact for any q:
     for one certain draft, for a list of certain ones, and for siblings with or without replacement, one after another.
     """
-
-    lossless = True
 
     def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         return ratio(at(p, token), at(q, token)), residual(p, q, token)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from var_toolkit.backbones.draft_heads import EagleHead, ExitHead, early_exit
@@ -26,6 +27,7 @@ from var_toolkit.speculative.small_model import SmallModel
 DRAFTERS = ("jacobi", "draft", "early-exit", "ngram", "eagle")
 RULES = ("standard", "kseq", "lantern", "grouped", "decayed")
 JACOBI_WINDOW, WINDOW, SCALES, EXIT_LAYERS, CHAINS, NEIGHBOURS = 16, 5, 2, 2, 4, 1000
+DRAFTS = 1000  # of a tree
 AUTO = "auto"  # the draft length
 # Settings that belong to some drafters or to one rule.
 OF_DRAFTERS = {
@@ -76,7 +78,7 @@ def speculative(plan: Plan, given: Mapping[str, Any], draft_model: DraftModel | 
 
 def _by_token(plan: Plan, given: Mapping[str, Any], model: DraftModel | None) -> Speculation:
     rule = given.get("accept", "standard")
-    shape, lengths = _extent(given, given["speculate"], rule)
+    shape, lengths = _extent(plan, given, given["speculate"], rule)
     return Speculation(
         _drafter(plan, given["speculate"], shape, lengths, given, model), _rule(plan, rule, given), lengths
     )
@@ -127,18 +129,32 @@ def _require_target(plan: Plan, drafter: str) -> None:
         )
 
 
-def _extent(given: Mapping[str, Any], drafter: str, rule: str) -> tuple[Shape, Fixed]:
+def _tree(tree: Any, plan: Plan) -> tuple[int, ...]:
+    """The children of every node of a level, if that is a tree of some use."""
+    config: Any = plan.stages[0].backbone.config
+    if not isinstance(tree, tuple | list) or not tree or not all(isinstance(width, int) for width in tree):
+        raise ValueError(f"draft_tree is {tree!r}; it must be numbers of drafts, one for each level, such as 4,2,1")
+    if len(tree) >= config.tokens or max(tree) > config.vocab_size:
+        raise ValueError(
+            f"draft_tree is {list(tree)}; a picture has {config.tokens} tokens of {config.vocab_size} codes"
+        )
+    if sum(prod(tree[: depth + 1]) for depth in range(len(tree))) > DRAFTS:
+        raise ValueError(f"draft_tree is {list(tree)}; it must have {DRAFTS} drafts at most")
+    return tuple(tree)
+
+
+def _extent(plan: Plan, given: Mapping[str, Any], drafter: str, rule: str) -> tuple[Shape, Fixed]:
     """The drafts of a round, and how far they go."""
     tree, length = given.get("draft_tree"), given.get("draft_length")
     if tree is not None and length is not None:
         raise ValueError("draft_tree and draft_length both say how far to draft; give one of them")
     window = JACOBI_WINDOW if drafter == "jacobi" else WINDOW
-    if isinstance(length, str) and length != AUTO:
+    if length is not None and length != AUTO and not isinstance(length, int):
         raise ValueError(f"draft_length is {length!r}; it must be 1 (plain decoding) or more, or {AUTO}")
     if tree is not None:
-        window = len(tree) + 1
-    elif length is not None and length != AUTO:
-        window = int(length)
+        window = len(_tree(tree, plan)) + 1
+    elif isinstance(length, int):
+        window = min(length, plan.tokenizer.scales.total)
     policy = (Adaptive if length == AUTO else Fixed)(window, given.get("draft_confidence", 0.0))
     chains = rule == "kseq"
     first = CHAINS if chains else 1
@@ -181,9 +197,8 @@ def _early_exit(plan: Plan, shape: Shape, layers: int | None, model: DraftModel 
     """With a trained head the conditional row alone, as the head learns it; without, guided as the target is."""
     target: Any = plan.stages[0].backbone
     if model is None:
-        return SmallModel(
-            early_exit(target, layers or EXIT_LAYERS), shape, name=f"an exit after {layers or EXIT_LAYERS} layers"
-        )
+        layers = layers or min(EXIT_LAYERS, target.config.depth - 1)
+        return SmallModel(early_exit(target, layers), shape, name=f"an exit after {layers} layers")
     if not isinstance(model.network, ExitHead):
         raise ValueError(
             f"draft model {model.name} is a {type(model.network).__name__}; speculate early-exit takes an ExitHead"
@@ -222,5 +237,5 @@ def _lantern(plan: Plan, given: Mapping[str, Any]) -> Lantern:
         delta = 0.1
     codes_VC = plan.tokenizer.pyramid.embedding.weight.detach()
     count = given.get("neighbours", min(NEIGHBOURS, len(codes_VC) - 1))
-    by_direction = is_next_token(plan.stages[0].backbone) and not given.get("raw_codes", False)
-    return Lantern(neighbours(normalised_codes(codes_VC) if by_direction else codes_VC, count), delta, factor)
+    raw = given.get("raw_codes", False) or not is_next_token(plan.stages[0].backbone)
+    return Lantern(neighbours(codes_VC if raw else normalised_codes(codes_VC), count), delta, factor, raw)

@@ -50,7 +50,7 @@ class SmallModel:
         return GrowingSession(SmallReader(self, run), self.shape, lengths)
 
     def __str__(self) -> str:
-        return f"drafts by {self.name}{self.shape}"
+        return f"drafts by {self.name}{'' if self.guided else ' without guidance'}{self.shape}"
 
 
 class SmallReader:

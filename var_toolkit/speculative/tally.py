@@ -18,7 +18,7 @@ class Tally:
     settled: int = 0  # tokens
     drafted: int = 0  # tokens along the path that the rule looked at first; a tree has more
     stood: Counter[int] = field(default_factory=Counter)  # rounds by how many drafts stood
-    fall_backs: int = 0  # pictures that went on without drafts because these did not pay
+    fall_backs: int = 0  # pictures whose drafts did not pay, so that they went on without
     forward_passes: int = 0  # of the target, over whole batches
     cache_bytes: int = 0  # of the target's keys and values at their largest
 

@@ -75,7 +75,7 @@ def size_of(row: Row) -> Size:
         raise ValueError(f"row {row.name!r}: {error}") from None
     counted, dtype = plan.cost(), getattr(torch, row.dtype)
     words = "; ".join(map(str, plan.stages))
-    parameters = sum(p.numel() for network in plan.networks for p in network.parameters())
+    parameters = sum({id(p): p.numel() for network in plan.networks for p in network.parameters()}.values())
     tokenizer = sum(p.numel() for p in shape.tokenizer.parameters())
     held = dtype.itemsize * (parameters + tokenizer) + row.batch * counted.cache_bytes(dtype)
     return Size(words, counted, decoder_multiply_adds(plan), parameters, tokenizer, held)
