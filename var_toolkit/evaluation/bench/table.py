@@ -52,7 +52,8 @@ class Row:
         """What `load` and `skeleton` take."""
         if isinstance(self.model, str):
             return self.model
-        two: type[Pair] | type[Drafting] = Drafting if "draft_model" in self.model else Pair
+        drafting = isinstance(self.model, Mapping) and "draft_model" in self.model
+        two: type[Pair] | type[Drafting] = Drafting if drafting else Pair
         return build(two, self.model, where="model")
 
     @property
