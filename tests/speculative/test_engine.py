@@ -21,7 +21,7 @@ from var_toolkit.speculative.ngram import NGram
 from var_toolkit.speculative.rules import Standard
 from var_toolkit.speculative.small_model import SmallModel
 
-SAMPLES, MANY = 3000, 100_000
+SAMPLES, MANY = 2000, 100_000
 TARGET, SMALL, HEAD = toy(1), toy(2, depth=1), toy_head(3)
 CHAIN, TREE, CHAINS = Shape((1, 1, 1)), Shape((2, 2, 1)), Shape((3, 1, 1), chains=True)
 STAGES = {
