@@ -106,12 +106,11 @@ class JacobiSession:
 
     def _start(self, run: Run, deepest: int) -> None:
         """Fill the places up to `deepest` that no pass has seen, from left to right: one may repeat another."""
+        if int(self.known_B.min()) >= deepest:
+            return
         fresh_BN = self._random(run, deepest)
         places_BN = run.places_B.unsqueeze(1) + torch.arange(deepest, device=fresh_BN.device)
         left_B = run.last().squeeze(1)
-        known = self.known_B.clamp(max=deepest)
-        if deepest and int(known.min()) == deepest:
-            return
         self.q_BNV, self.tokens_BN = self.q_BNV.clone(), self.tokens_BN.clone()
         for n in range(deepest):
             token_B = fresh_BN[:, n]
