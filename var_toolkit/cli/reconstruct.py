@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from var_toolkit.cli.options import add_machine_options, add_model_option
 from var_toolkit.files import check_writable, write_whole
+from var_toolkit.sheets import enlarged, grid
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,7 +37,6 @@ def run(args: argparse.Namespace) -> None:
     image = _opened(args.image)
     import torch
 
-    from var_toolkit.cli.sample import enlarged, grid
     from var_toolkit.devices import find_device
     from var_toolkit.loading import load_tokenizer
     from var_toolkit.pictures import as_output, picture_tensor

@@ -19,6 +19,7 @@ from var_toolkit.cli.options import (
     sampling_settings,
 )
 from var_toolkit.files import check_writable, write_whole
+from var_toolkit.sheets import enlarged, grid
 from var_toolkit.zoo.registry import DEFAULT
 
 if TYPE_CHECKING:
@@ -203,24 +204,6 @@ def _write_trace(path: Path, frames: list[tuple[int, Tensor]], columns: int) -> 
     write_whole(
         path, lambda to: first.save(to, format="gif", save_all=True, append_images=rest, duration=pauses, loop=0)
     )
-
-
-def grid(images: list[Any], columns: int) -> Any:
-    """PIL pictures of one size as one picture, row by row, two pixels apart."""
-    from PIL import Image
-
-    side, gap = images[0].width, 2
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (side + gap) - gap, rows * (side + gap) - gap), "white")
-    for i, image in enumerate(images):
-        sheet.paste(image, ((i % columns) * (side + gap), (i // columns) * (side + gap)))
-    return sheet
-
-
-def enlarged(image: Any, least: int) -> Any:
-    """A PIL picture, magnified by a whole factor to at least `least` pixels if it is small."""
-    factor = max(1, least // image.width)
-    return image.resize((image.width * factor, image.height * factor), 0)
 
 
 def _save(image: Any, path: Path) -> None:

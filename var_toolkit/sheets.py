@@ -1,0 +1,67 @@
+"""Several pictures as one: plain grids, and tables with names for notebooks and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+GAP = 2  # pixels between pictures
+LETTERS = 13  # height of names, in pixels
+
+
+def grid(images: list[Any], columns: int) -> Any:
+    """PIL pictures of one size as one picture, row by row, two pixels apart."""
+    from PIL import Image
+
+    side = images[0].width
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (side + GAP) - GAP, rows * (side + GAP) - GAP), "white")
+    for i, image in enumerate(images):
+        sheet.paste(image, ((i % columns) * (side + GAP), (i // columns) * (side + GAP)))
+    return sheet
+
+
+def enlarged(image: Any, least: int) -> Any:
+    """A PIL picture, magnified by a whole factor to at least `least` pixels if it is small."""
+    factor = max(1, least // image.width)
+    return image.resize((image.width * factor, image.height * factor), 0)
+
+
+def picture_table(
+    rows: Sequence[Sequence[Image]],
+    *,
+    row_names: Sequence[str] = (),
+    column_names: Sequence[str] = (),
+    side: int = 96,
+) -> Image:
+    """Rows of square PIL pictures as one picture with names; a notebook shows it as it is.
+
+    Each picture is scaled to `side` pixels without smoothing, so token maps and pictures of any size go together. Rows
+    may differ in length. ValueError if there are no pictures, or another number of names than of rows or columns.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    columns = max(map(len, rows), default=0)
+    if not columns:
+        raise ValueError("rows hold no pictures; give at least one")
+    for what, names, count in (("row", row_names, len(rows)), ("column", column_names, columns)):
+        if names and len(names) != count:
+            raise ValueError(f"there are {len(names)} {what} names for {count} {what}s; give one each, or none")
+    font = ImageFont.load_default(LETTERS)
+    left = max((round(font.getlength(name)) + 4 * GAP for name in row_names), default=0)
+    top = 2 * LETTERS if column_names else 0
+    step = side + GAP
+    sheet = Image.new("RGB", (left + columns * step - GAP, top + len(rows) * step - GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for x, name in enumerate(column_names):
+        pen.text((left + x * step + side / 2, top / 2), name, "black", font, "mm")
+    for y, name in enumerate(row_names):
+        pen.text((left - 3 * GAP, top + y * step + side / 2), name, "black", font, "rm")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            scaled = picture.resize((side, side), Image.Resampling.NEAREST)
+            sheet.paste(scaled, (left + x * step, top + y * step))
+    return sheet
