@@ -14,15 +14,22 @@ if TYPE_CHECKING:
     from var_toolkit.loading import load
     from var_toolkit.pipeline import Pipeline
     from var_toolkit.sampling.collaborative import code
+    from var_toolkit.sampling.plan import Plan, Stage
     from var_toolkit.sampling.variant import variant
+    from var_toolkit.speculative.engine import Speculation
+    from var_toolkit.speculative.rules import Rule
     from var_toolkit.zoo.registry import list_models
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "__version__", "code", "list_models", "load", "variant"]
+__all__ = ["Pipeline", "Plan", "Rule", "Speculation", "Stage", "__version__", "code", "list_models", "load", "variant"]
 
 # Looked up on first use, so that importing the package, and `vargen --help`, stay instant.
 _HOMES = {
     "Pipeline": "var_toolkit.pipeline",
+    "Plan": "var_toolkit.sampling.plan",
+    "Rule": "var_toolkit.speculative.rules",
+    "Speculation": "var_toolkit.speculative.engine",
+    "Stage": "var_toolkit.sampling.plan",
     "code": "var_toolkit.sampling.collaborative",
     "list_models": "var_toolkit.zoo.registry",
     "load": "var_toolkit.loading",

@@ -20,6 +20,7 @@ from var_toolkit.pictures import as_output, picture_tensor
 from var_toolkit.sampling.collaborative import code
 from var_toolkit.sampling.engine import ScaleEvent, decode
 from var_toolkit.sampling.flow import Flow
+from var_toolkit.sampling.methods import Method, apply_method
 from var_toolkit.sampling.noise import Noise
 from var_toolkit.sampling.plan import Plan, Stage, is_continuous
 from var_toolkit.sampling.refinement_schedule import OFF, refinement
@@ -94,6 +95,8 @@ class Settings(TypedDict, total=False):
     group: int | None  # codes that stand or fall together
     boost: float | None  # of the first draft's chance
     decay: float | None  # of that boost with every draft
+    method: str | Method | None  # from a plan to a plan, applied last: a function, or its name (`sampling.methods`)
+    method_options: dict[str, Any] | None  # its keywords
 
 
 class Pipeline:
@@ -173,13 +176,20 @@ class Pipeline:
         given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         depth: dict[str, Any] = {name: given.pop(name) for name in ("subnet", "full_scales") if name in given}
         drafts = {name: value for name in SPECULATIVE if (value := given.pop(name, False)) is not False}
+        method, options = given.pop("method", None), given.pop("method_options", None)
         plan = self._default_depth(given)
         _require_kind(plan, given)
         self._require_masked_passes(plan, given)
         if depth:
             given_depth = {"subnet": self.sampling.subnet, "full_scales": self.sampling.full_scales, **depth}
             plan = _variant(plan, **given_depth)
-        return speculative(plan, drafts, self.draft_model) if drafts else plan
+        if drafts:
+            plan = speculative(plan, drafts, self.draft_model)
+        if method is not None:
+            return apply_method(plan, method, options or {})
+        if options is not None:
+            raise ValueError("method_options are those of a method; give method as well")
+        return plan
 
     def _require_masked_passes(self, plan: Plan, given: dict[str, Any]) -> None:
         """Refuse settings of masked passes for a plan that has none."""

@@ -54,6 +54,10 @@ def convert(hint: Any, value: object, *, where: str) -> Any:
         return value
     if origin in (tuple, Sequence):
         return _convert_tuple(hint, value, where=where)
+    if origin is list:
+        return list(_convert_tuple(Sequence[get_args(hint)], value, where=where))  # type: ignore[misc]
+    if origin is dict:
+        return _convert_dict(hint, value, where=where)
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, where=where)
     return _convert_scalar(hint, value, where=where)
@@ -80,6 +84,16 @@ def _convert_tuple(hint: Any, value: object, *, where: str) -> tuple[Any, ...]:
     if len(members) != len(value):
         raise ValueError(f"{where} is {value!r}; expected a list of {len(members)} values")
     return tuple(convert(member, item, where=where) for member, item in zip(members, value, strict=True))
+
+
+def _convert_dict(hint: Any, value: object, *, where: str) -> dict[Any, Any]:
+    of_keys, of_values = get_args(hint)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} is {value!r}; expected a mapping")
+    return {
+        convert(of_keys, key, where=f"{where}: key {key!r}"): convert(of_values, item, where=f"{where}: {key}")
+        for key, item in value.items()
+    }
 
 
 def _convert_scalar(hint: Any, value: object, *, where: str) -> Any:

@@ -44,7 +44,7 @@ def test_the_options_are_the_documented_ones():
     plans |= {
         "--speculate", "--accept", "--draft-model", "--draft-length", "--draft-tree", "--draft-confidence",
         "--jacobi-start", "--jacobi-keep", "--exit-layers", "--delta", "--lambda", "--neighbours", "--raw-codes",
-        "--group", "--boost", "--decay",
+        "--group", "--boost", "--decay", "--method",
     }  # fmt: skip
     assert options["sample"] == machine | drawing | plans | {
         "--class", "-n", "--seed", "--model", "--out", "--grid", "--trace", "--save-tokens", "--dry-run", "--json",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -98,6 +98,9 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drafter", metavar="MODEL", help="instead of --model: draws the first scales (CoDe)")
     parser.add_argument("--refiner", metavar="MODEL", help="draws the other scales")
     parser.add_argument("--draft-scales", type=at_least(1), metavar="N", help="how many scales the drafter draws")
+    parser.add_argument(
+        "--method", nargs="+", metavar=("NAME", "OPTION=VALUE"), help="one of your own: module:function, or installed"
+    )
 
 
 def _add_speculation_options(parser: argparse.ArgumentParser) -> None:
@@ -166,4 +169,22 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
         "group": args.group,
         "boost": args.boost,
         "decay": args.decay,
+        "method": args.method and args.method[0],
+        "method_options": args.method and _method_options(args.method[1:]),
     }
+
+
+def _method_options(texts: Sequence[str]) -> dict[str, Any]:
+    """What stands behind the name of a method, `option=value`, the values as YAML reads them."""
+    import yaml
+
+    read = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--method: {text!r} must be written option=value, such as from_scale=2")
+        try:
+            read[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"--method: {text!r}: the value is not YAML; put it in quotes") from None
+    return read

@@ -7,11 +7,9 @@ in one block-causal pass. Needs two models that share tokenizer and classes.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
-from var_toolkit.sampling.plan import Plan, Planned, Stage, Tokenizer, as_plan
+from var_toolkit.sampling.plan import Plan, Planned, Tokenizer, as_plan
 
 
 def code(drafter: Planned, refiner: Planned, *, draft_scales: int) -> Plan:
@@ -31,17 +29,8 @@ def code(drafter: Planned, refiner: Planned, *, draft_scales: int) -> Plan:
         raise ValueError(f"{name} draws its picture as one map; two models share a picture of several scales (VAR)")
     if not 1 <= draft_scales <= count - 1:
         raise ValueError(f"draft_scales is {draft_scales}; it must be from 1 to {count - 1}, of {count} scales")
-    halves = _within(drafter, range(draft_scales)) + _within(refiner, range(draft_scales, count))
+    halves = drafter.within(range(draft_scales)) + refiner.within(range(draft_scales, count))
     return Plan(drafter.tokenizer, halves)
-
-
-def _within(plan: Plan, scales: range) -> tuple[Stage, ...]:
-    """The stages of a plan, cut to some scales."""
-    cut = (
-        (stage, range(max(stage.scales.start, scales.start), min(stage.scales.stop, scales.stop)))
-        for stage in plan.stages
-    )
-    return tuple(replace(stage, scales=left) for stage, left in cut if left)
 
 
 def require_one_tokenizer(one: Tokenizer, other: Tokenizer, names: tuple[str, str] = ("drafter", "refiner")) -> None:

@@ -6,7 +6,7 @@ A method of next-scale decoding is a way to build a plan; one engine runs every 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -241,6 +241,14 @@ class Plan:
     def ranges(self) -> str:
         """The scales of the stages in words."""
         return ", ".join(f"{stage.scales.start}-{stage.scales.stop - 1}" for stage in self.stages) or "nothing"
+
+    def within(self, scales: range) -> tuple[Stage, ...]:
+        """The stages, cut to some scales: what methods put together anew."""
+        cut = (
+            (stage, range(max(stage.scales.start, scales.start), min(stage.scales.stop, scales.stop)))
+            for stage in self.stages
+        )
+        return tuple(replace(stage, scales=left) for stage, left in cut if left)
 
     def passes(self) -> Iterator[Pass]:
         """The forward passes that draw a scale, in order; masked passes of a scale come on top.
