@@ -1,6 +1,8 @@
-"""Which device a name means on this machine."""
+"""Which device a name means on this machine, and the time on it."""
 
 from __future__ import annotations
+
+import time
 
 import torch
 
@@ -23,3 +25,12 @@ def find_device(name: str) -> torch.device:
             f"device {name!r} is not available here; there are {torch.cuda.device_count()} GPUs, from cuda:0"
         )
     return device
+
+
+def clock(device: torch.device) -> float:
+    """The time in seconds, once the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()

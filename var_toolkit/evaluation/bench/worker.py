@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from var_toolkit.devices import clock
 from var_toolkit.evaluation.bench.memory import forget_peak, held, peak
 from var_toolkit.evaluation.bench.random_weights import random_pipeline
 from var_toolkit.evaluation.bench.table import Row
@@ -114,20 +115,11 @@ class Drawn(NamedTuple):
 
 def _draw(pipe: Pipeline, plan: Plan, labels: Tensor, seeds: range) -> Drawn:
     noise = Noise(seeds, pipe.device)
-    began = _now(pipe.device)
+    began = clock(pipe.device)
     run = decode(plan, labels, noise)
-    drawn, peak_bytes = _now(pipe.device), peak(pipe.device)
+    drawn, peak_bytes = clock(pipe.device), peak(pipe.device)
     pictures = plan.tokenizer.decode(run.latent)
-    return Drawn(drawn - began, _now(pipe.device) - drawn, run, pictures, peak_bytes)
-
-
-def _now(device: torch.device) -> float:
-    """The time, once the device has done all that was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter()
+    return Drawn(drawn - began, clock(pipe.device) - drawn, run, pictures, peak_bytes)
 
 
 def main() -> None:
