@@ -1,6 +1,7 @@
 """What each objective promises besides a falling loss."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ from var_toolkit.training.codebook_upkeep import initialise_codebook, residual_v
 from var_toolkit.training.discriminator import PatchDiscriminator
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.loop import train
-from var_toolkit.training.starting_weights import network_from
+from var_toolkit.training.starting_weights import network_from, start_from
 from var_toolkit.training.var_objective import decay_groups, sum_of_factors_
-from var_toolkit.zoo.directory import load_network
+from var_toolkit.zoo.directory import load_network, save_network
 
 DRAWS = Draws(0, 0, 0, 1, 8, torch.device("cpu"))
 
@@ -222,3 +223,15 @@ def test_networks_are_found_in_a_model_directory(tiny, cache, tmp_path, weights)
     recipe = tiny("var", steps=1, tokenizer=str(final), objective_options={"initial": str(final)}, ema=None)
     again = train(recipe, tmp_path / "b", cache_dir=cache, device="cpu")
     torch.testing.assert_close(weights(again)["pos_1LC"], weights(final)["pos_1LC"], rtol=0, atol=0.01)
+
+
+def test_a_backbone_may_go_on_with_other_classes(parts, tmp_path):
+    learned = network_from(str(parts / "var"), VAR, what="initial")
+    with torch.no_grad():
+        learned.class_emb.weight[-1] = 7.0
+    save_network(learned, tmp_path / "learned")
+    network = VAR(replace(learned.config, num_classes=3))
+    start_from(network, str(tmp_path / "learned"))
+    assert network.class_emb.weight.tolist() == [[7.0] * learned.config.embed_dim] * 4  # the null class is the last
+    for name, value in network.state_dict().items():
+        assert name == "class_emb.weight" or torch.equal(value, learned.state_dict()[name])

@@ -4,12 +4,13 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from var_toolkit.zoo.directory import CONFIG, load_network
 from var_toolkit.zoo.registry import embedded_part
 
 FREE = {"drop_path", "dropout", "input_side", "scaling_factor"}  # of the settings: weights may start with others
+CLASSES = "num_classes"
 Network = TypeVar("Network", bound=nn.Module)
 # Where a network of a class lies in a model directory, if it is not the backbone.
 PARTS = {
@@ -39,17 +40,30 @@ def network_from(name: str, cls: type[Network], *, what: str) -> Network:
 
 
 def start_from(network: nn.Module, name: str | None) -> None:
-    """Fills `network` with saved weights of the same configuration; nothing happens without a name."""
+    """Fills `network` with saved weights of the same configuration; nothing happens without a name.
+
+    A backbone may have learned another number of classes; those of `network` then begin as its null class.
+    """
     if name is None:
         return
     saved = network_from(name, type(network), what="initial")
     ours, theirs = _sizes(network), _sizes(saved)
-    odd = [field for field in ours if ours[field] != theirs.get(field)]
+    odd = [field for field in ours if ours[field] != theirs.get(field) and field != CLASSES]
     if odd:
         found = ", ".join(f"{field} {theirs.get(field)}" for field in odd)
         asked = ", ".join(f"{field} {ours[field]}" for field in odd)
         raise ValueError(f"initial: {name} has {found}, but the recipe asks for {asked}")
-    network.load_state_dict(saved.state_dict())
+    weights = saved.state_dict()
+    if ours.get(CLASSES) != theirs.get(CLASSES):
+        _forget_classes(weights, network, saved)
+    network.load_state_dict(weights)
+
+
+def _forget_classes(weights: dict[str, Tensor], network: Any, saved: Any) -> None:
+    """In `weights`, those of `saved`, let every class of the network begin as the null class."""
+    learned_NC, own_NC = saved.class_emb.weight, network.class_emb.weight
+    (name,) = (name for name, value in saved.named_parameters() if value is learned_NC)
+    weights[name] = learned_NC.detach()[-1:].expand_as(own_NC).clone()
 
 
 def _sizes(network: Any) -> dict[str, Any]:
