@@ -144,6 +144,8 @@ def test_sure_drafts_save_passes_and_the_numbers_agree():
     assert tally.settled == tally.target_passes + tally.accepted
     assert 1 < told["tokens_per_pass"] < 6
     assert told["passes_per_picture"] == pytest.approx(9 / told["tokens_per_pass"], rel=1e-2)
+    assert [sum(pace) for pace in tally.paces] == [9] * 200
+    assert sum(map(len, tally.paces)) == tally.target_passes
 
 
 def test_drafts_that_do_not_pay_are_given_up():

@@ -171,6 +171,7 @@ class _Books:
         self.windows = [lengths.first] * run.pictures
         self.accounts = [Account() for _ in run.counts]
         self.tally = Tally(pictures=run.pictures, settled=run.total * run.pictures)
+        self.tally.paces = [[] for _ in run.counts]
 
     def enter(self, checked: Checked, passes: Sequence[int]) -> None:
         """A round that is over; the first pass had no drafts and belongs to none."""
@@ -179,6 +180,7 @@ class _Books:
             if new == 0:
                 continue
             self.tally.target_passes += 1
+            self.tally.paces[row].append(new)
             if self.run.round > 0:
                 self._enter(row, Record(drafted, new - 1, passes[row]))
 

@@ -21,6 +21,7 @@ class Tally:
     fall_backs: int = 0  # pictures whose drafts did not pay, so that they went on without
     forward_passes: int = 0  # of the target, over whole batches
     cache_bytes: int = 0  # of the target's keys and values at their largest
+    paces: list[list[int]] = field(default_factory=list)  # next-token models: tokens of each pass, a list a picture
 
     @classmethod
     def total(cls, tallies: Iterable[Tally]) -> Self:
@@ -38,6 +39,7 @@ class Tally:
             ):
                 setattr(whole, name, getattr(whole, name) + getattr(one, name))
             whole.stood += one.stood
+            whole.paces += one.paces
             whole.cache_bytes = max(whole.cache_bytes, one.cache_bytes)
         return whole
 
