@@ -61,6 +61,7 @@ def test_the_options_are_the_documented_ones():
         "-h", "--help", "--images", "--reference", "--features", "--inception-weights", "-n", "--json",
     }  # fmt: skip
     assert options["bench"] == {"-h", "--help", "--rounds", "--only", "--out", "--json"}
+    assert options["demo"] == machine | {"--model", "--host", "--port"}
     assert options["train"] == {"-h", "--help", "--out", "--cache", "--device"}
 
 

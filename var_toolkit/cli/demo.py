@@ -1,0 +1,39 @@
+"""A page to draw, compare and edit pictures in the browser; Ctrl-C ends it."""
+
+from __future__ import annotations
+
+import argparse
+
+from var_toolkit.cli.options import add_machine_options, add_model_option, at_least
+
+SUMMARY = "a page to draw, compare and edit pictures in the browser"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `vargen demo`."""
+    add_model_option(parser)
+    add_machine_options(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)")
+    parser.add_argument("--port", type=at_least(1), default=7860, help="port to listen on (default 7860)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Take the port, load the model, serve the page."""
+    from importlib.util import find_spec
+
+    if find_spec("gradio") is None:
+        raise ValueError("the page needs Gradio; pip install 'var_toolkit[demo]'")
+    from var_toolkit.demo.server import listening, serve
+
+    with listening(args.host, args.port) as on:
+        import torch
+
+        from var_toolkit.demo.page import CSS, build, theme
+        from var_toolkit.demo.studio import Studio, model_names
+
+        studio = Studio(model_names(args.model), device=args.device, dtype=getattr(torch, args.dtype))
+        page = build(studio, args.model)
+        studio.pipeline(args.model)
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        print(f"vargen demo: http://{host}:{args.port} (Ctrl-C ends it)", flush=True)
+        serve(page, on, theme=theme(), css=CSS)

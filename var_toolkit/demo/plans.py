@@ -1,0 +1,90 @@
+"""The decoding plans that people can choose from for a model: only those that fit it, the model's own first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from var_toolkit.backbones.var import VAR
+from var_toolkit.loading import Drafting, Source, skeleton
+from var_toolkit.pipeline import Pipeline
+from var_toolkit.sampling.plan import is_continuous, is_next_token
+from var_toolkit.sampling.refinement_schedule import OFF
+from var_toolkit.zoo.registry import ENTRIES, Entry
+
+Named = tuple[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan by name: what is loaded for it, and the settings of `Pipeline.plan`."""
+
+    name: str
+    source: Source
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def choices(model: str) -> list[Choice]:
+    """The plans of a model by its name, directory or hub id; nothing is read but configurations.
+
+    ValueError if there is no such model.
+    """
+    pipe = skeleton(model)
+    own = str(pipe.plan())
+    by_plan: dict[str, Choice] = {}
+    for name, settings in _within(pipe):
+        by_plan.setdefault(str(pipe.plan(**settings)), Choice(name, model, settings))
+    first = by_plan.pop(own, Choice("As the model comes", model))
+    return [first, *by_plan.values(), *_together(model)]
+
+
+def _within(pipe: Pipeline) -> Iterator[Named]:
+    """Plans of what the model itself has."""
+    if is_next_token(pipe.backbone):
+        yield "Plain, token by token", {}
+        yield "Speculative: its own last pass drafts (Jacobi)", {"speculate": "jacobi"}
+    elif is_continuous(pipe.backbone):
+        yield f"Plain, {pipe.sampling.solver} solver with {pipe.sampling.steps} steps", {}
+        yield "Midpoint solver with 8 steps", {"solver": "midpoint", "steps": 8}
+    elif all(isinstance(backbone, VAR) for backbone in pipe.backbones):
+        yield from _depths(pipe)
+    elif pipe.refiner is None:
+        yield "Plain, one pass a scale", {"refine": OFF}
+        yield "Masked passes as published (HMAR)", {"refine": "published"}
+    else:
+        yield _shared(pipe.draft_scales), {}
+
+
+def _depths(pipe: Pipeline) -> Iterator[Named]:
+    """All layers of a VAR or of two, and subnets of a half and a third of them for the finest third of the scales."""
+    depth, scales = max(len(backbone.blocks) for backbone in pipe.backbones), len(pipe.backbone.scales)
+    shared = "" if pipe.refiner is None else _shared(pipe.draft_scales)
+    yield shared or "Plain, all layers", {"subnet": depth, "full_scales": scales}
+    full = -(-2 * scales // 3)
+    for subnet in (depth // 2, depth // 3):
+        if subnet >= 2:
+            name = f"VARiant: {subnet} of {depth} layers from scale {full} on"
+            yield f"{shared}; {name}" if shared else name, {"subnet": subnet, "full_scales": full}
+
+
+def _together(model: str) -> Iterator[Choice]:
+    """Plans of a named model and another one of the zoo that was trained for it."""
+    known = ENTRIES.get(model)
+    if known is None:
+        return
+    for pair in ENTRIES.values():
+        if pair is not known and pair.draft_scales and _backbone(pair) == _backbone(known):
+            yield Choice(f"{_shared(pair.draft_scales)}: {pair.name}", pair.name)
+    for drafter, network in known.draft_models.items():
+        yield Choice(f"Speculative: {network} drafts", Drafting(model, network), {"speculate": drafter})
+
+
+def _shared(draft_scales: int) -> str:
+    return f"CoDe, a small refiner from scale {draft_scales} on"
+
+
+def _backbone(entry: Entry) -> Any:
+    """Which weights draw the first scales: a folder or a file."""
+    source: Any = entry.source
+    return source.files["backbone"] if hasattr(source, "files") else source.backbone

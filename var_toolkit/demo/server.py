@@ -1,0 +1,71 @@
+"""Serves the page on one port, to this machine alone unless asked otherwise; nothing of it comes from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+LARGEST_UPLOAD = "30mb"
+# The browser itself refuses whatever the page might ask of another host.
+POLICY = (
+    "default-src 'self' blob: data:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'"
+)
+PATIENCE = 2  # seconds for requests under way once the server is told to end
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket bound to the port, before anything is loaded. ValueError in one line if it cannot be had."""
+    if not 1 <= port <= 65535:
+        raise ValueError(f"--port {port} does not exist; ports are 1 to 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError:
+        raise ValueError(f"--host {host} is not known; give an address of this machine, such as 127.0.0.1") from None
+    found = socket.socket(family, kind, protocol)
+    if os.name == "posix":  # a port left a moment ago can be taken at once; elsewhere it means to share ports
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind(address)
+        found.listen()
+    except OSError as error:
+        found.close()
+        raise ValueError(f"--host {host} --port {port} cannot be used: {error.strerror}; give others") from None
+    return found
+
+
+def serve(page: gr.Blocks, on: socket.socket, **look: Any) -> None:
+    """Serve until interrupted; `look` are theme and css of the page."""
+    import gradio as gr
+    import uvicorn
+    from fastapi import FastAPI, Request, Response
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.middleware("http")
+    async def keep_within(request: Request, call_next: Any) -> Response:
+        answer: Response = await call_next(request)
+        answer.headers["Content-Security-Policy"] = POLICY
+        return answer
+
+    host, port = on.getsockname()[:2]
+    gr.mount_gradio_app(
+        app,
+        page,
+        path="",
+        server_name=host,
+        server_port=port,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        max_file_size=LARGEST_UPLOAD,
+        **look,
+    )
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)
+    with suppress(KeyboardInterrupt):  # the way out
+        uvicorn.Server(config).run(sockets=[on])
