@@ -1,0 +1,135 @@
+"""docs/add-a-method.md is true: its files are written, its commands run as they stand, and they do what it says."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from var_toolkit.cli import main
+from var_toolkit.sampling.methods import GROUP
+
+PAGE = (Path(__file__).parent.parent / "docs" / "add-a-method.md").read_text()
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NAMED = re.compile(r"`([a-z_]+\.(?:py|yaml))`")
+
+
+def files_of_the_page() -> dict[str, str]:
+    """Every block of Python or YAML, under the file name that the text before it gave last."""
+    found, before = {}, 0
+    for block in BLOCK.finditer(PAGE):
+        if block[1] in ("python", "yaml"):
+            name = NAMED.findall(PAGE[before : block.start()])[-1]
+            assert name not in found, f"{name} stands twice in the page"
+            found[name] = block[2]
+        before = block.end()
+    return found
+
+
+def commands_of_the_page() -> list[str]:
+    return [line for language, text in BLOCK.findall(PAGE) if language == "sh" for line in text.splitlines()]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An empty folder outside of the package, but for the files of the page."""
+    for name, text in files_of_the_page().items():
+        (tmp_path / name).write_text(text)
+    yield tmp_path
+    for name in ("shy_method", "likely_rule"):
+        sys.modules.pop(name, None)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path), dtype=int)
+
+
+def test_the_files_and_commands_of_the_page_do_what_it_says(folder):
+    assert set(files_of_the_page()) == {"shy_method.py", "draw.py", "shy.yaml", "likely_rule.py"}
+    place = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    printed = {}
+    for command in commands_of_the_page():
+        ran = subprocess.run(command, shell=True, cwd=folder, env=place, capture_output=True, text=True)
+        assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
+        printed[command] = ran.stdout
+    dry, drawn, script, bench, rule = printed.values()
+
+    (plan,) = (line for line in dry.splitlines() if line.startswith("plan "))
+    first, second = plan.split("; ")
+    assert "scales 0-2:" in first
+    assert first.endswith("temperature 1")
+    assert "scales 3-5:" in second
+    assert second.endswith("temperature 0.5")
+    assert not list(folder.glob("class-*"))  # of the dry run
+
+    assert drawn.startswith("shy.png: class 207")
+    assert np.abs(pixels(folder / "shy.png") - pixels(folder / "plain.png")).mean() > 1
+    equal = script.splitlines()[0]
+    assert equal.startswith("[True, True, False")  # scales 0 and 1 are drawn as before, scale 2 is not
+    assert "guidance 2, " in script
+    assert "scales 2-5" in script
+    assert pixels(folder / "other.png").shape == (64, 64, 3)
+
+    rows = json.loads((folder / "bench" / "shy.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["VAR", "shy"]
+    assert "scales 2-5" in rows[1]["plan_in_words"]
+    assert "temperature 0.5" in rows[1]["plan_in_words"]
+    assert all(row["seconds_per_picture"] > 0 for row in rows)
+    assert "shy" in bench
+
+    assert rule.startswith("likely.png: class 207")
+    assert pixels(folder / "likely.png").shape == (64, 64, 3)
+
+
+def test_the_rule_of_the_page_decides_which_drafts_stand(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    (command,) = (line for line in commands_of_the_page() if "likely_rule:likely" in line)
+    words = command.replace("share=0.1", "share={}").split()[1:]
+    passes = []
+    for share in ("0", "1"):  # every draft stands; only the likeliest token does
+        assert main([word.format(share) for word in words] + ["--json"]) == 0
+        passes.append(json.loads(capsys.readouterr().out)["speculation"]["passes_per_picture"])
+    assert passes[0] == 1 + -(-255 // 16)  # windows of 16
+    assert passes[1] > 2 * passes[0]
+    assert main([*words[: words.index("--speculate")], "--method", "likely_rule:likely"]) == 2
+    assert "give --speculate as well" in capsys.readouterr().err
+
+
+def test_an_installed_package_gives_its_method_the_name_that_the_page_says(folder, monkeypatch, capsys):
+    (block,) = (text for language, text in BLOCK.findall(PAGE) if language == "toml")
+    ((name, target),) = tomllib.loads(block)["project"]["entry-points"][GROUP].items()
+    assert f"`--method {name}` is enough" in PAGE
+    installed = folder / "shy-1.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: shy\nVersion: 1\n")
+    (installed / "entry_points.txt").write_text(f"[{GROUP}]\n{name} = {target}\n")
+    monkeypatch.syspath_prepend(folder)
+    assert main(["sample", "--class", "207", "--dry-run", "--method", name]) == 0
+    assert "scales 3-5" in capsys.readouterr().out
+
+
+def test_every_link_of_the_documents_resolves():
+    root = Path(__file__).parent.parent
+    for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            path, _, anchor = target.partition("#")
+            if "://" in path:
+                continue
+            there = (page.parent / path) if path else page
+            assert there.exists(), f"{page.name}: {target}"
+            if anchor:
+                assert anchor in anchors(there.read_text()), f"{page.name}: {target}"
+
+
+def anchors(text: str) -> set[str]:
+    """What headings are called in links: lower case, spaces as hyphens, no punctuation."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
