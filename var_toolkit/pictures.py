@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,16 +11,52 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+class Square(NamedTuple):
+    """A square part of a picture, in pixels."""
+
+    left: int
+    top: int
+    side: int
+
+
 def picture_tensor(image: Image, side: int) -> Tensor:
-    """A PIL picture, upright, in RGB, scaled and centre-cropped to (3, side, side), float in [0, 1]."""
+    """A PIL picture, upright, in RGB, cut to the square in its middle, scaled: (3, side, side), float in [0, 1]."""
+    upright = upright_rgb(image)
+    return square_tensor(upright, middle_square(*upright.size), side)
+
+
+def upright_rgb(image: Image) -> Image:
+    """A PIL picture as people see it: turned as its camera says, in RGB, on white where it is transparent."""
     from PIL import ImageOps
-    from PIL.Image import Resampling
+    from PIL.Image import alpha_composite, new
 
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip, not scale
         upright = upright.point(lambda level: level / 257).convert("L")
-    fitted = ImageOps.fit(upright.convert("RGB"), (side, side), method=Resampling.LANCZOS)
-    return torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8).view(side, side, 3).permute(2, 0, 1) / 255
+    if upright.has_transparency_data:
+        upright = alpha_composite(new("RGBA", upright.size, "white"), upright.convert("RGBA"))
+    return upright.convert("RGB")
+
+
+def middle_square(width: int, height: int) -> Square:
+    """The largest square in the middle of a picture."""
+    side = min(width, height)
+    return Square((width - side) // 2, (height - side) // 2, side)
+
+
+def square_tensor(image: Image, square: Square, side: int) -> Tensor:
+    """A square of an RGB picture, scaled, (3, side, side), float in [0, 1]."""
+    from PIL.Image import Resampling
+
+    left, top, length = square
+    scaled = image.resize((side, side), Resampling.LANCZOS, box=(left, top, left + length, top + length))
+    return pixels(scaled) / 255
+
+
+def pixels(image: Image) -> Tensor:
+    """The bytes of a PIL picture, uint8 (C, h, w)."""
+    found = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return found.view(image.height, image.width, -1).permute(2, 0, 1)
 
 
 def to_uint8(pictures: Tensor) -> Tensor:

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from var_toolkit.backbones.linear import pack_linears
+from var_toolkit.editing import as_picture, prepare
 from var_toolkit.pictures import as_output, picture_tensor
 from var_toolkit.sampling.collaborative import code
 from var_toolkit.sampling.engine import ScaleEvent, decode
 from var_toolkit.sampling.flow import Flow
+from var_toolkit.sampling.kept import Kept, kept_before, kept_outside, require_scale
 from var_toolkit.sampling.methods import Method, apply_method
 from var_toolkit.sampling.noise import Noise
 from var_toolkit.sampling.plan import Plan, Stage, is_continuous
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
     AnyBackbone = VAR | HMAR | FlowAR | RasterGPT
 
+Labels = SupportsIndex | str | Iterable[SupportsIndex | str | None] | None
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Settings of one kind of tokens, which mean nothing for the other.
 DISCRETE = ("top_k", "top_p", "temperature", "smooth", "guided_tokens")
@@ -97,6 +100,18 @@ class Settings(TypedDict, total=False):
     decay: float | None  # of that boost with every draft
     method: str | Method | None  # from a plan to a plan, applied last: a function, or its name (`sampling.methods`)
     method_options: dict[str, Any] | None  # its keywords
+
+
+class Drawing(Settings, total=False):
+    """How pictures are drawn, and what of: the keywords of a call, which explains them."""
+
+    seeds: int | Sequence[int] | None
+    generator: torch.Generator | Sequence[torch.Generator] | None
+    plan: Plan | None
+    batch_size: int
+    output_type: str
+    return_dict: bool
+    callback_on_scale_end: Callable[[ScaleEvent], None] | None
 
 
 class Pipeline:
@@ -234,7 +249,7 @@ class Pipeline:
 
     def __call__(
         self,
-        class_labels: SupportsIndex | str | Iterable[SupportsIndex | str | None] | None,
+        class_labels: Labels,
         *,
         seeds: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -254,6 +269,80 @@ class Pipeline:
         Without `return_dict` the pictures come alone, in a tuple.
         ValueError names what is wrong before anything is drawn.
         """
+        return self._draw(
+            class_labels,
+            seeds=seeds,
+            generator=generator,
+            plan=plan,
+            batch_size=batch_size,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback_on_scale_end=callback_on_scale_end,
+            **settings,
+        )
+
+    def edit(
+        self,
+        image: Image | Tensor,
+        mask: Image | Sequence[int] | None = None,
+        class_labels: Labels = None,
+        *,
+        expand: int | Sequence[int] | None = None,
+        keep_pixels: bool = False,
+        **drawing: Unpack[Drawing],
+    ) -> PipelineOutput | tuple[Any]:
+        """Draw a part of a picture anew, one result a label: in-painting, or out-painting with `expand`.
+
+        `mask` is a picture of the same size, light where it is drawn anew, or a box (x, y, width, height) in pixels;
+        `expand` adds pixels around the picture, on all sides or (left, top, right, bottom), and draws those. A model
+        sees the largest square that holds the mask, scaled to its own size, and the result is that square; the rest of
+        it is as the tokenizer keeps it, and changes a little near the mask. With `keep_pixels` the drawn part is pasted
+        into the given picture, which stays as it is outside the mask. Labels and `drawing` are those of a call;
+        speculation keeps nothing and is refused. ValueError names what does not fit before anything is drawn.
+        """
+        side = self.tokenizer.picture_side
+        edit = prepare(image, mask, expand, side=side, whole=keep_pixels)
+        if keep_pixels and drawing.get("output_type") == "latent":
+            raise ValueError("keep_pixels pastes pixels, and output_type 'latent' has none; choose one")
+        tokens = self._tokens(edit.picture(side))
+        cells = edit.cells(self.tokenizer.scales.finest).to(self.device)
+        kept = kept_outside(cells, tokens, self.tokenizer.pyramid)
+        return self._draw(class_labels, kept=kept, finish=edit.pasted if keep_pixels else None, **drawing)
+
+    def vary(
+        self, image: Image | Tensor, from_scale: int, class_labels: Labels = None, **drawing: Unpack[Drawing]
+    ) -> PipelineOutput | tuple[Any]:
+        """Draw the finer scales of a picture anew, from `from_scale` on, one result a label; the coarser ones stay.
+
+        0 draws everything, the number of scales nothing. The picture is cut square as in `reconstruct`. Labels and
+        `drawing` are those of a call. ValueError names what does not fit before anything is drawn.
+        """
+        require_scale(from_scale, self.tokenizer.scales)
+        side = self.tokenizer.picture_side
+        tokens = self._tokens(picture_tensor(as_picture(image, side), side))
+        return self._draw(class_labels, kept=kept_before(from_scale, tokens, self.tokenizer.pyramid), **drawing)
+
+    def _tokens(self, picture_3ss: Tensor) -> list[Tensor]:
+        """The token maps of one picture in [0, 1]."""
+        found: list[Tensor] = self.tokenizer.token_maps(picture_3ss[None].to(self.device) * 2 - 1)
+        return found
+
+    def _draw(
+        self,
+        class_labels: Labels,
+        *,
+        kept: Kept | None = None,
+        finish: Callable[[Tensor], Tensor] | None = None,
+        seeds: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        plan: Plan | None = None,
+        batch_size: int = 8,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_scale_end: Callable[[ScaleEvent], None] | None = None,
+        **settings: Unpack[Settings],
+    ) -> PipelineOutput | tuple[Any]:
+        """As a call, with tokens that stay, and a last step for the pictures, (B, 3, h, w) in [0, 1]."""
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
         if batch_size < 1:
@@ -270,9 +359,10 @@ class Pipeline:
         for at in range(0, len(labels), batch_size):
             noise = Noise(chosen[at : at + batch_size], self.device)
             labels_B = torch.tensor(labels[at : at + batch_size], device=self.device)
-            runs.append(decode(plan, labels_B, noise, on_scale=callback_on_scale_end))
+            runs.append(decode(plan, labels_B, noise, kept=kept, on_scale=callback_on_scale_end))
             if output_type != "latent":
-                pictures.append(self.tokenizer.decode(runs[-1].latent).cpu())
+                drawn = self.tokenizer.decode(runs[-1].latent).cpu()
+                pictures.append(drawn if finish is None else finish((drawn + 1) / 2) * 2 - 1)
         latents = torch.cat([run.latent.cpu() for run in runs])
         images = as_output(torch.cat(pictures), output_type) if pictures else latents
         if not return_dict:

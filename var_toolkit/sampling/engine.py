@@ -15,6 +15,7 @@ from torch import Tensor
 
 from var_toolkit.sampling.filters import draw, filter_top_k_top_p, guide, soft_codes
 from var_toolkit.sampling.flow import draw_map
+from var_toolkit.sampling.kept import Kept, require_keeping
 from var_toolkit.sampling.masked_refinement import refine
 from var_toolkit.sampling.next_token import draw_tokens
 from var_toolkit.sampling.noise import Noise, Stream
@@ -50,8 +51,8 @@ class Decoded:
 class Canvas:
     """The latent that grows scale by scale, and the backbone inputs that follow from it."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.pyramid, self.scales = tokenizer.pyramid, tokenizer.scales
+    def __init__(self, tokenizer: Tokenizer, kept: Kept | None = None) -> None:
+        self.pyramid, self.scales, self.kept = tokenizer.pyramid, tokenizer.scales, kept
         self.latent: Tensor | None = None
         self.inputs: list[Tensor] = []  # of scales 1, 2, ... as far as they are known
 
@@ -63,7 +64,8 @@ class Canvas:
         return other
 
     def add(self, codes_BLC: Tensor, scale: int) -> Tensor:
-        self.latent = latent = self.pyramid.grow(self.latent, codes_BLC, scale)
+        latent: Tensor = self.pyramid.grow(self.latent, codes_BLC, scale)
+        self.latent = latent = latent if self.kept is None else self.kept.settle(scale, latent)
         if scale + 1 < len(self.scales):
             self.inputs.append(self.pyramid.shrink(latent, scale + 1))
         return latent
@@ -76,17 +78,25 @@ class Canvas:
 
 @torch.inference_mode()
 def decode(
-    plan: Plan, labels_B: Tensor, noise: Noise, *, on_scale: Callable[[ScaleEvent], None] | None = None
+    plan: Plan,
+    labels_B: Tensor,
+    noise: Noise,
+    *,
+    kept: Kept | None = None,
+    on_scale: Callable[[ScaleEvent], None] | None = None,
 ) -> Decoded:
-    """Draw the tokens of one picture a label, all scales coarse to fine.
+    """Draw the tokens of one picture a label, all scales coarse to fine, but for those that are kept.
 
-    The tokens of a picture depend on its label and its own noise, not on the other pictures of the batch.
+    The tokens of a picture depend on its label and its own noise, not on the other pictures of the batch. ValueError if
+    tokens are kept and the plan speculates.
     """
+    if kept is not None:
+        require_keeping(plan)
     speculation = plan.stages[0].speculation
     if speculation is not None:
         drawn: Decoded = speculation.decode(plan, labels_B, noise, on_scale=on_scale)
         return drawn
-    canvas = Canvas(plan.tokenizer)
+    canvas = Canvas(plan.tokenizer, kept)
     tokens: list[Tensor] = []
     condition: Any = None
     cache: Any = None
@@ -101,7 +111,7 @@ def decode(
         else:
             cache.resize(rooms)
         if is_next_token(backbone):
-            found = draw_tokens(stage, rows_R, noise, cache)
+            found = draw_tokens(stage, rows_R, noise, cache, kept)
             codes = canvas.pyramid.embed(found)
         else:
             inputs = canvas.inputs_of(scales, stage.rows)
@@ -120,20 +130,23 @@ def decode(
 def _drawn(stage: Stage, k: int, hidden: Tensor, condition: Any, canvas: Canvas, noise: Noise) -> tuple[Tensor, Tensor]:
     """Tokens of a scale from its features (R, n_k, width), and what they stand for, (B, n_k, C)."""
     backbone: Any = stage.backbone
-    scales, pyramid = canvas.scales, canvas.pyramid
+    scales, pyramid, kept = canvas.scales, canvas.pyramid, canvas.kept
     if stage.flow is not None:
         strength = stage.strength(scales.progress(k))
         found = draw_map(stage, k, hidden, noise, channels=backbone.config.latent_channels, strength=strength)
+        found = found if kept is None else kept.put(k, found)
         return found, found
     logits = scale_choices(stage, backbone.logits(condition, hidden), scales.progress(k))
     place = (scales.offsets[k], scales.lengths[k])
     found = draw(logits, noise.uniform(Stream.TOKEN, *place), temperature=stage.temperature)
+    found = found if kept is None else kept.put(k, found)
     if stage.masked(k):
-        found = refine(stage, k, found, logits, condition, canvas.inputs[k - 1], pyramid, noise)
+        found = refine(stage, k, found, logits, condition, canvas.inputs[k - 1], pyramid, noise, kept)
     if not stage.smooth:
         return found, pyramid.embed(found)
     gumbel = noise.gumbel(Stream.SMOOTH, *place, logits.shape[-1])
-    return found, soft_codes(logits, gumbel, pyramid.embedding.weight, progress=scales.progress(k))
+    codes = soft_codes(logits, gumbel, pyramid.embedding.weight, progress=scales.progress(k))
+    return found, codes if kept is None else torch.where(kept.stays[k].unsqueeze(-1), pyramid.embed(found), codes)
 
 
 def labels_of_rows(stage: Stage, labels_B: Tensor) -> Tensor:

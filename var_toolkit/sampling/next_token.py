@@ -11,14 +11,18 @@ import torch
 from torch import Tensor
 
 from var_toolkit.sampling.filters import draw, filter_top_k_top_p, guide
+from var_toolkit.sampling.kept import Kept
 from var_toolkit.sampling.noise import Noise, Stream
 
 if TYPE_CHECKING:
     from var_toolkit.sampling.plan import Stage
 
 
-def draw_tokens(stage: Stage, labels_R: Tensor, noise: Noise, cache: Any) -> Tensor:
-    """The map of each picture, (B, L): a token depends on the class and on all tokens before it."""
+def draw_tokens(stage: Stage, labels_R: Tensor, noise: Noise, cache: Any, kept: Kept | None = None) -> Tensor:
+    """The map of each picture, (B, L): a token depends on the class and on all tokens before it, kept ones among them.
+
+    What is kept behind a token has no say in it.
+    """
     backbone: Any = stage.backbone
     count = backbone.config.tokens
     uniform_BL = noise.uniform(Stream.TOKEN, 0, count)
@@ -26,7 +30,9 @@ def draw_tokens(stage: Stage, labels_R: Tensor, noise: Noise, cache: Any) -> Ten
     found: list[Tensor] = []
     for place in range(count):
         logits = choices(stage, backbone.next_logits(hidden), place)
-        found.append(draw(logits, uniform_BL[:, place : place + 1]))
+        here = slice(place, place + 1)
+        drawn = draw(logits, uniform_BL[:, here])
+        found.append(drawn if kept is None else kept.put(0, drawn, here))
         if place + 1 < count:
             hidden = backbone.next_hidden(None, found[-1].repeat(stage.rows, 1), cache=cache)
     return torch.cat(found, dim=1)

@@ -90,6 +90,10 @@ class CodebookTokenizer(nn.Module):
             found: list[Tensor] = self.quantize.encode(features)
             return found
 
+    def token_maps(self, pictures: Tensor) -> list[Tensor]:
+        """Pictures -> the K token maps that a backbone would have to draw: what `encode` finds."""
+        return self.encode(pictures)
+
     @torch.no_grad()
     def latents(self, tokens: list[Tensor]) -> list[Tensor]:
         """The latent after every given scale, each (B, C, h, w): decode any of them for a preview."""

@@ -133,6 +133,10 @@ class KLTokenizer(nn.Module):
         """Pictures -> scaled latents (B, C, h, w), float32: the means of their posteriors."""
         return self.latents(self.moments(pictures))
 
+    def token_maps(self, pictures: Tensor) -> list[Tensor]:
+        """Pictures -> the K maps of continuous tokens that a backbone would have to draw, (B, n_k, C), float32."""
+        return self.scales.split(self.pyramid.maps(self.encode(pictures)))
+
     @torch.no_grad()
     def decode(self, latent_BCpp: Tensor) -> Tensor:
         """A scaled latent -> pictures in [-1, 1], float32 (B, 3, h, w). That of a coarser scale is enlarged first."""

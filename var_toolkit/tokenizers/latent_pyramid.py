@@ -5,6 +5,8 @@ Letters: B pictures, L tokens, C channels, K scales, p the side of a map.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,6 +38,10 @@ class LatentPyramid:
         """The latent after a scale, (B, C, p, p): its map, which takes the place of the one before."""
         side = self.scales.patch_nums[scale]
         return codes_BLC.transpose(1, 2).unflatten(2, (side, side))
+
+    def latents(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """The latent after every given scale: its map, (B, C, p, p)."""
+        return [self.grow(None, codes_BLC, k) for k, codes_BLC in enumerate(tokens)]
 
     def shrink(self, latent_BCpp: Tensor, scale: int) -> Tensor:
         """The input of a scale from the map before it, (B, n_k, C)."""
