@@ -17,8 +17,9 @@ from var_toolkit.tokenizers.codebook import CodebookTokenizer
 from var_toolkit.tokenizers.kl import KLTokenizer
 from var_toolkit.zoo import registry
 from var_toolkit.zoo.directory import DRAFT_HEADS, EXPECTED, INDEX, PARTS, build, empty_network, load_network, read_json
+from var_toolkit.zoo.facts import Facts, of_entry, read_facts
 from var_toolkit.zoo.fitting import AnyTokenizer, fitted
-from var_toolkit.zoo.hub import is_hub_id, snapshot
+from var_toolkit.zoo.hub import at_revision, is_hub_id, snapshot
 from var_toolkit.zoo.lone_tokenizers import ALONE, find_tokenizer, read_autoencoder, read_tokenizer
 from var_toolkit.zoo.registry import CONFIG, Embedded, Entry, Hub, Sampling
 
@@ -61,18 +62,21 @@ def load(
     *,
     tokenizer: str | Path | None = None,
     draft_model: str | Path | None = None,
+    revision: str | None = None,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> Pipeline:
-    """A pipeline from a zoo name, a model directory, a hub id, or a pair of these.
+    """A pipeline from a zoo name, a model directory, a hub id user/name or user/name@revision, or a pair of these.
 
     A `draft_model` is a smaller model of the same kind, or a head trained for this one: a name, a directory, a hub id.
 
     An existing directory wins over a name. For a model of continuous tokens, any AutoencoderKL of diffusers with as
-    many channels may take the place of its `tokenizer`: a directory, a hub id, or a name. `device` "auto" takes CUDA
-    where there is one, else the CPU.
+    many channels may take the place of its `tokenizer`: a directory, a hub id, or a name. A `revision` of a hub id is
+    a branch, a tag or a commit. `device` "auto" takes CUDA where there is one, else the CPU.
     """
     where = find_device(device)
+    if revision is not None:
+        source = at_revision(str(source), revision)
     if draft_model is not None:
         source = Drafting(str(source), str(draft_model))
     if tokenizer is not None:
@@ -157,7 +161,7 @@ def _from_directory(folder: Path, given: Mapping[str, Part], weights: bool) -> P
         for key in ("_sampling", "_refiner_sampling")
     ]
     draft_scales = strict_fields.convert(int, index.get("_draft_scales", 0), where=f"{folder / INDEX}: _draft_scales")
-    return _together(parts, samplings, index.get("_class_names"), draft_scales)
+    return _together(parts, samplings, index.get("_class_names"), draft_scales, _with(given, read_facts(folder)))
 
 
 def _from_entry(found: Entry, given: Mapping[str, Part], weights: bool) -> Pipeline:
@@ -172,7 +176,8 @@ def _from_entry(found: Entry, given: Mapping[str, Part], weights: bool) -> Pipel
     else:
         lacking = [part for part in found.source.files if part not in given]
         own = _downloaded(found.source, lacking) if weights else _published_sizes(found.source, lacking)
-    return _together({**own, **given}, [found.sampling] * 2, found.class_names, found.draft_scales)
+    facts = _with(given, of_entry(found))
+    return _together({**own, **given}, [found.sampling] * 2, found.class_names, found.draft_scales, facts)
 
 
 def _read(folders: Mapping[str, Path], weights: bool) -> dict[str, Part]:
@@ -181,7 +186,7 @@ def _read(folders: Mapping[str, Path], weights: bool) -> dict[str, Part]:
 
 
 def _together(
-    parts: Mapping[str, Part], samplings: Sequence[Sampling], names: str | None, draft_scales: int
+    parts: Mapping[str, Part], samplings: Sequence[Sampling], names: str | None, draft_scales: int, facts: Facts
 ) -> Pipeline:
     """The parts of a model as a pipeline; the second sampling is the refiner's."""
     tokenizer = parts["tokenizer"]
@@ -192,7 +197,16 @@ def _together(
             seen = fitted(tokenizer.network, backbone, (tokenizer.source, where))
             pipes.append(Pipeline(seen, backbone, sampling, names))
     drafter, *refiners = pipes
-    return pair(drafter, refiners[0], draft_scales) if refiners else drafter
+    pipe = pair(drafter, refiners[0], draft_scales) if refiners else drafter
+    pipe.facts = facts
+    return pipe
+
+
+def _with(given: Mapping[str, Part], facts: Facts) -> Facts:
+    """What is known of a model, some of whose parts come from elsewhere."""
+    for part, (_, where) in given.items():
+        facts = facts.altered(f"the {part} of {where}")
+    return facts
 
 
 def _published_sizes(source: Hub, parts: Sequence[str]) -> dict[str, Part]:

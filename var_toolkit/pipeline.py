@@ -7,6 +7,7 @@ pipe(class_labels=[207, "red sphere on sand"], seeds=[0, 1]).images[0]
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -32,6 +33,9 @@ from var_toolkit.speculative.settings import DraftModel, speculative
 from var_toolkit.speculative.tally import Tally, together
 from var_toolkit.zoo.class_names import ClassNames, class_names
 from var_toolkit.zoo.directory import INDEX, write_json, write_network, written_whole
+from var_toolkit.zoo.facts import Facts, of_both, write_facts
+from var_toolkit.zoo.hub import upload, with_revision
+from var_toolkit.zoo.model_card import write_card
 from var_toolkit.zoo.registry import Sampling
 
 if TYPE_CHECKING:
@@ -119,7 +123,7 @@ class Pipeline:
 
     `sampling` holds the default settings; `data_set` says whose class names the labels have. With a `refiner`, itself
     a pipeline on the same tokenizer, the backbone draws the first `draft_scales` scales and the refiner's the others.
-    A `draft_model` drafts where the setting `speculate` asks for it.
+    A `draft_model` drafts where the setting `speculate` asks for it. `facts` say where the weights come from.
     """
 
     def __init__(
@@ -132,12 +136,14 @@ class Pipeline:
         refiner: Pipeline | None = None,
         draft_scales: int = 0,
         draft_model: DraftModel | None = None,
+        facts: Facts | None = None,
     ) -> None:
         self.tokenizer, self.backbone = tokenizer, backbone
         self.sampling = sampling or Sampling()
         self.data_set = data_set
         self.refiner, self.draft_scales = refiner, draft_scales
         self.draft_model = draft_model
+        self.facts = facts or Facts()
 
     @property
     def class_names(self) -> ClassNames:
@@ -398,6 +404,34 @@ class Pipeline:
             if self.refiner is not None:
                 index |= {"_refiner_sampling": asdict(self.refiner.sampling), "_draft_scales": self.draft_scales}
             write_json(folder / INDEX, index)
+            write_facts(folder, self.facts)
+            write_card(self, folder, Path(directory).resolve().name)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+        dtype: torch.dtype | None = None,
+        license: str | None = None,
+    ) -> str:
+        """Commit the model to user/name on the hub, with a card; returns the address of the commit.
+
+        A repository that is missing is made, `private` if asked; so is the branch `revision`. The `license` is yours
+        to state where the weights have none yet, as the hub names it ("mit"). A card there that was written by hand
+        stays. ValueError in one line, before anything is written, if the hub cannot be reached or refuses.
+        """
+        shown = copy(self)
+        shown.facts = self.facts.licensed(license)
+
+        def write(folder: Path) -> None:
+            shown.save_pretrained(folder, dtype)
+            write_card(shown, folder, with_revision(repo_id, revision))
+
+        return upload(repo_id, write, private=private, revision=revision, token=token, commit_message=commit_message)
 
     def _parts(self) -> dict[str, torch.nn.Module]:
         refiner = {} if self.refiner is None else {"refiner": self.refiner.backbone}
@@ -411,13 +445,14 @@ class Pipeline:
         *,
         tokenizer: str | Path | None = None,
         draft_model: str | Path | None = None,
+        revision: str | None = None,
         device: str = "auto",
         dtype: torch.dtype = torch.float32,
     ) -> Pipeline:
         """The same as `load`."""
         from var_toolkit.loading import load
 
-        return load(source, tokenizer=tokenizer, draft_model=draft_model, device=device, dtype=dtype)
+        return load(source, tokenizer=tokenizer, draft_model=draft_model, revision=revision, device=device, dtype=dtype)
 
 
 def _require_kind(plan: Plan, given: dict[str, Any]) -> None:
@@ -442,7 +477,7 @@ def pair(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
     code(drafter, refiner, draft_scales=draft_scales)  # which refuses what does not fit
     shared = Pipeline(drafter.tokenizer, refiner.backbone, refiner.sampling, refiner.data_set)
     ours = (drafter.tokenizer, drafter.backbone, drafter.sampling, drafter.data_set)
-    return Pipeline(*ours, refiner=shared, draft_scales=draft_scales)
+    return Pipeline(*ours, refiner=shared, draft_scales=draft_scales, facts=of_both(drafter.facts, refiner.facts))
 
 
 def _is_one(labels: object) -> bool:

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from var_toolkit.pipeline import Pipeline
+    from var_toolkit.zoo.facts import of_files
     from var_toolkit.zoo.fitting import fitted
     from var_toolkit.zoo.published import FAMILIES as READERS
 
@@ -45,7 +46,9 @@ def run(args: argparse.Namespace) -> None:
     backbone = networks["backbone"]
     tokenizer = fitted(networks["tokenizer"], backbone, (str(args.tokenizer), str(args.backbone)))
     data_set = "imagenet" if backbone.config.num_classes == 1000 else None
-    pipe = Pipeline(tokenizer, backbone, READERS[args.family].sampling(backbone.config), data_set)
+    sampling = READERS[args.family].sampling(backbone.config)
+    facts = of_files(args.family, {part: getattr(args, part).name for part in NETWORKS})
+    pipe = Pipeline(tokenizer, backbone, sampling, data_set, facts=facts)
     pipe.save_pretrained(args.out, torch.float16 if args.half else None)
     count = sum(p.numel() for network in networks.values() for p in network.parameters())
     print(

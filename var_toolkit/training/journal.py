@@ -58,6 +58,13 @@ class Journal:
             for key, value in numbers.items():
                 self.board.add_scalar(key, value, step)
 
+    def last_numbers(self) -> dict[str, float]:
+        """The last value of everything that was logged."""
+        found: dict[str, float] = {}
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            found |= {key: value for key, value in _fields(line).items() if isinstance(value, int | float)}
+        return {key: value for key, value in found.items() if key != "step"}
+
     def show(self, step: int, pictures: Tensor) -> None:
         if self.active:
             write_sheet(self.out / "samples" / f"{step:07d}.png", pictures)

@@ -25,6 +25,7 @@ from var_toolkit.processes import Team, team_of_this_process
 from var_toolkit.training import parallel
 from var_toolkit.training.batches import stream
 from var_toolkit.training.checkpoint import as_json, read_checkpoint, write_checkpoint
+from var_toolkit.training.delivery import note_training
 from var_toolkit.training.draws import derived
 from var_toolkit.training.journal import Journal
 from var_toolkit.training.objectives import Objective, Workplace
@@ -208,6 +209,8 @@ class _Run:
             fresh = final.with_name(f".{final.name}-new")
             shutil.rmtree(fresh, ignore_errors=True)
             self.objective.save(network.eval(), fresh)
+            pictures, name = self.steps * self.recipe.batch_size, f"{self.out.resolve().name}/{final.name}"
+            note_training(fresh, self.recipe, pictures, self.journal.last_numbers(), name)
             if final.exists():
                 shutil.rmtree(final)  # delivered before by the same run, perhaps after fewer steps
             os.replace(fresh, final)

@@ -162,7 +162,13 @@ def is_ours(cls: type[nn.Module]) -> bool:
     return "config" in get_type_hints(cls.__init__)
 
 
-def pretrained(cls: Any, source: Path | str, dtype: torch.dtype = torch.float32, subfolder: str = "") -> nn.Module:
+def pretrained(
+    cls: Any,
+    source: Path | str,
+    dtype: torch.dtype = torch.float32,
+    subfolder: str = "",
+    revision: str | None = None,
+) -> nn.Module:
     """A network of diffusers from a directory or a hub id, in evaluation mode. ValueError in one line for any trouble.
 
     diffusers reads its own older layouts, which is why this is left to it; here its warnings become refusals.
@@ -170,7 +176,7 @@ def pretrained(cls: Any, source: Path | str, dtype: torch.dtype = torch.float32,
     options = {"torch_dtype": dtype, "output_loading_info": True, "low_cpu_mem_usage": False}
     try:
         with _quiet_diffusers():
-            network, found = cls.from_pretrained(source, subfolder=subfolder, **options)
+            network, found = cls.from_pretrained(source, subfolder=subfolder, revision=revision, **options)
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
         why = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
         raise ValueError(f"{source} cannot be read as {cls.__name__}: {why}") from None

@@ -1,14 +1,31 @@
-"""Files from a model hub, through huggingface_hub: its cache, its progress bar, its offline switch, its token."""
+"""A model hub, through huggingface_hub: its cache, its progress bar, its offline switch, its token.
+
+A hub id is `user/name`, or `user/name@revision` with a branch, a tag or a commit; "/" in one is written %2F.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
+
+from var_toolkit.zoo.registry import CARD
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+LOGIN = (
+    "log in with `hf auth login`, or set HF_TOKEN to a token that may write (https://huggingface.co/settings/tokens)"
+)
 
 
-def download(repository: str, filename: str, revision: str | None = None) -> Path:
-    """The local path of a file of a hub repository; downloaded once, then found in the cache.
+def download(repository: str, filename: str) -> Path:
+    """The local path of a file of a hub id; downloaded once, then found in the cache.
 
     A fresh download is checked against the hub's SHA-256 where the hub gives one. ValueError in one line if the file
     cannot be had; HF_HUB_OFFLINE=1 forbids the network.
@@ -16,16 +33,17 @@ def download(repository: str, filename: str, revision: str | None = None) -> Pat
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    known = isinstance(try_to_load_from_cache(repository, filename, revision=revision), str)
+    name, revision = split_revision(repository)
+    known = isinstance(try_to_load_from_cache(name, filename, revision=revision), str)
     try:
-        path = Path(hf_hub_download(repository, filename, revision=revision))
+        path = Path(hf_hub_download(name, filename, revision=revision))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise ValueError(
             f"{repository}/{filename} is not in the cache and the hub cannot be reached; "
             "connect once to download it, or convert a local file with `vargen convert`"
         ) from None
     except (HfHubHTTPError, OSError) as error:
-        raise ValueError(f"{repository}/{filename} cannot be downloaded: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{repository}/{filename} cannot be downloaded: {_why(error, repository)}") from None
     if not known:
         _check(path, f"{repository}/{filename}")
     return path
@@ -39,20 +57,153 @@ def snapshot(repository: str, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    name, revision = split_revision(repository)
+    wanted = ["*.json", CARD, *(["*.safetensors"] if weights else [])]
     try:
-        return Path(snapshot_download(repository, allow_patterns=["*.json", *(["*.safetensors"] if weights else [])]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise ValueError(
             f"{repository} is not in the cache and the hub cannot be reached; connect once to download it"
         ) from None
     except (HfHubHTTPError, OSError) as error:
-        raise ValueError(f"{repository} cannot be downloaded: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{repository} cannot be downloaded: {_why(error, repository)}") from None
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a source that is no directory reads user/name; below a folder that is there it is a mistyped path."""
-    owner, _, name = source.partition("/")
+    """Whether a source that is no directory reads user/name, perhaps with a revision behind an @.
+
+    Below a folder that is there it is a mistyped path.
+    """
+    owner, _, name = source.partition("@")[0].partition("/")
     return bool(owner and name) and "/" not in name and owner[0] not in ".~" and not Path(owner).is_dir()
+
+
+def split_revision(source: str) -> tuple[str, str | None]:
+    """user/name and the revision behind the @, None if there is no @. ValueError if nothing is behind it."""
+    name, at, revision = source.partition("@")
+    if at and not revision:
+        raise ValueError(
+            f"{source!r} names no revision behind the @; give a branch, a tag or a commit, or leave it out"
+        )
+    return name, unquote(revision) or None
+
+
+def with_revision(repository: str, revision: str | None) -> str:
+    """user/name@revision, or user/name if there is none: what `split_revision` takes apart."""
+    return repository if revision is None else f"{repository}@{quote(revision, safe='')}"
+
+
+def at_revision(source: str, revision: str) -> str:
+    """A hub id at a revision. ValueError if the source is no hub id, or has one already."""
+    if Path(source).is_dir() or not is_hub_id(source):
+        raise ValueError(f"revision {revision!r} is for a hub id user/name; {source!r} is none")
+    if "@" in source:
+        raise ValueError(f"{source!r} has a revision already, and revision is {revision!r}; give one of them")
+    return with_revision(source, revision)
+
+
+def upload(
+    repository: str,
+    write: Callable[[Path], None],
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Commit what `write` puts into a new folder to a hub id, and return the address of the commit.
+
+    Repository and branch are made if they are missing; `private` counts for a new one. A card there that was written by
+    hand stays. ValueError in one line if the hub refuses, which is found out before anything is written.
+    """
+    api = may_upload(repository, token)
+    with _in_one_line(repository):
+        api.create_repo(repository, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        kept = _card_by_hand(api, repository, revision)
+    with TemporaryDirectory(prefix="vargen-push-") as temporary:
+        folder = Path(temporary) / "model"
+        write(folder)
+        with _in_one_line(repository):
+            done = api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                commit_message=commit_message or "Upload with var_toolkit",
+                revision=revision,
+                ignore_patterns=[CARD] if kept else None,
+            )
+    return str(done.commit_url)
+
+
+def may_upload(repository: str, token: str | None = None) -> HfApi:
+    """The hub, for someone with a token. ValueError in one line for what is no user/name, without a token, or offline.
+
+    Nothing is asked of the hub yet: whether the token may write there, the first request tells.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+        valid = repository.count("/") == 1
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"{repository!r} is no hub id; give user/name of letters, digits, '-', '_' and '.' "
+            "(and a branch as the revision)"
+        )
+    if is_offline_mode():
+        raise ValueError(f"{repository} cannot be written while HF_HUB_OFFLINE is set; unset it and connect")
+    known = token or get_token()
+    if known is None:
+        raise ValueError(f"{repository} cannot be written without a token; {LOGIN}")
+    return HfApi(token=known)
+
+
+@contextmanager
+def _in_one_line(repository: str) -> Iterator[None]:
+    """Whatever goes wrong while the hub is asked, as a ValueError of one line."""
+    try:
+        yield
+    except Exception as error:  # the hub's library has changed its HTTP client twice, and each has errors of its own
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        why = {
+            401: f"the hub refuses the token; {LOGIN}",
+            403: f"this token may not write there; use your own name, or {LOGIN}",
+        }.get(status or 0, _why(error, repository))
+        raise ValueError(f"{repository} cannot be written: {why}") from None
+
+
+def _why(error: Exception, repository: str) -> str:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    name, revision = split_revision(repository)
+    if isinstance(error, RevisionNotFoundError):
+        return f"{name} has no revision {revision or 'main'!r}; give a branch, a tag or a commit of it"
+    if isinstance(error, GatedRepoError):
+        return f"its owner wants to be asked first, at https://huggingface.co/{name}; then log in with `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the hub has no such model, or it is private: check the name, or log in with `hf auth login`"
+    cause = error.__cause__ or error  # errors of threads come wrapped
+    told = getattr(cause, "server_message", None) or str(cause) or type(cause).__name__
+    return str(told).splitlines()[0]
+
+
+def _card_by_hand(api: HfApi, repository: str, revision: str | None) -> bool:
+    """Whether the hub has a card that someone wrote."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    from var_toolkit.zoo.facts import by_hand
+
+    try:
+        found = api.hf_hub_download(repository, CARD, revision=revision)
+    except EntryNotFoundError:
+        return False
+    return by_hand(Path(found).read_text(encoding="utf-8")) is not None
 
 
 def _check(path: Path, name: str) -> None:

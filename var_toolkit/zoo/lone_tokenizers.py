@@ -17,7 +17,7 @@ from var_toolkit.zoo.directory import (
     pretrained,
     read_json,
 )
-from var_toolkit.zoo.hub import download, is_hub_id
+from var_toolkit.zoo.hub import download, is_hub_id, split_revision
 from var_toolkit.zoo.registry import CONFIG, WEIGHTS, Embedded
 
 ALONE = ("", "vae")  # where a tokenizer lies in its own folder, and in a pipeline of diffusers
@@ -28,7 +28,7 @@ class Place(NamedTuple):
     """Where a tokenizer lies."""
 
     folder: Path  # with its config.json
-    repository: str | None = None  # on the hub, from which its weights are still to come
+    repository: str | None = None  # the hub id from which its weights are still to come
     subfolder: str = ""
 
 
@@ -60,7 +60,8 @@ def read_tokenizer(place: Place, *, weights: bool = True) -> nn.Module:
     if place.repository is None:
         return load_network(place.folder)
     if not is_ours(cls):
-        return pretrained(cls, place.repository, subfolder=place.subfolder)  # which knows several kinds of files
+        name, revision = split_revision(place.repository)
+        return pretrained(cls, name, subfolder=place.subfolder, revision=revision)  # which knows more kinds of files
     return load_network(download(place.repository, str(Path(place.subfolder) / WEIGHTS)).parent)
 
 

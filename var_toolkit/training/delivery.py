@@ -1,0 +1,54 @@
+"""What a run notes beside the weights it delivers, so that a model card can tell where they come from."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from var_toolkit import __version__
+from var_toolkit.loading import skeleton
+from var_toolkit.training.recipe import Data, FoldersData, Recipe, SamplesData
+from var_toolkit.zoo.directory import INDEX
+from var_toolkit.zoo.facts import DATA, Facts, write_facts
+from var_toolkit.zoo.model_card import write_card
+
+SPEED = ("lr", "pictures_per_second")  # in the log, and no result
+
+
+def note_training(folder: Path, recipe: Recipe, pictures: int, numbers: dict[str, float], name: str) -> None:
+    """Write the facts of a run into what it delivers, and a card that tells them if that is a model directory.
+
+    `numbers` are the last ones of its log, `pictures` how many it has seen; the card calls the model `name`.
+    """
+    facts = Facts(
+        origin=f"trained by var_toolkit {__version__} as the recipe says",
+        data=_in_words(recipe.data),
+        pictures_seen=pictures,
+        recipe=yaml.safe_dump(_portable(dataclasses.asdict(recipe)), sort_keys=False),
+        training={key: value for key, value in numbers.items() if not _is_detail(key)},
+    )
+    write_facts(folder, facts)
+    if (folder / INDEX).is_file():
+        write_card(skeleton(folder), folder, name)
+
+
+def _in_words(data: Data) -> str:
+    if isinstance(data, FoldersData):
+        return f"pictures of the folder {Path(data.root).name}, at {data.size} pixels"
+    if isinstance(data, SamplesData):
+        return f"{data.count:,} pictures that the model drew for which it drafts"
+    return f"{data.count:,} {DATA['still-lifes']}"
+
+
+def _portable(value: Any) -> Any:
+    """Settings without the folders of the machine that a run was on: of such a path its last name stays."""
+    if isinstance(value, dict):
+        return {key: _portable(item) for key, item in value.items()}
+    if isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~")):
+        return Path(value).name
+    return value
+
+
+def _is_detail(key: str) -> bool:
+    return key in SPEED or key.startswith("grad_norm") or "_scale_" in key

@@ -1,0 +1,128 @@
+"""What is known of where weights come from: it travels with them, and a model card says it. Nothing computes with it.
+
+`facts.json` lies beside `model_index.json`, or in the folder of whatever else a training run delivers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from var_toolkit import strict_fields
+from var_toolkit.zoo.directory import read_json, write_json
+from var_toolkit.zoo.registry import CARD, ENTRIES, Entry, Hub
+
+FACTS = "facts.json"
+SIGNATURE = (
+    "<!-- Written by var_toolkit from facts.json and the configurations. Without this line it is yours and stays. -->"
+)
+DATA = {"still-lifes": "still lifes that var_toolkit renders itself", "imagenet": "ImageNet"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model's weights; None and empty stand for what is not."""
+
+    origin: str | None = None  # where the weights come from, in words
+    license: str | None = None  # as the hub names it, such as mit
+    base_models: tuple[str, ...] = ()  # hub ids of what they were made from
+    data: str | None = None  # what the backbone learned from, in words
+    pictures_seen: int | None = None
+    recipe: str | None = None  # of its training, YAML
+    training: dict[str, float] = field(default_factory=dict)  # the last figures in the log of its training
+    figures: dict[str, str] = field(default_factory=dict)  # of pictures drawn with the default settings
+    card: str | None = None  # one written by hand, which takes the place of ours; it lies in README.md
+
+    def altered(self, how: str) -> Facts:
+        """Of a model of which a part was replaced: no figure holds any longer, nor does the licence of the whole."""
+        origin = f"{self.origin or 'not known'}; {how}"
+        return replace(self, origin=origin, license=None, figures={}, card=None)
+
+    def licensed(self, license: str | None) -> Facts:
+        """With a licence, if one is given. ValueError if another one is known already."""
+        if license is None or license == self.license:
+            return self
+        if self.license is not None:
+            raise ValueError(
+                f"license is {license!r}, but these weights have the licence {self.license!r}; leave it out"
+            )
+        return replace(self, license=license)
+
+
+def of_entry(entry: Entry) -> Facts:
+    """What the zoo knows of one of its models."""
+    data = DATA.get(entry.class_names)
+    if isinstance(entry.source, Hub):
+        names = [f"{repository}/{file}" for repository, file in entry.source.files.values()]
+        return Facts(
+            origin=f"the published files {', '.join(names)}",
+            license=entry.source.license,
+            base_models=tuple(dict.fromkeys(repository for repository, _ in entry.source.files.values())),
+            data=data,
+            figures={
+                f"{name.upper()}, 50,000 pictures, as its authors report": str(v) for name, v in entry.published.items()
+            },
+        )
+    training = entry.training
+    known = Facts(f"the model {entry.name} that comes with var_toolkit", "mit", data=data)
+    if training is None:
+        return known
+    return replace(
+        known, pictures_seen=training.pictures, recipe=_packaged_recipes(training.recipes), figures=training.figures()
+    )
+
+
+def of_files(family: str, names: Mapping[str, str]) -> Facts:
+    """What the names of published files tell by part. Those of files that the zoo knows are taken at their word."""
+    for entry in ENTRIES.values():
+        if isinstance(entry.source, Hub) and entry.source.family == family:
+            known = {part: file for part, (_, file) in entry.source.files.items()}
+            if known.keys() == names.keys() and known["backbone"] == names["backbone"]:
+                return replace(of_entry(entry), origin=f"converted from {_listed(names)}, the names of published files")
+    return Facts(origin=f"converted from {_listed(names)}")
+
+
+def of_both(first: Facts, second: Facts) -> Facts:
+    """Of two models that draw together: where both come from, and their licence if they share it."""
+    origins = [facts.origin or "not known" for facts in (first, second)]
+    return Facts(
+        origin=f"two models: {'; and '.join(origins)}",
+        license=first.license if first.license == second.license else None,
+        base_models=tuple(dict.fromkeys((*first.base_models, *second.base_models))),
+        data=first.data if first.data == second.data else None,
+    )
+
+
+def read_facts(folder: Path) -> Facts:
+    """What a folder says of itself. ValueError in one line if it is damaged."""
+    path, card = folder / FACTS, folder / CARD
+    values: Any = read_json(path) if path.is_file() else {}
+    facts = strict_fields.build(Facts, values, where=str(path))
+    return replace(facts, card=by_hand(card.read_text(encoding="utf-8")) if card.is_file() else None)
+
+
+def write_facts(folder: Path, facts: Facts) -> None:
+    """Write what is known, in an existing folder; the card is not part of it."""
+    known = {name: value for name, value in asdict(facts).items() if value not in (None, (), {}) and name != "card"}
+    write_json(folder / FACTS, known)
+
+
+def by_hand(card: str) -> str | None:
+    """A card, if someone wrote it or changed ours; None for ours, and for settings of the hub without any text."""
+    text = card.strip()
+    body = text.split("\n---", 1)[-1].strip() if text.startswith("---") else text
+    return None if SIGNATURE in text or not body.strip("-") else card
+
+
+def _packaged_recipes(names: tuple[str, ...]) -> str:
+    """Recipes that come with the package, one after the other."""
+    folder = Path(str(files("var_toolkit.configs")))
+    texts = [f"# configs/{name}.yaml\n{(folder / f'{name}.yaml').read_text(encoding='utf-8')}" for name in names]
+    return "---\n".join(texts)
+
+
+def _listed(names: Mapping[str, str]) -> str:
+    return " and ".join(dict.fromkeys(names.values()))

@@ -1,0 +1,158 @@
+"""The README.md of a model: what its networks are, and where its weights come from. Nothing is guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from torch import nn
+
+from var_toolkit.files import write_whole
+from var_toolkit.zoo.facts import SIGNATURE, Facts
+from var_toolkit.zoo.registry import CARD
+
+if TYPE_CHECKING:
+    from var_toolkit.pipeline import Pipeline
+
+UNKNOWN = "Not known."
+# By class of the backbone: what it is called, its paper, and how it draws.
+FAMILIES = {
+    "VAR": ("VAR", "2404.02905", "next-scale prediction: each token map is predicted from all coarser ones"),
+    "HMAR": ("HMAR", "2506.04421", "next-scale prediction: each token map is predicted from the latent so far alone"),
+    "FlowAR": ("FlowAR", "2412.15205", "next-scale prediction of continuous tokens: a flow draws each map"),
+    "RasterGPT": ("LlamaGen", "2406.06525", "next-token prediction: one token after another, row by row"),
+}
+LEARNED = {"still-lifes": "rendered still lifes", "imagenet": "ImageNet"}
+
+
+def model_card(pipe: Pipeline, source: str) -> str:
+    """The card of a model that `load` takes by the name `source`; one that was written by hand stays as it is."""
+    if pipe.facts.card is not None:
+        return pipe.facts.card
+    parts = [
+        f"---\n{yaml.safe_dump(_front_matter(pipe), sort_keys=False)}---",
+        f"# {source.rpartition('/')[2]}",
+        _summary(pipe),
+        _use(pipe, source),
+        f"## The model\n\n{_table(_networks(pipe))}",
+        f"## How it draws by default\n\n```\n{pipe.plan()}\n```",
+        f"## Training\n\n{_training(pipe.facts)}",
+        f"## Figures\n\n{_figures(pipe.facts)}",
+        f"## Licence\n\n{_licence(pipe.facts)}",
+        SIGNATURE,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_card(pipe: Pipeline, folder: Path, source: str) -> None:
+    """Write that card into a folder, whole."""
+    write_whole(folder / CARD, lambda path: path.write_text(model_card(pipe, source), encoding="utf-8"))
+
+
+def _front_matter(pipe: Pipeline) -> dict[str, Any]:
+    facts, names = pipe.facts, [_family(backbone)[0].lower() for backbone in pipe.backbones]
+    told: dict[str, Any] = {"library_name": "var_toolkit"}
+    if facts.license == "mit":
+        told["license"] = facts.license
+    elif facts.license is not None:
+        told |= {"license": "other", "license_name": facts.license}
+    # The hub has no task of its own for pictures of classes; this one is what they are filed under.
+    told["pipeline_tag"] = "unconditional-image-generation"
+    told["tags"] = list(dict.fromkeys(["image-generation", "autoregressive", "class-conditional", *names]))
+    if facts.base_models:
+        told["base_model"] = list(facts.base_models)
+    return told
+
+
+def _summary(pipe: Pipeline) -> str:
+    name, paper, how = _family(pipe.backbone)
+    side, classes = pipe.tokenizer.picture_side, pipe.backbone.config.num_classes
+    what = LEARNED.get(pipe.data_set or "")
+    told = f"Draws pictures of {classes:,} classes{f' of {what}' if what else ''}, {side} x {side} pixels, with "
+    if pipe.refiner is None:
+        return f"{told}[{name}](https://arxiv.org/abs/{paper}), by {how}."
+    second = _family(pipe.refiner.backbone)[0]
+    return (
+        f"{told}[CoDe](https://arxiv.org/abs/2411.17787): {name} draws the first {pipe.draft_scales} scales, and "
+        f"another {second} the others."
+    )
+
+
+def _use(pipe: Pipeline, source: str) -> str:
+    label = min(207, pipe.backbone.config.num_classes - 1)
+    return f"""## Use
+
+With var_toolkit installed:
+
+    vargen sample --model {source} --class {label}
+
+```python
+import var_toolkit
+
+pipe = var_toolkit.load("{source}")
+pipe({label}, seeds=0).images[0].save("picture.png")
+```"""
+
+
+def _networks(pipe: Pipeline) -> list[tuple[str, str]]:
+    roles = ("drafter", "refiner") if pipe.refiner is not None else ("backbone",)
+    rows = [(role, _transformer(backbone)) for role, backbone in zip(roles, pipe.backbones, strict=True)]
+    scales, names = pipe.tokenizer.scales, pipe.class_names
+    maps = " ".join(str(side) for side in scales.patch_nums)
+    label = min(207, pipe.backbone.config.num_classes - 1)
+    return [
+        *rows,
+        ("tokenizer", _tokenizer(pipe.tokenizer)),
+        ("token maps", f"{maps} a side, {scales.total:,} tokens a picture"),
+        ("pictures", f"{pipe.tokenizer.picture_side} x {pipe.tokenizer.picture_side} pixels"),
+        ("classes", f"{pipe.backbone.config.num_classes:,}, such as {label}: {names.name(label)}"),
+    ]
+
+
+def _transformer(backbone: Any) -> str:
+    config = backbone.config
+    return f"{_family(backbone)[0]}, {config.depth} layers, width {config.embed_dim}, {_parameters(backbone)}"
+
+
+def _tokenizer(tokenizer: Any) -> str:
+    network = getattr(tokenizer, "autoencoder", tokenizer)
+    codes = getattr(network.config, "vocab_size", None)
+    kept = f"{codes:,} codes" if codes else "continuous latents"
+    return f"{type(network).__name__}, {kept} of {tokenizer.channels} channels, {_parameters(network)}"
+
+
+def _training(facts: Facts) -> str:
+    rows = [
+        ("weights", facts.origin or UNKNOWN),
+        ("data of the transformer", facts.data or UNKNOWN),
+        ("pictures seen", f"{facts.pictures_seen:,}" if facts.pictures_seen is not None else UNKNOWN),
+        *((f"{name.replace('_', ' ')} at the end", f"{value:g}") for name, value in facts.training.items()),
+    ]
+    recipe = f"The recipe:\n\n```yaml\n{facts.recipe.strip()}\n```" if facts.recipe else "The recipe is not known."
+    return f"{_table(rows)}\n\n{recipe}"
+
+
+def _figures(facts: Facts) -> str:
+    if not facts.figures:
+        return "None are known of pictures that it draws."
+    return f"At the default settings of the weights named above.\n\n{_table(facts.figures.items())}"
+
+
+def _licence(facts: Facts) -> str:
+    if facts.license is None:
+        return "Not known: nobody has said under which licence these weights may be used."
+    return f"{facts.license.upper() if facts.license == 'mit' else facts.license}."
+
+
+def _family(backbone: nn.Module) -> tuple[str, str, str]:
+    return FAMILIES[type(backbone).__name__]
+
+
+def _parameters(network: nn.Module) -> str:
+    return f"{sum(p.numel() for p in network.parameters()) / 1e6:,.1f} M parameters"
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
