@@ -1,8 +1,12 @@
-"""docs/add-a-method.md is true: its files are written, its commands run as they stand, and they do what it says."""
+"""docs/add-a-method.md is true: its files are written, its commands run as they stand, and they do what it says.
+
+So is the short form of it in the README.
+"""
 
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -10,23 +14,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from var_toolkit.cli import main
+from var_toolkit.evaluation.bench.table import table_from
+from var_toolkit.loading import skeleton
 from var_toolkit.sampling.methods import GROUP
 
-PAGE = (Path(__file__).parent.parent / "docs" / "add-a-method.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "add-a-method.md").read_text()
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED = re.compile(r"`([a-z_]+\.(?:py|yaml))`")
 
 
-def files_of_the_page() -> dict[str, str]:
+def files_of(text: str) -> dict[str, str]:
     """Every block of Python or YAML, under the file name that the text before it gave last."""
     found, before = {}, 0
-    for block in BLOCK.finditer(PAGE):
+    for block in BLOCK.finditer(text):
         if block[1] in ("python", "yaml"):
-            name = NAMED.findall(PAGE[before : block.start()])[-1]
-            assert name not in found, f"{name} stands twice in the page"
+            name = NAMED.findall(text[before : block.start()])[-1]
+            assert name not in found, f"{name} stands twice"
             found[name] = block[2]
         before = block.end()
     return found
@@ -39,7 +48,7 @@ def commands_of_the_page() -> list[str]:
 @pytest.fixture
 def folder(tmp_path):
     """An empty folder outside of the package, but for the files of the page."""
-    for name, text in files_of_the_page().items():
+    for name, text in files_of(PAGE).items():
         (tmp_path / name).write_text(text)
     yield tmp_path
     for name in ("shy_method", "likely_rule"):
@@ -51,7 +60,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def test_the_files_and_commands_of_the_page_do_what_it_says(folder):
-    assert set(files_of_the_page()) == {"shy_method.py", "draw.py", "shy.yaml", "likely_rule.py"}
+    assert set(files_of(PAGE)) == {"shy_method.py", "draw.py", "shy.yaml", "likely_rule.py"}
     place = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     printed = {}
     for command in commands_of_the_page():
@@ -115,9 +124,25 @@ def test_an_installed_package_gives_its_method_the_name_that_the_page_says(folde
     assert "scales 3-5" in capsys.readouterr().out
 
 
+def test_the_short_form_in_the_readme_is_true(tmp_path, monkeypatch, capsys):
+    chapter = README.partition("\n## Add a method\n")[2].partition("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    ((name, text),) = files_of(chapter).items()
+    Path(name).write_text(text)
+    dry, drawn = (line for line in chapter.splitlines() if line.startswith("    vargen "))
+    assert main(shlex.split(dry, comments=True)[1:]) == 0
+    assert "temperature 0.3" in capsys.readouterr().out
+    assert main(shlex.split(drawn, comments=True)[1:]) == 0
+    assert len(list(tmp_path.glob("*.png"))) == 1
+    (row,) = re.findall(r"`(\{name: .*\})`", chapter)
+    (read,) = table_from({"defaults": {"model": "stilllife-var"}, "rows": [yaml.safe_load(row)]}).rows
+    assert skeleton(read.source).plan(**read.plan).stages[0].temperature == 0.5
+    sys.modules.pop(Path(name).stem)
+
+
 def test_every_link_of_the_documents_resolves():
-    root = Path(__file__).parent.parent
-    for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
         for target in re.findall(r"\]\(([^)]+)\)", text):
             path, _, anchor = target.partition("#")

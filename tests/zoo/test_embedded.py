@@ -47,7 +47,7 @@ def test_the_tokenizer_keeps_fresh_renderings(renderings):
 
 @pytest.mark.parametrize("name", [name for name in DRAWING if name != "stilllife-gpt-small"])  # which only drafts
 def test_samples_show_what_their_class_says(name, judge):
-    """Chance is one in a thousand; see the README for what a thousand pictures reach."""
+    """Chance is one in a thousand; see docs/measurements.md for what a thousand pictures reach."""
     pipe = var_toolkit.load(name, device="cpu")
     labels = list(range(7, 1000, 25))
     pictures = pipe(labels, seeds=labels, output_type="pt", batch_size=40).images
@@ -99,7 +99,7 @@ def test_the_first_command_of_the_readme_draws_a_picture_without_a_network(tmp_p
     ],
 )
 def test_drafts_spare_the_next_token_model_passes(options, least, capsys, tmp_path):
-    """With the draft models that belong to it by name; see the README for what more pictures say."""
+    """With the draft models that belong to it by name; see docs/measurements.md for what more pictures say."""
     out = ["--out", str(tmp_path), "--json"]
     assert main(["sample", "--class", "207", "--model", "stilllife-gpt", *options.split(), *out]) == 0
     assert json.loads(capsys.readouterr().out)["speculation"]["tokens_per_pass"] > least
