@@ -10,6 +10,7 @@ import gradio as gr
 
 from var_toolkit.demo.painting import painted, unmagnified
 from var_toolkit.demo.studio import Frame, Studio, Wish
+from var_toolkit.pictures import upright_rgb
 from var_toolkit.sheets import enlarged, grid
 from var_toolkit.zoo.registry import ENTRIES, Hub
 
@@ -141,7 +142,7 @@ def _edit_tab(studio: Studio, what: What) -> tuple[gr.Dropdown, gr.ImageEditor]:
                 type="pil",
                 format="png",
                 sources=("upload", "clipboard"),
-                brush=gr.Brush(default_size=48, colors=["#ff4d6d"], color_mode="fixed"),
+                brush=gr.Brush(default_size=48, colors=[("#ff4d6d", 0.65)], color_mode="fixed"),
                 layers=gr.LayerOptions(allow_additional_layers=False),
                 transforms=(),
                 canvas_size=(SHOWN, SHOWN),
@@ -161,7 +162,7 @@ def _edit_tab(studio: Studio, what: What) -> tuple[gr.Dropdown, gr.ImageEditor]:
         if painting is None or painting["background"] is None:
             raise ValueError("there is no picture; upload one, or take over the drawn one")
         wished = Wish(*wish)
-        image = unmagnified(painting["background"].convert("RGB"), studio.shape(wished.model).tokenizer.picture_side)
+        image = unmagnified(upright_rgb(painting["background"]), studio.shape(wished.model).tokenizer.picture_side)
         mask = painted(painting["layers"], image.size)
         for frame in studio.editing(wished, image, mask, keep_pixels=keep):
             yield _finished(frame)

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     import gradio as gr
 
 LARGEST_UPLOAD = "30mb"
-# The browser itself refuses whatever the page might ask of another host.
+# The browser itself refuses whatever the page might ask of another host. The canvas of the editor compiles shaders by
+# eval, and Gradio's own page has scripts and styles inline.
 POLICY = (
-    "default-src 'self' blob: data:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "style-src 'self' 'unsafe-inline'"
+    "default-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; "
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:"
 )
 PATIENCE = 2  # seconds for requests under way once the server is told to end
 

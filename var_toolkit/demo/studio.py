@@ -116,9 +116,9 @@ class Studio:
 
     def editing(self, wish: Wish, image: Image, mask: Image, *, keep_pixels: bool) -> Iterator[Frame]:
         """As `growing`, a picture that is drawn anew where `mask` (mode L, of its size) is white."""
-        pipe, plan, asked = self._asked(wish)
         if mask.getbbox() is None:
-            raise ValueError("nothing is painted; paint over what shall be drawn anew")
+            raise ValueError("nothing is painted over; paint over what shall be drawn anew")
+        pipe, plan, asked = self._asked(wish)
         asked |= {"mask": mask, "keep_pixels": keep_pixels}
         return live(
             lambda tell: _measured(
@@ -133,22 +133,24 @@ class Studio:
             raise ValueError(f"plan {wish.plan!r} is none of {wish.model}; choose one of {', '.join(names)}")
         if wish.label is None:
             raise ValueError("no class is chosen; choose one")
-        if wish.seed is None or wish.seed != int(wish.seed) or wish.seed < 0:
-            raise ValueError(f"seed is {wish.seed}; it must be an integer of at least 0")
+        if wish.seed is None:
+            raise ValueError("there is no seed; give an integer of at least 0")
         choice = names[wish.plan]
         settings = {"guidance_scale": wish.guidance, **choice.settings}
         self.class_names(wish.model).resolve(wish.label)
         self.shape(choice.source).plan(**settings)  # which refuses what does not fit
         pipe = self.pipeline(choice.source)
         plan = pipe.plan(**settings)
-        return pipe, plan, {"class_labels": wish.label, "seeds": int(wish.seed), "plan": plan}
+        return pipe, plan, {"class_labels": wish.label, "seeds": wish.seed, "plan": plan}
 
     def _shape(self, source: Source) -> Pipeline:
+        """Sizes alone. What somebody on the page names is opened only if it is offered."""
+        if isinstance(source, str) and source not in self.models:
+            raise ValueError(f"model {source!r} is not offered here; choose one of {', '.join(self.models)}")
         return skeleton(source)
 
     def _choices(self, model: str) -> list[Choice]:
-        if model not in self.models:
-            raise ValueError(f"model {model!r} is not offered here; choose one of {', '.join(self.models)}")
+        self.shape(model)
         return choices(model)
 
 

@@ -1,0 +1,190 @@
+"""`vargen demo` as people meet it: in a browser, and where it cannot start."""
+
+import io
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image
+
+from var_toolkit.cli import main
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+QUIET = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+PATIENCE = 60_000  # milliseconds: for slow machines; all is over in a few seconds
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[str, subprocess.Popen]]:
+    """The address of a running page, and its process."""
+    pytest.importorskip("gradio", reason="the page needs gradio (extra demo)")
+    command = [sys.executable, "-m", "var_toolkit", "demo", "--port", str(free_port()), "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("vargen demo: http://127.0.0.1:"), process.stderr.read()
+            yield line.split()[2], process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def page(served, tmp_path):
+    """The page in a browser that ends without having asked any other host for anything."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright (extra dev)")
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip(f"there is no browser; install one of {', '.join(BROWSERS)}")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=browser, args=list(QUIET))
+        opened = chromium.new_page(viewport={"width": 1280, "height": 960})
+        opened.set_default_timeout(PATIENCE)
+        asked: list[str] = []
+        opened.on("request", lambda request: asked.append(request.url))
+        opened.goto(served[0])
+        opened.get_by_role("button", name="Draw", exact=True).wait_for()
+        yield opened
+        opened.screenshot(path=tmp_path / "page.png")
+        chromium.close()
+    assert [url for url in asked if not url.startswith((served[0], "data:", "blob:"))] == []
+
+
+def picture(page, name: str) -> bytes:
+    """The pixels of a picture on the page."""
+    source = page.locator(f"#{name} img").get_attribute("src")
+    return Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB").tobytes()
+
+
+def click_and_wait(page, button: str, name: str) -> bytes:
+    """Click, wait until another picture is finished, and return its pixels."""
+    before = page.locator(f"#{name} img").get_attribute("src") if page.locator(f"#{name} img").count() else ""
+    page.get_by_role("button", name=button, exact=True).click()
+    page.wait_for_function(
+        """([name, before]) => {
+            const image = document.querySelector(`#${name} img`), facts = document.querySelector(`#facts-${name}`)
+            return image && image.src !== before && facts.textContent.includes("forward passes")
+        }""",
+        arg=[name, before],
+    )
+    return picture(page, name)
+
+
+def test_a_click_draws_a_picture_that_grows_and_changes_with_the_seed(page, tmp_path):
+    page.evaluate(
+        """() => {
+            window.told = []
+            new MutationObserver(() => window.told.push(document.querySelector("#facts-picture").textContent.trim()))
+                .observe(document.body, {childList: true, subtree: true, characterData: true})
+        }"""
+    )
+    first = click_and_wait(page, "Draw", "picture")
+    assert any(line.startswith("scale ") for line in page.evaluate("window.told"))
+    page.get_by_label("Seed").fill("1")
+    second = click_and_wait(page, "Draw", "picture")
+    page.get_by_label("Seed").fill("0")
+    again = click_and_wait(page, "Draw", "picture")
+    assert first == again != second
+    assert len(Image.frombytes("RGB", (384, 384), first).getcolors(64 * 64)) > 100  # nothing blank
+    following = click_and_wait(page, "Draw the next seed", "picture")
+    assert following == second
+    page.screenshot(path=tmp_path / "drawn.png")
+    assert Image.open(tmp_path / "drawn.png").size == (1280, 960)
+
+
+def test_another_model_brings_its_own_plans(page):
+    page.get_by_label("Model").click()
+    page.get_by_role("option", name="stilllife-hmar").click()
+    page.wait_for_function(
+        """() => document.querySelector("input[aria-label='Decoding plan']").value.startsWith("Masked passes")"""
+    )
+    click_and_wait(page, "Draw", "picture")
+    assert "HMAR" in page.locator("#facts-picture").inner_text()
+
+
+def test_two_plans_stand_side_by_side_with_their_seconds(page):
+    page.get_by_role("tab", name="Side by side").click()
+    left = click_and_wait(page, "Draw both", "right") and picture(page, "left")
+    assert left != picture(page, "right")
+    for side in ("left", "right"):
+        assert "s · 6 forward passes · keys and values" in page.locator(f"#facts-{side}").inner_text()
+
+
+def test_a_stroke_over_the_drawn_picture_is_drawn_anew(page):
+    drawn = click_and_wait(page, "Draw", "picture")
+    page.get_by_role("button", name="Edit this picture").click()
+    canvas = page.locator("#painting canvas").first
+    canvas.wait_for()
+    page.wait_for_timeout(1000)  # the canvas tells nobody when the picture lies on it
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 60, y + 30, steps=8)
+    page.mouse.up()
+    page.get_by_label("Seed").fill("5")
+    edited = click_and_wait(page, "Draw anew what is painted over", "edited")
+    same = sum(drawn[i : i + 3] == edited[i : i + 3] for i in range(0, len(drawn), 3)) / (len(drawn) // 3)
+    assert 0.5 < same < 1  # with its pixels kept, all but the painted part
+
+
+def test_bad_input_is_shown_on_the_page(page):
+    page.get_by_label("Seed").fill("")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_text("there is no seed; give an integer of at least 0").wait_for()
+
+
+def test_ctrl_c_ends_it_cleanly(served):
+    """The last test of the page: nothing is served after it."""
+    process = served[1]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 0
+    assert process.stderr.read() == ""
+
+
+def one_line(capsys) -> str:
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_a_port_in_use_is_one_line_before_anything_is_loaded(capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main(["demo", "--port", str(port), "--model", "not-even-looked-at"]) == 2
+    assert f"--port {port} cannot be used: Address already in use" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--port", "70000"], "ports are 1 to 65535"),
+        (["--host", "no.such.host.invalid"], "--host no.such.host.invalid is not known"),
+        (["--model", "stilllife-vax"], "did you mean 'stilllife-var'"),
+        (["--device", "tpu"], "device 'tpu' is not available here"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(options, words, capsys):
+    pytest.importorskip("gradio", reason="the page needs gradio (extra demo)")
+    assert main(["demo", "--port", str(free_port()), *options]) == 2
+    assert words in one_line(capsys)
+
+
+def test_without_gradio_the_way_to_it_is_told(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["demo"]) == 2
+    assert "pip install 'var_toolkit[demo]'" in one_line(capsys)

@@ -1,0 +1,80 @@
+"""What stands behind the buttons of the page, called as Gradio calls it."""
+
+import pytest
+from PIL import Image, ImageChops
+
+gr = pytest.importorskip("gradio", reason="the page needs gradio (extra demo)")
+
+from var_toolkit.demo.page import SHOWN, build  # noqa: E402
+
+PLAN = "Plain, all layers"
+WISH = ("stilllife-var", PLAN, 207, 3, 1.5)
+
+
+@pytest.fixture(scope="module")
+def page(studio):
+    return build(studio, "stilllife-var")
+
+
+def button(page, name: str):
+    """What happens at a click, by its name."""
+    return next(function.fn for function in page.fns.values() if function.api_name == name)
+
+
+def painting(picture: Image.Image, box: tuple[int, int, int, int] | None) -> dict:
+    """What the editor sends: a magnified picture, and one layer painted in a box of it."""
+    layer = Image.new("RGBA", picture.size)
+    if box:
+        layer.paste((255, 77, 109, 160), box)
+    return {"background": picture.convert("RGBA"), "layers": [layer], "composite": None}
+
+
+def test_a_drawn_picture_is_magnified_by_a_whole_factor(page):
+    *growing, (shown, row, told, drawn) = button(page, "draw")(*WISH)
+    assert drawn.size == (64, 64)
+    assert shown.tobytes() == drawn.resize((SHOWN, SHOWN), Image.Resampling.NEAREST).tobytes()
+    assert row.width > 6 * 64 > 5 * row.height
+    assert "forward passes" in told
+    assert [step[2] for step in growing] == [f"scale {k} of 6" for k in range(1, 7)]
+
+
+def test_painting_over_a_drawn_picture_draws_that_part_anew(page):
+    drawn = [*button(page, "draw")(*WISH)][-1][3]
+    asked = painting(drawn.resize((SHOWN, SHOWN), Image.Resampling.NEAREST), (0, 0, SHOWN // 2, SHOWN))
+    *_, (shown, told) = button(page, "edit")(asked, True, "stilllife-var", PLAN, 503, 8, 1.5)
+    small = shown.resize((64, 64), Image.Resampling.NEAREST)
+    assert "forward passes" in told
+    changed = ImageChops.difference(small, drawn).getbbox()
+    assert changed is not None
+    assert changed[2] <= 32
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (None, "there is no picture"),
+        ({"background": None, "layers": [], "composite": None}, "there is no picture"),
+        (painting(Image.new("RGB", (90, 90)), None), "nothing is painted over"),
+    ],
+)
+def test_without_picture_or_paint_the_page_says_what_to_do(page, asked, words):
+    with pytest.raises(gr.Error, match=words):
+        list(button(page, "edit")(asked, True, *WISH))
+
+
+@pytest.mark.parametrize("name", ["draw", "compare"])
+def test_bad_input_becomes_one_visible_line(page, name):
+    wish = WISH if name == "draw" else ("stilllife-var", PLAN, PLAN, 207, 3, 1.5)
+    with pytest.raises(gr.Error, match="seed is -5") as shown:
+        list(button(page, name)(*wish[:-2], -5, 1.5))
+    assert "\n" not in shown.value.message
+
+
+def test_side_by_side_shows_both_pictures_with_their_seconds(page):
+    *_, (left, told_left, right, told_right) = button(page, "compare")(
+        "stilllife-var", PLAN, "VARiant: 4 of 12 layers from scale 4 on", 207, 3, 1.5
+    )
+    assert left.size == right.size == (SHOWN, SHOWN)
+    assert left.tobytes() != right.tobytes()
+    assert " s** · 6 forward passes · keys and values 4.8 MB" in told_left
+    assert " s** · 6 forward passes · keys and values 1.6 MB" in told_right

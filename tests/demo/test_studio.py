@@ -1,0 +1,116 @@
+"""Drawing for the page, without the page."""
+
+import pytest
+import torch
+from PIL import Image, ImageChops
+
+from var_toolkit.demo import studio as module
+from var_toolkit.demo.studio import KEPT, Studio, Wish, model_names
+from var_toolkit.loading import load
+
+PLAIN, SUBNET = "Plain, all layers", "VARiant: 4 of 12 layers from scale 4 on"
+WISH = Wish("stilllife-var", PLAIN, 207, 3, 1.5)
+
+
+def wish(**changes) -> Wish:
+    return Wish(**{**vars(WISH), **changes})
+
+
+def test_embedded_models_come_first_and_a_directory_before_them():
+    names = model_names("stilllife-var")
+    assert names[0] == "stilllife-var"
+    assert names.index("stilllife-gpt") < names.index("var-d16")
+    assert "stilllife-tokenizer" not in names
+    assert model_names("mine")[:2] == ["mine", "stilllife-var"]
+
+
+def test_a_picture_grows_scale_by_scale_into_the_one_of_the_pipeline(studio):
+    *growing, last = studio.growing(WISH)
+    assert [frame.scale for frame in growing] == list(range(6))
+    assert all(frame.facts is None and frame.scales == 6 for frame in growing)
+    expected = load("stilllife-var", device="cpu").pack()(207, seeds=3, guidance_scale=1.5)
+    assert last.picture.tobytes() == expected.images[0].tobytes() == growing[-1].picture.tobytes()
+    assert growing[0].picture.tobytes() != growing[-1].picture.tobytes()
+    assert (last.facts.forward_passes, last.facts.cache_bytes) == (expected.forward_passes, expected.cache_bytes)
+    assert 0 < last.facts.seconds < 60
+
+
+def test_a_seed_is_a_picture(studio):
+    pictures = [studio.finished(wish(seed=seed)).picture.tobytes() for seed in (3, 4, 3)]
+    assert pictures[0] == pictures[2] != pictures[1]
+
+
+def test_plans_side_by_side_tell_what_each_took(studio):
+    whole, subnet = (studio.finished(wish(plan=plan)) for plan in (PLAIN, SUBNET))
+    assert subnet.facts.cache_bytes < whole.facts.cache_bytes
+    assert "4 layers" in subnet.facts.plan
+    assert whole.facts.peak_bytes is None  # of main memory
+
+
+def test_a_plan_of_two_models_draws_with_both(studio):
+    frame = studio.finished(wish(plan=studio.choices("stilllife-var")[3].name))
+    assert frame.facts.plan.count("VAR ") == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "/etc"}, "model '/etc' is not offered here"),
+        ({"plan": "Masked passes as published (HMAR)"}, "is none of stilllife-var; choose one of Plain"),
+        ({"label": None}, "no class is chosen"),
+        ({"label": 1000}, "classes are 0 to 999"),
+        ({"seed": None}, "there is no seed"),
+        ({"seed": -1}, "seed is -1"),
+        ({"guidance": -2.0}, "guidance is -2.0"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_in_one_line(studio, changes, words):
+    with pytest.raises(ValueError, match=words) as complaint:
+        list(studio.growing(wish(**changes)))
+    assert "\n" not in str(complaint.value)
+
+
+def test_a_model_is_loaded_once_and_the_last_few_are_kept(monkeypatch):
+    loaded = []
+
+    def counted(source, **rest):
+        loaded.append(source)
+        return load("stilllife-gpt-small", **rest)
+
+    monkeypatch.setattr(module, "load", counted)
+    one = Studio(["a"], device="cpu")
+    for source in ["a", "b", "a", *"cd", "a", "b"]:
+        one.pipeline(source)
+    assert KEPT == 3
+    assert loaded == ["a", "b", "c", "d", "b"]
+
+
+def test_a_studio_computes_in_the_dtype_it_is_told():
+    assert Studio(["stilllife-var-small"], dtype=torch.bfloat16).pipeline("stilllife-var-small").dtype == torch.bfloat16
+
+
+@pytest.fixture
+def half() -> Image.Image:
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    return mask
+
+
+def test_an_edited_picture_changes_inside_the_mask_alone(studio, half):
+    before = studio.finished(WISH).picture
+    *growing, last = studio.editing(wish(label=503, seed=8), before, half, keep_pixels=True)
+    assert len(growing) == 6
+    changed = ImageChops.difference(before, last.picture).getbbox()
+    assert changed is not None
+    assert changed[2] <= 32
+
+
+def test_nothing_painted_is_refused(studio):
+    with pytest.raises(ValueError, match="nothing is painted"):
+        studio.editing(WISH, Image.new("RGB", (64, 64)), Image.new("L", (64, 64)), keep_pixels=False)
+
+
+def test_a_model_that_cannot_edit_says_so(studio, half):
+    asked = wish(model="stilllife-gpt", plan=studio.choices("stilllife-gpt")[0].name)
+    with pytest.raises(ValueError, match="token by token"):
+        list(studio.editing(asked, Image.new("RGB", (64, 64)), half, keep_pixels=False))
