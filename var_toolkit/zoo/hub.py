@@ -121,8 +121,9 @@ def upload(
         api.create_repo(repository, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
-        kept = _card_by_hand(api, repository, revision)
     with TemporaryDirectory(prefix="vargen-push-") as temporary:
+        with _in_one_line(repository):
+            kept = _card_by_hand(api, repository, revision, Path(temporary) / "there")
         folder = Path(temporary) / "model"
         write(folder)
         with _in_one_line(repository):
@@ -142,7 +143,7 @@ def may_upload(repository: str, token: str | None = None) -> HfApi:
     Nothing is asked of the hub yet: whether the token may write there, the first request tells.
     """
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -156,7 +157,7 @@ def may_upload(repository: str, token: str | None = None) -> HfApi:
             f"{repository!r} is no hub id; give user/name of letters, digits, '-', '_' and '.' "
             "(and a branch as the revision)"
         )
-    if is_offline_mode():
+    if HF_HUB_OFFLINE:
         raise ValueError(f"{repository} cannot be written while HF_HUB_OFFLINE is set; unset it and connect")
     known = token or get_token()
     if known is None:
@@ -193,14 +194,16 @@ def _why(error: Exception, repository: str) -> str:
     return str(told).splitlines()[0]
 
 
-def _card_by_hand(api: HfApi, repository: str, revision: str | None) -> bool:
-    """Whether the hub has a card that someone wrote."""
+def _card_by_hand(api: HfApi, repository: str, revision: str | None, folder: Path) -> bool:
+    """Whether the hub has a card that someone wrote. It is read into `folder`, as the cache would take the branch as
+    it is now for what it will be, and show that to whoever is offline.
+    """
     from huggingface_hub.errors import EntryNotFoundError
 
     from var_toolkit.zoo.facts import by_hand
 
     try:
-        found = api.hf_hub_download(repository, CARD, revision=revision)
+        found = api.hf_hub_download(repository, CARD, revision=revision, local_dir=folder)
     except EntryNotFoundError:
         return False
     return by_hand(Path(found).read_text(encoding="utf-8")) is not None

@@ -1,0 +1,184 @@
+"""Models that go to a hub and come back, against a stand-in of it in this process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from small_hub import TOKEN, small_hub
+
+from var_toolkit.pipeline import Pipeline
+from var_toolkit.zoo.facts import Facts
+from var_toolkit.zoo.hub import at_revision, is_hub_id, may_upload, split_revision
+from var_toolkit.zoo.registry import Sampling
+
+NAME = "someone/still-lifes"
+
+
+@pytest.fixture
+def hub():
+    with small_hub() as found:
+        yield found
+
+
+@pytest.fixture
+def model(tmp_path, small_tokenizer, small_var):
+    """A model directory."""
+    facts = Facts(origin="a test", pictures_seen=12, figures={"agreement": "3 %"})
+    Pipeline(small_tokenizer, small_var, Sampling(top_k=5), facts=facts).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def run(hub, tmp_path):
+    """Python with that hub and a token, in a process of its own: huggingface_hub reads its settings as it starts."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {**hub.environment(tmp_path / "home"), "HF_TOKEN": TOKEN}
+
+    def python(*words, **changes):
+        known = {name: value for name, value in (environment | changes).items() if value is not None}
+        command = [sys.executable, *map(str, words)]
+        return subprocess.run(command, env=known, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    return python
+
+
+@pytest.fixture
+def vargen(run):
+    """The command line, likewise."""
+    return lambda *words, **changes: run("-m", "var_toolkit", *words, **changes)
+
+
+THERE_AND_BACK = """
+import sys
+import torch
+from var_toolkit import load
+directory, name = sys.argv[1:]
+ours, theirs = load(directory, device="cpu"), load(name, device="cpu")
+assert all(map(torch.equal, ours(3, seeds=0).tokens, theirs(3, seeds=0).tokens))
+assert ours.facts == theirs.facts
+print(theirs.push_to_hub(name, revision="v1/half", dtype=torch.float16, license="mit"))
+"""
+OFFLINE = """
+import sys
+from var_toolkit import load
+name = sys.argv[1]
+for source in (load(name, device="cpu"), load(name, revision="v1/half", device="cpu"), load(f"{name}@v1%2Fhalf")):
+    print(source.facts.license, source.facts.pictures_seen, float(source.backbone.head.weight.double().sum()))
+"""
+
+
+def test_a_model_goes_to_the_hub_and_comes_back_by_its_id_at_a_revision_and_offline(hub, run, vargen, model):
+    first = vargen("push", model, NAME, "--private", "--json")
+    assert first.returncode == 0, first.stderr
+    assert json.loads(first.stdout)["url"] == f"{hub.address}/{NAME}/commit/{hub.branches[NAME]['main']}"
+    assert hub.private[NAME] in (True, "private")
+    second = run("-c", THERE_AND_BACK, model, NAME)
+    assert second.stdout == f"{hub.address}/{NAME}/commit/{hub.branches[NAME]['v1/half']}\n", second.stderr
+
+    main, half = hub.files(NAME), hub.files(NAME, "v1/half")
+    files = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
+    assert main.keys() - {".gitattributes"} == files
+    weights = "backbone/diffusion_pytorch_model.safetensors"
+    assert 0.45 < len(half[weights]) / len(main[weights]) < 0.55
+    assert f'load("{NAME}@v1%2Fhalf")' in half["README.md"].decode()
+    assert "license" not in front_matter(main["README.md"].decode())
+    assert front_matter(half["README.md"].decode())["license"] == "mit"
+
+    hub.requests.clear()
+    found = run("-c", OFFLINE, NAME, HF_HUB_OFFLINE="1", HF_TOKEN=None)
+    assert hub.requests == []
+    assert found.returncode != 0, found.stdout  # v1/half has not been loaded from the hub yet
+    assert f"{NAME}@v1%2Fhalf is not in the cache and the hub cannot be reached" in found.stderr
+    assert run("-c", OFFLINE, NAME).returncode == 0
+    hub.branches.clear()
+    again = run("-c", OFFLINE, NAME, HF_HUB_OFFLINE="1", HF_TOKEN=None).stdout.split("\n")
+    assert again[0].startswith("None 12 ")
+    assert again[1] == again[2]
+    assert again[1].startswith("mit 12 ")
+    assert again[1].split()[-1] != again[0].split()[-1]  # rounded
+
+
+def test_what_the_hub_does_not_have_is_one_line(vargen, model):
+    missing = vargen("sample", "--class", "3", "--model", NAME)
+    assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
+    assert f"{NAME} cannot be downloaded: the hub has no such model, or it is private" in missing.stderr
+    assert vargen("push", model, NAME).returncode == 0
+    wrong = vargen("sample", "--class", "3", "--model", f"{NAME}@v2")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert f"{NAME} has no revision 'v2'" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "words"),
+    [
+        ({"HF_TOKEN": None}, NAME, "without a token; log in with `hf auth login`, or set HF_TOKEN"),
+        ({"HF_TOKEN": "hf_old"}, NAME, "the hub refuses the token; log in with `hf auth login`"),
+        ({}, "stranger/model", "this token may not write there; use your own name"),
+        ({"HF_HUB_OFFLINE": "1"}, NAME, "while HF_HUB_OFFLINE is set"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, NAME, "cannot be written: "),
+    ],
+)
+def test_without_a_right_to_write_nothing_is_written(hub, vargen, model, changes, name, words):
+    refused = vargen("push", model, name, **changes)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+    assert f"{name} cannot be written" in refused.stderr
+    assert words in refused.stderr
+    assert hub.branches == {}
+    assert not [asked for asked in hub.requests if asked.startswith(("POST", "PUT")) and "create" not in asked]
+
+
+@pytest.mark.parametrize(
+    "name", ["model", "a/b/c", "some one/model", "someone/model@v1", "someone/", "someone/--x", ""]
+)
+def test_what_is_no_user_and_name_is_refused_before_a_token_is_looked_for(name, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(ValueError, match="is no hub id; give user/name"):
+        may_upload(name)
+
+
+def test_a_card_written_by_hand_stays_on_the_hub_and_ours_is_replaced(hub, vargen, model):
+    assert vargen("push", model, NAME).returncode == 0
+    ours = hub.files(NAME)["README.md"].decode()
+    assert "Draws pictures of 10 classes" in ours
+    hub.commit(NAME, "main", hub.files(NAME) | {"README.md": ours.replace("10 classes", "ten classes").encode()})
+    assert vargen("push", model, NAME).returncode == 0
+    assert hub.files(NAME)["README.md"].decode() == ours
+    hub.commit(NAME, "main", hub.files(NAME) | {"README.md": b"---\nlicense: mit\n---\n\nMy own words.\n"})
+    assert vargen("push", model, NAME).returncode == 0
+    assert b"My own words" in hub.files(NAME)["README.md"]
+
+
+def front_matter(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("a/b", ("a/b", None)),
+        ("a/b@v1", ("a/b", "v1")),
+        ("a/b@refs%2Fpr%2F1", ("a/b", "refs/pr/1")),
+        ("a/b@refs/pr/1", ("a/b", "refs/pr/1")),
+    ],
+)
+def test_a_revision_stands_behind_an_at(source, parts):
+    assert is_hub_id(source)
+    assert split_revision(source) == parts
+    if parts[1] is not None:
+        assert split_revision(at_revision("a/b", parts[1])) == parts
+
+
+@pytest.mark.parametrize("source", ["stilllife-var", ".", "var-d16@v1"])
+def test_only_hub_ids_have_revisions(source):
+    with pytest.raises(ValueError, match="is for a hub id user/name"):
+        at_revision(source, "v1")
+
+
+def test_two_revisions_or_an_empty_one_are_refused():
+    with pytest.raises(ValueError, match="has a revision already"):
+        at_revision("a/b@v1", "v2")
+    with pytest.raises(ValueError, match="names no revision behind the @"):
+        split_revision("a/b@")
