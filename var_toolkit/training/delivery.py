@@ -42,11 +42,15 @@ def _in_words(data: Data) -> str:
 
 
 def _portable(value: Any) -> Any:
-    """Settings without the folders of the machine that a run was on: of such a path its last name stays."""
+    """Settings without the folders of the machine that a run was on: of such a path its last name stays.
+
+    What a run delivers is called `final` always, so there the name of the run stays as well.
+    """
     if isinstance(value, dict):
         return {key: _portable(item) for key, item in value.items()}
     if isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~")):
-        return Path(value).name
+        path = Path(value)
+        return "/".join(path.parts[-2:]) if path.name == "final" else path.name
     return value
 
 
