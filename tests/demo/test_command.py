@@ -41,13 +41,19 @@ def served() -> Iterator[tuple[str, subprocess.Popen]]:
             process.kill()
 
 
+@pytest.fixture(scope="module")
+def browser() -> str:
+    """The system's own browser; none is ever downloaded."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"there is no browser; install one of {', '.join(BROWSERS)}")
+    return found
+
+
 @pytest.fixture
-def page(served, tmp_path):
+def page(browser, served, tmp_path):
     """The page in a browser that ends without having asked any other host for anything."""
     playwright = pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright (extra dev)")
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"there is no browser; install one of {', '.join(BROWSERS)}")
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=browser, args=list(QUIET))
         opened = chromium.new_page(viewport={"width": 1280, "height": 960})

@@ -6,6 +6,8 @@ from PIL import Image, ImageChops
 gr = pytest.importorskip("gradio", reason="the page needs gradio (extra demo)")
 
 from var_toolkit.demo.page import SHOWN, build  # noqa: E402
+from var_toolkit.demo.studio import Studio, model_names  # noqa: E402
+from var_toolkit.pipeline import Pipeline  # noqa: E402
 
 PLAN = "Plain, all layers"
 WISH = ("stilllife-var", PLAN, 207, 3, 1.5)
@@ -78,3 +80,19 @@ def test_side_by_side_shows_both_pictures_with_their_seconds(page):
     assert left.tobytes() != right.tobytes()
     assert " s** · 6 forward passes · keys and values 4.8 MB" in told_left
     assert " s** · 6 forward passes · keys and values 1.6 MB" in told_right
+
+
+def test_a_model_of_ones_own_is_offered_first(small_tokenizer, small_var, tmp_path):
+    mine = str(tmp_path / "mine")
+    Pipeline(small_tokenizer, small_var).save_pretrained(mine)
+    own = build(Studio(model_names(mine), device="cpu"), mine)
+    models = next(block for block in own.blocks.values() if getattr(block, "label", None) == "Model")
+    assert models.choices[0] == (mine, mine)
+    *_, (_, _, told, drawn) = button(own, "draw")(mine, PLAN, 9, 0, 1.5)
+    assert drawn.size == (64, 64)
+    assert "4 forward passes" in told
+
+
+def test_one_picture_is_drawn_at_a_time(page):
+    drawing = [function for function in page.fns.values() if function.api_name in ("draw", "compare", "edit")]
+    assert {(function.concurrency_id, function.concurrency_limit) for function in drawing} == {("drawing", 1)}

@@ -59,7 +59,7 @@ def theme() -> gr.themes.Base:
 
 def build(studio: Studio, first: str) -> gr.Blocks:
     """The page, with the model `first` chosen."""
-    with gr.Blocks(title="vargen demo", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+    with gr.Blocks(title="vargen demo", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         gr.Markdown("# vargen\nPictures drawn coarse to fine, one map of tokens after another.")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
@@ -232,7 +232,7 @@ def _told(frame: Frame) -> str:
     told = [
         f"**{facts.seconds:.2f} s**",
         f"{facts.forward_passes} forward passes",
-        f"keys and values {facts.cache_bytes / 1e6:.1f} MB",
+        f"keys and values {facts.cache_bytes / 1e6:.1f} MB" if facts.cache_bytes else "no keys and values kept",
         *([f"peak {facts.peak_bytes / 1e6:.0f} MB beyond the weights"] if facts.peak_bytes is not None else []),
     ]
     return f"{' · '.join(told)}\n\n`{facts.plan}`"

@@ -57,12 +57,15 @@ def _within(pipe: Pipeline) -> Iterator[Named]:
 
 
 def _depths(pipe: Pipeline) -> Iterator[Named]:
-    """All layers of a VAR or of two, and subnets of a half and a third of them for the finest third of the scales."""
+    """All layers of a VAR or of two, and two thirds or one third of them for the finest third of the scales.
+
+    These are the subnets that the embedded VAR has learnt to draw with.
+    """
     depth, scales = max(len(backbone.blocks) for backbone in pipe.backbones), len(pipe.backbone.scales)
     shared = "" if pipe.refiner is None else _shared(pipe.draft_scales)
     yield shared or "Plain, all layers", {"subnet": depth, "full_scales": scales}
     full = -(-2 * scales // 3)
-    for subnet in (depth // 2, depth // 3):
+    for subnet in (2 * depth // 3, depth // 3):
         if subnet >= 2:
             name = f"VARiant: {subnet} of {depth} layers from scale {full} on"
             yield f"{shared}; {name}" if shared else name, {"subnet": subnet, "full_scales": full}
