@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -9,6 +10,24 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+def open_picture(path: Path) -> Image:
+    """A PIL picture from a file, of an animation the first one; ValueError in one line if it is no picture."""
+    from PIL import UnidentifiedImageError
+    from PIL.Image import DecompressionBombError
+    from PIL.Image import open as opened
+
+    try:
+        image = opened(path)
+        image.load()
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not a picture that can be read; use PNG, JPEG, WebP, GIF or TIFF") from None
+    except (SyntaxError, DecompressionBombError, OSError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+            raise
+        raise ValueError(f"{path} is a damaged picture: {error}") from None
+    return image
 
 
 class Square(NamedTuple):

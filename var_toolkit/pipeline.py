@@ -312,7 +312,7 @@ class Pipeline:
             raise ValueError("keep_pixels pastes pixels, and output_type 'latent' has none; choose one")
         tokens = self._tokens(edit.picture(side))
         cells = edit.cells(self.tokenizer.scales.finest).to(self.device)
-        kept = kept_outside(cells, tokens, self.tokenizer.pyramid)
+        kept = kept_outside(cells, tokens, self.tokenizer)
         return self._draw(class_labels, kept=kept, finish=edit.pasted if keep_pixels else None, **drawing)
 
     def vary(
@@ -326,7 +326,7 @@ class Pipeline:
         require_scale(from_scale, self.tokenizer.scales)
         side = self.tokenizer.picture_side
         tokens = self._tokens(picture_tensor(as_picture(image, side), side))
-        return self._draw(class_labels, kept=kept_before(from_scale, tokens, self.tokenizer.pyramid), **drawing)
+        return self._draw(class_labels, kept=kept_before(from_scale, tokens, self.tokenizer), **drawing)
 
     def _tokens(self, picture_3ss: Tensor) -> list[Tensor]:
         """The token maps of one picture in [0, 1]."""

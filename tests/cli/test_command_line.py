@@ -46,9 +46,12 @@ def test_the_options_are_the_documented_ones():
         "--jacobi-start", "--jacobi-keep", "--exit-layers", "--delta", "--lambda", "--neighbours", "--raw-codes",
         "--group", "--boost", "--decay", "--method",
     }  # fmt: skip
-    assert options["sample"] == machine | drawing | plans | {
+    pictures = machine | drawing | plans | {
         "--class", "-n", "--seed", "--model", "--out", "--grid", "--trace", "--save-tokens", "--dry-run", "--json",
     }  # fmt: skip
+    assert options["sample"] == pictures
+    assert options["edit"] == pictures | {"--mask", "--expand", "--keep-pixels"}
+    assert options["vary"] == pictures | {"--from-scale"}
     assert options["reconstruct"] == machine | {"--model", "--out", "--json"}
     assert options["models"] == {"-h", "--help", "--json"}
     assert options["convert"] == {

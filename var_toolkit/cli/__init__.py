@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-COMMANDS = ("sample", "reconstruct", "models", "convert", "train", "evaluate", "bench", "demo", "push")
+COMMANDS = ("sample", "edit", "vary", "reconstruct", "models", "convert", "train", "evaluate", "bench", "demo", "push")
 BAD_INPUT = 2
 FAILED = 1
 INTERRUPTED = 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,32 @@ def at_least(low: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def numbers(*counts: int) -> Callable[[str], tuple[int, ...]]:
+    """The type of an option that takes whole numbers from 0 with commas between them, as many as one of `counts`."""
+
+    def parse(text: str) -> tuple[int, ...]:
+        parts = text.split(",")
+        if len(parts) not in counts or not all(part.strip().isdigit() for part in parts):
+            many = " or ".join(map(str, counts))
+            raise argparse.ArgumentTypeError(f"{text!r} must be {many} whole numbers, with commas between them")
+        return tuple(int(part) for part in parts)
+
+    return parse
+
+
+def add_picture_options(parser: argparse.ArgumentParser, help: str) -> None:
+    """The picture that a command begins with, and the classes it is drawn towards."""
+    parser.add_argument("image", type=Path, metavar="IMAGE", help=help)
+    parser.add_argument(
+        "--class",
+        dest="classes",
+        nargs="+",
+        default=["none"],
+        metavar="CLASS",
+        help="numbers, names or synsets; without it the picture is drawn on as it is",
+    )
 
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:

@@ -12,8 +12,6 @@ from var_toolkit.files import check_writable, write_whole
 from var_toolkit.sheets import enlarged, grid
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from var_toolkit.zoo.fitting import AnyTokenizer
 
 SUMMARY = "show what the tokenizer keeps of a picture"
@@ -34,7 +32,9 @@ def run(args: argparse.Namespace) -> None:
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out} must end in .png")
     check_writable(out.parent)
-    image = _opened(args.image)
+    from var_toolkit.pictures import open_picture
+
+    image = open_picture(args.image)
     import torch
 
     from var_toolkit.devices import find_device
@@ -63,20 +63,3 @@ def _kept(tokenizer: AnyTokenizer) -> tuple[int, str]:
         return tokenizer.scales.total, f"{tokenizer.scales.total} tokens"
     positions = tokenizer.scales.finest**2
     return positions, f"{positions} latent positions of {tokenizer.channels} channels"
-
-
-def _opened(path: Path) -> Image:
-    from PIL import UnidentifiedImageError
-    from PIL.Image import DecompressionBombError
-    from PIL.Image import open as opened
-
-    try:
-        image = opened(path)
-        image.load()
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is not a picture that can be read; use PNG, JPEG, WebP, GIF or TIFF") from None
-    except (SyntaxError, DecompressionBombError, OSError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
-            raise
-        raise ValueError(f"{path} is a damaged picture: {error}") from None
-    return image

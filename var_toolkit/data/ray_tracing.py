@@ -105,12 +105,21 @@ def draw(parts: tuple[int, int, int], seed: int, size: int) -> np.ndarray:
     light = _backdrop(view, floor, scene)
     below = np.flatnonzero(view.rays.z < -1e-3)
     _put(light, below, _lit_ground(view, below, shape, floor, scene, sun))
-    rays = _towards(view, shape)
-    reach = shape.solid.reach(view.eye, view.rays.at(rays))
-    struck = rays[np.isfinite(reach)]
-    point = view.eye + view.rays.at(struck) * reach[np.isfinite(reach)]
+    struck, reach = _struck(view, shape)
+    point = view.eye + view.rays.at(struck) * reach
     _put(light, struck, _lit_solid(point, view.rays.at(struck), shape, paint, floor, scene, sun))
     return _developed(light, size)
+
+
+def silhouette(parts: tuple[int, int, int], seed: int, size: int) -> np.ndarray:
+    """Return where the solid of that picture is, its shadow aside: bool, (size, size), true for any part of a pixel."""
+    solid, colour, ground = parts
+    shape = list(shapes().values())[solid]
+    view = _view(_scene(100 * solid + 10 * colour + ground, seed), shape, size)
+    seen = np.zeros(len(SUBPIXELS) * size * size, dtype=bool)
+    seen[_struck(view, shape)[0]] = True
+    found: np.ndarray = np.logical_or.reduce(seen.reshape(len(SUBPIXELS), size, size))
+    return found
 
 
 def _view(scene: Scene, shape: Shape, size: int) -> View:
@@ -190,6 +199,14 @@ def _sun_discs(sun: Vector) -> Vector:
     across = np.array([r * cos(golden * i) for r, i in zip(radii, order, strict=True)], dtype=np.float32)
     along = np.array([r * sin(golden * i) for r, i in zip(radii, order, strict=True)], dtype=np.float32)
     return (sun + aside * across + upwards * along).unit()
+
+
+def _struck(view: View, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the rays that meet the solid, and how far it is along each."""
+    rays = _towards(view, shape)
+    reach = shape.solid.reach(view.eye, view.rays.at(rays))
+    meets = np.isfinite(reach)
+    return rays[meets], reach[meets]
 
 
 def _towards(view: View, shape: Shape) -> np.ndarray:

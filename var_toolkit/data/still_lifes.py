@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from var_toolkit.data.picture_cache import SIZE, SPLITS, VERSION, cached, item
-from var_toolkit.data.ray_tracing import draw
+from var_toolkit.data.ray_tracing import draw, silhouette
 from var_toolkit.data.still_life_names import COLOURS, GROUNDS, SOLIDS, class_name, label_of, parts
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "label_of",
     "parts",
     "render",
+    "solid_mask",
 ]
 
 
@@ -55,6 +56,13 @@ def render(labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor, size: 
     for index, (label, seed) in enumerate(zip(label_list, seed_list, strict=True)):
         pictures[index] = draw(parts(label), seed, size)
     return torch.from_numpy(pictures)
+
+
+def solid_mask(label: int, seed: int, size: int = SIZE) -> Tensor:
+    """Where the solid of a rendered picture is, without its shadow: bool (size, size). ValueError as `render`."""
+    if size < 8:
+        raise ValueError(f"size {size} must be at least 8 pixels")
+    return torch.from_numpy(silhouette(parts(int(label)), int(seed), size))
 
 
 class StillLifes(Dataset[tuple[Tensor, int]]):

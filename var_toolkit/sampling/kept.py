@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from var_toolkit.sampling.plan import Plan
+from var_toolkit.sampling.plan import Plan, Tokenizer
 from var_toolkit.scales import Scales
 
 
@@ -45,7 +44,7 @@ class Kept:
         return torch.where(stays.unflatten(1, (1, side, side)), self.latents[scale], latent_BChw)
 
 
-def kept_outside(mask_hw: Tensor, tokens: Sequence[Tensor], pyramid: Any) -> Kept:
+def kept_outside(mask_hw: Tensor, tokens: Sequence[Tensor], tokenizer: Tokenizer) -> Kept:
     """What stays when the true cells of the finest map are drawn anew, and of coarser maps the cells that match them.
 
     As published, a token stays if more than half of it does, judged by bilinear interpolation, and a map of one token
@@ -53,16 +52,16 @@ def kept_outside(mask_hw: Tensor, tokens: Sequence[Tensor], pyramid: Any) -> Kep
     """
     stays_11hw = 1 - mask_hw.float()[None, None]
     found = []
-    for side in pyramid.scales.patch_nums:
+    for side in tokenizer.scales.patch_nums:
         stays = F.interpolate(stays_11hw, size=(side, side), mode="bilinear").flatten(1) > 0.5
         found.append(~mask_hw.all() | stays if side == 1 else stays)
-    return Kept(tokens, found, pyramid.latents(tokens))
+    return Kept(tokens, found, tokenizer.pyramid.latents(tokens))
 
 
-def kept_before(from_scale: int, tokens: Sequence[Tensor], pyramid: Any) -> Kept:
+def kept_before(from_scale: int, tokens: Sequence[Tensor], tokenizer: Tokenizer) -> Kept:
     """What stays when all scales from one on are drawn anew: every map before it."""
     stays = [torch.full(own.shape[:2], k < from_scale, device=own.device) for k, own in enumerate(tokens)]
-    return Kept(tokens, stays, pyramid.latents(tokens))
+    return Kept(tokens, stays, tokenizer.pyramid.latents(tokens))
 
 
 def require_scale(from_scale: int, scales: Scales) -> None:

@@ -1,0 +1,274 @@
+"""What `vargen sample`, `edit` and `vary` share: options, drawing batch by batch, files, and the report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from var_toolkit.cli.options import (
+    add_machine_options,
+    add_model_option,
+    add_sampling_options,
+    at_least,
+    model_of,
+    sampling_settings,
+)
+from var_toolkit.files import check_writable, write_whole
+from var_toolkit.sheets import enlarged, grid
+from var_toolkit.zoo.class_names import NO_CLASS
+from var_toolkit.zoo.registry import DEFAULT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from var_toolkit.pipeline import Pipeline, PipelineOutput
+    from var_toolkit.sampling.engine import ScaleEvent
+    from var_toolkit.sampling.plan import Plan
+    from var_toolkit.speculative.tally import Tally
+
+PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp")
+OTHER_FILES = (".bmp", ".gif", ".ppm", ".tif", ".tiff")  # surely meant as a file, and not written
+COLUMNS = 8
+
+
+def add_drawing_options(parser: argparse.ArgumentParser) -> None:
+    """How many pictures, drawn how, by which model, and where they go."""
+    parser.add_argument("-n", type=at_least(1), default=1, help="pictures a class (default 1)")
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, help="seed of the first picture of each class; the next ones count up"
+    )
+    add_model_option(parser)
+    add_sampling_options(parser)
+    add_machine_options(parser)
+    parser.add_argument("--batch-size", type=at_least(1), default=8, help="pictures at a time (default 8)")
+    parser.add_argument("--out", type=Path, default=Path("."), help="a folder, or a .png, .jpg or .webp file")
+    parser.add_argument("--grid", action="store_true", help="one file with all pictures, a row a class")
+    parser.add_argument("--trace", type=Path, metavar="FILE.gif", help="the pictures growing scale by scale")
+    parser.add_argument(
+        "--save-tokens", type=Path, metavar="FILE.safetensors", help="scale_0 ..., or tokens; and latent"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and its cost, draw nothing")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+@dataclass
+class Drawn:
+    """What has been drawn so far, and of it only what is still needed."""
+
+    labels: list[int] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    images: list[Any] = field(default_factory=list)  # for the grid
+    tokens: list[list[Tensor]] = field(default_factory=list)  # for --save-tokens, a list of scales each batch
+    latents: list[Tensor] = field(default_factory=list)
+    frames: list[tuple[int, Tensor]] = field(default_factory=list)  # for --trace: scale and pictures
+    seconds: float = 0.0
+    forward_passes: int = 0
+    velocity_evaluations: int = 0
+    cache_bytes: int = 0
+    tallies: list[Tally] = field(default_factory=list)  # of speculation
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a command draws: how it calls a pipeline, what it refuses before, and how its files are called."""
+
+    draw: Callable[..., Any]  # (pipeline, labels or None, **drawing) -> PipelineOutput
+    check: Callable[[Pipeline, Plan], None] | None = None  # a pipeline without weights; ValueError if it does not fit
+    prefix: str = ""  # of the names of files
+
+
+def run_task(args: argparse.Namespace, task: Task) -> None:
+    """Check, draw batch by batch, write each as it is done, report."""
+    _check_names(args)
+    from var_toolkit.devices import find_device
+    from var_toolkit.loading import load, skeleton
+
+    find_device(args.device)
+    # Sizes alone: what cannot be drawn is refused before anything is downloaded.
+    shape = skeleton(model_of(args), tokenizer=args.tokenizer)
+    labels = [shape.class_names.resolve(name) for name in args.classes]
+    plan = shape.plan(**sampling_settings(args))
+    if task.check is not None:
+        task.check(shape, plan)
+    if args.dry_run:
+        _show_plan(args, plan, labels)
+        return
+    _check_places(args)
+    import torch
+
+    began = time.perf_counter()
+    pipe = load(model_of(args), tokenizer=args.tokenizer, device=args.device, dtype=getattr(torch, args.dtype)).pack()
+    loading = time.perf_counter() - began
+    drawn = _draw(pipe, args, task, [(label, args.seed + i) for label in labels for i in range(args.n)])
+    _write_sheets(args, task, pipe, drawn)
+    _report(args, pipe, drawn, loading)
+
+
+def _check_names(args: argparse.Namespace) -> None:
+    suffix = args.out.suffix.lower()
+    if suffix in PICTURE_FILES and len(args.classes) * args.n > 1 and not args.grid:
+        raise ValueError(f"--out {args.out} is one file for several pictures; give a folder, or add --grid")
+    if suffix in OTHER_FILES:
+        raise ValueError(f"--out {args.out} ends in {suffix}; use {', '.join(PICTURE_FILES)}, or a folder")
+    for path, ending, option in ((args.trace, ".gif", "--trace"), (args.save_tokens, ".safetensors", "--save-tokens")):
+        if path is not None and path.suffix.lower() != ending:
+            raise ValueError(f"{option} {path} must end in {ending}")
+
+
+def _check_places(args: argparse.Namespace) -> None:
+    check_writable(args.out.parent if _is_file(args.out) else args.out)
+    for path in (args.trace, args.save_tokens):
+        if path is not None:
+            check_writable(path.parent)
+
+
+def _is_file(out: Path) -> bool:
+    return out.suffix.lower() in PICTURE_FILES
+
+
+def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, wanted: list[tuple[int, int]]) -> Drawn:
+    """Draw pairs of label and seed, and write each picture once its batch is done."""
+    from tqdm import tqdm
+
+    drawn, size, plan = Drawn(), args.batch_size, pipe.plan(**sampling_settings(args))
+    with tqdm(
+        total=-(-len(wanted) // size) * len(pipe.backbone.scales), unit=" scales", disable=None, leave=False
+    ) as bar:
+
+        def on_scale(event: ScaleEvent) -> None:
+            bar.update()
+            if args.trace:
+                drawn.frames.append((event.scale, event.preview().cpu()))
+
+        for at in range(0, len(wanted), size):
+            labels, seeds = (list(column) for column in zip(*wanted[at : at + size], strict=True))
+            began = time.perf_counter()
+            asked = [None if label == len(pipe.class_names) else label for label in labels]
+            output = task.draw(pipe, asked, seeds=seeds, batch_size=size, callback_on_scale_end=on_scale, plan=plan)
+            drawn.seconds += time.perf_counter() - began
+            _keep(args, task, len(pipe.class_names), drawn, output)
+    return drawn
+
+
+def _keep(args: argparse.Namespace, task: Task, classes: int, drawn: Drawn, output: PipelineOutput) -> None:
+    drawn.labels += output.class_labels
+    drawn.seeds += output.seeds
+    drawn.forward_passes += output.forward_passes
+    drawn.velocity_evaluations += output.velocity_evaluations
+    drawn.tallies += [output.speculation] if output.speculation else []
+    drawn.cache_bytes = max(drawn.cache_bytes, output.cache_bytes)
+    if args.save_tokens:
+        drawn.tokens.append(output.tokens)
+        drawn.latents.append(output.latents)
+    if args.grid:
+        drawn.images += output.images
+        return
+    for image, label, seed in zip(output.images, output.class_labels, output.seeds, strict=True):
+        name = f"{task.prefix}class-{label if label < classes else NO_CLASS}_seed-{seed}.png"
+        path = args.out if _is_file(args.out) else args.out / name
+        _save(image, path)
+        drawn.files.append(path)
+
+
+def _write_sheets(args: argparse.Namespace, task: Task, pipe: Pipeline, drawn: Drawn) -> None:
+    """What holds all pictures at once: the grid, the tokens, the animation."""
+    import torch
+
+    columns = args.n if args.n > 1 else min(len(drawn.seeds), COLUMNS)
+    if args.grid:
+        path = args.out if _is_file(args.out) else args.out / f"{task.prefix}grid_seed-{args.seed}.png"
+        _save(grid(drawn.images, columns), path)
+        drawn.files.append(path)
+    if args.save_tokens:
+        from var_toolkit.sampling.plan import is_next_token
+        from var_toolkit.zoo.directory import write_tensors
+
+        maps = [torch.cat(parts) for parts in zip(*drawn.tokens, strict=True)]
+        names = ["tokens"] if is_next_token(pipe.backbone) else [f"scale_{k}" for k in range(len(maps))]
+        found = dict(zip(names, maps, strict=True))
+        write_tensors(args.save_tokens, {**found, "latent": torch.cat(drawn.latents)})
+    if args.trace:
+        _write_trace(args.trace, drawn.frames, columns)
+
+
+def _write_trace(path: Path, frames: list[tuple[int, Tensor]], columns: int) -> None:
+    import torch
+
+    from var_toolkit.pictures import as_output
+
+    pictures = [torch.cat([drawn for scale, drawn in frames if scale == k]) for k in sorted({k for k, _ in frames})]
+    first, *rest = [enlarged(grid(as_output(frame, "pil"), columns), 256) for frame in pictures]
+    pauses = [350] * len(rest) + [1800]  # milliseconds; the finished picture stays longest
+    write_whole(
+        path, lambda to: first.save(to, format="gif", save_all=True, append_images=rest, duration=pauses, loop=0)
+    )
+
+
+def _save(image: Any, path: Path) -> None:
+    kind = {".jpg": "jpeg"}.get(path.suffix.lower(), path.suffix.lower()[1:])
+    write_whole(path, lambda temporary: image.save(temporary, format=kind))
+
+
+def _report(args: argparse.Namespace, pipe: Pipeline, drawn: Drawn, loading: float) -> None:
+    names = {label: pipe.class_names.name(label) for label in drawn.labels}
+    if args.json:
+        from var_toolkit.evaluation.bench.memory import peak
+
+        facts = {
+            "model": str(model_of(args)),
+            "tokenizer": args.tokenizer,
+            "files": [str(path) for path in drawn.files],
+            "classes": drawn.labels,
+            "names": [names[label] for label in drawn.labels],
+            "seeds": drawn.seeds,
+            "seconds": round(drawn.seconds, 4),
+            "seconds_loading": round(loading, 4),
+            "images_per_second": round(len(drawn.seeds) / drawn.seconds, 4),
+            "peak_memory_bytes": peak(pipe.device),
+            "cache_bytes": drawn.cache_bytes,
+            "forward_passes": drawn.forward_passes,
+            "velocity_evaluations": drawn.velocity_evaluations,
+            "speculation": _told(drawn.tallies),
+            "device": str(pipe.device),
+            "dtype": args.dtype,
+        }
+        print(json.dumps(facts))
+    elif args.grid:
+        print(f"{drawn.files[0]}: {'; '.join(f'class {label}, {name}' for label, name in names.items())}")
+    else:
+        for path, label, seed in zip(drawn.files, drawn.labels, drawn.seeds, strict=True):
+            print(f"{path}: class {label}, {names[label]}, seed {seed}")
+    if model_of(args) == DEFAULT:
+        print(
+            f"{DEFAULT} draws rendered still lifes. ImageNet models are downloaded by name, such as --model var-d16; "
+            "`vargen models` lists them.",
+            file=sys.stderr,
+        )
+
+
+def _told(tallies: list[Tally]) -> dict[str, Any] | None:
+    """What became of the drafts, None where there were none."""
+    from var_toolkit.speculative.tally import together
+
+    whole = together(tallies)
+    return whole.as_json() if whole else None
+
+
+def _show_plan(args: argparse.Namespace, plan: Plan, labels: list[int]) -> None:
+    from var_toolkit.sampling.forecast import forecast
+
+    pictures = len(labels) * args.n
+    told = forecast(plan, pictures=pictures, batch=args.batch_size, dtype=args.dtype)
+    facts = {"model": str(model_of(args)), "classes": labels, "pictures": pictures, **told}
+    if args.json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' '):28} {value}")

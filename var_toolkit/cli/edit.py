@@ -1,0 +1,64 @@
+"""Draw a part of a picture anew: in-painting with --mask, out-painting with --expand, another class with --class."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from var_toolkit.cli.drawing import Task, add_drawing_options, run_task
+from var_toolkit.cli.options import add_picture_options, numbers
+
+if TYPE_CHECKING:
+    from var_toolkit.pipeline import Pipeline
+    from var_toolkit.sampling.plan import Plan
+
+SUMMARY = "draw a part of a picture anew"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `vargen edit`."""
+    add_picture_options(parser, "any picture; the largest square that holds the mask is edited")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--mask", metavar="FILE|X,Y,W,H", help="a picture, light where it is drawn anew; or a box in pixels"
+    )
+    what.add_argument(
+        "--expand", type=numbers(1, 4), metavar="N|L,T,R,B", help="pixels to add on every side, or on each, to be drawn"
+    )
+    parser.add_argument(
+        "--keep-pixels", action="store_true", help="paste what is drawn into the picture, which else stays as it is"
+    )
+    add_drawing_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw every class with every seed into the picture."""
+    from var_toolkit.editing import prepare
+    from var_toolkit.pictures import open_picture
+    from var_toolkit.sampling.kept import require_keeping
+
+    image = open_picture(args.image)
+    mask = None if args.mask is None else _mask(args.mask)
+    expand = args.expand and (args.expand[0] if len(args.expand) == 1 else args.expand)
+
+    def check(shape: Pipeline, plan: Plan) -> None:
+        prepare(image, mask, expand, side=shape.tokenizer.picture_side, whole=args.keep_pixels)
+        require_keeping(plan)
+
+    def draw(pipe: Pipeline, labels: list[int], **drawing: Any) -> Any:
+        return pipe.edit(image, mask, labels, expand=expand, keep_pixels=args.keep_pixels, **drawing)
+
+    run_task(args, Task(draw, check, f"{args.image.stem}_edit_"))
+
+
+def _mask(text: str) -> Any:
+    """A box of four numbers, or the picture of that name."""
+    from var_toolkit.pictures import open_picture
+
+    if Path(text).is_file():
+        return open_picture(Path(text))
+    try:
+        return numbers(4)(text)
+    except argparse.ArgumentTypeError:
+        raise ValueError(f"--mask {text} is neither a file nor a box x,y,w,h of four whole numbers") from None

@@ -1,0 +1,43 @@
+"""Draw the finer scales of a picture anew, and keep its coarse ones."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from var_toolkit.cli.drawing import Task, add_drawing_options, run_task
+from var_toolkit.cli.options import add_picture_options, at_least
+
+if TYPE_CHECKING:
+    from var_toolkit.pipeline import Pipeline
+    from var_toolkit.sampling.plan import Plan
+
+SUMMARY = "draw the finer scales of a picture anew"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `vargen vary`."""
+    add_picture_options(parser, "any picture; it is cut square and scaled")
+    parser.add_argument(
+        "--from-scale", type=at_least(0), required=True, metavar="K", help="the first scale that is drawn; 0 draws all"
+    )
+    add_drawing_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw variations of the picture for every class and seed."""
+    from var_toolkit.editing import as_picture
+    from var_toolkit.pictures import open_picture
+    from var_toolkit.sampling.kept import require_keeping, require_scale
+
+    image = open_picture(args.image)
+
+    def check(shape: Pipeline, plan: Plan) -> None:
+        require_scale(args.from_scale, shape.tokenizer.scales)
+        as_picture(image, shape.tokenizer.picture_side)
+        require_keeping(plan)
+
+    def draw(pipe: Pipeline, labels: list[int], **drawing: Any) -> Any:
+        return pipe.vary(image, args.from_scale, labels, **drawing)
+
+    run_task(args, Task(draw, check, f"{args.image.stem}_vary_"))
