@@ -1,5 +1,7 @@
 """Fixtures that several folders of tests share."""
 
+import os
+
 import pytest
 import torch
 from golden.cases import Case, fill, load_case
@@ -11,9 +13,14 @@ from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfi
 SMALL = {"patch_nums": (1, 2, 3, 4), "vocab_size": 64}
 
 
+# Tests that run side by side share the cores, and so do the processes that they start.
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+
+
 @pytest.fixture(autouse=True)
-def _two_threads():
-    torch.set_num_threads(2)
+def _few_threads():
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")
