@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from urllib.request import urlopen
 
 import pytest
 from PIL import Image
@@ -146,15 +147,21 @@ def test_a_stroke_over_the_drawn_picture_is_drawn_anew(page):
     assert 0.5 < same < 1  # with its pixels kept, all but the painted part
 
 
+def test_the_browser_is_told_to_ask_no_other_host(served):
+    with urlopen(served[0]) as answer:
+        assert answer.headers["Content-Security-Policy"].startswith("default-src 'self'")
+
+
 def test_bad_input_is_shown_on_the_page(page):
     page.get_by_label("Seed").fill("")
     page.get_by_role("button", name="Draw", exact=True).click()
     page.get_by_text("there is no seed; give an integer of at least 0").wait_for()
 
 
-def test_ctrl_c_ends_it_cleanly(served):
+def test_ctrl_c_ends_it_cleanly_while_a_page_is_open(page, served):
     """The last test of the page: nothing is served after it."""
     process = served[1]
+    page.get_by_role("button", name="Draw", exact=True).click()
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 0
     assert process.stderr.read() == ""

@@ -51,6 +51,15 @@ def test_painting_over_a_drawn_picture_draws_that_part_anew(page):
     assert changed[2] <= 32
 
 
+def test_a_photo_comes_back_whole_with_the_painted_part_drawn_anew(page):
+    photo = Image.effect_noise((300, 200), 60).convert("RGB")
+    *_, (shown, _) = button(page, "edit")(painting(photo, (40, 40, 120, 120)), True, *WISH)
+    assert shown.size == (300, 200)
+    left, top, right, bottom = ImageChops.difference(shown, photo).getbbox()
+    assert 40 <= left < right <= 120
+    assert 40 <= top < bottom <= 120
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from contextlib import suppress
@@ -17,7 +18,7 @@ POLICY = (
     "default-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; "
     "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:"
 )
-PATIENCE = 2  # seconds for requests under way once the server is told to end
+PATIENCE = 1  # seconds for requests under way once the server is told to end
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -44,19 +45,17 @@ def serve(page: gr.Blocks, on: socket.socket, **look: Any) -> None:
     """Serve until interrupted; `look` are theme and css of the page."""
     import gradio as gr
     import uvicorn
-    from fastapi import FastAPI, Request, Response
+    from fastapi import FastAPI
 
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.middleware("http")
-    async def keep_within(request: Request, call_next: Any) -> Response:
-        answer: Response = await call_next(request)
-        answer.headers["Content-Security-Policy"] = POLICY
-        return answer
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # Every open page holds a connection, which ends here: nothing to complain of.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            await super().shutdown(sockets)
 
     host, port = on.getsockname()[:2]
-    gr.mount_gradio_app(
-        app,
+    app = gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         page,
         path="",
         server_name=host,
@@ -67,6 +66,20 @@ def serve(page: gr.Blocks, on: socket.socket, **look: Any) -> None:
         max_file_size=LARGEST_UPLOAD,
         **look,
     )
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)
+    config = uvicorn.Config(_within_policy(app), log_level="warning", timeout_graceful_shutdown=PATIENCE)
     with suppress(KeyboardInterrupt):  # the way out
-        uvicorn.Server(config).run(sockets=[on])
+        Server(config).run(sockets=[on])
+
+
+def _within_policy(app: Any) -> Any:
+    """An ASGI application whose answers carry the policy."""
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        async def answer(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
+            await send(message)
+
+        await app(scope, receive, answer)
+
+    return guarded
