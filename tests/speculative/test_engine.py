@@ -240,3 +240,8 @@ def test_chains_that_agree_so_far_count_for_each_other():
 def test_trees_that_cannot_be_are_refused(widths, chains, words):
     with pytest.raises(ValueError, match=words):
         topology(widths, chains)
+
+
+def test_a_stage_of_whole_maps_cannot_speculate_token_by_token(small_var):
+    with pytest.raises(ValueError, match="VAR draws whole maps at once; this speculation is for next-token models"):
+        Stage(small_var, range(4), speculation=Speculation(Jacobi(8), Standard(), Fixed(8)))

@@ -68,6 +68,8 @@ class Speculates(Protocol):
     @property
     def networks(self) -> Sequence[Any]: ...
 
+    def require_fit(self, stage: Stage) -> None: ...
+
     def decode(self, plan: Plan, labels_B: Tensor, noise: Any, *, on_scale: Any = None) -> Any: ...
 
 
@@ -112,6 +114,8 @@ class Stage:
         self._require_kind(type(self.backbone).__name__)
         if self.refine is not None:
             self._require_refinable(self.refine)
+        if self.speculation is not None:
+            self.speculation.require_fit(self)
 
     def _require_kind(self, name: str) -> None:
         """Refuse what only another kind of backbone has."""

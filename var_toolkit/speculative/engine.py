@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -22,13 +22,11 @@ from var_toolkit.sampling.engine import Decoded, ScaleEvent, labels_of_rows
 from var_toolkit.sampling.filters import pick
 from var_toolkit.sampling.next_token import choices
 from var_toolkit.sampling.noise import Noise, Stream
+from var_toolkit.sampling.plan import Plan, Stage, is_next_token
 from var_toolkit.speculative.drafts import Draft
 from var_toolkit.speculative.lengths import Account, LengthPolicy, Record
 from var_toolkit.speculative.rules import Rule, Verdict
 from var_toolkit.speculative.tally import Tally
-
-if TYPE_CHECKING:
-    from var_toolkit.sampling.plan import Plan, Stage
 
 
 class Run:
@@ -125,6 +123,12 @@ class Speculation:
     def networks(self) -> Sequence[Any]:
         """Those that draft, the target's own layers not counted again."""
         return self.drafter.networks
+
+    def require_fit(self, stage: Stage) -> None:
+        """ValueError unless the stage draws a map token by token."""
+        if not is_next_token(stage.backbone):
+            name = type(stage.backbone).__name__
+            raise ValueError(f"{name} draws whole maps at once; this speculation is for next-token models")
 
     @torch.inference_mode()
     def decode(

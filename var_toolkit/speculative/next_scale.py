@@ -86,6 +86,10 @@ class NextScale:
         """The drafter's."""
         return [self.drafter.backbone if isinstance(self.drafter, Stage) else self.drafter]
 
+    def require_fit(self, stage: Stage) -> None:
+        """ValueError unless the stage and the drafter are VARs drawn plainly, for the same pictures."""
+        self.drafting(stage)
+
     def drafting(self, target: Stage) -> Stage:
         """How the drafter draws for a target. ValueError unless both are VARs drawn plainly, for the same pictures."""
         (network,) = self.networks

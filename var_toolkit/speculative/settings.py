@@ -97,7 +97,7 @@ def _by_scale(plan: Plan, given: Mapping[str, Any], model: DraftModel | None) ->
     if model is None:
         raise ValueError("speculate draft needs a draft model; give draft_model (--draft-model)")
     found = NextScale(model.network, _rule(plan, given.get("accept", "standard"), given), window)
-    found.drafting(plan.stages[0])  # which refuses what does not fit
+    found.require_fit(plan.stages[0])
     require_one_tokenizer(plan.tokenizer, model.tokenizer, ("target", "draft model"))
     return found
 
