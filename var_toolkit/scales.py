@@ -79,7 +79,7 @@ class Scales:
         """The scale each token belongs to, int64 (L)."""
         import torch
 
-        return torch.repeat_interleave(torch.arange(len(self)), torch.tensor(self.lengths))
+        return torch.cat([torch.full((length,), scale) for scale, length in enumerate(self.lengths)])
 
     def block_causal_mask(self, first: int = 0, last: int | None = None) -> torch.Tensor:
         """Who may look at whom when scales first .. last-1 are computed in one pass, bool (queries, keys).

@@ -82,6 +82,10 @@ class KVCache:
         """Count `tokens` more as cached, after every layer has appended them."""
         self.length += tokens
 
+    def held(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The keys and values of a layer so far, (R, H, length, D) each, as views if they are of all rows."""
+        return tuple(kept[layer][self._rows, :, : self.length] for kept in (self._keys, self._values))  # type: ignore[return-value]
+
     def rewind(self, length: int) -> None:
         """Forget everything behind the first `length` tokens."""
         if not 0 <= length <= self.length:
