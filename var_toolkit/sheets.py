@@ -39,8 +39,9 @@ def picture_table(
 ) -> Image:
     """Rows of square PIL pictures as one picture with names; a notebook shows it as it is.
 
-    Each picture is scaled to `side` pixels without smoothing, so token maps and pictures of any size go together. Rows
-    may differ in length. ValueError if there are no pictures, or another number of names than of rows or columns.
+    Each picture is scaled to `side` pixels, so token maps and pictures of any size go together: by a whole factor with
+    sharp edges, by any other smoothly. Rows may differ in length. ValueError if there are no pictures, or another number
+    of names than of rows or columns.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -62,6 +63,7 @@ def picture_table(
         pen.text((left - 3 * GAP, top + y * step + side / 2), name, "black", font, "rm")
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
-            scaled = picture.resize((side, side), Image.Resampling.NEAREST)
+            whole = side % picture.width == 0
+            scaled = picture.resize((side, side), Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC)
             sheet.paste(scaled, (left + x * step, top + y * step))
     return sheet

@@ -1,0 +1,97 @@
+"""Run the notebooks from top to bottom, each in a fresh kernel, and write them whole with their outputs.
+
+    python scripts/run_notebooks.py        # all of them
+    python scripts/run_notebooks.py 1 6    # some, by the beginnings of their names
+
+What would differ in every run without a reason (times of execution, addresses of objects) is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+from var_toolkit.files import write_whole
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+THREADS = 2  # of a kernel, at most
+PATIENCE = 600  # seconds for a cell, on a machine that has other work
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+LARGE = 150_000  # letters of a PNG that is better kept as JPEG
+ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
+
+
+def executed(path: Path, folder: Path) -> NotebookNode:
+    """A notebook as a run in `folder`, without a network, leaves it; nbclient's CellExecutionError if a cell fails."""
+    notebook = nbformat.read(path, as_version=4)
+    threads = str(min(THREADS, os.cpu_count() or 1))
+    # Threads that wait do not spin: two notebooks may share two cores.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
+    client = NotebookClient(
+        notebook,
+        timeout=PATIENCE,
+        kernel_name="python3",
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(folder)}},
+    )
+    client.execute(env=environment)
+    return notebook
+
+
+def stable(notebook: NotebookNode) -> NotebookNode:
+    """The notebook without what differs from run to run, in place."""
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for number, cell in enumerate(notebook.cells):
+        cell.metadata, cell.id = NotebookNode(), f"cell-{number}"
+        for output in cell.get("outputs", []):
+            if "data" in output:
+                output.metadata, output.data = NotebookNode(), _slim(output.data)
+    return notebook
+
+
+def _slim(data: NotebookNode) -> NotebookNode:
+    """Words without addresses, and of a picture that comes as PNG and as JPEG the one that is worth its size."""
+    kept = {kind: ADDRESS.sub("", value) if kind == "text/plain" else value for kind, value in data.items()}
+    if {"image/png", "image/jpeg"} <= kept.keys():
+        del kept["image/png" if len(kept["image/png"]) > LARGE else "image/jpeg"]
+    return NotebookNode(kept)
+
+
+def chosen(beginnings: list[str]) -> list[Path]:
+    """The notebooks whose names begin so, all of them by default; ValueError if there are none."""
+    found = sorted(NOTEBOOKS.glob("*.ipynb"))
+    for beginning in beginnings:
+        if not any(path.name.startswith(beginning) for path in found):
+            raise ValueError(f"no notebook begins with {beginning!r}; there are {', '.join(p.name for p in found)}")
+    return [path for path in found if not beginnings or path.name.startswith(tuple(beginnings))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="beginnings of the names of notebooks; default all")
+    args = parser.parse_args()
+    try:
+        paths = chosen(args.names)
+    except ValueError as error:
+        parser.error(str(error))
+    for path in paths:
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            notebook = stable(executed(path, Path(folder)))
+        write_whole(path, lambda to, notebook=notebook: nbformat.write(notebook, to))
+        print(f"{path.name}: {time.perf_counter() - began:.0f} s, {path.stat().st_size / 1000:.0f} kB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
