@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 TOKEN = "hf_someone"
 
 
@@ -112,9 +114,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {})
 
     def _validate(self, body):
-        card = json.loads(body)["content"]
-        well = card.startswith("---\n") and "\n---\n" in card
-        self._send(200 if well else 400, {"errors": [] if well else [{"message": "no metadata"}], "warnings": []})
+        license = yaml.safe_load(json.loads(body)["content"].split("---\n")[1]).get("license", "other")
+        known = license in ("mit", "other")
+        errors = [] if known else [{"message": f"license {license!r} is not known"}]
+        self._send(200 if known else 400, {"errors": errors, "warnings": []})
 
     def _preupload(self, body, name, revision):
         modes = [

@@ -1,12 +1,15 @@
 """What a model says of itself: it is true, it travels with the weights, and what is not known is said to be so."""
 
 import re
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from var_toolkit.cli import main
 from var_toolkit.cli.models import _parameters, _short
 from var_toolkit.loading import Pair, load, skeleton
 from var_toolkit.pipeline import Pipeline
@@ -65,7 +68,7 @@ def test_embedded_models_tell_their_recipes_and_the_figures_of_the_docs(name):
     [
         ("var-d16", {"license": "mit", "base_model": ["FoundationVision/var"]}, "as its authors report | 3.55 |"),
         ("code-8", {"license": "mit", "base_model": ["FoundationVision/var", "Zigeng/VAR_CoDe"]}, "2411.17787"),
-        ("hmar-d16", {"license": "other", "license_name": "nvidia-non-commercial"}, "nvidia-non-commercial."),
+        ("hmar-d16", {"license": "other", "license_name": "nvidia-non-commercial"}, "`nvidia-non-commercial`"),
         ("llamagen-b", {"license": "mit"}, "next-token prediction"),
         ("flowar-s", {"license": None}, "nobody has said under which licence"),
     ],
@@ -137,6 +140,9 @@ def test_two_models_that_draw_together_have_a_licence_only_if_they_share_it():
 def test_a_licence_can_be_given_and_not_changed():
     assert Facts().licensed("mit").license == "mit"
     assert Facts(license="mit").licensed(None).license == "mit"
+    apache = copy(skeleton("stilllife-var-small"))
+    apache.facts = Facts().licensed("apache-2.0")
+    assert front_matter(model_card(apache, "a/b"))["license"] == "apache-2.0"
     with pytest.raises(
         ValueError, match="license is 'mit', but these weights have the licence 'nvidia-non-commercial'"
     ):
@@ -149,6 +155,17 @@ def test_converted_files_with_published_names_have_their_licence_and_others_none
     assert published.origin == "converted from vae.pth and hmar-d16.pth, the names of published files"
     own = of_files("var", {"tokenizer": "vae.pth", "backbone": "my.pth"})
     assert own == Facts(origin="converted from vae.pth and my.pth")
+
+
+def test_conversion_notes_where_weights_come_from(small_tokenizer, small_var, tmp_path):
+    torch.save(small_tokenizer.state_dict(), tmp_path / "vae.pth")
+    for name, told in (("var_d16.pth", "mit"), ("mine.pth", None)):
+        torch.save({**small_var.state_dict(), "lvl_1L": small_var.scales.level_ids()[None]}, tmp_path / name)
+        files = ["--tokenizer", str(tmp_path / "vae.pth"), "--backbone", str(tmp_path / name)]
+        assert main(["convert", "--family", "var", *files, "--out", str(tmp_path / f"from-{name}")]) == 0
+        found = skeleton(tmp_path / f"from-{name}").facts
+        assert found.license == told
+        assert found.origin.startswith(f"converted from vae.pth and {name}")
 
 
 def test_settings_do_not_change_what_is_known(small_tokenizer, small_var):

@@ -7,9 +7,11 @@ import sys
 
 import pytest
 import yaml
+from small_flowar import tiny_kl
 from small_hub import TOKEN, small_hub
 
 from var_toolkit.pipeline import Pipeline
+from var_toolkit.zoo.directory import save_network
 from var_toolkit.zoo.facts import Facts
 from var_toolkit.zoo.hub import at_revision, is_hub_id, may_upload, split_revision
 from var_toolkit.zoo.registry import Sampling
@@ -109,6 +111,27 @@ def test_what_the_hub_does_not_have_is_one_line(vargen, model):
     wrong = vargen("sample", "--class", "3", "--model", f"{NAME}@v2")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert f"{NAME} has no revision 'v2'" in wrong.stderr
+
+
+def test_a_tokenizer_alone_is_read_at_a_revision(hub, run, tmp_path):
+    hub.branches[NAME] = {}
+    for revision, factor in (("main", 0.5), ("v2", 0.25)):
+        autoencoder = tiny_kl().autoencoder
+        autoencoder.register_to_config(scaling_factor=factor)
+        save_network(autoencoder, tmp_path / revision)
+        hub.commit(NAME, revision, {path.name: path.read_bytes() for path in (tmp_path / revision).iterdir()})
+    code = (
+        "import sys; from var_toolkit.loading import load_tokenizer; "
+        "print(*[load_tokenizer(name, device='cpu').autoencoder.config.scaling_factor for name in sys.argv[1:]])"
+    )
+    found = run("-c", code, NAME, f"{NAME}@v2")
+    assert found.stdout == "0.5 0.25\n", found.stderr
+
+
+def test_a_complaint_about_the_card_is_told_whole(hub, vargen, model):
+    refused = vargen("push", model, NAME, "--license", "my own")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "cannot be written: Invalid metadata in README.md. - license 'my own' is not known" in refused.stderr
 
 
 @pytest.mark.parametrize(

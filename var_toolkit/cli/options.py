@@ -63,7 +63,9 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
     from var_toolkit.zoo.registry import DEFAULT
 
     parser.add_argument(
-        "--model", default=DEFAULT, help="a name from `vargen models`, a model directory, or a hub id user/name"
+        "--model",
+        default=DEFAULT,
+        help="a name from `vargen models`, a model directory, or a hub id user/name, with or without @revision",
     )
 
 

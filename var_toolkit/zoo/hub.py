@@ -189,6 +189,8 @@ def _why(error: Exception, repository: str) -> str:
         return f"its owner wants to be asked first, at https://huggingface.co/{name}; then log in with `hf auth login`"
     if isinstance(error, RepositoryNotFoundError):
         return "the hub has no such model, or it is private: check the name, or log in with `hf auth login`"
+    if type(error) is ValueError:  # by which the hub's library says what is wrong with a card, a line for each
+        return " ".join(str(error).split())
     cause = error.__cause__ or error  # errors of threads come wrapped
     told = getattr(cause, "server_message", None) or str(cause) or type(cause).__name__
     return str(told).splitlines()[0]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from var_toolkit.pipeline import Pipeline
 
 UNKNOWN = "Not known."
+UNNAMED = ("nvidia-non-commercial",)  # licences for which the hub has no name
 # By class of the backbone: what it is called, its paper, and how it draws.
 FAMILIES = {
     "VAR": ("VAR", "2404.02905", "next-scale prediction: each token map is predicted from all coarser ones"),
@@ -54,10 +55,10 @@ def write_card(pipe: Pipeline, folder: Path, source: str) -> None:
 def _front_matter(pipe: Pipeline) -> dict[str, Any]:
     facts, names = pipe.facts, [_family(backbone)[0].lower() for backbone in pipe.backbones]
     told: dict[str, Any] = {"library_name": "var_toolkit"}
-    if facts.license == "mit":
-        told["license"] = facts.license
-    elif facts.license is not None:
+    if facts.license in UNNAMED:
         told |= {"license": "other", "license_name": facts.license}
+    elif facts.license is not None:
+        told["license"] = facts.license
     # The hub has no task of its own for pictures of classes; this one is what they are filed under.
     told["pipeline_tag"] = "unconditional-image-generation"
     told["tags"] = list(dict.fromkeys(["image-generation", "autoregressive", "class-conditional", *names]))
@@ -143,7 +144,7 @@ def _figures(facts: Facts) -> str:
 def _licence(facts: Facts) -> str:
     if facts.license is None:
         return "Not known: nobody has said under which licence these weights may be used."
-    return f"{facts.license.upper() if facts.license == 'mit' else facts.license}."
+    return f"`{facts.license}`"
 
 
 def _family(backbone: nn.Module) -> tuple[str, str, str]:
