@@ -13,7 +13,7 @@ from small_hub import TOKEN, small_hub
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.zoo.directory import save_network
 from var_toolkit.zoo.facts import Facts
-from var_toolkit.zoo.hub import at_revision, is_hub_id, may_upload, split_revision
+from var_toolkit.zoo.hub import at_revision, is_hub_id, may_upload, split_revision, upload
 from var_toolkit.zoo.registry import Sampling
 
 NAME = "someone/still-lifes"
@@ -172,6 +172,19 @@ def test_a_card_written_by_hand_stays_on_the_hub_and_ours_is_replaced(hub, varge
     hub.commit(NAME, "main", hub.files(NAME) | {"README.md": b"---\nlicense: mit\n---\n\nMy own words.\n"})
     assert vargen("push", model, NAME).returncode == 0
     assert b"My own words" in hub.files(NAME)["README.md"]
+
+
+def test_a_card_that_cannot_be_read_is_not_taken_for_a_missing_one(tmp_path, monkeypatch):
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def lost(*names, **options):
+        raise LocalEntryNotFoundError("the connection is gone")
+
+    for name, answer in (("create_repo", None), ("hf_hub_download", lost), ("upload_folder", None)):
+        monkeypatch.setattr(HfApi, name, answer or (lambda *names, **options: None))
+    with pytest.raises(ValueError, match=f"{NAME} cannot be written: the connection is gone"):
+        upload(NAME, lambda folder: folder.mkdir(), token="hf_any")
 
 
 def front_matter(card: str) -> dict:

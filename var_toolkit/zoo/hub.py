@@ -197,15 +197,18 @@ def _why(error: Exception, repository: str) -> str:
 
 
 def _card_by_hand(api: HfApi, repository: str, revision: str | None, folder: Path) -> bool:
-    """Whether the hub has a card that someone wrote. It is read into `folder`, as the cache would take the branch as
-    it is now for what it will be, and show that to whoever is offline.
+    """Whether the hub has a card that someone wrote.
+
+    It is read into `folder`, for the cache would note the branch as it is now, and give that to whoever is offline.
     """
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     from var_toolkit.zoo.facts import by_hand
 
     try:
         found = api.hf_hub_download(repository, CARD, revision=revision, local_dir=folder)
+    except LocalEntryNotFoundError:  # the connection is gone, which says nothing of the card
+        raise
     except EntryNotFoundError:
         return False
     return by_hand(Path(found).read_text(encoding="utf-8")) is not None
