@@ -70,7 +70,7 @@ def test_embedded_models_tell_their_recipes_and_the_figures_of_the_docs(name):
         ("code-8", {"license": "mit", "base_model": ["FoundationVision/var", "Zigeng/VAR_CoDe"]}, "2411.17787"),
         ("hmar-d16", {"license": "other", "license_name": "nvidia-non-commercial"}, "`nvidia-non-commercial`"),
         ("llamagen-b", {"license": "mit"}, "next-token prediction"),
-        ("flowar-s", {"license": None}, "nobody has said under which licence"),
+        ("flowar-s", {"license": None}, "Not known to var_toolkit: ask whoever"),
     ],
 )
 def test_published_models_have_the_licences_and_figures_of_their_authors(name, front, words):
@@ -87,7 +87,7 @@ def test_a_model_of_which_nothing_is_known_says_so(small_tokenizer, small_var, t
     assert "license" not in front_matter(card)
     assert "| weights | Not known. |" in card
     assert "None are known of pictures that it draws." in card
-    assert "nobody has said under which licence" in card
+    assert "Not known to var_toolkit: ask whoever" in card
     assert "vargen sample --model model --class 9" in card
 
 

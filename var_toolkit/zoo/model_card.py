@@ -143,7 +143,7 @@ def _figures(facts: Facts) -> str:
 
 def _licence(facts: Facts) -> str:
     if facts.license is None:
-        return "Not known: nobody has said under which licence these weights may be used."
+        return "Not known to var_toolkit: ask whoever trained these weights."
     return f"`{facts.license}`"
 
 
