@@ -118,6 +118,7 @@ def test_a_model_is_left_as_it_was(small_tokenizer, backbone, tmp_path):
     assert_close(*programs, atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_onnx_programs_have_the_same_numbers(small_tokenizer, backbone, tmp_path):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
