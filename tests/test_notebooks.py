@@ -29,9 +29,10 @@ def test_the_committed_outputs_are_those_of_a_run_without_errors(path):
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
-    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert not [output for output in outputs if output.output_type == "error"]
     assert [output for output in outputs if any(kind.startswith("image/") for kind in output.get("data", {}))]
     written = "\n".join(text for output in outputs for text in texts(output))
+    assert not re.findall("Traceback|Warning", written)
     assert not MACHINE.findall(written)
     assert path.stat().st_size < LARGEST
 
