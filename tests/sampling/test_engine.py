@@ -6,8 +6,11 @@ import pytest
 import torch
 from conftest import small_var_network
 from golden.cases import load_case
+from small_flowar import plan_of as flow_plan_of
+from small_flowar import tiny_flowar, tiny_kl
 from torch.testing import assert_close
 
+from var_toolkit.sampling import engine
 from var_toolkit.sampling.engine import ScaleEvent, decode
 from var_toolkit.sampling.noise import Noise, Stream
 from var_toolkit.sampling.plan import Plan, Stage
@@ -103,7 +106,55 @@ def test_stages_that_do_not_cover_the_scales_once_are_refused(small_tokenizer, s
         Plan(small_tokenizer, tuple(Stage(small_var, r) for r in ranges))
 
 
-@pytest.mark.parametrize("setting", [{"guidance": -1}, {"top_k": -1}, {"top_p": 1.5}, {"temperature": 0}])
+@pytest.mark.parametrize("scales", [range(5), range(0, 4, 2), range(2, 2), [0, 1, 2, 3]])
+def test_a_stage_has_a_range_of_scales_that_there_are(small_tokenizer, small_var, scales):
+    with pytest.raises(ValueError, match="it must be a range of consecutive scales out of 0 to 3"):
+        Stage(small_var, scales)
+
+
+@pytest.mark.parametrize("scales", [range(2, 5), range(-1, 2), range(0, 4, 2)])
+def test_a_plan_is_cut_to_scales_that_it_has(small_tokenizer, small_var, scales):
+    plan = plan_of(small_tokenizer, small_var)
+    assert plan.within(range(4, 4)) == ()
+    assert [stage.scales for stage in plan.within(range(1, 4))] == [range(1, 4)]
+    with pytest.raises(ValueError, match=r"a plan has no range.*; it must be a range of consecutive scales out of 0"):
+        plan.within(scales)
+
+
+def test_stages_may_come_as_a_list(small_tokenizer, small_var):
+    listed, plan = Plan(small_tokenizer, [Stage(small_var, range(4))]), plan_of(small_tokenizer, small_var)
+    assert listed == plan
+    assert hash(listed) == hash(plan)
+
+
+def test_guidance_grows_with_the_place_in_the_picture_in_a_stage_of_its_own_too(
+    small_tokenizer, small_var, monkeypatch
+):
+    seen = []
+    guide, draw_map = engine.guide, engine.draw_map
+    monkeypatch.setattr(engine, "guide", lambda logits, strength: seen.append(strength) or guide(logits, strength))
+    monkeypatch.setattr(
+        engine,
+        "draw_map",
+        lambda *given, strength, **named: seen.append(strength - 1) or draw_map(*given, strength=strength, **named),
+    )
+    discrete, continuous = plan_of(small_tokenizer, small_var), flow_plan_of(tiny_kl(), tiny_flowar())
+    for plan, guided, strengths in ((discrete, 2, [4.0]), (continuous, 1, [0.0, 3.0, 0.0])):
+        count = len(plan.tokenizer.scales)
+        stages = (replace(plan.stages[0], scales=range(k, k + 1), guidance=6.0 * (k == guided)) for k in range(count))
+        decode(replace(plan, stages=stages), torch.tensor([3]), Noise([0]))
+        assert seen == pytest.approx(strengths)
+        seen.clear()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"guidance": -1}, {"guidance": "2"}, {"guidance": [1.0, 2.0]}, {"guidance": float("nan")},
+        {"top_k": -1}, {"top_k": 2.5}, {"top_p": 1.5}, {"top_p": None}, {"temperature": 0}, {"temperature": (1, 1)},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(small_var, setting):
-    with pytest.raises(ValueError, match=next(iter(setting))):
+    with pytest.raises(ValueError, match=f"^{next(iter(setting))} is .*; it must be [^\n]*$"):
         Stage(small_var, range(4), **setting)

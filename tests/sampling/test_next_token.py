@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from var_toolkit.backbones import linear
+from var_toolkit.backbones.subnet import Subnet
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.sampling import next_token
 from var_toolkit.sampling.collaborative import code
@@ -172,7 +173,8 @@ def test_the_plan_says_what_it_does():
     ("settings", "words"),
     [
         ({"smooth": True}, "RasterGPT draws one token after another; smooth mixes the codes of whole maps"),
-        ({"guided_tokens": -1}, "guided_tokens is -1; it must be 0 or more"),
+        ({"guided_tokens": -1}, "guided_tokens is -1; it must be a whole number of 0 or more"),
+        ({"guided_tokens": 2.5}, "guided_tokens is 2.5; it must be a whole number of 0 or more"),
         ({"steps": 5}, "steps is for continuous tokens"),
         ({"refine": "published"}, "refine needs a backbone with masked passes"),
         ({"refine_clean": True}, "refine_clean changes masked passes, and there are none here"),
@@ -204,6 +206,8 @@ def test_methods_for_several_scales_are_refused_in_words(small_tokenizer, small_
         code(scales, plan, draft_scales=1)
     with pytest.raises(ValueError, match="flow is for continuous ones"):
         plan_of(tiny_vq(), tiny_gpt(), flow=Flow())
+    with pytest.raises(ValueError, match="RasterGPT has no subnets; VARiant needs VAR"):
+        plan_of(tiny_vq(), tiny_gpt(), subnet=Subnet((0, 1), 1))
 
 
 def test_one_temperature_may_be_given_as_that_of_the_only_scale():

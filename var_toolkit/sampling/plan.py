@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -77,13 +78,13 @@ class Speculates(Protocol):
 class Stage:
     """Some consecutive scales, drawn by one backbone under one set of settings.
 
-    `guidance` is VAR's: it grows linearly from 0 at the first scale of the picture to this value at the last, and the
-    usual guidance scale there is 1 + guidance; a next-token model has all of it at every token. 0 switches guidance off
-    and halves the work. `subnet` says which layers the finer scales run through; None for all. `refine` says which
-    scales are drawn in several masked passes. `flow` says how maps of continuous tokens are drawn; backbones of such
-    tokens have one, and no others. `guided_tokens` are those at the beginning of a next-token model's map that guidance
-    has a say in; None for all. `speculation` lets drafts take the place of most passes; a plan with one has no other
-    stage.
+    `guidance` is VAR's: what the last scale of the picture gets, even if the stage draws others. Scale k of K gets
+    guidance * k / (K - 1), the first one none; the usual guidance scale there is 1 more. A next-token model has one
+    scale, and all of it at every token. 0 switches guidance off and halves the work. `subnet` says which layers the
+    finer scales run through; None for all. `refine` says which scales are drawn in several masked passes. `flow` says
+    how maps of continuous tokens are drawn; backbones of such tokens have one, and no others. `guided_tokens` are those
+    at the beginning of a next-token model's map that guidance has a say in; None for all. `speculation` lets drafts
+    take the place of most passes; a plan with one has no other stage.
     """
 
     backbone: Backbone
@@ -100,9 +101,11 @@ class Stage:
     speculation: Speculates | None = None
 
     def __post_init__(self) -> None:
-        last = len(self.backbone.scales)
-        if not (0 <= self.scales.start < self.scales.stop <= last and self.scales.step == 1):
-            raise ValueError(f"a stage has {self.scales}; it must be consecutive scales out of 0 to {last - 1}")
+        self._require_scales(len(self.backbone.scales))
+        for name, kind in (("guidance", Real), ("top_k", Integral), ("top_p", Real), ("temperature", Real)):
+            if not isinstance(getattr(self, name), kind):
+                words = "whole number" if kind is Integral else "number"
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one {words} for all scales of a stage")
         if not 0 <= self.guidance < float("inf"):
             raise ValueError(f"guidance is {self.guidance}; it must be 0 (off) or more")
         if self.top_k < 0:
@@ -117,6 +120,11 @@ class Stage:
         if self.speculation is not None:
             self.speculation.require_fit(self)
 
+    def _require_scales(self, last: int) -> None:
+        found = self.scales
+        if not (isinstance(found, range) and 0 <= found.start < found.stop <= last and found.step == 1):
+            raise ValueError(f"a stage has {found}; it must be a range of consecutive scales out of 0 to {last - 1}")
+
     def _require_kind(self, name: str) -> None:
         """Refuse what only another kind of backbone has."""
         if self.flow is None and is_continuous(self.backbone):
@@ -125,10 +133,13 @@ class Stage:
             raise ValueError(f"{name} draws discrete tokens; flow is for continuous ones")
         if self.smooth and is_next_token(self.backbone):
             raise ValueError(f"{name} draws one token after another; smooth mixes the codes of whole maps")
+        if self.subnet is not None and not has_subnets(self.backbone):
+            raise ValueError(f"{name} has no subnets; VARiant needs VAR")
         if self.guided_tokens is not None and not is_next_token(self.backbone):
             raise ValueError(f"guided_tokens is for next-token models, not {name}")
-        if self.guided_tokens is not None and self.guided_tokens < 0:
-            raise ValueError(f"guided_tokens is {self.guided_tokens}; it must be 0 or more")
+        counted = isinstance(self.guided_tokens, Integral) and self.guided_tokens >= 0
+        if self.guided_tokens is not None and not counted:
+            raise ValueError(f"guided_tokens is {self.guided_tokens!r}; it must be a whole number of 0 or more")
 
     def _require_refinable(self, refine: Refinement) -> None:
         if not hasattr(self.backbone, "refined"):
@@ -213,6 +224,7 @@ class Plan:
     stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
         ends = [0, *(stage.scales.stop for stage in self.stages)]
         starts = [*(stage.scales.start for stage in self.stages), len(self.tokenizer.scales)]
         if starts != ends:
@@ -247,7 +259,12 @@ class Plan:
         return ", ".join(f"{stage.scales.start}-{stage.scales.stop - 1}" for stage in self.stages) or "nothing"
 
     def within(self, scales: range) -> tuple[Stage, ...]:
-        """The stages, cut to some scales: what methods put together anew."""
+        """The stages, cut to some scales: what methods put together anew. ValueError if the plan has no such scales."""
+        count = len(self.tokenizer.scales)
+        if scales.start < 0 or scales.stop > count or scales.step != 1:
+            raise ValueError(
+                f"a plan has no {scales}; it must be a range of consecutive scales out of 0 to {count - 1}"
+            )
         cut = (
             (stage, range(max(stage.scales.start, scales.start), min(stage.scales.stop, scales.stop)))
             for stage in self.stages
@@ -326,6 +343,11 @@ def is_continuous(backbone: Backbone) -> bool:
 def is_next_token(backbone: Backbone) -> bool:
     """Whether a backbone draws a map token by token rather than at once."""
     return hasattr(backbone, "next_logits")
+
+
+def has_subnets(backbone: Backbone) -> bool:
+    """Whether a backbone was made to skip layers."""
+    return not (backbone.markov or is_continuous(backbone) or is_next_token(backbone))
 
 
 class HasPlan(Protocol):

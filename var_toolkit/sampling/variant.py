@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from var_toolkit.backbones.subnet import Subnet
-from var_toolkit.sampling.plan import Plan, Planned, Stage, as_plan, is_continuous, is_next_token
+from var_toolkit.sampling.plan import Plan, Planned, Stage, as_plan, has_subnets
 
 
 def variant(plan: Planned, *, subnet: int, full_scales: int) -> Plan:
@@ -21,7 +21,7 @@ def variant(plan: Planned, *, subnet: int, full_scales: int) -> Plan:
     """
     plan = as_plan(plan)
     for stage in plan.stages:
-        if stage.backbone.markov or is_continuous(stage.backbone) or is_next_token(stage.backbone):
+        if not has_subnets(stage.backbone):
             raise ValueError(f"{type(stage.backbone).__name__} has no subnets; VARiant needs VAR")
     count = len(plan.tokenizer.scales)
     if not 1 <= full_scales <= count:
