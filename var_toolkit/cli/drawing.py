@@ -108,7 +108,7 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     loading = time.perf_counter() - began
     drawn = _draw(pipe, args, task, [(label, args.seed + i) for label in labels for i in range(args.n)])
     _write_sheets(args, task, pipe, drawn)
-    _report(args, pipe, drawn, loading)
+    _report(args, pipe, plan, drawn, loading)
 
 
 def _check_names(args: argparse.Namespace) -> None:
@@ -216,7 +216,7 @@ def _save(image: Any, path: Path) -> None:
     write_whole(path, lambda temporary: image.save(temporary, format=kind))
 
 
-def _report(args: argparse.Namespace, pipe: Pipeline, drawn: Drawn, loading: float) -> None:
+def _report(args: argparse.Namespace, pipe: Pipeline, plan: Plan, drawn: Drawn, loading: float) -> None:
     names = {label: pipe.class_names.name(label) for label in drawn.labels}
     if args.json:
         from var_toolkit.evaluation.bench.memory import peak
@@ -224,6 +224,7 @@ def _report(args: argparse.Namespace, pipe: Pipeline, drawn: Drawn, loading: flo
         facts = {
             "model": str(model_of(args)),
             "tokenizer": args.tokenizer,
+            "plan": "; ".join(map(str, plan.stages)),
             "files": [str(path) for path in drawn.files],
             "classes": drawn.labels,
             "names": [names[label] for label in drawn.labels],

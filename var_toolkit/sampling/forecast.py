@@ -7,20 +7,22 @@ from typing import Any
 
 import torch
 
-from var_toolkit.sampling.plan import Plan
+from var_toolkit.sampling.plan import Plan, is_next_token
 
 WARM_UP = 3
 TRIALS = 5
 
 
 def forecast(plan: Plan, *, pictures: int, batch: int, dtype: str) -> dict[str, Any]:
-    """A plan and its cost in words and numbers, with a guess at the time on this CPU. The networks may be skeletons."""
+    """A plan and its cost in words and numbers, with a guess at the time on this CPU. The networks may be skeletons.
+
+    There is no guess for next-token models: a single token takes as long as its weights take to be read, not computed.
+    """
     counted, decoder = plan.cost(), decoder_multiply_adds(plan)
     width = torch.tensor([], dtype=getattr(torch, dtype)).element_size()
     networks: list[Any] = [plan.tokenizer, *plan.networks]
     weights = sum({id(p): p.numel() for network in networks for p in network.parameters()}.values())
-    work = counted.multiply_adds + decoder
-    return {
+    told = {
         "plan": "; ".join(map(str, plan.stages)),
         "forward_passes_per_batch": counted.forward_passes,
         **({"velocity_evaluations_per_batch": counted.evaluations} if counted.evaluations else {}),
@@ -28,8 +30,11 @@ def forecast(plan: Plan, *, pictures: int, batch: int, dtype: str) -> dict[str, 
         "decoder_giga_multiply_adds": round(decoder / 1e9, 3),
         "weights_megabytes": round(weights * width / 1e6, 1),
         "cache_megabytes_per_batch": round(counted.cache_values * width * min(batch, pictures) / 1e6, 1),
-        "seconds_on_this_cpu_about": float(f"{pictures * work / _speed(getattr(torch, dtype)):.2g}"),
     }
+    if not any(is_next_token(stage.backbone) for stage in plan.stages):
+        seconds = pictures * (counted.multiply_adds + decoder) / _speed(getattr(torch, dtype))
+        told["seconds_on_this_cpu_about"] = float(f"{seconds:.2g}")
+    return told
 
 
 def decoder_multiply_adds(plan: Plan) -> int:
