@@ -78,7 +78,7 @@ def _convert_union(hint: Any, value: object, *, where: str) -> Any:
 def _convert_tuple(hint: Any, value: object, *, where: str) -> tuple[Any, ...]:
     members = get_args(hint)
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{where} is {value!r}; expected a list")
+        raise ValueError(f"{where} is {value!r}; expected a list such as [1,2]")
     if len(members) == 1 or (len(members) == 2 and members[1] is Ellipsis):  # Sequence[x], tuple[x, ...]
         members = (members[0],) * len(value)
     if len(members) != len(value):

@@ -32,6 +32,15 @@ def test_a_dry_run_shows_what_a_method_does(given, temperature, model, capsys):
     assert temperature in capsys.readouterr().out
 
 
+def test_what_was_drawn_is_told_with_its_plan(model, capsys):
+    command = ["sample", "--class", "3", "--model", model, "--json", "--method", "warmer_method:warmer"]
+    assert main([*command, "--dry-run"]) == 0
+    planned = json.loads(capsys.readouterr().out)["plan"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["plan"] == planned
+    assert "temperature 2" in planned
+
+
 def test_a_set_of_samples_has_a_method_and_goes_on_only_with_the_same(model, capsys):
     command = ["evaluate", "sample", "--model", model, "--classes", "0-1", "--per-class", "1", "--out", "set"]
     assert main([*command, "--method", "warmer_method:warmer", "temperature=3"]) == 0
@@ -46,8 +55,10 @@ def test_a_set_of_samples_has_a_method_and_goes_on_only_with_the_same(model, cap
         (["warmer_method:warmer", "temperature"], "'temperature' must be written option=value"),
         (["warmer_method:warmer", "temperature=["], "the value is not YAML"),
         (["warmer_method:warmer", "temperature=-1"], "temperature is -1.0; it must be above 0"),
-        (["warmer_method:colder"], "has no attribute 'colder'"),
-        (["colder"], "is not installed"),
+        (["warmer_method:warmer", "temperature=1", "temperature=2"], "temperature is given twice"),
+        (["warmer_method:colder"], "warmer_method.py; the nearest there: warmer"),
+        (["warmer_method"], "did you mean warmer_method:FUNCTION?"),
+        (["colder"], "is not installed; give module:function\n"),
     ],
 )
 def test_a_method_that_does_not_fit_is_one_line(given, words, model, capsys):

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from var_toolkit import Plan  # which is not there when options are read
 
-def cooler(plan: Plan, *, by: float = 0.5, since: int = 0, order: Literal["up", "down"] = "up", to: list[int] = ()):
+def cooler(plan: Plan, *, by: float = 0.5, since: int = 0, order: Literal["up", "down"] = "up", to: list[int] = (),
+           span: tuple[int, float] = (0, 1.0)):
     assert isinstance(by, float) and isinstance(since, int) and isinstance(to, (list, tuple))
     stages = (*plan.within(range(since)), *plan.within(range(since, len(plan.tokenizer.scales))))
     return replace(plan, stages=tuple(replace(s, temperature=s.temperature * by) for s in stages))
@@ -38,6 +39,8 @@ def here(tmp_path, monkeypatch):
     (tmp_path / f"{name}.py").write_text(MODULE)
     (tmp_path / "broken.py").write_text("import this_is_not_there")
     (tmp_path / "worse.py").write_text("def f(:")
+    (tmp_path / "colorsys.py").write_text("def cool(plan): return plan")
+    (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     yield name
@@ -85,9 +88,18 @@ def test_methods_of_the_package_have_names_as_well(pipe):
     ("method", "options", "words"),
     [
         ("nothing_of_this_name:f", {}, "No module named 'nothing_of_this_name'; modules are looked for"),
-        ("{}:nothing", {}, "cannot be imported: AttributeError"),
-        ("broken:f", {}, "No module named 'this_is_not_there'"),
+        ("nothing_of_this_name.at_all:f", {}, "No module named 'nothing_of_this_name'; modules are looked for"),
+        ("broken:f", {}, "the module broken imports this_is_not_there, which is not installed"),
         ("worse:f", {}, "cannot be imported: SyntaxError"),
+        ("{}:coolr", {}, ".py; the nearest there: cooler, "),
+        ("broken", {}, "'broken' is a module; did you mean broken:FUNCTION?"),
+        ("broken.py", {}, "did you mean broken:FUNCTION?"),
+        ("empty", {}, "'empty' is not installed; give module:function"),
+        (
+            "{}.py:cooler",
+            {},
+            "must be written module:function, such as shy_method:shy, without folders and without .py",
+        ),
         ("./{}:cooler", {}, "must be written module:function"),
         ("{}:", {}, "must be written module:function"),
         ("{}:number", {}, "is no function"),
@@ -97,6 +109,10 @@ def test_methods_of_the_package_have_names_as_well(pipe):
         ("{}:cooler", {"since": 1.5}, "since is 1.5; expected a whole number"),
         ("{}:cooler", {"order": "sideways"}, "order is 'sideways'; allowed: up, down"),
         ("{}:cooler", {"to": ["a"]}, "to is 'a'; expected a whole number"),
+        ("{}:cooler", {"to": 1}, "to is 1; expected a list such as [1,2]"),
+        ("{}:cooler", {"span": "0,1"}, "span is '0,1'; expected a list such as [1,2]"),
+        ("{}:cooler", {"span": [0]}, "span is [0]; expected a list of 2 values"),
+        ("{}:cooler", 3, "method_options is 3; it must be a mapping"),
         ("{}:needs", {}, "missing option 'amount'"),
         ("{}:forgets", {}, "returned NoneType; it must return a Plan"),
         ("{}:of_nothing", {}, "must be a function of a plan"),
@@ -109,6 +125,18 @@ def test_what_cannot_be_is_told_in_one_line(method, options, words, here, pipe):
     with pytest.raises(ValueError, match=r"^[^\n]*$") as told:
         pipe.plan(method=method.format(here) if isinstance(method, str) else method, method_options=options)
     assert words in str(told.value)
+
+
+def test_a_file_that_another_module_hides_is_told_apart_from_it(here, pipe):
+    import colorsys
+
+    with pytest.raises(
+        ValueError, match=r"^[^\n]*; it comes before colorsys.py of this folder, which needs another name$"
+    ) as told:
+        pipe.plan(method="colorsys:cool")
+    assert f"there is no 'cool' in {colorsys.__file__}; the nearest there: " in str(told.value)
+    with pytest.raises(ValueError, match=r"of_nothing[^;]*$"):
+        pipe.plan(method=f"{here}:nothing")
 
 
 def test_rows_of_a_bench_table_have_methods(here, pipe):

@@ -207,11 +207,13 @@ def _method_options(texts: Sequence[str]) -> dict[str, Any]:
     """What stands behind the name of a method, `option=value`, the values as YAML reads them."""
     import yaml
 
-    read = {}
+    read: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--method: {text!r} must be written option=value, such as from_scale=2")
+        if name in read:
+            raise ValueError(f"--method: {name} is given twice; give it once")
         try:
             read[name] = yaml.safe_load(value)
         except yaml.YAMLError:

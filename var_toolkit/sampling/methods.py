@@ -11,10 +11,13 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from importlib import import_module
+from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
 from operator import attrgetter
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any, get_type_hints
 
 from var_toolkit.sampling.plan import Plan
@@ -35,6 +38,8 @@ def apply_method(plan: Plan, method: str | Method, options: Mapping[str, Any]) -
         name, function = getattr(method, "__name__", repr(method)), method
     if not callable(function):
         raise ValueError(f"method {name} is no function; it must be one from a plan to a plan")
+    if not isinstance(options, Mapping):
+        raise ValueError(f"method_options is {options!r}; it must be a mapping from options to values")
     made = function(plan, **_checked(function, options, where=f"method {name}"))
     if not isinstance(made, Plan):
         raise ValueError(f"method {name} returned {type(made).__name__}; it must return a Plan")
@@ -45,25 +50,58 @@ def find_method(name: str) -> Method:
     """The function that `module:function` or an entry point names. Its module is imported, and so it runs."""
     module, colon, function = name.partition(":")
     if not colon:
-        installed = {entry.name: entry for entry in entry_points(group=GROUP)}
-        if name not in installed:
-            known = ", ".join(sorted(installed)) or "none"
-            raise ValueError(f"method {name!r} is not installed; give module:function, or one that is: {known}")
-        module, function = installed[name].module, installed[name].attr
-    if not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
-        raise ValueError(f"method {name!r} must be written module:function, such as shy_method:shy, without folders")
+        module, function = _installed(name)
+    if module.endswith(".py") or not all(part.isidentifier() for part in f"{module}.{function}".split(".")):
+        raise ValueError(
+            f"method {name!r} must be written module:function, such as shy_method:shy, without folders and without .py"
+        )
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that it hides nothing
+    found = _imported(module, name)
     try:
-        found: Method = attrgetter(function)(import_module(module))
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"method {name!r}: {error}; modules are looked for where Python does and in the current folder"
-        ) from error
+        method: Method = attrgetter(function)(found)
+    except AttributeError as error:
+        raise ValueError(f"method {name!r}: {_missing(found, function)}") from error
+    return method
+
+
+def _installed(name: str) -> tuple[str, str]:
+    """Module and function of a method that has a name of its own."""
+    entries = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name in entries:
+        return entries[name].module, entries[name].attr
+    meant, known = name.removesuffix(".py"), ", ".join(sorted(entries))
+    spec = PathFinder.find_spec(meant, [*sys.path, os.getcwd()]) if meant.isidentifier() else None
+    if spec and spec.origin:  # a folder without code has none
+        raise ValueError(f"method {name!r} is a module; did you mean {meant}:FUNCTION?")
+    raise ValueError(
+        f"method {name!r} is not installed; give module:function{f', or one that is: {known}' if known else ''}"
+    )
+
+
+def _imported(module: str, name: str) -> ModuleType:
+    try:
+        return import_module(module)
     except Exception as error:  # whatever an author's module raises
-        reason = " ".join(str(error).split())
-        raise ValueError(f"method {name!r} cannot be imported: {type(error).__name__}: {reason}") from error
-    return found
+        lacking = error.name if isinstance(error, ModuleNotFoundError) else None
+        if lacking and f"{module}.".startswith(f"{lacking}."):
+            reason = f"{error}; modules are looked for where Python does and in the current folder"
+        elif lacking:
+            reason = f"the module {module} imports {lacking}, which is not installed"
+        else:
+            reason = f"cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"method {name!r}: {reason}") from error
+
+
+def _missing(module: ModuleType, function: str) -> str:
+    """Where a function was looked for in vain, which ones there are like it, and what else may have been meant."""
+    here, file = Path(f"{module.__name__}.py"), getattr(module, "__file__", None) or f"Python's own {module.__name__}"
+    own = [name for name, value in inspect.getmembers(module, inspect.isfunction) if inspect.getmodule(value) is module]
+    near = get_close_matches(function, own, n=3, cutoff=0.0)
+    words = f"there is no {function!r} in {file}" + (f"; the nearest there: {', '.join(near)}" if near else "")
+    if here.is_file() and here.resolve() != Path(file).resolve():
+        words += f"; it comes before {here} of this folder, which needs another name"
+    return words
 
 
 def _checked(function: Method, options: Mapping[str, Any], *, where: str) -> dict[str, Any]:
