@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from var_toolkit.cli import main
 from var_toolkit.evaluation.bench.table import table_from
 from var_toolkit.loading import skeleton
 from var_toolkit.sampling.methods import GROUP
+from var_toolkit.sampling.plan import Stage
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -113,7 +115,12 @@ def test_the_rule_of_the_page_decides_which_drafts_stand(folder, monkeypatch, ca
 
 def test_an_installed_package_gives_its_method_the_name_that_the_page_says(folder, monkeypatch, capsys):
     (block,) = (text for language, text in BLOCK.findall(PAGE) if language == "toml")
-    ((name, target),) = tomllib.loads(block)["project"]["entry-points"][GROUP].items()
+    package = tomllib.loads(block)
+    ((name, target),) = package["project"]["entry-points"][GROUP].items()
+    assert package["build-system"]["build-backend"] == "setuptools.build_meta"
+    (module,) = package["tool"]["setuptools"]["py-modules"]
+    assert target.partition(":")[0] == module
+    assert (folder / f"{module}.py").exists()
     assert f"`--method {name}` is enough" in PAGE
     installed = folder / "shy-1.dist-info"
     installed.mkdir()
@@ -122,6 +129,41 @@ def test_an_installed_package_gives_its_method_the_name_that_the_page_says(folde
     monkeypatch.syspath_prepend(folder)
     assert main(["sample", "--class", "207", "--dry-run", "--method", name]) == 0
     assert "scales 3-5" in capsys.readouterr().out
+
+
+def test_the_table_of_the_page_has_every_field_of_a_stage():
+    rows = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
+    assert rows == [field.name for field in fields(Stage)]
+
+
+@pytest.mark.parametrize(
+    ("model", "guidance", "cost", "words"),
+    [
+        (
+            "stilllife-var",
+            [0] * 5 + [1.5],
+            1.21,
+            "1.21 times as much if it is on for the last scale of `stilllife-var`",
+        ),
+        ("var-d16", [0] * 9 + [1.5], 1.29, "1.29 times in `var-d16`"),
+        ("stilllife-var", [1.5] * 3 + [0] * 3, 0.60, "off from scale 3 on, `stilllife-var` costs 0.60 times as much"),
+        ("stilllife-var", [1.5] * 5 + [0], 0.98, "off for the last scale alone 0.98 times"),
+        ("var-d16", [1.5] * 9 + [0], 1.10, "and `var-d16` 1.10"),
+        ("stilllife-var", [1e-9] * 3 + [1.5] * 3, 1, "at the price of guidance throughout, give them 1e-9"),
+        (
+            "stilllife-hmar",
+            [0] * 5 + [1.5],
+            0.78,
+            "for the last scale alone, `stilllife-hmar` costs 0.78 times as much",
+        ),
+    ],
+)
+def test_switching_guidance_costs_what_the_page_says(model, guidance, cost, words):
+    plan = skeleton(model).plan(guidance_scale=1.5)
+    stages = (replace(*plan.within(range(k, k + 1)), guidance=value) for k, value in enumerate(guidance))
+    found = replace(plan, stages=stages).cost().multiply_adds / plan.cost().multiply_adds
+    assert round(found, 2) == cost
+    assert words in " ".join(PAGE.split())
 
 
 def test_the_short_form_in_the_readme_is_true(tmp_path, monkeypatch, capsys):
