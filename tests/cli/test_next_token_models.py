@@ -111,7 +111,7 @@ def test_the_plan_of_a_published_model_needs_no_download(capsys, monkeypatch):
     facts = json.loads(capsys.readouterr().out)
     assert "RasterGPT 36 x 1280, guidance 0.75, top-k 0, top-p 0, temperature 1" in facts["plan"]
     assert facts["forward_passes_per_batch"] == 576
-    assert "seconds_on_this_cpu_about" not in facts  # single tokens wait for the weights, which no product tells
+    assert "seconds_on_this_cpu_about" not in facts  # which multiply-adds do not tell
 
 
 def test_the_published_models_are_listed_with_their_figures(capsys):

@@ -16,7 +16,7 @@ TRIALS = 5
 def forecast(plan: Plan, *, pictures: int, batch: int, dtype: str) -> dict[str, Any]:
     """A plan and its cost in words and numbers, with a guess at the time on this CPU. The networks may be skeletons.
 
-    There is no guess for next-token models: a single token takes as long as its weights take to be read, not computed.
+    There is no guess for next-token models: single tokens are bound by memory and calls, not by multiply-adds.
     """
     counted, decoder = plan.cost(), decoder_multiply_adds(plan)
     width = torch.tensor([], dtype=getattr(torch, dtype)).element_size()
