@@ -36,18 +36,31 @@ def test_outside_the_mask_no_pixel_differs(pipe, width, height):
     assert bool(changed[inside].any())
 
 
-def test_what_is_pasted_fades_in_from_the_border_of_the_mask():
-    edit = prepared(Image.new("RGB", (64, 64)), (16, 16, 32, 32))
-    row = edit.pasted(torch.ones(1, 3, 64, 64))[0, 0, 32]
-    assert row[15] == 0
-    assert 0 < row[16] < row[17] < row[18] == 1
+def pasted_white(image, box):
+    """What shows of white that is pasted into a black picture, 0 to 255."""
+    return pixels(prepared(image, box).pasted(torch.ones(1, 3, 64, 64), "pil")[0])[0]
+
+
+@pytest.mark.parametrize("times", [1, 5])
+def test_what_is_pasted_fades_in_from_the_border_of_the_mask(times):
+    box = tuple(times * number for number in (16, 16, 32, 32))
+    row = pasted_white(Image.new("RGB", (64 * times, 64 * times)), box)[32 * times]
+    assert row[16 * times - 1] == 0
+    assert 0 < row[16 * times] < row[17 * times] < row[19 * times] == 255
     assert torch.equal(row, row.flip(0))
 
 
 def test_at_the_edge_of_the_picture_nothing_fades():
-    edit = prepared(Image.new("RGB", (64, 64)), (0, 0, 64, 20))
-    pasted = edit.pasted(torch.ones(1, 3, 64, 64))[0, 0]
-    assert bool((pasted[:17] == 1).all())
+    assert bool((pasted_white(Image.new("RGB", (64, 64)), (0, 0, 64, 20))[:17] == 255).all())
+
+
+def test_a_photograph_of_twelve_megapixels_is_pasted_into(pipe):
+    image = noise(4000, 3000)
+    (edited,) = pipe.edit(image, (1900, 900, 800, 1600), 1, seeds=0, keep_pixels=True).images
+    differs = (np.asarray(edited) != np.asarray(image)).any(-1)
+    assert differs[900:2500, 1900:2700].mean() > 0.9
+    differs[900:2500, 1900:2700] = False
+    assert not differs.any()
 
 
 def test_a_large_picture_keeps_its_size_and_its_pixels(pipe):
@@ -82,9 +95,12 @@ def test_out_painting_draws_the_room_around_the_picture(pipe):
 def test_a_mask_may_be_drawn_in_any_mode():
     light = Image.new("L", (64, 64))
     light.paste(255, (8, 8, 24, 40))
-    wanted = prepared(noise(64, 64), (8, 8, 16, 32)).mask
+    wanted = prepared(noise(64, 64), (8, 8, 16, 32)).mask.tobytes()
     for mode in ("L", "1", "RGB", "P", "RGBA", "CMYK"):
-        assert torch.equal(prepared(noise(64, 64), light.convert(mode)).mask, wanted), mode
+        assert prepared(noise(64, 64), light.convert(mode)).mask.tobytes() == wanted, mode
+    layer = Image.new("RGBA", (64, 64), (255, 255, 255, 0))  # as a paint program saves one
+    layer.paste("white", (8, 8, 24, 40))
+    assert prepared(noise(64, 64), layer).mask.tobytes() == wanted
 
 
 def colours(image) -> list[int]:
@@ -144,6 +160,7 @@ def test_a_tensor_is_a_picture_too(pipe):
         ({"mask": Image.new("L", (32, 64))}, "the mask is 32 x 64 pixels, the picture 64 x 64"),
         ({"expand": 0}, "expand is"),
         ({"expand": (0, -1, 0, 4)}, "expand is"),
+        ({"expand": 97}, "258 x 258 pixels, of which the picture has 64 x 64; it may grow to 4 times"),
         ({"expand": (0, 16, 0, 0)}, "64 x 80 pixels, and models draw squares; add 16 more left or right"),
         ({"mask": (0, 0, 8, 8), "keep_pixels": True, "output_type": "latent"}, "keep_pixels pastes pixels"),
     ],
@@ -155,10 +172,13 @@ def test_what_does_not_fit_is_refused_by_name(pipe, arguments, words):
 
 def test_a_picture_that_is_too_small_is_refused(pipe):
     for draw in (lambda: pipe.edit(noise(200, 15), (0, 0, 4, 4), 1), lambda: pipe.vary(noise(15, 200), 2, 1)):
-        with pytest.raises(
-            ValueError, match=r"too small, \d+ x \d+ pixels; .* 16 x 16 or more"
-        ):
+        with pytest.raises(ValueError, match=r"too small, \d+ x \d+ pixels; .* 16 x 16 or more"):
             draw()
+
+
+def test_floating_point_pixels_are_refused():
+    with pytest.raises(ValueError, match="floating-point pixels; save it with 8 or 16 bits"):
+        as_picture(Image.new("F", (64, 64), 0.5), 64)
 
 
 def test_a_mask_wider_than_the_square_is_refused_where_it_would_be_half_pasted(pipe):

@@ -17,6 +17,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         temporary.chmod(0o666 & ~_umask())  # the temporary file was made private
         os.replace(temporary, path)
+    except OSError as error:  # of a full disk, say, which does not know what was written, or of the temporary name
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -26,6 +28,8 @@ def check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"cannot write to {folder}: it is no folder, or lies in what is none") from None
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another place") from None
 

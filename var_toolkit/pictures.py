@@ -44,16 +44,21 @@ def picture_tensor(image: Image, side: int) -> Tensor:
     return square_tensor(upright, middle_square(*upright.size), side)
 
 
-def upright_rgb(image: Image) -> Image:
-    """A PIL picture as people see it: turned as its camera says, in RGB, on white where it is transparent."""
+def upright_rgb(image: Image, behind: str = "white") -> Image:
+    """A PIL picture as people see it: turned as its camera says, in RGB, on a colour where it is transparent.
+
+    ValueError for floating-point pixels, of which nobody says what is black and what is white.
+    """
     from PIL import ImageOps
     from PIL.Image import alpha_composite, new
 
+    if image.mode == "F":
+        raise ValueError("the picture has floating-point pixels; save it with 8 or 16 bits for a colour")
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip, not scale
         upright = upright.point(lambda level: level / 257).convert("L")
     if upright.has_transparency_data:
-        upright = alpha_composite(new("RGBA", upright.size, "white"), upright.convert("RGBA"))
+        upright = alpha_composite(new("RGBA", upright.size, behind), upright.convert("RGBA"))
     return upright.convert("RGB")
 
 

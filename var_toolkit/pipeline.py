@@ -313,7 +313,7 @@ class Pipeline:
         tokens = self._tokens(edit.picture(side))
         cells = edit.cells(self.tokenizer.scales.finest).to(self.device)
         kept = kept_outside(cells, tokens, self.tokenizer)
-        return self._draw(class_labels, kept=kept, finish=edit.pasted if keep_pixels else None, **drawing)
+        return self._draw(class_labels, kept=kept, finish=edit.pasted if keep_pixels else as_output, **drawing)
 
     def vary(
         self, image: Image | Tensor, from_scale: int, class_labels: Labels = None, **drawing: Unpack[Drawing]
@@ -338,7 +338,7 @@ class Pipeline:
         class_labels: Labels,
         *,
         kept: Kept | None = None,
-        finish: Callable[[Tensor], Tensor] | None = None,
+        finish: Callable[[Tensor, str], Any] = as_output,
         seeds: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         plan: Plan | None = None,
@@ -348,7 +348,7 @@ class Pipeline:
         callback_on_scale_end: Callable[[ScaleEvent], None] | None = None,
         **settings: Unpack[Settings],
     ) -> PipelineOutput | tuple[Any]:
-        """As a call, with tokens that stay, and a last step for the pictures, (B, 3, h, w) in [0, 1]."""
+        """As a call, with tokens that stay, and what makes the output of the pictures, (B, 3, h, w) in [-1, 1]."""
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
         if batch_size < 1:
@@ -367,10 +367,9 @@ class Pipeline:
             labels_B = torch.tensor(labels[at : at + batch_size], device=self.device)
             runs.append(decode(plan, labels_B, noise, kept=kept, on_scale=callback_on_scale_end))
             if output_type != "latent":
-                drawn = self.tokenizer.decode(runs[-1].latent).cpu()
-                pictures.append(drawn if finish is None else finish((drawn + 1) / 2) * 2 - 1)
+                pictures.append(self.tokenizer.decode(runs[-1].latent).cpu())
         latents = torch.cat([run.latent.cpu() for run in runs])
-        images = as_output(torch.cat(pictures), output_type) if pictures else latents
+        images = finish(torch.cat(pictures), output_type) if pictures else latents
         if not return_dict:
             return (images,)
         return PipelineOutput(

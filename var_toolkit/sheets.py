@@ -40,8 +40,8 @@ def picture_table(
     """Rows of square PIL pictures as one picture with names; a notebook shows it as it is.
 
     Each picture is scaled to `side` pixels, so token maps and pictures of any size go together: by a whole factor with
-    sharp edges, by any other smoothly. Rows may differ in length. ValueError if there are no pictures, or another number
-    of names than of rows or columns.
+    sharp edges, by any other smoothly. Rows may differ in length. ValueError if there are no pictures, or another
+    number of names than of rows or columns.
     """
     from PIL import Image, ImageDraw, ImageFont
 

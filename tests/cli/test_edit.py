@@ -39,6 +39,7 @@ def test_several_seeds_and_classes_are_drawn_and_told(model, picture, capsys):
     assert main(["edit", "photo.png", *options]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["seeds"] == [7, 8, 7, 8]
+    assert (facts["image"], facts["square"], facts["keep_pixels"]) == ("photo.png", [0, 0, 80], False)
     assert [Path(file).name for file in facts["files"]] == [
         f"photo_edit_class-{label}_seed-{seed}.png" for label in (3, 4) for seed in (7, 8)
     ]
@@ -46,7 +47,7 @@ def test_several_seeds_and_classes_are_drawn_and_told(model, picture, capsys):
 
 def test_without_a_class_the_picture_is_drawn_on_as_it_is(model, picture, capsys):
     assert main(["edit", "photo.png", "--mask", "16,8,24,32", "--model", model]) == 0
-    assert "photo_edit_class-none_seed-0.png: class 10, no class" in capsys.readouterr().out
+    assert "photo_edit_class-none_seed-0.png: no class, seed 0" in capsys.readouterr().out
 
 
 def test_a_variation_keeps_what_is_coarse(model, picture):
@@ -69,14 +70,22 @@ def test_a_dry_run_shows_the_plan_and_draws_nothing(model, picture, tmp_path, ca
     ("command", "words"),
     [
         (["edit", "photo.png"], "one of the arguments --mask --expand is required"),
-        (["edit", "photo.png", "--mask", "1,2,3"], "--mask 1,2,3 is neither a file nor a box x,y,w,h"),
+        (["edit", "photo.png", "--mask", "1,2,3"], "--mask '1,2,3' is neither a file nor a box x,y,w,h"),
         (["edit", "photo.png", "--mask", "70,2,30,4"], "not within the picture, 80 x 64 pixels"),
         (["edit", "photo.png", "--mask", "small.png"], "the mask is 64 x 64 pixels, the picture 80 x 64"),
         (["edit", "photo.png", "--mask", "text.txt"], "text.txt is not a picture"),
         (["edit", "photo.png", "--expand", "-3"], "expand"),
         (["edit", "photo.png", "--expand", "3"], "86 x 70 pixels, and models draw squares; add 16 more above or below"),
         (["edit", "none.png", "--mask", "1,2,3,4"], "none.png: No such file"),
-        (["edit", "tiny.png", "--mask", "1,2,3,4"], "too small, 15 x 64 pixels"),
+        (["edit", "tiny.png", "--mask", "1,2,3,4"], "tiny.png: the picture is too small, 15 x 64 pixels"),
+        (["edit", "photo.png", "--expand", "8,8,8,24000"], "add 23976 more left or right"),
+        (["edit", "photo.png", "--mask", "1,2,3,4", "--out", "folder.png"], "folder.png is a folder"),
+        (["edit", "photo.png", "--mask", "1,2,3,4", "--out", "photo.heic"], "ends in .heic; use .png"),
+        (
+            ["edit", "photo.png", "--mask", "1,2,3,4", "--out", "photo.png/x"],
+            "it is no folder",
+        ),
+        (["edit", "photo.png", "--mask", "1,2,3,4", "--seed", str(2**63)], "beyond the last seed"),
         (["edit", "photo.png", "--mask", "1,2,3,4", "--class", "12"], "class 12 does not exist"),
         (["vary", "photo.png"], "--from-scale"),
         (["vary", "photo.png", "--from-scale", "5"], "from_scale is 5; it must be from 0"),
@@ -88,6 +97,7 @@ def test_bad_input_ends_in_one_line_before_any_work(model, picture, tmp_path, ca
     Image.new("L", (64, 64)).save("small.png")
     Image.new("L", (15, 64)).save("tiny.png")
     Path("text.txt").write_text("no picture")
+    Path("folder.png").mkdir()
     before = sorted(tmp_path.iterdir())
     try:
         status = main([*command, "--model", model])

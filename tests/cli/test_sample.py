@@ -45,7 +45,7 @@ def test_the_same_seed_draws_the_same_picture_in_any_batch(model, tmp_path):
 
 def test_no_class_at_all_can_be_asked_for(model, tmp_path, capsys):
     assert sample(model, "--class", "none") == 0
-    assert "class-none_seed-0.png: class 10, no class" in capsys.readouterr().out
+    assert "class-none_seed-0.png: no class, seed 0" in capsys.readouterr().out
 
 
 def test_json_is_one_object_with_what_was_done(model, capsys):

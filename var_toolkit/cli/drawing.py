@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from var_toolkit.speculative.tally import Tally
 
 PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp")
-OTHER_FILES = (".bmp", ".gif", ".ppm", ".tif", ".tiff")  # surely meant as a file, and not written
+# Surely meant as a file, and not written.
+OTHER_FILES = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".pdf", ".ppm", ".svg", ".tga", ".tif", ".tiff")
+LAST_SEED = 2**63 - 1
 COLUMNS = 8
 
 
@@ -82,6 +84,7 @@ class Task:
     draw: Callable[..., Any]  # (pipeline, labels or None, **drawing) -> PipelineOutput
     check: Callable[[Pipeline, Plan], None] | None = None  # a pipeline without weights; ValueError if it does not fit
     prefix: str = ""  # of the names of files
+    facts: Mapping[str, Any] = field(default_factory=dict)  # which --json tells as well
 
 
 def run_task(args: argparse.Namespace, task: Task) -> None:
@@ -108,7 +111,7 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     loading = time.perf_counter() - began
     drawn = _draw(pipe, args, task, [(label, args.seed + i) for label in labels for i in range(args.n)])
     _write_sheets(args, task, pipe, drawn)
-    _report(args, pipe, plan, drawn, loading)
+    _report(args, task, pipe, plan, drawn, loading)
 
 
 def _check_names(args: argparse.Namespace) -> None:
@@ -117,12 +120,17 @@ def _check_names(args: argparse.Namespace) -> None:
         raise ValueError(f"--out {args.out} is one file for several pictures; give a folder, or add --grid")
     if suffix in OTHER_FILES:
         raise ValueError(f"--out {args.out} ends in {suffix}; use {', '.join(PICTURE_FILES)}, or a folder")
+    if args.seed + args.n - 1 > LAST_SEED:
+        raise ValueError(f"--seed {args.seed} goes beyond the last seed with -n {args.n}; there are 0 to 2**63 - 1")
     for path, ending, option in ((args.trace, ".gif", "--trace"), (args.save_tokens, ".safetensors", "--save-tokens")):
         if path is not None and path.suffix.lower() != ending:
             raise ValueError(f"{option} {path} must end in {ending}")
 
 
 def _check_places(args: argparse.Namespace) -> None:
+    for path in (args.out if _is_file(args.out) else None, args.trace, args.save_tokens):
+        if path is not None and path.is_dir():
+            raise ValueError(f"{path} is a folder that has the name of a file; give another name")
     check_writable(args.out.parent if _is_file(args.out) else args.out)
     for path in (args.trace, args.save_tokens):
         if path is not None:
@@ -216,8 +224,8 @@ def _save(image: Any, path: Path) -> None:
     write_whole(path, lambda temporary: image.save(temporary, format=kind))
 
 
-def _report(args: argparse.Namespace, pipe: Pipeline, plan: Plan, drawn: Drawn, loading: float) -> None:
-    names = {label: pipe.class_names.name(label) for label in drawn.labels}
+def _report(args: argparse.Namespace, task: Task, pipe: Pipeline, plan: Plan, drawn: Drawn, loading: float) -> None:
+    names, none = {label: pipe.class_names.name(label) for label in drawn.labels}, len(pipe.class_names)
     if args.json:
         from var_toolkit.evaluation.bench.memory import peak
 
@@ -226,7 +234,7 @@ def _report(args: argparse.Namespace, pipe: Pipeline, plan: Plan, drawn: Drawn, 
             "tokenizer": args.tokenizer,
             "plan": "; ".join(map(str, plan.stages)),
             "files": [str(path) for path in drawn.files],
-            "classes": drawn.labels,
+            "classes": [label if label < none else None for label in drawn.labels],
             "names": [names[label] for label in drawn.labels],
             "seeds": drawn.seeds,
             "seconds": round(drawn.seconds, 4),
@@ -239,13 +247,16 @@ def _report(args: argparse.Namespace, pipe: Pipeline, plan: Plan, drawn: Drawn, 
             "speculation": _told(drawn.tallies),
             "device": str(pipe.device),
             "dtype": args.dtype,
+            **task.facts,
         }
         print(json.dumps(facts))
-    elif args.grid:
-        print(f"{drawn.files[0]}: {'; '.join(f'class {label}, {name}' for label, name in names.items())}")
+        return
+    told = {label: f"class {label}, {name}" if label < none else name for label, name in names.items()}
+    if args.grid:
+        print(f"{drawn.files[0]}: {'; '.join(told.values())}")
     else:
         for path, label, seed in zip(drawn.files, drawn.labels, drawn.seeds, strict=True):
-            print(f"{path}: class {label}, {names[label]}, seed {seed}")
+            print(f"{path}: {told[label]}, seed {seed}")
     if model_of(args) == DEFAULT:
         print(
             f"{DEFAULT} draws rendered still lifes. ImageNet models are downloaded by name, such as --model var-d16; "

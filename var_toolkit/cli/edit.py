@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from var_toolkit.cli.drawing import Task, add_drawing_options, run_task
-from var_toolkit.cli.options import add_picture_options, numbers
+from var_toolkit.cli.options import add_picture_options, named, numbers
 
 if TYPE_CHECKING:
     from var_toolkit.pipeline import Pipeline
@@ -41,24 +41,27 @@ def run(args: argparse.Namespace) -> None:
     image = open_picture(args.image)
     mask = None if args.mask is None else _mask(args.mask)
     expand = args.expand and (args.expand[0] if len(args.expand) == 1 else args.expand)
+    facts = {"image": str(args.image), "keep_pixels": args.keep_pixels}
 
     def check(shape: Pipeline, plan: Plan) -> None:
-        prepare(image, mask, expand, side=shape.tokenizer.picture_side, whole=args.keep_pixels)
+        with named(args.image):
+            edit = prepare(image, mask, expand, side=shape.tokenizer.picture_side, whole=args.keep_pixels)
+        facts["square"] = list(edit.square)
         require_keeping(plan)
 
     def draw(pipe: Pipeline, labels: list[int], **drawing: Any) -> Any:
         return pipe.edit(image, mask, labels, expand=expand, keep_pixels=args.keep_pixels, **drawing)
 
-    run_task(args, Task(draw, check, f"{args.image.stem}_edit_"))
+    run_task(args, Task(draw, check, f"{args.image.stem}_edit_", facts))
 
 
 def _mask(text: str) -> Any:
     """A box of four numbers, or the picture of that name."""
     from var_toolkit.pictures import open_picture
 
-    if Path(text).is_file():
+    if Path(text).exists():
         return open_picture(Path(text))
     try:
         return numbers(4)(text)
     except argparse.ArgumentTypeError:
-        raise ValueError(f"--mask {text} is neither a file nor a box x,y,w,h of four whole numbers") from None
+        raise ValueError(f"--mask {text!r} is neither a file nor a box x,y,w,h of four whole numbers") from None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,15 @@ def numbers(*counts: int) -> Callable[[str], tuple[int, ...]]:
         return tuple(int(part) for part in parts)
 
     return parse
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """A file to be named in front of what is wrong with it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def add_picture_options(parser: argparse.ArgumentParser, help: str) -> None:

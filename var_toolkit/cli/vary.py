@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from var_toolkit.cli.drawing import Task, add_drawing_options, run_task
-from var_toolkit.cli.options import add_picture_options, at_least
+from var_toolkit.cli.options import add_picture_options, at_least, named
 
 if TYPE_CHECKING:
     from var_toolkit.pipeline import Pipeline
@@ -34,10 +34,12 @@ def run(args: argparse.Namespace) -> None:
 
     def check(shape: Pipeline, plan: Plan) -> None:
         require_scale(args.from_scale, shape.tokenizer.scales)
-        as_picture(image, shape.tokenizer.picture_side)
+        with named(args.image):
+            as_picture(image, shape.tokenizer.picture_side)
         require_keeping(plan)
 
     def draw(pipe: Pipeline, labels: list[int], **drawing: Any) -> Any:
         return pipe.vary(image, args.from_scale, labels, **drawing)
 
-    run_task(args, Task(draw, check, f"{args.image.stem}_vary_"))
+    facts = {"image": str(args.image), "from_scale": args.from_scale}
+    run_task(args, Task(draw, check, f"{args.image.stem}_vary_", facts))
