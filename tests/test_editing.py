@@ -50,6 +50,15 @@ def test_what_is_pasted_fades_in_from_the_border_of_the_mask(times):
     assert torch.equal(row, row.flip(0))
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+@pytest.mark.parametrize("times", [1, 5])
+def test_a_thin_mask_hides_what_was_there(times, width):
+    box = tuple(times * number for number in (30, 8, width, 48))
+    row = pasted_white(Image.new("RGB", (64 * times, 64 * times)), box)[32 * times]
+    assert row.max() == 255
+    assert not row[: 30 * times].any()
+
+
 def test_at_the_edge_of_the_picture_nothing_fades():
     assert bool((pasted_white(Image.new("RGB", (64, 64)), (0, 0, 64, 20))[:17] == 255).all())
 
@@ -162,6 +171,12 @@ def test_a_tensor_is_a_picture_too(pipe):
         ({"expand": (0, -1, 0, 4)}, "expand is"),
         ({"expand": 97}, "258 x 258 pixels, of which the picture has 64 x 64; it may grow to 4 times"),
         ({"expand": (0, 16, 0, 0)}, "64 x 80 pixels, and models draw squares; add 16 more left or right"),
+        ({"mask": (0.5, 0, 8, 8)}, "must be whole numbers of pixels"),
+        ({"mask": "m.png"}, "four numbers"),
+        ({"expand": "wide"}, "expand is"),
+        ({"mask": np.zeros((64, 64), np.uint8)}, "the mask is a ndarray; it must be a picture of PIL"),
+        ({"mask": Image.new("L", (64, 64), 1)}, "the mask is dark, at most 1 of 255"),
+        ({"mask": Image.new("F", (64, 64), 1.0)}, "the mask has floating-point pixels"),
         ({"mask": (0, 0, 8, 8), "keep_pixels": True, "output_type": "latent"}, "keep_pixels pastes pixels"),
     ],
 )
@@ -174,6 +189,20 @@ def test_a_picture_that_is_too_small_is_refused(pipe):
     for draw in (lambda: pipe.edit(noise(200, 15), (0, 0, 4, 4), 1), lambda: pipe.vary(noise(15, 200), 2, 1)):
         with pytest.raises(ValueError, match=r"too small, \d+ x \d+ pixels; .* 16 x 16 or more"):
             draw()
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (torch.zeros(3, 64, 64, dtype=torch.uint8), "other values than numbers from 0 to 1"),
+        (torch.full((3, 64, 64), torch.nan), "other values than numbers from 0 to 1"),
+        (torch.zeros(64, 64), r"shape \(64, 64\)"),
+        ("photo.png", "the picture is a str; it must be a picture of PIL"),
+    ],
+)
+def test_what_is_no_picture_is_refused(pipe, image, words):
+    with pytest.raises(ValueError, match=words):
+        pipe.edit(image, (0, 0, 8, 8), 1)
 
 
 def test_floating_point_pixels_are_refused():

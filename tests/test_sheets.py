@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from var_toolkit.sheets import picture_table
+from var_toolkit.sheets import grid, picture_table
 
 
 def plain(side: int, colour: str) -> Image.Image:
@@ -38,3 +38,11 @@ def test_names_must_fit_the_pictures():
         picture_table([[plain(8, "red")] * 2, [plain(8, "red")]], column_names=["a", "b", "c"])
     with pytest.raises(ValueError, match="no pictures"):
         picture_table([])
+
+
+def test_a_grid_holds_whole_pictures_that_are_not_square():
+    tall = [Image.new("RGB", (10, 30), colour) for colour in ("red", "green", "blue")]
+    sheet = grid(tall, columns=2)
+    assert sheet.size == (10 + 2 + 10, 30 + 2 + 30)
+    assert sheet.getpixel((9, 29)) == (255, 0, 0)
+    assert sheet.getpixel((0, 61)) == (0, 0, 255)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 MAGNIFIED = 4  # how much a small picture may be: beyond that a tokenizer reads blur
 GROWN = 4  # how many times its side a picture may have once room is added: beyond that little of it is left
+HALF = 127  # of a mask's levels: what is lighter is drawn anew
 SEAM = 2  # pixels of the model over which a pasted part fades in
 Box = Sequence[int]  # x, y, width, height
 Sides = Sequence[int]  # left, top, right, bottom
@@ -43,28 +46,34 @@ class Edit:
 
         The drawn part fades in over a few pixels inside the mask; outside it no pixel differs.
         """
-        images = [self._with(drawn) for drawn in as_output(drawn_B3ss, "pil")]
+        fade = self._fade(drawn_B3ss.shape[-1])
+        images = [self._with(drawn, fade) for drawn in as_output(drawn_B3ss, "pil")]
         if output_type == "pil":
             return images
         return as_output(torch.stack([pixels(image) for image in images]) / 127.5 - 1, output_type)
 
-    def _with(self, drawn: Image) -> Image:
+    def _with(self, drawn: Image, fade: Image) -> Image:
         from PIL.Image import Resampling
-        from PIL.ImageChops import multiply
 
         left, top, length = self.square
-        fade = multiply(self._fade(drawn.width).resize((length, length), Resampling.BILINEAR), self._masked())
         whole = self.image.copy()
         whole.paste(drawn.resize((length, length), Resampling.BICUBIC), (left, top), fade)
         return whole
 
     def _fade(self, side: int) -> Image:
-        """How much of what is drawn shows: nothing outside the mask, all from `SEAM` pixels of the model on."""
-        from PIL.Image import fromarray
+        """How much shows of what a model of that side has drawn, 0 to 255, as large as the square.
 
-        outside = 1 - self.cells(min(side, self.square.side))[None].float()
-        depths = [1 - F.max_pool2d(outside, 2 * reach + 1, 1, reach)[0] for reach in range(SEAM + 1)]
-        return fromarray((torch.stack(depths).mean(0) * 255).round().to(torch.uint8).numpy())
+        Nothing outside the mask; inside it more from its border on, and all where it is deepest or `SEAM` pixels deep.
+        """
+        from PIL.Image import Resampling, fromarray
+        from PIL.ImageChops import multiply
+
+        cells = self.cells(min(side, self.square.side))[None].float()
+        eroded = [1 - F.max_pool2d(1 - cells, 2 * reach + 1, 1, reach) for reach in range(SEAM + 1)]
+        depth = torch.stack(eroded).mean(0)
+        deepest = F.max_pool2d(depth, 2 * SEAM + 1, 1, SEAM).clamp(min=1 / (SEAM + 1))
+        fade = fromarray((depth / deepest * 255)[0].round().to(torch.uint8).numpy())
+        return multiply(fade.resize((self.square.side,) * 2, Resampling.BILINEAR), self._masked())
 
     def _masked(self) -> Image:
         left, top, length = self.square
@@ -93,7 +102,7 @@ def prepare(
 
 def as_picture(image: Image | Tensor, side: int) -> Image:
     """A picture upright and in RGB; ValueError if it is too small for a model of pictures `side` by `side`."""
-    upright = _of_tensor(image) if isinstance(image, Tensor) else upright_rgb(image)
+    upright = _of_tensor(image) if isinstance(image, Tensor) else upright_rgb(_require_pil(image, "the picture"))
     least = -(-side // MAGNIFIED)
     if min(upright.size) < least:
         raise ValueError(
@@ -106,15 +115,35 @@ def as_picture(image: Image | Tensor, side: int) -> Image:
 def _of_tensor(picture: Tensor) -> Any:
     if picture.ndim != 3 or picture.shape[0] != 3:
         raise ValueError(f"the picture has shape {tuple(picture.shape)}; a tensor must be (3, h, w), from 0 to 1")
+    if not picture.is_floating_point() or not bool(((picture >= 0) & (picture <= 1)).all()):
+        raise ValueError(
+            "the picture holds other values than numbers from 0 to 1, as a tensor must; divide bytes by 255"
+        )
     return as_output(picture.detach().cpu()[None] * 2 - 1, "pil")[0]
+
+
+def _require_pil(image: Any, what: str) -> Any:
+    from PIL.Image import Image as Picture
+
+    if not isinstance(image, Picture):
+        raise ValueError(f"{what} is a {type(image).__name__}; it must be a picture of PIL (PIL.Image.fromarray)")
+    return image
+
+
+def _whole(numbers: Any, what: str) -> list[int]:
+    """Whole numbers; ValueError by name for anything else."""
+    try:
+        return [index(number) for number in numbers]
+    except TypeError:
+        raise ValueError(f"{what} is {numbers!r}; it must be whole numbers of pixels") from None
 
 
 def _box(box: Box, picture: Image) -> Image:
     from PIL.Image import new
 
     if len(box) != 4:
-        raise ValueError(f"mask is {list(box)}; a box has four numbers: x, y, width and height in pixels")
-    x, y, w, h = (int(number) for number in box)
+        raise ValueError(f"mask is {box!r}; a box has four numbers: x, y, width and height in pixels")
+    x, y, w, h = _whole(box, "mask")
     if x < 0 or y < 0 or w < 1 or h < 1 or x + w > picture.width or y + h > picture.height:
         raise ValueError(
             f"the mask x {x}, y {y}, width {w}, height {h} is not within the picture, {_by(picture.size)} pixels"
@@ -126,18 +155,22 @@ def _box(box: Box, picture: Image) -> Image:
 
 def _given_mask(mask: Any, picture: Image) -> Image:
     """A mask that someone has made, light where the picture is drawn anew; what is transparent stays."""
-    upright = upright_rgb(mask, "black")
+    upright = upright_rgb(_require_pil(mask, "the mask"), "black", "the mask")
     if upright.size != picture.size:
         raise ValueError(
             f"the mask is {_by(upright.size)} pixels, the picture {_by(picture.size)}; "
             "give one of the picture's size, or a box: x, y, width and height"
         )
-    return upright.convert("L").point(lambda level: 255 * (level > 127))
+    grey = upright.convert("L")
+    lightest = max(level for level, count in enumerate(grey.histogram()) if count)
+    if 0 < lightest <= HALF:
+        raise ValueError(f"the mask is dark, at most {lightest} of 255; what is drawn anew must be above {HALF}")
+    return grey.point(lambda level: 255 * (level > HALF))
 
 
 def _expanded(picture: Image, expand: int | Sides) -> tuple[Image, Image]:
     """The picture with more room around it, filled with what is nearest; the room is what is drawn."""
-    from PIL.Image import new
+    from PIL.Image import fromarray, new
 
     left, top, right, bottom = _sides(expand)
     width, height = picture.width + left + right, picture.height + top + bottom
@@ -151,14 +184,14 @@ def _expanded(picture: Image, expand: int | Sides) -> tuple[Image, Image]:
             f"expand gives {width} x {height} pixels, of which the picture has {_by(picture.size)}; "
             f"it may grow to {GROWN} times its longer side, {GROWN * max(picture.size)} pixels"
         )
-    grown = F.pad(pixels(picture)[None].float(), (left, right, top, bottom), mode="replicate")
+    grown = np.pad(np.asarray(picture), ((top, bottom), (left, right), (0, 0)), mode="edge")
     mask = new("L", (width, height), 255)
     mask.paste(0, (left, top, left + picture.width, top + picture.height))
-    return as_output(grown / 127.5 - 1, "pil")[0], mask
+    return fromarray(grown), mask
 
 
 def _sides(expand: int | Sides) -> tuple[int, int, int, int]:
-    numbers = [int(number) for number in expand] if isinstance(expand, Sequence) else [int(expand)] * 4
+    numbers = _whole(expand if isinstance(expand, Sequence) else [expand] * 4, "expand")
     if len(numbers) != 4 or min(numbers) < 0 or max(numbers) == 0:
         raise ValueError(f"expand is {expand}; give pixels above 0, or four numbers from 0: left, top, right, bottom")
     return numbers[0], numbers[1], numbers[2], numbers[3]

@@ -11,6 +11,17 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+KINDS = (
+    "AVIF",
+    "BMP",
+    "GIF",
+    "JPEG",
+    "PNG",
+    "PPM",
+    "TIFF",
+    "WEBP",
+)  # that are read; Pillow would run a program for EPS
+
 
 def open_picture(path: Path) -> Image:
     """A PIL picture from a file, of an animation the first one; ValueError in one line if it is no picture."""
@@ -19,7 +30,7 @@ def open_picture(path: Path) -> Image:
     from PIL.Image import open as opened
 
     try:
-        image = opened(path)
+        image = opened(path, formats=KINDS)
         image.load()
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not a picture that can be read; use PNG, JPEG, WebP, GIF or TIFF") from None
@@ -44,7 +55,7 @@ def picture_tensor(image: Image, side: int) -> Tensor:
     return square_tensor(upright, middle_square(*upright.size), side)
 
 
-def upright_rgb(image: Image, behind: str = "white") -> Image:
+def upright_rgb(image: Image, behind: str = "white", what: str = "the picture") -> Image:
     """A PIL picture as people see it: turned as its camera says, in RGB, on a colour where it is transparent.
 
     ValueError for floating-point pixels, of which nobody says what is black and what is white.
@@ -53,10 +64,10 @@ def upright_rgb(image: Image, behind: str = "white") -> Image:
     from PIL.Image import alpha_composite, new
 
     if image.mode == "F":
-        raise ValueError("the picture has floating-point pixels; save it with 8 or 16 bits for a colour")
+        raise ValueError(f"{what} has floating-point pixels; save it with 8 or 16 bits for a colour")
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip, not scale
-        upright = upright.point(lambda level: level / 257).convert("L")
+        upright = upright.convert("I").point(lambda level: level / 257).convert("L")
     if upright.has_transparency_data:
         upright = alpha_composite(new("RGBA", upright.size, behind), upright.convert("RGBA"))
     return upright.convert("RGB")

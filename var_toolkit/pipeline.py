@@ -6,12 +6,12 @@ pipe(class_labels=[207, "red sphere on sand"], seeds=[0, 1]).images[0]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
@@ -19,15 +19,16 @@ from torch import Tensor
 from var_toolkit.backbones.linear import pack_linears
 from var_toolkit.editing import as_picture, prepare
 from var_toolkit.pictures import as_output, picture_tensor
-from var_toolkit.sampling.collaborative import code
+from var_toolkit.sampling.collaborative import code, require_one_tokenizer
 from var_toolkit.sampling.engine import ScaleEvent, decode
 from var_toolkit.sampling.flow import Flow
-from var_toolkit.sampling.kept import Kept, kept_before, kept_outside, require_scale
-from var_toolkit.sampling.methods import Method, apply_method
+from var_toolkit.sampling.kept import Kept, kept_before, kept_outside, require_keeping, require_scale
+from var_toolkit.sampling.methods import apply_method
 from var_toolkit.sampling.noise import Noise
 from var_toolkit.sampling.plan import Plan, Stage, is_continuous
 from var_toolkit.sampling.refinement_schedule import OFF, refinement
 from var_toolkit.sampling.variant import variant
+from var_toolkit.settings import OUTPUT_TYPES, Drawing, Labels, Settings, is_one, require_kind, seeds_of
 from var_toolkit.speculative.settings import SETTINGS as SPECULATIVE
 from var_toolkit.speculative.settings import DraftModel, speculative
 from var_toolkit.speculative.tally import Tally, together
@@ -49,12 +50,6 @@ if TYPE_CHECKING:
 
     AnyBackbone = VAR | HMAR | FlowAR | RasterGPT
 
-Labels = SupportsIndex | str | Iterable[SupportsIndex | str | None] | None
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-# Settings of one kind of tokens, which mean nothing for the other.
-DISCRETE = ("top_k", "top_p", "temperature", "smooth", "guided_tokens")
-CONTINUOUS = ("solver", "steps", "guidance_interval")
-
 
 @dataclass(frozen=True)
 class PipelineOutput:
@@ -69,53 +64,6 @@ class PipelineOutput:
     velocity_evaluations: int  # by the head of continuous tokens
     cache_bytes: int  # keys and values of the largest batch
     speculation: Tally | None = None  # what became of the drafts, where there were some
-
-
-class Settings(TypedDict, total=False):
-    """How pictures are drawn. None stands for the model's own default."""
-
-    guidance_scale: float | None  # at the last scale, as VAR counts it (`sampling.plan.Stage`); 0 is off
-    top_k: int | None  # 0 is off
-    top_p: float | None  # 0 is off
-    temperature: float | tuple[float, ...] | None  # one for all scales, or one a scale
-    smooth: bool | None  # mix codes instead of drawing one
-    subnet: int | None  # layers that draw the scales from `full_scales` on (VARiant); the two go together
-    full_scales: int | None
-    refine: str | Sequence[Sequence[int]] | None  # masked passes (HMAR): a name, lists (`refinement`), or "off"
-    refine_clean: bool | None  # see `sampling.masked_refinement.Refinement`
-    solver: str | None  # of continuous tokens (FlowAR): published, euler, midpoint, heun (`sampling.flow.Flow`)
-    steps: int | None
-    guidance_interval: tuple[float, float] | None  # times between 0 (data) and 1 (noise) at which guidance is on
-    guided_tokens: int | None  # of next-token models (LlamaGen): how many tokens guidance has a say in
-    speculate: str | None  # what drafts (`speculative.settings`): jacobi, draft, early-exit, ngram, eagle
-    accept: str | None  # which drafts stand: standard (the default), kseq, lantern, grouped, decayed
-    draft_length: int | str | None  # tokens, or scales, that a pass settles at most; "auto" follows what stood
-    draft_tree: tuple[int, ...] | None  # instead: drafts behind each node of a level
-    draft_confidence: float | None  # a drafter stops where its likeliest token has less mass than this
-    jacobi_start: str | None  # of places not seen yet: random, repeat, likeliest
-    jacobi_keep: bool | None  # drafts behind a rejection are tried as well
-    exit_layers: int | None  # of the target, before an early exit
-    delta: float | None  # LANTERN's bound on the mass that neighbours lend, or
-    factor: float | None  # LANTERN++'s, in shares of a draft's own mass
-    neighbours: int | None  # that may lend
-    raw_codes: bool | None  # distances of codes as they are stored, as published
-    group: int | None  # codes that stand or fall together
-    boost: float | None  # of the first draft's chance
-    decay: float | None  # of that boost with every draft
-    method: str | Method | None  # from a plan to a plan, applied last: a function, or its name (`sampling.methods`)
-    method_options: dict[str, Any] | None  # its keywords
-
-
-class Drawing(Settings, total=False):
-    """How pictures are drawn, and what of: the keywords of a call, which explains them."""
-
-    seeds: int | Sequence[int] | None
-    generator: torch.Generator | Sequence[torch.Generator] | None
-    plan: Plan | None
-    batch_size: int
-    output_type: str
-    return_dict: bool
-    callback_on_scale_end: Callable[[ScaleEvent], None] | None
 
 
 class Pipeline:
@@ -199,7 +147,7 @@ class Pipeline:
         drafts = {name: value for name in SPECULATIVE if (value := given.pop(name, False)) is not False}
         method, options = given.pop("method", None), given.pop("method_options", None)
         plan = self._default_depth(given)
-        _require_kind(plan, given)
+        require_kind(plan, given)
         self._require_masked_passes(plan, given)
         if depth:
             given_depth = {"subnet": self.sampling.subnet, "full_scales": self.sampling.full_scales, **depth}
@@ -310,10 +258,13 @@ class Pipeline:
         edit = prepare(image, mask, expand, side=side, whole=keep_pixels)
         if keep_pixels and drawing.get("output_type") == "latent":
             raise ValueError("keep_pixels pastes pixels, and output_type 'latent' has none; choose one")
-        tokens = self._tokens(edit.picture(side))
-        cells = edit.cells(self.tokenizer.scales.finest).to(self.device)
-        kept = kept_outside(cells, tokens, self.tokenizer)
-        return self._draw(class_labels, kept=kept, finish=edit.pasted if keep_pixels else as_output, **drawing)
+
+        def keep() -> Kept:
+            return kept_outside(
+                edit.cells(self.tokenizer.scales.finest), self._tokens(edit.picture(side)), self.tokenizer
+            )
+
+        return self._draw(class_labels, keep, edit.pasted if keep_pixels else as_output, **drawing)
 
     def vary(
         self, image: Image | Tensor, from_scale: int, class_labels: Labels = None, **drawing: Unpack[Drawing]
@@ -325,8 +276,10 @@ class Pipeline:
         """
         require_scale(from_scale, self.tokenizer.scales)
         side = self.tokenizer.picture_side
-        tokens = self._tokens(picture_tensor(as_picture(image, side), side))
-        return self._draw(class_labels, kept=kept_before(from_scale, tokens, self.tokenizer), **drawing)
+        picture = picture_tensor(as_picture(image, side), side)
+        return self._draw(
+            class_labels, lambda: kept_before(from_scale, self._tokens(picture), self.tokenizer), **drawing
+        )
 
     def _tokens(self, picture_3ss: Tensor) -> list[Tensor]:
         """The token maps of one picture in [0, 1]."""
@@ -336,9 +289,10 @@ class Pipeline:
     def _draw(
         self,
         class_labels: Labels,
-        *,
-        kept: Kept | None = None,
+        keep: Callable[[], Kept] | None = None,
         finish: Callable[[Tensor, str], Any] = as_output,
+        /,
+        *,
         seeds: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         plan: Plan | None = None,
@@ -348,19 +302,24 @@ class Pipeline:
         callback_on_scale_end: Callable[[ScaleEvent], None] | None = None,
         **settings: Unpack[Settings],
     ) -> PipelineOutput | tuple[Any]:
-        """As a call, with tokens that stay, and what makes the output of the pictures, (B, 3, h, w) in [-1, 1]."""
+        """As a call, with what finds the tokens that stay, and what makes the output of pictures in [-1, 1]."""
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
-        wanted: list[Any] = [class_labels] if _is_one(class_labels) else list(class_labels)  # type: ignore[arg-type]
+        wanted: list[Any] = [class_labels] if is_one(class_labels) else list(class_labels)  # type: ignore[arg-type]
         if not wanted:
             raise ValueError("class_labels is empty; give at least one class")
         labels = [self.class_names.resolve(label) for label in wanted]
-        chosen = _seeds(seeds, len(labels), generator)
+        chosen = seeds_of(seeds, len(labels), generator)
         if plan is not None and any(value is not None and value is not False for value in settings.values()):
             raise ValueError("give a plan or settings, not both: a plan holds its own settings")
+        if plan is not None:
+            require_one_tokenizer(self.tokenizer, plan.tokenizer, ("pipeline", "plan"))
         plan = plan or self.plan(**settings)
+        if keep is not None:
+            require_keeping(plan)
+        kept = None if keep is None else keep()
         runs, pictures = [], []
         for at in range(0, len(labels), batch_size):
             noise = Noise(chosen[at : at + batch_size], self.device)
@@ -454,15 +413,6 @@ class Pipeline:
         return load(source, tokenizer=tokenizer, draft_model=draft_model, revision=revision, device=device, dtype=dtype)
 
 
-def _require_kind(plan: Plan, given: dict[str, Any]) -> None:
-    """Refuse settings that mean nothing for any backbone of the plan."""
-    kinds = {is_continuous(stage.backbone) for stage in plan.stages}
-    if True not in kinds and (odd := given.keys() & set(CONTINUOUS)):
-        raise ValueError(f"{min(odd)} is for continuous tokens (FlowAR); this model's are discrete")
-    if False not in kinds and (odd := given.keys() & set(DISCRETE)):
-        raise ValueError(f"{min(odd)} is for discrete tokens; this model's are continuous: use {', '.join(CONTINUOUS)}")
-
-
 def _variant(plan: Plan, subnet: int | None, full_scales: int | None) -> Plan:
     if subnet is None or full_scales is None:
         raise ValueError("subnet and full_scales go together: how many layers, and how many scales have all of them")
@@ -477,26 +427,3 @@ def pair(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
     shared = Pipeline(drafter.tokenizer, refiner.backbone, refiner.sampling, refiner.data_set)
     ours = (drafter.tokenizer, drafter.backbone, drafter.sampling, drafter.data_set)
     return Pipeline(*ours, refiner=shared, draft_scales=draft_scales, facts=of_both(drafter.facts, refiner.facts))
-
-
-def _is_one(labels: object) -> bool:
-    """Whether this is one label rather than several; arrays of any length offer themselves as an index."""
-    return (
-        labels is None
-        or isinstance(labels, str)
-        or (isinstance(labels, SupportsIndex) and getattr(labels, "ndim", 0) == 0)
-    )
-
-
-def _seeds(
-    given: int | Sequence[int] | None, count: int, generator: torch.Generator | Sequence[torch.Generator] | None
-) -> list[int]:
-    if given is None and not isinstance(generator, Sequence):
-        device = generator.device if generator is not None else "cpu"
-        return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
-    if given is None:
-        given = [_seeds(None, 1, one)[0] for one in generator]  # type: ignore[union-attr]
-    seeds = [given] if isinstance(given, int) else [int(seed) for seed in given]
-    if len(seeds) != count:
-        raise ValueError(f"there are {len(seeds)} seeds for {count} class labels; give one seed a picture")
-    return seeds

@@ -16,11 +16,11 @@ def grid(images: list[Any], columns: int) -> Any:
     """PIL pictures of one size as one picture, row by row, two pixels apart."""
     from PIL import Image
 
-    side = images[0].width
+    width, height = (length + GAP for length in images[0].size)
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (side + GAP) - GAP, rows * (side + GAP) - GAP), "white")
+    sheet = Image.new("RGB", (columns * width - GAP, rows * height - GAP), "white")
     for i, image in enumerate(images):
-        sheet.paste(image, ((i % columns) * (side + GAP), (i // columns) * (side + GAP)))
+        sheet.paste(image, ((i % columns) * width, (i // columns) * height))
     return sheet
 
 

@@ -153,7 +153,28 @@ def test_speculation_is_refused_in_one_line(image):
         pipe.vary(image, 1, 207, seeds=0, plan=replace(pipe.plan(speculate="jacobi")))
 
 
-@pytest.mark.parametrize("from_scale", [-1, 7])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["stilllife-var", "stilllife-flowar"])
+def test_half_precision_edits_as_well(image, name, dtype):
+    pipe = load(name, device="cpu", dtype=dtype)
+    edited = pipe.edit(image, BOX, 503, seeds=4)
+    assert torch.equal(edited.tokens[-1][0, ~inside(8)], own_tokens(pipe, image)[-1][0, ~inside(8)])
+    assert equal(pipe.edit(image, (0, 0, 64, 64), 503, seeds=4), pipe(503, seeds=4))
+
+
+def test_a_plan_on_another_tokenizer_is_refused_before_anything_is_drawn(image):
+    pipe, other = load("stilllife-var", device="cpu"), load("stilllife-gpt", device="cpu")
+    for draw in (lambda: pipe.edit(image, BOX, 503, plan=other.plan()), lambda: pipe(503, plan=other.plan())):
+        with pytest.raises(ValueError, match="the pipeline has a MultiScaleVQ and the plan a RasterVQ"):
+            draw()
+    other = load("stilllife-var", device="cpu")
+    weight = other.tokenizer.quantize.embedding.weight
+    weight.data = weight.data.flip(0)
+    with pytest.raises(ValueError, match="pipeline and plan have different tokenizers"):
+        pipe.vary(image, 2, 503, plan=other.plan())
+
+
+@pytest.mark.parametrize("from_scale", [-1, 7, True, 2.5, "3"])
 def test_a_scale_that_is_not_there_is_refused(image, from_scale):
-    with pytest.raises(ValueError, match=r"from_scale is -?\d; it must be from 0 .* to 6"):
+    with pytest.raises(ValueError, match=r"from_scale is .*; it must be from 0 .* to 6"):
         load("stilllife-var", device="cpu").vary(image, from_scale)

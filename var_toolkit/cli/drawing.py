@@ -82,9 +82,9 @@ class Task:
     """What a command draws: how it calls a pipeline, what it refuses before, and how its files are called."""
 
     draw: Callable[..., Any]  # (pipeline, labels or None, **drawing) -> PipelineOutput
-    check: Callable[[Pipeline, Plan], None] | None = None  # a pipeline without weights; ValueError if it does not fit
+    # Of a pipeline without weights: what --json tells besides, or ValueError if the task does not fit it.
+    check: Callable[[Pipeline, Plan], Mapping[str, Any]] = lambda pipe, plan: {}
     prefix: str = ""  # of the names of files
-    facts: Mapping[str, Any] = field(default_factory=dict)  # which --json tells as well
 
 
 def run_task(args: argparse.Namespace, task: Task) -> None:
@@ -98,8 +98,7 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     shape = skeleton(model_of(args), tokenizer=args.tokenizer)
     labels = [shape.class_names.resolve(name) for name in args.classes]
     plan = shape.plan(**sampling_settings(args))
-    if task.check is not None:
-        task.check(shape, plan)
+    facts = task.check(shape, plan)
     if args.dry_run:
         _show_plan(args, plan, labels)
         return
@@ -111,7 +110,7 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     loading = time.perf_counter() - began
     drawn = _draw(pipe, args, task, [(label, args.seed + i) for label in labels for i in range(args.n)])
     _write_sheets(args, task, pipe, drawn)
-    _report(args, task, pipe, plan, drawn, loading)
+    _report(args, pipe, plan, drawn, loading, facts)
 
 
 def _check_names(args: argparse.Namespace) -> None:
@@ -224,7 +223,9 @@ def _save(image: Any, path: Path) -> None:
     write_whole(path, lambda temporary: image.save(temporary, format=kind))
 
 
-def _report(args: argparse.Namespace, task: Task, pipe: Pipeline, plan: Plan, drawn: Drawn, loading: float) -> None:
+def _report(
+    args: argparse.Namespace, pipe: Pipeline, plan: Plan, drawn: Drawn, loading: float, more: Mapping[str, Any]
+) -> None:
     names, none = {label: pipe.class_names.name(label) for label in drawn.labels}, len(pipe.class_names)
     if args.json:
         from var_toolkit.evaluation.bench.memory import peak
@@ -247,22 +248,26 @@ def _report(args: argparse.Namespace, task: Task, pipe: Pipeline, plan: Plan, dr
             "speculation": _told(drawn.tallies),
             "device": str(pipe.device),
             "dtype": args.dtype,
-            **task.facts,
+            **more,
         }
         print(json.dumps(facts))
-        return
-    told = {label: f"class {label}, {name}" if label < none else name for label, name in names.items()}
-    if args.grid:
-        print(f"{drawn.files[0]}: {'; '.join(told.values())}")
     else:
-        for path, label, seed in zip(drawn.files, drawn.labels, drawn.seeds, strict=True):
-            print(f"{path}: {told[label]}, seed {seed}")
+        _tell(args, drawn, {label: f"class {label}, {name}" if label < none else name for label, name in names.items()})
     if model_of(args) == DEFAULT:
         print(
             f"{DEFAULT} draws rendered still lifes. ImageNet models are downloaded by name, such as --model var-d16; "
             "`vargen models` lists them.",
             file=sys.stderr,
         )
+
+
+def _tell(args: argparse.Namespace, drawn: Drawn, names: Mapping[int, str]) -> None:
+    """A line for each file."""
+    if args.grid:
+        print(f"{drawn.files[0]}: {'; '.join(names.values())}")
+    else:
+        for path, label, seed in zip(drawn.files, drawn.labels, drawn.seeds, strict=True):
+            print(f"{path}: {names[label]}, seed {seed}")
 
 
 def _told(tallies: list[Tally]) -> dict[str, Any] | None:

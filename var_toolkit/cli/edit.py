@@ -41,18 +41,17 @@ def run(args: argparse.Namespace) -> None:
     image = open_picture(args.image)
     mask = None if args.mask is None else _mask(args.mask)
     expand = args.expand and (args.expand[0] if len(args.expand) == 1 else args.expand)
-    facts = {"image": str(args.image), "keep_pixels": args.keep_pixels}
 
-    def check(shape: Pipeline, plan: Plan) -> None:
+    def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
+        require_keeping(plan)
         with named(args.image):
             edit = prepare(image, mask, expand, side=shape.tokenizer.picture_side, whole=args.keep_pixels)
-        facts["square"] = list(edit.square)
-        require_keeping(plan)
+        return {"image": str(args.image), "square": list(edit.square), "keep_pixels": args.keep_pixels}
 
     def draw(pipe: Pipeline, labels: list[int], **drawing: Any) -> Any:
         return pipe.edit(image, mask, labels, expand=expand, keep_pixels=args.keep_pixels, **drawing)
 
-    run_task(args, Task(draw, check, f"{args.image.stem}_edit_", facts))
+    run_task(args, Task(draw, check, f"{args.image.stem}_edit_"))
 
 
 def _mask(text: str) -> Any:

@@ -32,14 +32,14 @@ def run(args: argparse.Namespace) -> None:
 
     image = open_picture(args.image)
 
-    def check(shape: Pipeline, plan: Plan) -> None:
+    def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
         require_scale(args.from_scale, shape.tokenizer.scales)
         with named(args.image):
             as_picture(image, shape.tokenizer.picture_side)
         require_keeping(plan)
+        return {"image": str(args.image), "from_scale": args.from_scale}
 
     def draw(pipe: Pipeline, labels: list[int], **drawing: Any) -> Any:
         return pipe.vary(image, args.from_scale, labels, **drawing)
 
-    facts = {"image": str(args.image), "from_scale": args.from_scale}
-    run_task(args, Task(draw, check, f"{args.image.stem}_vary_", facts))
+    run_task(args, Task(draw, check, f"{args.image.stem}_vary_"))

@@ -44,20 +44,23 @@ class Kept:
         return torch.where(stays.unflatten(1, (1, side, side)), self.latents[scale], latent_BChw)
 
 
+@torch.no_grad()
 def kept_outside(mask_hw: Tensor, tokens: Sequence[Tensor], tokenizer: Tokenizer) -> Kept:
     """What stays when the true cells of the finest map are drawn anew, and of coarser maps the cells that match them.
 
     As published, a token stays if more than half of it does, judged by bilinear interpolation, and a map of one token
     stays as it is, for it tells the look of the whole. Here it goes if nothing at all stays.
     """
+    mask_hw = mask_hw.cpu()  # where half a cell is half a cell, whatever the device
     stays_11hw = 1 - mask_hw.float()[None, None]
     found = []
     for side in tokenizer.scales.patch_nums:
         stays = F.interpolate(stays_11hw, size=(side, side), mode="bilinear").flatten(1) > 0.5
-        found.append(~mask_hw.all() | stays if side == 1 else stays)
+        found.append((~mask_hw.all() | stays if side == 1 else stays).to(tokens[0].device))
     return Kept(tokens, found, tokenizer.pyramid.latents(tokens))
 
 
+@torch.no_grad()
 def kept_before(from_scale: int, tokens: Sequence[Tensor], tokenizer: Tokenizer) -> Kept:
     """What stays when all scales from one on are drawn anew: every map before it."""
     stays = [torch.full(own.shape[:2], k < from_scale, device=own.device) for k, own in enumerate(tokens)]
@@ -66,10 +69,10 @@ def kept_before(from_scale: int, tokens: Sequence[Tensor], tokenizer: Tokenizer)
 
 def require_scale(from_scale: int, scales: Scales) -> None:
     """ValueError unless a picture of some scales can be drawn anew from one on."""
-    if not 0 <= from_scale <= len(scales):
+    if not isinstance(from_scale, int) or isinstance(from_scale, bool) or not 0 <= from_scale <= len(scales):
         raise ValueError(
-            f"from_scale is {from_scale}; it must be from 0 (all is drawn anew) to {len(scales)}, the number of scales "
-            "(all is kept)"
+            f"from_scale is {from_scale!r}; it must be from 0 (all is drawn anew) to {len(scales)}, the number of "
+            "scales (all is kept)"
         )
 
 

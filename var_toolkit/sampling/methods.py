@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.machinery import PathFinder
@@ -55,14 +56,27 @@ def find_method(name: str) -> Method:
         raise ValueError(
             f"method {name!r} must be written module:function, such as shy_method:shy, without folders and without .py"
         )
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, so that it hides nothing
-    found = _imported(module, name)
+    with _current_folder():
+        found = _imported(module, name)
     try:
         method: Method = attrgetter(function)(found)
     except AttributeError as error:
         raise ValueError(f"method {name!r}: {_missing(found, function)}") from error
     return method
+
+
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    """The current folder as the last place where modules are looked for, where it hides nothing."""
+    folder = os.getcwd()
+    known = folder in sys.path
+    if not known:
+        sys.path.append(folder)
+    try:
+        yield
+    finally:
+        if not known:
+            sys.path.remove(folder)
 
 
 def _installed(name: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,9 @@ class Facts:
                 f"license is {license!r}, but these weights have the licence {self.license!r}; leave it out"
             )
         return replace(self, license=license)
+
+
+FIELDS = {field.name for field in fields(Facts)} - {"card"}  # which lies in a file of its own
 
 
 def of_entry(entry: Entry) -> Facts:
@@ -97,11 +100,12 @@ def of_both(first: Facts, second: Facts) -> Facts:
 
 
 def read_facts(folder: Path) -> Facts:
-    """What a folder says of itself. ValueError in one line if it is damaged."""
+    """What a folder says of itself, as far as it is understood. ValueError in one line for values of a wrong kind."""
     path, card = folder / FACTS, folder / CARD
-    values: Any = read_json(path) if path.is_file() else {}
-    facts = strict_fields.build(Facts, values, where=str(path))
-    return replace(facts, card=by_hand(card.read_text(encoding="utf-8")) if card.is_file() else None)
+    told: Any = read_json(path) if path.is_file() else {}
+    known = {name: value for name, value in told.items() if name in FIELDS}  # a newer version may tell more
+    facts = strict_fields.build(Facts, known, where=str(path))
+    return replace(facts, card=by_hand(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None)
 
 
 def write_facts(folder: Path, facts: Facts) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 from var_toolkit.loading import Drafting, Pair
-from var_toolkit.pipeline import Settings
+from var_toolkit.settings import Settings
 from var_toolkit.strict_fields import build, convert, refuse_unknown_keys
 
 
