@@ -17,10 +17,10 @@ from var_toolkit.training.loop import train
         ("var", "ddp"),
         ("var", "fsdp"),
         ("tokenizer", "ddp"),
-        ("drafter", "ddp"),
+        pytest.param("drafter", "ddp", marks=pytest.mark.slow),
         ("refiner", "ddp"),
-        ("variant", "ddp"),
-        ("hmar-mask", "ddp"),
+        pytest.param("variant", "ddp", marks=pytest.mark.slow),
+        pytest.param("hmar-mask", "ddp", marks=pytest.mark.slow),
         pytest.param("hmar", "fsdp", marks=pytest.mark.slow),
         pytest.param("refiner", "fsdp", marks=pytest.mark.slow),
         pytest.param("variant", "fsdp", marks=pytest.mark.slow),
@@ -54,7 +54,12 @@ def test_flowar_learns_in_two_processes(tiny, tmp_path, train_in_two, parallel):
 
 
 @pytest.mark.parametrize(
-    ("sample_every", "validate_every", "held_out", "ema"), [(1, 2, 8, None), (1, 2, 8, 0.9), (2, 1, 0, 0.9)]
+    ("sample_every", "validate_every", "held_out", "ema"),
+    [
+        (1, 2, 8, 0.9),
+        pytest.param(1, 2, 8, None, marks=pytest.mark.slow),
+        pytest.param(2, 1, 0, 0.9, marks=pytest.mark.slow),
+    ],
 )
 def test_shards_are_gathered_whenever_pictures_are_drawn(
     tiny, tmp_path, train_in_two, sample_every, validate_every, held_out, ema
