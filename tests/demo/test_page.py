@@ -40,6 +40,14 @@ def test_a_drawn_picture_is_magnified_by_a_whole_factor(page):
     assert [step[2] for step in growing] == [f"scale {k} of 6" for k in range(1, 7)]
 
 
+def test_no_file_is_written_again_while_a_browser_may_read_it(page):
+    drawn = [step for _ in range(2) for step in button(page, "draw")(*WISH)]
+    for at in (0, 1):
+        shown = gr.Image(format="png")
+        files = [shown.postprocess(step[at]).path for step in drawn]
+        assert len(set(files)) == len(drawn)
+
+
 def test_painting_over_a_drawn_picture_draws_that_part_anew(page):
     drawn = [*button(page, "draw")(*WISH)][-1][3]
     asked = painting(drawn.resize((SHOWN, SHOWN), Image.Resampling.NEAREST), (0, 0, SHOWN // 2, SHOWN))

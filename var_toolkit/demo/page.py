@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
 
 import gradio as gr
 
@@ -103,7 +104,7 @@ def _draw_tab(studio: Studio, what: What) -> tuple[gr.Dropdown, gr.State, gr.But
         grown: list[Image] = []
         for frame in studio.growing(Wish(*wish)):
             grown = grown if frame.facts else [*grown, frame.picture]
-            yield enlarged(frame.picture, SHOWN), _row(grown, frame.scales), _told(frame), frame.picture
+            yield _magnified(frame.picture, SHOWN), _row(grown, frame.scales), _told(frame), frame.picture
 
     shown = [picture, row, facts, drawn]
     draw.click(show, what.wish(plan), shown, api_name="draw", **DRAWING)
@@ -185,7 +186,7 @@ def _of_model(studio: Studio, model: str) -> list[Any]:
 def _onto_canvas(picture: Image | None) -> tuple[Any, Any]:
     if picture is None:
         raise gr.Error("there is no picture yet; draw one first", print_exception=False)
-    return {"background": enlarged(picture, SHOWN), "layers": [], "composite": None}, gr.Tabs(selected="edit")
+    return {"background": _magnified(picture, SHOWN), "layers": [], "composite": None}, gr.Tabs(selected="edit")
 
 
 def _plans(studio: Studio, what: What, at: int = 0) -> gr.Dropdown:
@@ -217,11 +218,21 @@ def _row(grown: list[Image], scales: int) -> Image:
     from PIL.Image import new
 
     blank = new("RGB", grown[0].size, "white")
-    return enlarged(grid([*grown, *[blank] * (scales - len(grown))], scales), STEP * scales)
+    return _magnified(grid([*grown, *[blank] * (scales - len(grown))], scales), STEP * scales)
 
 
 def _finished(frame: Frame) -> tuple[Any, str]:
-    return enlarged(frame.picture, SHOWN), _told(frame)
+    return _magnified(frame.picture, SHOWN), _told(frame)
+
+
+def _magnified(picture: Image, least: int) -> Image:
+    """A picture as it is shown, marked so that it gets a file of its own.
+
+    Gradio names files by their content, and would write one anew while a browser still reads it.
+    """
+    shown: Image = enlarged(picture, least)
+    shown.info["shown"] = uuid4().hex
+    return shown
 
 
 def _told(frame: Frame) -> str:
