@@ -1,5 +1,7 @@
 """Drawing for the page, without the page."""
 
+from threading import Event, Thread
+
 import pytest
 import torch
 from PIL import Image, ImageChops
@@ -7,6 +9,7 @@ from PIL import Image, ImageChops
 from var_toolkit.demo import studio as module
 from var_toolkit.demo.studio import KEPT, Studio, Wish, model_names
 from var_toolkit.loading import load
+from var_toolkit.pipeline import Pipeline
 
 PLAIN, SUBNET = "Plain, all layers", "VARiant: 4 of 12 layers from scale 4 on"
 WISH = Wish("stilllife-var", PLAIN, 207, 3, 1.5)
@@ -33,6 +36,35 @@ def test_a_picture_grows_scale_by_scale_into_the_one_of_the_pipeline(studio):
     assert growing[0].picture.tobytes() != growing[-1].picture.tobytes()
     assert (last.facts.forward_passes, last.facts.cache_bytes) == (expected.forward_passes, expected.cache_bytes)
     assert 0 < last.facts.seconds < 60
+
+
+def test_the_next_picture_waits_until_one_that_was_left_has_ended(studio, monkeypatch):
+    happened, go_on, begun = [], Event(), Event()
+    draw = Pipeline.__call__
+
+    def watched(self, *args, seeds, callback_on_scale_end, **settings):
+        def slow(event):
+            callback_on_scale_end(event)
+            assert seeds != 3 or go_on.wait(10)
+
+        happened.append(f"{seeds} begins")
+        if seeds == 4:
+            begun.set()
+        try:
+            return draw(self, *args, seeds=seeds, callback_on_scale_end=slow, **settings)
+        finally:
+            happened.append(f"{seeds} ends")
+
+    monkeypatch.setattr(Pipeline, "__call__", watched)
+    left = studio.growing(wish(seed=3))
+    next(left)
+    left.close()
+    following = Thread(target=lambda: list(studio.growing(wish(seed=4))))
+    following.start()
+    assert not begun.wait(0.5)
+    go_on.set()
+    following.join(60)
+    assert happened == ["3 begins", "3 ends", "4 begins", "4 ends"]
 
 
 def test_a_seed_is_a_picture(studio):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from var_toolkit.sampling.plan import Plan
     from var_toolkit.zoo.class_names import ClassNames
 
+Watch = Callable[["ScaleEvent"], None]
 KEPT = 3  # pipelines; two for plans side by side, and the one before
 
 
@@ -76,6 +77,7 @@ class Studio:
         self.device, self.dtype = find_device(device), dtype
         self._kept: dict[Source, Pipeline] = {}  # the one used last comes last
         self._loading = Lock()
+        self._drawing = Lock()  # what nobody waits for any more goes on until its next scale; the next picture waits
         self._warm: WeakSet[Pipeline] = WeakSet()  # have drawn before
         self.shape = cache(self._shape)
         self.choices = cache(self._choices)
@@ -101,7 +103,9 @@ class Studio:
         ValueError in one line if it cannot be drawn.
         """
         pipe, plan, asked = self._asked(wish)
-        return live(lambda tell: _measured(pipe, plan, lambda watch: pipe(**asked, callback_on_scale_end=watch), tell))
+        return live(
+            lambda tell: self._measured(pipe, plan, lambda watch: pipe(**asked, callback_on_scale_end=watch), tell)
+        )
 
     def finished(self, wish: Wish) -> Frame:
         """The finished picture, drawn without previews. ValueError as `growing`.
@@ -110,9 +114,10 @@ class Studio:
         """
         pipe, plan, asked = self._asked(wish)
         if pipe not in self._warm:
-            pipe(**asked)
+            with self._drawing:
+                pipe(**asked)
             self._warm.add(pipe)
-        return _measured(pipe, plan, lambda watch: pipe(**asked))
+        return self._measured(pipe, plan, lambda watch: pipe(**asked))
 
     def editing(self, wish: Wish, image: Image, mask: Image, *, keep_pixels: bool) -> Iterator[Frame]:
         """As `growing`, a picture that is drawn anew where `mask` (mode L, of its size) is white."""
@@ -121,7 +126,7 @@ class Studio:
         pipe, plan, asked = self._asked(wish)
         asked |= {"mask": mask, "keep_pixels": keep_pixels}
         return live(
-            lambda tell: _measured(
+            lambda tell: self._measured(
                 pipe, plan, lambda watch: pipe.edit(image, **asked, callback_on_scale_end=watch), tell
             )
         )
@@ -153,28 +158,25 @@ class Studio:
         self.shape(model)
         return choices(model)
 
+    def _measured(
+        self, pipe: Pipeline, plan: Plan, draw: Callable[[Watch], Any], tell: Callable[[Frame], None] | None = None
+    ) -> Frame:
+        """The finished picture of one call of a pipeline, which shows its scales to a watch."""
+        device, scales, aside = pipe.device, len(plan.tokenizer.scales), 0.0
 
-Watch = Callable[["ScaleEvent"], None]
+        def watch(event: ScaleEvent) -> None:
+            nonlocal aside
+            began = clock(device)
+            if tell is not None:
+                tell(Frame(as_output(event.preview().cpu(), "pil")[0], event.scale, scales))
+            aside += clock(device) - began
 
-
-def _measured(
-    pipe: Pipeline, plan: Plan, draw: Callable[[Watch], Any], tell: Callable[[Frame], None] | None = None
-) -> Frame:
-    """The finished picture of one call of a pipeline, which shows its scales to a watch."""
-    device, scales, aside = pipe.device, len(plan.tokenizer.scales), 0.0
-
-    def watch(event: ScaleEvent) -> None:
-        nonlocal aside
-        began = clock(device)
-        if tell is not None:
-            tell(Frame(as_output(event.preview().cpu(), "pil")[0], event.scale, scales))
-        aside += clock(device) - began
-
-    forget_peak(device)
-    before, began = held(device), clock(device)
-    output: PipelineOutput = draw(watch)
-    seconds = clock(device) - began - aside
-    # Of the main memory only the whole process can be told, with every model that is kept.
-    peak_bytes = peak(device) - before if device.type == "cuda" else None
-    facts = Facts(seconds, output.forward_passes, output.cache_bytes, peak_bytes, str(plan))
-    return Frame(output.images[0], scales - 1, scales, facts)
+        with self._drawing:
+            forget_peak(device)
+            before, began = held(device), clock(device)
+            output: PipelineOutput = draw(watch)
+            seconds = clock(device) - began - aside
+            # Of the main memory only the whole process can be told, with every model that is kept.
+            peak_bytes = peak(device) - before if device.type == "cuda" else None
+        facts = Facts(seconds, output.forward_passes, output.cache_bytes, peak_bytes, str(plan))
+        return Frame(output.images[0], scales - 1, scales, facts)
