@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from urllib.request import urlopen
 
 import pytest
 from PIL import Image
 
 from var_toolkit.cli import main
+from var_toolkit.demo.server import address, listening, trusted_hosts
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
@@ -26,6 +28,15 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as found:
+            found.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -43,29 +54,29 @@ def served() -> Iterator[tuple[str, subprocess.Popen]]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> str:
+def browser():
     """The system's own browser; none is ever downloaded."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         pytest.skip(f"there is no browser; install one of {', '.join(BROWSERS)}")
-    return found
+    playwright = pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright (extra dev)")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=found, args=list(QUIET))
+        yield chromium.new_context(viewport={"width": 1280, "height": 960})
+        chromium.close()
 
 
 @pytest.fixture
-def page(browser, served, tmp_path):
-    """The page in a browser that ends without having asked any other host for anything."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright (extra dev)")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=browser, args=list(QUIET))
-        opened = chromium.new_page(viewport={"width": 1280, "height": 960})
-        opened.set_default_timeout(PATIENCE)
-        asked: list[str] = []
-        opened.on("request", lambda request: asked.append(request.url))
-        opened.goto(served[0])
-        opened.get_by_role("button", name="Draw", exact=True).wait_for()
-        yield opened
-        opened.screenshot(path=tmp_path / "page.png")
-        chromium.close()
+def page(browser, served):
+    """The page, freshly opened, which asks no other host for anything."""
+    opened = browser.new_page()
+    opened.set_default_timeout(PATIENCE)
+    asked: list[str] = []
+    opened.on("request", lambda request: asked.append(request.url))
+    opened.goto(served[0])
+    opened.get_by_role("button", name="Draw", exact=True).wait_for()
+    yield opened
+    opened.close()
     assert [url for url in asked if not url.startswith((served[0], "data:", "blob:"))] == []
 
 
@@ -149,7 +160,43 @@ def test_a_stroke_over_the_drawn_picture_is_drawn_anew(page):
 
 def test_the_browser_is_told_to_ask_no_other_host(served):
     with urlopen(served[0]) as answer:
-        assert answer.headers["Content-Security-Policy"].startswith("default-src 'self'")
+        policy = answer.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'self'")
+    assert policy.endswith("; frame-ancestors 'self'; base-uri 'self'; form-action 'self'")
+
+
+@pytest.mark.parametrize(
+    ("name", "answered"), [("localhost", 200), ("127.0.0.1", 200), ("[::1]", 200), ("evil.org", 400)]
+)
+def test_a_foreign_name_of_this_machine_is_not_answered(served, name, answered):
+    _, _, port = served[0].rpartition(":")
+    connection = HTTPConnection("127.0.0.1", int(port))
+    connection.request("GET", "/", headers={"Host": f"{name}:{port}"})
+    answer = connection.getresponse()
+    assert answer.status == answered
+    assert answer.headers["Content-Security-Policy"]
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "opened", "names"),
+    [
+        ("127.0.0.1", "127.0.0.1", {"localhost", "127.0.0.1", "[::1]"}),
+        ("127.0.0.2", "127.0.0.2", {"localhost", "127.0.0.1", "[::1]", "127.0.0.2"}),
+        ("localhost", "localhost", {"localhost", "127.0.0.1", "[::1]"}),
+        ("0.0.0.0", "127.0.0.1", {"*"}),
+        ("::", "[::1]", {"*"}),
+        ("::1", "[::1]", {"localhost", "127.0.0.1", "[::1]"}),
+    ],
+)
+def test_the_address_told_can_be_opened_by_a_trusted_name(host, opened, names):
+    if ":" in host and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    port = free_port()
+    with listening(host, port) as on:
+        assert address(on, host) == f"http://{opened}:{port}"
+        assert set(trusted_hosts(on, host)) == names
+        socket.create_connection((opened.strip("[]"), port), timeout=10).close()
 
 
 def test_bad_input_is_shown_on_the_page(page):

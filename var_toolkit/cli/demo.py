@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
 
     if find_spec("gradio") is None:
         raise ValueError("the page needs Gradio; pip install 'var_toolkit[demo]'")
-    from var_toolkit.demo.server import listening, serve
+    from var_toolkit.demo.server import address, listening, serve
 
     with listening(args.host, args.port) as on:
         import torch
@@ -34,6 +34,5 @@ def run(args: argparse.Namespace) -> None:
         studio = Studio(model_names(args.model), device=args.device, dtype=getattr(torch, args.dtype))
         page = build(studio, args.model)
         studio.pipeline(args.model)
-        host = f"[{args.host}]" if ":" in args.host else args.host
-        print(f"vargen demo: http://{host}:{args.port} (Ctrl-C ends it)", flush=True)
-        serve(page, on, theme=theme(), css=CSS)
+        print(f"vargen demo: {address(on, args.host)} (Ctrl-C ends it)", flush=True)
+        serve(page, on, args.host, theme=theme(), css=CSS)

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ LARGEST_UPLOAD = "30mb"
 # eval, and Gradio's own page has scripts and styles inline.
 POLICY = (
     "default-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; "
-    "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:"
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "frame-ancestors 'self'; base-uri 'self'; form-action 'self'"
 )
 PATIENCE = 1  # seconds for requests under way once the server is told to end
 
@@ -41,11 +43,27 @@ def listening(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(page: gr.Blocks, on: socket.socket, **look: Any) -> None:
-    """Serve until interrupted; `look` are theme and css of the page."""
+def address(on: socket.socket, host: str) -> str:
+    """What a browser on this machine opens, where `host` is the one that was asked for."""
+    if _everywhere(on):
+        host = "::1" if on.family == socket.AF_INET6 else "127.0.0.1"
+    return f"http://{_in_url(host)}:{on.getsockname()[1]}"
+
+
+def trusted_hosts(on: socket.socket, host: str) -> list[str]:
+    """The names by which the page may be asked for: a foreign one that resolves to this machine is none of them.
+
+    Who listens everywhere has names that nobody here knows.
+    """
+    return ["*"] if _everywhere(on) else ["localhost", "127.0.0.1", "[::1]", _in_url(host)]
+
+
+def serve(page: gr.Blocks, on: socket.socket, host: str, **look: Any) -> None:
+    """Serve until interrupted; `host` is the one that was asked for, `look` are theme and css of the page."""
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -53,12 +71,12 @@ def serve(page: gr.Blocks, on: socket.socket, **look: Any) -> None:
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             await super().shutdown(sockets)
 
-    host, port = on.getsockname()[:2]
+    name, port = on.getsockname()[:2]
     app = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         page,
         path="",
-        server_name=host,
+        server_name=name,
         server_port=port,
         footer_links=[],
         run_history=False,
@@ -66,9 +84,18 @@ def serve(page: gr.Blocks, on: socket.socket, **look: Any) -> None:
         max_file_size=LARGEST_UPLOAD,
         **look,
     )
-    config = uvicorn.Config(_within_policy(app), log_level="warning", timeout_graceful_shutdown=PATIENCE)
+    guarded = _within_policy(TrustedHostMiddleware(app, trusted_hosts(on, host)))
+    config = uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=PATIENCE)
     with suppress(KeyboardInterrupt):  # the way out
         Server(config).run(sockets=[on])
+
+
+def _everywhere(on: socket.socket) -> bool:
+    return ip_address(on.getsockname()[0].partition("%")[0]).is_unspecified
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _within_policy(app: Any) -> Any:
