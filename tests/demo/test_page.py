@@ -40,12 +40,14 @@ def test_a_drawn_picture_is_magnified_by_a_whole_factor(page):
     assert [step[2] for step in growing] == [f"scale {k} of 6" for k in range(1, 7)]
 
 
-def test_no_file_is_written_again_while_a_browser_may_read_it(page):
+def test_no_file_is_written_again_while_a_browser_may_read_it(page, tmp_path):
     drawn = [step for _ in range(2) for step in button(page, "draw")(*WISH)]
     for at in (0, 1):
         shown = gr.Image(format="png")
-        files = [shown.postprocess(step[at]).path for step in drawn]
-        assert len(set(files)) == len(drawn)
+        shown.GRADIO_CACHE = str(tmp_path)
+        files = {shown.postprocess(step[at]).path for step in drawn}
+        assert len(files) == len(drawn)
+        assert all(file.startswith(str(tmp_path)) for file in files)
 
 
 def test_painting_over_a_drawn_picture_draws_that_part_anew(page):
