@@ -6,6 +6,7 @@ So is the short form of it in the README.
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -61,15 +62,35 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path), dtype=int)
 
 
-def test_the_files_and_commands_of_the_page_do_what_it_says(folder):
-    assert set(files_of(PAGE)) == {"shy_method.py", "draw.py", "shy.yaml", "likely_rule.py"}
+def in_a_process(command: str) -> str:
+    """What a line of the page prints, run by a shell in the current folder."""
     place = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    printed = {}
-    for command in commands_of_the_page():
-        ran = subprocess.run(command, shell=True, cwd=folder, env=place, capture_output=True, text=True)
-        assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
-        printed[command] = ran.stdout
-    dry, drawn, script, bench, rule = printed.values()
+    ran = subprocess.run(command, shell=True, env=place, capture_output=True, text=True)
+    assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
+    return ran.stdout
+
+
+def here(command: str, capsys) -> str:
+    """The same without a process of its own, which would import torch first."""
+    program, *words = shlex.split(command)
+    if program == "python":
+        sys.path.insert(0, os.getcwd())  # as Python itself does for the folder of a script
+        runpy.run_path(*words, run_name="__main__")
+    else:
+        assert program == "vargen"
+        assert main(words) == 0, f"{command}\n{capsys.readouterr().err}"
+    return capsys.readouterr().out
+
+
+def test_the_files_and_commands_of_the_page_do_what_it_says(folder, monkeypatch, capsys):
+    assert set(files_of(PAGE)) == {"shy_method.py", "draw.py", "shy.yaml", "likely_rule.py"}
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    # A process, which has the folder from nowhere but the command, for the one that starts others from there.
+    dry, drawn, script, bench, rule = (
+        in_a_process(command) if command.startswith("vargen bench ") else here(command, capsys)
+        for command in commands_of_the_page()
+    )
 
     (plan,) = (line for line in dry.splitlines() if line.startswith("plan "))
     first, second = plan.split("; ")
