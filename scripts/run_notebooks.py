@@ -22,7 +22,6 @@ from nbformat import NotebookNode
 from var_toolkit.files import write_whole
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
-THREADS = 2  # of a kernel, at most
 PATIENCE = 600  # seconds for a cell, on a machine that has other work
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -35,9 +34,8 @@ ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
 def executed(path: Path, folder: Path) -> NotebookNode:
     """A notebook as a run in `folder`, without a network, leaves it; nbclient's CellExecutionError if a cell fails."""
     notebook = nbformat.read(path, as_version=4)
-    threads = str(min(THREADS, os.cpu_count() or 1))
-    # Threads that wait do not spin: two notebooks may share two cores.
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
+    # One thread: such small networks gain little by more, and notebooks may run side by side.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     client = NotebookClient(
         notebook,
         timeout=PATIENCE,
