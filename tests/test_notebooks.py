@@ -7,7 +7,7 @@ import pytest
 from run_notebooks import NOTEBOOKS, executed
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
-MACHINE = re.compile(r"(/home/|/root/|/tmp/|/usr/|/var/|/work/|[A-Z]:\\Users)")
+MACHINE = re.compile(r"(/home/|/root/|/tmp/|/usr/|/var/|[A-Z]:\\Users)")
 LARGEST = 600_000  # bytes of a notebook
 
 
