@@ -149,6 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.hub.large[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
         commit = self.hub.commit(name, revision, files)
         url = f"{self.hub.address}/{name}/commit/{commit}"
         self._send(200, {"commitUrl": url, "commitOid": commit, "success": True})

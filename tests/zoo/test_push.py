@@ -166,9 +166,12 @@ def test_a_card_written_by_hand_stays_on_the_hub_and_ours_is_replaced(hub, varge
     assert vargen("push", model, NAME).returncode == 0
     ours = hub.files(NAME)["README.md"].decode()
     assert "Draws pictures of 10 classes" in ours
-    hub.commit(NAME, "main", hub.files(NAME) | {"README.md": ours.replace("10 classes", "ten classes").encode()})
+    changed = {"README.md": ours.replace("10 classes", "ten classes").encode(), "refiner/config.json": b"{}"}
+    hub.commit(NAME, "main", hub.files(NAME) | changed | {"notes/mine.txt": b"kept"})
     assert vargen("push", model, NAME).returncode == 0
     assert hub.files(NAME)["README.md"].decode() == ours
+    assert "refiner/config.json" not in hub.files(NAME)  # of a part that this model has not
+    assert hub.files(NAME)["notes/mine.txt"] == b"kept"
     hub.commit(NAME, "main", hub.files(NAME) | {"README.md": b"---\nlicense: mit\n---\n\nMy own words.\n"})
     assert vargen("push", model, NAME).returncode == 0
     assert b"My own words" in hub.files(NAME)["README.md"]

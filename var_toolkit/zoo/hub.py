@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
+from var_toolkit.zoo.directory import EXPECTED
 from var_toolkit.zoo.registry import CARD
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def upload(
                 commit_message=commit_message or "Upload with var_toolkit",
                 revision=revision,
                 ignore_patterns=[CARD] if kept else None,
+                delete_patterns=[f"{part}/*" for part in EXPECTED],  # of a part that the model has no longer
             )
     return str(done.commit_url)
 
