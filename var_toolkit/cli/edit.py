@@ -18,7 +18,7 @@ SUMMARY = "draw a part of a picture anew"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen edit`."""
-    add_picture_options(parser, "any picture; the largest square that holds the mask is edited")
+    add_picture_options(parser, "any picture, named first; the largest square that holds the mask is edited")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--mask", metavar="FILE|X,Y,W,H", help="a picture, light where it is drawn anew; or a box in pixels"

@@ -17,7 +17,7 @@ SUMMARY = "draw the finer scales of a picture anew"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen vary`."""
-    add_picture_options(parser, "any picture; it is cut square and scaled")
+    add_picture_options(parser, "any picture, named first; it is cut square and scaled")
     parser.add_argument(
         "--from-scale", type=at_least(0), required=True, metavar="K", help="the first scale that is drawn; 0 draws all"
     )
