@@ -201,19 +201,7 @@ class Pipeline:
             stages.append(Stage(self.backbone, span, guidance, temperature=value, **shared))
         return Plan(self.tokenizer, tuple(stages))
 
-    def __call__(
-        self,
-        class_labels: Labels,
-        *,
-        seeds: int | Sequence[int] | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        plan: Plan | None = None,
-        batch_size: int = 8,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_scale_end: Callable[[ScaleEvent], None] | None = None,
-        **settings: Unpack[Settings],
-    ) -> PipelineOutput | tuple[Any]:
+    def __call__(self, class_labels: Labels, **drawing: Unpack[Drawing]) -> PipelineOutput | tuple[Any]:
         """Draw one picture a label.
 
         Labels are numbers, names or synsets; None draws without one. Each picture is drawn from its own seed (63 bits)
@@ -223,17 +211,7 @@ class Pipeline:
         Without `return_dict` the pictures come alone, in a tuple.
         ValueError names what is wrong before anything is drawn.
         """
-        return self._draw(
-            class_labels,
-            seeds=seeds,
-            generator=generator,
-            plan=plan,
-            batch_size=batch_size,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback_on_scale_end=callback_on_scale_end,
-            **settings,
-        )
+        return self._draw(class_labels, **drawing)
 
     def edit(
         self,

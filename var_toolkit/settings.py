@@ -56,12 +56,12 @@ class Settings(TypedDict, total=False):
 class Drawing(Settings, total=False):
     """How pictures are drawn, and what of: the keywords of a call, which explains them."""
 
-    seeds: int | Sequence[int] | None
-    generator: torch.Generator | Sequence[torch.Generator] | None
-    plan: Plan | None
-    batch_size: int
-    output_type: str
-    return_dict: bool
+    seeds: int | Sequence[int] | None  # one a picture
+    generator: torch.Generator | Sequence[torch.Generator] | None  # of seeds that are not given
+    plan: Plan | None  # in the place of settings
+    batch_size: int  # pictures at a time, 8 by default
+    output_type: str  # pil (the default), np, pt or latent
+    return_dict: bool  # True by default
     callback_on_scale_end: Callable[[ScaleEvent], None] | None
 
 
