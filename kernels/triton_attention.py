@@ -124,8 +124,8 @@ def launch(name: str, config: Config, problem: Problem, tensors: Mapping[str, Te
 def chosen(name: str, problem: Problem, tuned: bool) -> Config:
     """The configuration to use: `tuned`, the fastest, measured once a process on numbers of its own; else the first.
 
-    Where pictures are drawn nothing is tuned, because another configuration rounds otherwise, and every process shall
-    draw the same picture.
+    Where images are drawn nothing is tuned, because another configuration rounds otherwise, and every process shall
+    draw the same image.
     """
     if problem.dtype == torch.float32:
         return FLOAT32

@@ -23,7 +23,7 @@ COUNTS = ("tile_count", "heads", "length")  # one compiled kernel serves every s
 
 @triton.jit
 def _program(tiles_ptr, tile_count, heads):
-    """This program's row tile, picture and head.
+    """This program's row tile, image and head.
 
     Tiles of one head run next to one another, which keeps its keys and values in the L2 cache; the longest begin first.
     """

@@ -6,7 +6,7 @@
 Queries, keys and values are packed, with heads of width 64; bfloat16 on a GPU, float32 on the CPU. The ways take turns,
 round by round, and each ratio is taken within a round. Arithmetic is counted over the pairs that the pattern allows,
 whatever a way computes; "dense flash" computes all pairs without a mask and stands there for scale. Errors are the
-largest of one head of one picture against float64, as a share of the largest value.
+largest of one head of one image against float64, as a share of the largest value.
 """
 
 from __future__ import annotations
@@ -116,13 +116,13 @@ def milliseconds(call: Callable[[], Any], device: torch.device, least: float) ->
 
 
 def errors(way: Way, reference: tuple[Tensor, Tensor], packed: Tensor, dout: Tensor) -> tuple[float, float]:
-    """Of the output and of the gradient, in the first head of the first picture."""
+    """Of the output and of the gradient, in the first head of the first image."""
     out, gradient = forward(way, packed).detach()[:1, :1], both(way, packed, dout)[:1, :, :, :1]
     return tuple(float((x - y).abs().max() / y.abs().max()) for x, y in zip((out, gradient), reference, strict=True))  # type: ignore[return-value]
 
 
 def float64_reference(scales: Scales, pattern: str, packed: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
-    """Output and gradient of the first head of the first picture."""
+    """Output and gradient of the first head of the first image."""
     one = packed.detach()[:1, :, :, :1].double().requires_grad_()
 
     def way(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -196,9 +196,9 @@ def _best_other(found: dict[str, Any], ours: str, kind: str) -> str | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--sizes", nargs="+", choices=SCHEDULES, help="picture sides (default all; 256 on the CPU)")
+    parser.add_argument("--sizes", nargs="+", choices=SCHEDULES, help="image sides (default all; 256 on the CPU)")
     parser.add_argument("--heads", nargs="+", type=int, help="default 16 20 24 30 36; 16 on the CPU")
-    parser.add_argument("--batch", nargs="+", type=int, help="pictures (default 4 32; 4 on the CPU)")
+    parser.add_argument("--batch", nargs="+", type=int, help="images (default 4 32; 4 on the CPU)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round here as well")
     args = parser.parse_args()

@@ -9,7 +9,7 @@ the fresh renderings; the floor is the other half, the tokenizer's row is that h
 draws every class equally often, with the networks, the plan and the dtype that `vargen bench` gives it.
 
 Every row is written as soon as it is measured: the same command goes on with those that are missing, or whose weights,
-settings or number of pictures have changed. Processes beside one another need a file each, and may share the cache.
+settings or number of images have changed. Processes beside one another need a file each, and may share the cache.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from var_toolkit.evaluation.still_life_quality import (
     normalised,
 )
 from var_toolkit.files import check_writable, write_whole
+from var_toolkit.images import to_uint8
 from var_toolkit.loading import load_tokenizer
-from var_toolkit.pictures import to_uint8
 
 CLASSES = 1000
 FLOOR, TOKENIZER = "fresh renderings", "tokenizer"
@@ -50,10 +50,10 @@ JUDGED_BY = "stilllife-tokenizer"
 
 @dataclass(frozen=True)
 class Source:
-    """Where the pictures of one row come from: batches of uint8 (B, 3, 64, 64), picture i of class i % 1000."""
+    """Where the images of one row come from: batches of uint8 (B, 3, 64, 64), image i of class i % 1000."""
 
     batches: Callable[[], Iterator[Tensor]]
-    facts: dict[str, Any]  # all that decides the pictures
+    facts: dict[str, Any]  # all that decides the images
 
 
 def reconstructed(count: int) -> Iterator[Tensor]:
@@ -81,21 +81,21 @@ def source(name: str, rows: dict[str, Row], count: int) -> Source:
 
 
 def measure(name: str, found: Source, count: int, reference: Statistics) -> dict[str, Any]:
-    """Draw the pictures of a row and judge them."""
+    """Draw the images of a row and judge them."""
     began = time.perf_counter()
-    bar = tqdm(total=count, desc=name, unit=" pictures", disable=None, leave=False)
+    bar = tqdm(total=count, desc=name, unit=" images", disable=None, leave=False)
     parts = []
     for batch in found.batches():
         parts.append(batch)
         bar.update(len(batch))
     bar.close()
-    seconds, pictures = time.perf_counter() - began, torch.cat(parts)
+    seconds, images = time.perf_counter() - began, torch.cat(parts)
     return {
         "name": name,
-        "pictures": count,
+        "images": count,
         **found.facts,
-        "distance": embedded_distance(pictures, reference),
-        "agreement": asdict(agreement(pictures, torch.arange(count) % CLASSES)),
+        "distance": embedded_distance(images, reference),
+        "agreement": asdict(agreement(images, torch.arange(count) % CLASSES)),
         "seconds": round(seconds, 1),
     }
 
@@ -106,7 +106,7 @@ def kept(out: Path | None) -> list[dict[str, Any]]:
         return []
     try:
         rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
-        return [row for row in rows if {"name", "pictures", "distance", "agreement", "seconds"} <= row.keys()]
+        return [row for row in rows if {"name", "images", "distance", "agreement", "seconds"} <= row.keys()]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{out} was not written by this script; choose another file with --out") from None
 
@@ -119,11 +119,11 @@ def write(out: Path | None, rows: list[dict[str, Any]]) -> None:
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
     """The rows as a table."""
-    lines = ["| row | pictures | distance | class agreement | solid | colour | ground | s |", f"|---|{'---:|' * 7}"]
+    lines = ["| row | images | distance | class agreement | solid | colour | ground | s |", f"|---|{'---:|' * 7}"]
     for row in rows:
         shares = " | ".join(f"{100 * row['agreement'][part]:.1f} %" for part in ("whole", "solid", "colour", "ground"))
         name = row["name"].replace("|", "\\|")
-        lines.append(f"| {name} | {row['pictures']} | {row['distance']:.3g} | {shares} | {row['seconds']:.0f} |")
+        lines.append(f"| {name} | {row['images']} | {row['distance']:.3g} | {shares} | {row['seconds']:.0f} |")
     return "\n".join(lines)
 
 
@@ -143,8 +143,8 @@ def chosen_rows(args: argparse.Namespace) -> tuple[list[str], dict[str, Row]]:
 
 
 def is_there(row: dict[str, Any], name: str, count: int, facts: dict[str, Any]) -> bool:
-    """Whether a row that was written is one of these pictures."""
-    wanted = json.loads(json.dumps({"name": name, "pictures": count, **facts}))
+    """Whether a row that was written is one of these images."""
+    wanted = json.loads(json.dumps({"name": name, "images": count, **facts}))
     return all(row.get(key) == value for key, value in wanted.items())
 
 
@@ -169,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", default="stilllife", help="as `vargen bench` takes it (default stilllife)")
     parser.add_argument("--only", nargs="+", metavar="ROW", help=f'such as "CoDe*"; also "{FLOOR}", "{TOKENIZER}"')
-    parser.add_argument("--count", type=int, default=10_000, help="pictures of every row (default 10000)")
+    parser.add_argument("--count", type=int, default=10_000, help="images of every row (default 10000)")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="keeps the rows that are measured")
     parser.add_argument("--cache", type=Path, help="an .npz file that keeps the statistics of the reference")
     try:

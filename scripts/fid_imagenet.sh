@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# FID on ImageNet-256 as the VAR paper measures it: 50 pictures of each class at the model's published settings, in
+# FID on ImageNet-256 as the VAR paper measures it: 50 images of each class at the model's published settings, in
 # float32, against the statistics of the ADM evaluator.
 #
 #   scripts/fid_imagenet.sh NAME VIRTUAL_imagenet256_labeled.npz [more options of `vargen evaluate sample`]
 #
 # The reference file is ADM's (openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/).
-# Pictures go to fid-NAME/; the same command continues a run that was stopped. PROCESSES=8 draws on eight GPUs.
-# fid-NAME.npz holds the same pictures for the original evaluator, shuffled, as its Inception Score needs them.
+# Images go to fid-NAME/; the same command continues a run that was stopped. PROCESSES=8 draws on eight GPUs.
+# fid-NAME.npz holds the same images for the original evaluator, shuffled, as its Inception Score needs them.
 set -eu
 name=${1:?a model, see vargen models}
 reference=${2:?the reference file of the ADM evaluator}

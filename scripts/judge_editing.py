@@ -24,7 +24,7 @@ def main() -> None:
         pipe = load(name, device="cpu").pack()
         for keep_pixels in (False, True):
             found = replacement_agreement(pipe, args.cases, keep_pixels=keep_pixels)
-            way = "pasted into the picture" if keep_pixels else "as drawn"
+            way = "pasted into the image" if keep_pixels else "as drawn"
             print(f"{name}, {way}: class {100 * found.whole:.1f} %, solid {100 * found.solid:.1f} %", flush=True)
 
 

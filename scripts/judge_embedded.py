@@ -2,7 +2,7 @@
 
     python scripts/judge_embedded.py
 
-All pictures are fresh: renderings that no training saw, and one sample a class at the models' default settings.
+All images are fresh: renderings that no training saw, and one sample a class at the models' default settings.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 
 from var_toolkit.evaluation.still_life_quality import BATCH, agreement, fresh_batches, normalised
+from var_toolkit.images import to_uint8
 from var_toolkit.loading import load
-from var_toolkit.pictures import to_uint8
 from var_toolkit.pipeline import Pipeline
 
 
-def psnr(pipe: Pipeline, pictures: Tensor) -> float:
+def psnr(pipe: Pipeline, images: Tensor) -> float:
     """Mean PSNR of the tokenizer's reconstructions, in dB."""
-    batches = map(normalised, pictures.split(BATCH))
+    batches = map(normalised, images.split(BATCH))
     errors = [(pipe.tokenizer.reconstruct(x) - x).square().mean((1, 2, 3)) / 4 for x in batches]
     return float((-10 * torch.cat(errors).log10()).mean())
 
 
-def verdict(pictures: Tensor, labels: Tensor) -> str:
-    """Share of pictures whose label the classifier names: whole, and part by part."""
-    found = agreement(pictures, labels)
+def verdict(images: Tensor, labels: Tensor) -> str:
+    """Share of images whose label the classifier names: whole, and part by part."""
+    found = agreement(images, labels)
     parts = f"solid {100 * found.solid:.1f}, colour {100 * found.colour:.1f}, ground {100 * found.ground:.1f}"
     return f"{100 * found.whole:.1f} % ({parts})"
 
@@ -38,9 +38,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["stilllife-var", "stilllife-var-small"])
     parser.add_argument("--cfg", type=float, nargs="*", default=[None], help="guidance to try; default the model's own")
     args = parser.parse_args()
-    pictures, labels = torch.cat(list(fresh_batches(2000))), torch.arange(2000) % 1000
-    print(f"classifier on 2000 fresh renderings: {verdict(pictures, labels)}")
-    print(f"tokenizer on the same: PSNR {psnr(load(args.models[0], device='cpu'), pictures):.2f} dB")
+    images, labels = torch.cat(list(fresh_batches(2000))), torch.arange(2000) % 1000
+    print(f"classifier on 2000 fresh renderings: {verdict(images, labels)}")
+    print(f"tokenizer on the same: PSNR {psnr(load(args.models[0], device='cpu'), images):.2f} dB")
     for name in args.models:
         pipe = load(name, device="cpu")
         for cfg in args.cfg:
@@ -49,7 +49,7 @@ def main() -> None:
             seconds = time.perf_counter() - began
             found = verdict(to_uint8(drawn.images), torch.arange(1000))
             setting = "default guidance" if cfg is None else f"guidance {cfg:g}"
-            print(f"{name}, {setting}: class agreement {found}; {1000 / seconds:.1f} pictures/s", flush=True)
+            print(f"{name}, {setting}: class agreement {found}; {1000 / seconds:.1f} images/s", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draw one set of pictures three times: by one process, by two, and killed again and again; then compare every byte.
+"""Draw one set of images three times: by one process, by two, and killed again and again; then compare every byte.
 
 python scripts/prove_resume.py
 python scripts/prove_resume.py --shards 40
@@ -40,7 +40,7 @@ def killed(out: Path, args: argparse.Namespace, count: int) -> None:
 
 
 def files(out: Path) -> list[Path]:
-    """The pictures, or the shards."""
+    """The images, or the shards."""
     return [*out.glob("[0-9]*.png"), *out.glob("shard-*.tar")]
 
 
@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--model", default="stilllife-var")
     parser.add_argument("--classes", default="0-999")
     parser.add_argument("--per-class", type=int, default=2)
-    parser.add_argument("--shards", type=int, help="shards instead of a file a picture")
+    parser.add_argument("--shards", type=int, help="shards instead of a file an image")
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="a new folder for the three sets (default a temporary one)")
     args = parser.parse_args()

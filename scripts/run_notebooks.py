@@ -59,7 +59,7 @@ def stable(notebook: NotebookNode) -> NotebookNode:
 
 
 def _slim(data: NotebookNode) -> NotebookNode:
-    """Words without addresses, and of a picture that comes as PNG and as JPEG the one that is worth its size."""
+    """Words without addresses, and of an image that comes as PNG and as JPEG the one that is worth its size."""
     kept = {kind: ADDRESS.sub("", value) if kind == "text/plain" else value for kind, value in data.items()}
     if {"image/png", "image/jpeg"} <= kept.keys():
         del kept["image/png" if len(kept["image/png"]) > LARGE else "image/jpeg"]

@@ -39,7 +39,7 @@ def tiny_gpt(**changes) -> RasterGPT:
 
 
 def tiny_vq(**changes) -> RasterVQ:
-    """Pictures of 6 px as 3 x 3 tokens of 16 codes."""
+    """Images of 6 px as 3 x 3 tokens of 16 codes."""
     sizes = {"vocab_size": 16, "code_dim": 4, "z_channels": 8, "ch": 8, "ch_mult": (1, 1), "num_res_blocks": 1}
     return fill(RasterVQ(RasterVQConfig(**{**sizes, "side": 3, "norm_groups": 4, **changes})))
 

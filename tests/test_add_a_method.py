@@ -112,7 +112,7 @@ def test_the_files_and_commands_of_the_page_do_what_it_says(folder, monkeypatch,
     assert [row["name"] for row in rows] == ["VAR", "shy"]
     assert "scales 2-5" in rows[1]["plan_in_words"]
     assert "temperature 0.5" in rows[1]["plan_in_words"]
-    assert all(row["seconds_per_picture"] > 0 for row in rows)
+    assert all(row["seconds_per_image"] > 0 for row in rows)
     assert "shy" in bench
 
     assert rule.startswith("likely.png: class 207")
@@ -127,7 +127,7 @@ def test_the_rule_of_the_page_decides_which_drafts_stand(folder, monkeypatch, ca
     passes = []
     for share in ("0", "1"):  # every draft stands; only the likeliest token does
         assert main([word.format(share) for word in words] + ["--json"]) == 0
-        passes.append(json.loads(capsys.readouterr().out)["speculation"]["passes_per_picture"])
+        passes.append(json.loads(capsys.readouterr().out)["speculation"]["passes_per_image"])
     assert passes[0] == 1 + -(-255 // 16)  # windows of 16
     assert passes[1] > 2 * passes[0]
     assert main([*words[: words.index("--speculate")], "--method", "likely_rule:likely"]) == 2

@@ -1,12 +1,12 @@
-"""Pictures and masks of all kinds, and what comes back."""
+"""Images and masks of all kinds, and what comes back."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from var_toolkit.editing import as_picture, prepare
-from var_toolkit.pictures import open_picture, picture_tensor, pixels
+from var_toolkit.editing import as_image, prepare
+from var_toolkit.images import image_tensor, open_image, pixels
 from var_toolkit.pipeline import Pipeline
 
 
@@ -37,7 +37,7 @@ def test_outside_the_mask_no_pixel_differs(pipe, width, height):
 
 
 def pasted_white(image, box):
-    """What shows of white that is pasted into a black picture, 0 to 255."""
+    """What shows of white that is pasted into a black image, 0 to 255."""
     return pixels(prepared(image, box).pasted(torch.ones(1, 3, 64, 64), "pil")[0])[0]
 
 
@@ -59,7 +59,7 @@ def test_a_thin_mask_hides_what_was_there(times, width):
     assert not row[: 30 * times].any()
 
 
-def test_at_the_edge_of_the_picture_nothing_fades():
+def test_at_the_edge_of_the_image_nothing_fades():
     assert bool((pasted_white(Image.new("RGB", (64, 64)), (0, 0, 64, 20))[:17] == 255).all())
 
 
@@ -72,7 +72,7 @@ def test_a_photograph_of_twelve_megapixels_is_pasted_into(pipe):
     assert not differs.any()
 
 
-def test_a_large_picture_keeps_its_size_and_its_pixels(pipe):
+def test_a_large_image_keeps_its_size_and_its_pixels(pipe):
     image = noise(256, 192)
     drawn = pipe.edit(image, (100, 50, 60, 60), [1, 2], seeds=[0, 1], keep_pixels=True, output_type="pt").images
     assert drawn.shape == (2, 3, 192, 256)
@@ -86,7 +86,7 @@ def test_the_square_moves_to_the_mask_and_else_stays_in_the_middle():
     assert prepared(image, (180, 20, 20, 30)).square == (100, 0, 100)
     assert prepared(image, (0, 0, 200, 100)).square == (50, 0, 100)
     assert prepared(image, Image.new("L", (200, 100))).square == (50, 0, 100)
-    assert torch.equal(prepared(image, (80, 20, 30, 30)).picture(64), picture_tensor(image, 64))
+    assert torch.equal(prepared(image, (80, 20, 30, 30)).image(64), image_tensor(image, 64))
 
 
 def test_a_cell_is_drawn_anew_if_any_part_of_it_is():
@@ -94,7 +94,7 @@ def test_a_cell_is_drawn_anew_if_any_part_of_it_is():
     assert cells.nonzero().tolist() == [[1, 0], [1, 1]]
 
 
-def test_out_painting_draws_the_room_around_the_picture(pipe):
+def test_out_painting_draws_the_room_around_the_image(pipe):
     image = noise(32, 48)
     (grown,) = pipe.edit(image, None, 3, expand=(8, 0, 24, 16), seeds=0, keep_pixels=True).images
     assert grown.size == (64, 64)
@@ -113,12 +113,12 @@ def test_a_mask_may_be_drawn_in_any_mode():
 
 
 def colours(image) -> list[int]:
-    """The left and the right half of a picture, red, green and blue."""
-    found = pixels(as_picture(image, 16)).float()
+    """The left and the right half of an image, red, green and blue."""
+    found = pixels(as_image(image, 16)).float()
     return [round(float(half.mean())) for channel in found for half in (channel[:, :10], channel[:, 10:])]
 
 
-def test_cmyk_grey_sixteen_bit_palette_and_transparent_pictures_are_read_as_people_see_them(tmp_path):
+def test_cmyk_grey_sixteen_bit_palette_and_transparent_images_are_read_as_people_see_them(tmp_path):
     image = Image.new("RGB", (20, 20), (255, 0, 0))
     image.paste((0, 0, 255), (10, 0, 20, 20))
     image.convert("CMYK").save(tmp_path / "cmyk.tif")
@@ -129,16 +129,16 @@ def test_cmyk_grey_sixteen_bit_palette_and_transparent_pictures_are_read_as_peop
     levels = np.full((20, 20), 65535, dtype=np.uint16)
     levels[:, 10:] = 257 * 100
     Image.fromarray(levels).save(tmp_path / "deep.png")
-    assert colours(open_picture(tmp_path / "cmyk.tif")) == [255, 0, 0, 0, 0, 255]
-    assert colours(open_picture(tmp_path / "palette.png")) == [255, 0, 0, 0, 0, 255]
-    assert colours(open_picture(tmp_path / "clear.png")) == [255, 255, 0, 255, 0, 255]
-    assert colours(open_picture(tmp_path / "deep.png")) == [255, 100] * 3
+    assert colours(open_image(tmp_path / "cmyk.tif")) == [255, 0, 0, 0, 0, 255]
+    assert colours(open_image(tmp_path / "palette.png")) == [255, 0, 0, 0, 0, 255]
+    assert colours(open_image(tmp_path / "clear.png")) == [255, 255, 0, 255, 0, 255]
+    assert colours(open_image(tmp_path / "deep.png")) == [255, 100] * 3
 
 
-def test_of_an_animation_the_first_picture_is_edited(tmp_path, pipe):
+def test_of_an_animation_the_first_image_is_edited(tmp_path, pipe):
     first, second = noise(64, 64), Image.new("RGB", (64, 64), "green")
     first.save(tmp_path / "moving.webp", save_all=True, append_images=[second], lossless=True)
-    (edited,) = pipe.edit(open_picture(tmp_path / "moving.webp"), (8, 8, 16, 16), 1, seeds=0, keep_pixels=True).images
+    (edited,) = pipe.edit(open_image(tmp_path / "moving.webp"), (8, 8, 16, 16), 1, seeds=0, keep_pixels=True).images
     assert torch.equal(pixels(edited)[:, 32:], pixels(first)[:, 32:])
 
 
@@ -147,12 +147,12 @@ def test_a_photograph_taken_sideways_is_edited_upright(tmp_path):
     image.paste("white", (0, 0, 20, 20))
     exif[0x0112] = 6  # to be turned a quarter clockwise
     image.save(tmp_path / "photo.png", exif=exif)
-    upright = prepared(open_picture(tmp_path / "photo.png"), (0, 0, 20, 20))
+    upright = prepared(open_image(tmp_path / "photo.png"), (0, 0, 20, 20))
     assert upright.image.size == (20, 40)
     assert pixels(upright.image)[0, 0].float().mean() == 255
 
 
-def test_a_tensor_is_a_picture_too(pipe):
+def test_a_tensor_is_an_image_too(pipe):
     image = noise(64, 64)
     one, other = (pipe.edit(given, (8, 8, 16, 16), 1, seeds=0).images for given in (image, pixels(image) / 255))
     assert one[0].tobytes() == other[0].tobytes()
@@ -164,17 +164,17 @@ def test_a_tensor_is_a_picture_too(pipe):
         ({}, "needs a mask .* or expand"),
         ({"mask": (0, 0, 8, 8), "expand": 4}, "one of the two"),
         ({"mask": (0, 0, 8)}, "four numbers"),
-        ({"mask": (60, 0, 8, 8)}, "x 60, y 0, width 8, height 8 is not within the picture, 64 x 64"),
+        ({"mask": (60, 0, 8, 8)}, "x 60, y 0, width 8, height 8 is not within the image, 64 x 64"),
         ({"mask": (0, 0, 0, 8)}, "not within"),
-        ({"mask": Image.new("L", (32, 64))}, "the mask is 32 x 64 pixels, the picture 64 x 64"),
+        ({"mask": Image.new("L", (32, 64))}, "the mask is 32 x 64 pixels, the image 64 x 64"),
         ({"expand": 0}, "expand is"),
         ({"expand": (0, -1, 0, 4)}, "expand is"),
-        ({"expand": 97}, "258 x 258 pixels, of which the picture has 64 x 64; it may grow to 4 times"),
+        ({"expand": 97}, "258 x 258 pixels, of which the image has 64 x 64; it may grow to 4 times"),
         ({"expand": (0, 16, 0, 0)}, "64 x 80 pixels, and models draw squares; add 16 more left or right"),
         ({"mask": (0.5, 0, 8, 8)}, "must be whole numbers of pixels"),
         ({"mask": "m.png"}, "four numbers"),
         ({"expand": "wide"}, "expand is"),
-        ({"mask": np.zeros((64, 64), np.uint8)}, "the mask is a ndarray; it must be a picture of PIL"),
+        ({"mask": np.zeros((64, 64), np.uint8)}, "the mask is a ndarray; it must be an image of PIL"),
         ({"mask": Image.new("L", (64, 64), 1)}, "the mask is dark, at most 1 of 255"),
         ({"mask": Image.new("F", (64, 64), 1.0)}, "the mask has floating-point pixels"),
         ({"mask": (0, 0, 8, 8), "keep_pixels": True, "output_type": "latent"}, "keep_pixels pastes pixels"),
@@ -185,7 +185,7 @@ def test_what_does_not_fit_is_refused_by_name(pipe, arguments, words):
         pipe.edit(noise(64, 64), class_labels=1, **arguments)
 
 
-def test_a_picture_that_is_too_small_is_refused(pipe):
+def test_an_image_that_is_too_small_is_refused(pipe):
     for draw in (lambda: pipe.edit(noise(200, 15), (0, 0, 4, 4), 1), lambda: pipe.vary(noise(15, 200), 2, 1)):
         with pytest.raises(ValueError, match=r"too small, \d+ x \d+ pixels; .* 16 x 16 or more"):
             draw()
@@ -197,17 +197,17 @@ def test_a_picture_that_is_too_small_is_refused(pipe):
         (torch.zeros(3, 64, 64, dtype=torch.uint8), "other values than numbers from 0 to 1"),
         (torch.full((3, 64, 64), torch.nan), "other values than numbers from 0 to 1"),
         (torch.zeros(64, 64), r"shape \(64, 64\)"),
-        ("photo.png", "the picture is a str; it must be a picture of PIL"),
+        ("photo.png", "the image is a str; it must be an image of PIL"),
     ],
 )
-def test_what_is_no_picture_is_refused(pipe, image, words):
+def test_what_is_no_image_is_refused(pipe, image, words):
     with pytest.raises(ValueError, match=words):
         pipe.edit(image, (0, 0, 8, 8), 1)
 
 
 def test_floating_point_pixels_are_refused():
     with pytest.raises(ValueError, match="floating-point pixels; save it with 8 or 16 bits"):
-        as_picture(Image.new("F", (64, 64), 0.5), 64)
+        as_image(Image.new("F", (64, 64), 0.5), 64)
 
 
 def test_a_mask_wider_than_the_square_is_refused_where_it_would_be_half_pasted(pipe):

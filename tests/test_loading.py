@@ -70,7 +70,7 @@ def test_diffusers_reads_the_tokenizer_of_a_saved_model(folder):
 @pytest.mark.parametrize("place", ["other", "diffusion"])
 def test_another_autoencoder_decodes_with_its_own_stride_and_scaling(folder, place):
     pipe = load(folder / "flowar", tokenizer=folder / place, device="cpu")
-    assert pipe.tokenizer.picture_side == skeleton(folder / "flowar", tokenizer=folder / place).tokenizer.picture_side
+    assert pipe.tokenizer.image_side == skeleton(folder / "flowar", tokenizer=folder / place).tokenizer.image_side
     drawn = pipe(3, seeds=0, output_type="pt")
     assert torch.equal(drawn.latents, load(folder / "flowar", device="cpu")(3, seeds=0, output_type="latent").latents)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_another_autoencoder_decodes_with_its_own_stride_and_scaling(folder, pla
 
 
 def test_the_tokenizer_of_another_model_may_be_taken(folder):
-    assert load(folder / "flowar", tokenizer=folder / "refiner", device="cpu").tokenizer.picture_side == 6
+    assert load(folder / "flowar", tokenizer=folder / "refiner", device="cpu").tokenizer.image_side == 6
 
 
 @pytest.mark.parametrize("weights", [False, True])
@@ -177,7 +177,7 @@ def test_two_models_on_one_autoencoder_draw_together(folder):
     expected = halves[0](3, seeds=0, plan=code(*halves, draft_scales=2), output_type="latent").latents
     assert torch.equal(pipe(3, seeds=0, output_type="latent").latents, expected)
     assert str(skeleton(source).plan()) == str(pipe.plan())
-    assert load(source, tokenizer=folder / "other", device="cpu").tokenizer.picture_side == 12
+    assert load(source, tokenizer=folder / "other", device="cpu").tokenizer.image_side == 12
 
 
 def test_a_pair_of_continuous_models_is_saved_and_loaded_as_one(folder, tmp_path):
@@ -191,7 +191,7 @@ def test_a_pair_of_continuous_models_is_saved_and_loaded_as_one(folder, tmp_path
 
 def test_models_of_two_kinds_are_no_pair(folder, discrete):
     for halves in ((str(folder / "flowar"), discrete), (discrete, str(folder / "flowar"))):
-        with pytest.raises(ValueError, match="a picture needs one for both"):
+        with pytest.raises(ValueError, match="an image needs one for both"):
             skeleton(Pair(*halves, 2))
 
 
@@ -199,7 +199,7 @@ def test_models_of_two_kinds_are_no_pair(folder, discrete):
 def test_a_continuous_tokenizer_is_loaded_alone(folder, place, side):
     tokenizer = load_tokenizer(folder / place, device="cpu")
     assert isinstance(tokenizer, KLTokenizer)
-    assert tokenizer.picture_side == side
+    assert tokenizer.image_side == side
     assert tokenizer.reconstruct(torch.zeros(1, 3, side, side)).shape == (1, 3, side, side)
 
 
@@ -210,8 +210,8 @@ def test_embedded_models_of_continuous_tokens_are_known_by_name(folder, monkeypa
     monkeypatch.setattr(registry, "ENTRIES", {**registry.ENTRIES, "ours": whole, "ours-kl": alone})
     assert load("ours", device="cpu")(3, seeds=0, output_type="pt").images.shape == (1, 3, 12, 12)
     assert str(skeleton("ours").plan()) == str(load("ours", device="cpu").plan())
-    assert load_tokenizer("ours-kl", device="cpu").picture_side == 12
-    assert load(folder / "flowar", tokenizer="ours-kl", device="cpu").tokenizer.picture_side == 12
+    assert load_tokenizer("ours-kl", device="cpu").image_side == 12
+    assert load(folder / "flowar", tokenizer="ours-kl", device="cpu").tokenizer.image_side == 12
 
 
 def test_models_of_discrete_tokens_do_not_wait_for_diffusers(discrete):

@@ -42,7 +42,7 @@ def test_a_generator_makes_the_seeds(pipe):
     assert one.seeds[0] != one.seeds[1]
 
 
-def test_a_generator_a_picture_makes_its_seed(pipe):
+def test_a_generator_an_image_makes_its_seed(pipe):
     generators = [torch.Generator().manual_seed(i) for i in (1, 2)]
     alone = pipe([3], generator=torch.Generator().manual_seed(2))
     assert pipe([3, 3], generator=generators).seeds[1] == alone.seeds[0]
@@ -53,7 +53,7 @@ def test_labels_of_any_integer_kind_are_taken(pipe, labels):
     assert pipe(labels, seeds=[0]).class_labels == [3]
 
 
-def test_pictures_come_alone_without_return_dict(pipe):
+def test_images_come_alone_without_return_dict(pipe):
     (images,) = pipe(3, seeds=0, return_dict=False)
     assert images[0].size == (64, 64)
 
@@ -82,7 +82,7 @@ def test_bad_arguments_are_refused_by_name(pipe, arguments, words):
 
 
 def test_a_rotated_photograph_is_turned_upright(pipe):
-    from var_toolkit.pictures import picture_tensor
+    from var_toolkit.images import image_tensor
 
     image = Image.new("RGB", (20, 20), "black")
     image.paste((255, 255, 255), (0, 0, 20, 10))
@@ -91,7 +91,7 @@ def test_a_rotated_photograph_is_turned_upright(pipe):
     turned = Image.new("RGB", (20, 20))
     turned.paste(image)
     turned.getexif()[0x0112] = 3
-    assert picture_tensor(turned, 20)[0, -1].mean() > 0.9
+    assert image_tensor(turned, 20)[0, -1].mean() > 0.9
 
 
 def test_the_zoo_is_reachable_from_the_package():
@@ -263,4 +263,4 @@ def test_from_pretrained_is_load(continuous, tmp_path):
     tiny_kl(block_out_channels=(8, 8, 8), sample_size=12).autoencoder.save_pretrained(tmp_path / "vae")
     again = Pipeline.from_pretrained(tmp_path / "model", tokenizer=tmp_path / "vae", device="cpu")
     assert again.sampling == continuous.sampling
-    assert again.tokenizer.picture_side == 12
+    assert again.tokenizer.image_side == 12

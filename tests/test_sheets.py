@@ -1,18 +1,18 @@
-"""Several pictures as one."""
+"""Several images as one."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from var_toolkit.sheets import grid, picture_table
+from var_toolkit.sheets import grid, image_table
 
 
 def plain(side: int, colour: str) -> Image.Image:
     return Image.new("RGB", (side, side), colour)
 
 
-def test_pictures_of_any_size_become_cells_of_one_size():
-    sheet = np.array(picture_table([[plain(1, "red"), plain(8, "blue")], [plain(64, "lime")]], side=32))
+def test_images_of_any_size_become_cells_of_one_size():
+    sheet = np.array(image_table([[plain(1, "red"), plain(8, "blue")], [plain(64, "lime")]], side=32))
     assert sheet.shape == (66, 66, 3)
     assert (sheet[:32, :32] == (255, 0, 0)).all()
     assert (sheet[:32, 34:] == (0, 0, 255)).all()
@@ -20,9 +20,9 @@ def test_pictures_of_any_size_become_cells_of_one_size():
     assert (sheet[34:, 34:] == 255).all()  # the second row is shorter
 
 
-def test_names_stand_beside_the_pictures():
-    bare = picture_table([[plain(8, "red")] * 2], side=32)
-    named = picture_table([[plain(8, "red")] * 2], row_names=["one"], column_names=["a", "b"], side=32)
+def test_names_stand_beside_the_images():
+    bare = image_table([[plain(8, "red")] * 2], side=32)
+    named = image_table([[plain(8, "red")] * 2], row_names=["one"], column_names=["a", "b"], side=32)
     assert named.width > bare.width
     assert named.height > bare.height
     pixels = np.array(named)
@@ -31,16 +31,16 @@ def test_names_stand_beside_the_pictures():
     assert (pixels[:, : named.width - 66].min() < 128).any()  # and on the left
 
 
-def test_names_must_fit_the_pictures():
+def test_names_must_fit_the_images():
     with pytest.raises(ValueError, match="1 row names for 2 rows"):
-        picture_table([[plain(8, "red")], [plain(8, "red")]], row_names=["one"])
+        image_table([[plain(8, "red")], [plain(8, "red")]], row_names=["one"])
     with pytest.raises(ValueError, match="3 column names for 2 columns"):
-        picture_table([[plain(8, "red")] * 2, [plain(8, "red")]], column_names=["a", "b", "c"])
-    with pytest.raises(ValueError, match="no pictures"):
-        picture_table([])
+        image_table([[plain(8, "red")] * 2, [plain(8, "red")]], column_names=["a", "b", "c"])
+    with pytest.raises(ValueError, match="no images"):
+        image_table([])
 
 
-def test_a_grid_holds_whole_pictures_that_are_not_square():
+def test_a_grid_holds_whole_images_that_are_not_square():
     tall = [Image.new("RGB", (10, 30), colour) for colour in ("red", "green", "blue")]
     sheet = grid(tall, columns=2)
     assert sheet.size == (10 + 2 + 10, 30 + 2 + 30)

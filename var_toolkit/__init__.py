@@ -1,4 +1,4 @@
-"""One road from label and seed to picture, for every visual autoregressive method.
+"""Visual autoregressive image generation: every family and every decoding method behind one pipeline.
 
 import var_toolkit
 pipe = var_toolkit.load("stilllife-var")
@@ -7,7 +7,10 @@ pipe(class_labels=[207, "red sphere on sand"], seeds=[0, 1]).images[0]
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +38,27 @@ _HOMES = {
     "load": "var_toolkit.loading",
     "variant": "var_toolkit.sampling.variant",
 }
+
+
+def _adopt(name: str) -> None:
+    """Make a folder beside this package importable as a part of it, as an installation does."""
+    folder = Path(__file__).resolve().parents[1] / name
+    spec = spec_from_file_location(f"{__name__}.{name}", folder / "__init__.py")
+    if spec is None or spec.loader is None:
+        return
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    globals()[name] = module
+
+
+if not (Path(__file__).parent / "kernels").is_dir():  # a checkout, where both folders lie beside the package
+    for _name in ("kernels", "configs"):
+        _adopt(_name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What is edited, as a person gives it and as a model sees it: picture, mask, the square drawn, and the way back."""
+"""What is edited, as a person gives it and as a model sees it: image, mask, the square drawn, and the way back."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from var_toolkit.pictures import Square, as_output, middle_square, pixels, square_tensor, upright_rgb
+from var_toolkit.images import Square, as_output, middle_square, pixels, square_tensor, upright_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAGNIFIED = 4  # how much a small picture may be: beyond that a tokenizer reads blur
-GROWN = 4  # how many times its side a picture may have once room is added: beyond that little of it is left
+MAGNIFIED = 4  # how much a small image may be: beyond that a tokenizer reads blur
+GROWN = 4  # how many times its side an image may have once room is added: beyond that little of it is left
 HALF = 127  # of a mask's levels: what is lighter is drawn anew
 SEAM = 2  # pixels of the model over which a pasted part fades in
 Box = Sequence[int]  # x, y, width, height
@@ -27,13 +27,13 @@ Sides = Sequence[int]  # left, top, right, bottom
 
 @dataclass(frozen=True)
 class Edit:
-    """A picture, what of it is drawn anew, and the square of it that a model draws."""
+    """An image, what of it is drawn anew, and the square of it that a model draws."""
 
     image: Image  # RGB
     mask: Image  # L, of the same size: 255 is drawn anew, 0 stays
     square: Square
 
-    def picture(self, side: int) -> Tensor:
+    def square_tensor(self, side: int) -> Tensor:
         """The square as a model takes it, (3, side, side), float in [0, 1]."""
         return square_tensor(self.image, self.square, side)
 
@@ -42,7 +42,7 @@ class Edit:
         return F.adaptive_max_pool2d(pixels(self._masked()).float(), count)[0] > 0
 
     def pasted(self, drawn_B3ss: Tensor, output_type: str) -> Any:
-        """Drawn squares in [-1, 1] in the given picture, as what the caller asked for: pil, np or pt.
+        """Drawn squares in [-1, 1] in the given image, as what the caller asked for: pil, np or pt.
 
         The drawn part fades in over a few pixels inside the mask; outside it no pixel differs.
         """
@@ -83,50 +83,48 @@ class Edit:
 def prepare(
     image: Image | Tensor, mask: Image | Box | None, expand: int | Sides | None, *, side: int, whole: bool
 ) -> Edit:
-    """A picture and what is drawn anew of it, checked; ValueError in one line if they do not fit.
+    """An image and what is drawn anew of it, checked; ValueError in one line if they do not fit.
 
-    The picture is of PIL, or float (3, h, w) in [0, 1]. `mask` is a picture of the same size, light where it is drawn
-    anew, or a box in pixels; `expand` says how many pixels are added on each side, to be drawn. A model of pictures
+    The image is of PIL, or float (3, h, w) in [0, 1]. `mask` is an image of the same size, light where it is drawn
+    anew, or a box in pixels; `expand` says how many pixels are added on each side, to be drawn. A model of images
     `side` by `side` sees the largest square: the one in the middle, or the nearest to it that holds the mask. If
     `whole`, a mask that no square holds is refused.
     """
     if (mask is None) == (expand is None):
-        raise ValueError("an edit needs a mask (a picture, or a box) or expand (pixels on each side): one of the two")
-    picture = as_picture(image, side)
+        raise ValueError("an edit needs a mask (an image, or a box) or expand (pixels on each side): one of the two")
+    image = as_image(image, side)
     if expand is not None:
-        picture, drawn = _expanded(picture, expand)
+        image, drawn = _expanded(image, expand)
     else:
-        drawn = _box(mask, picture) if isinstance(mask, Sequence) else _given_mask(mask, picture)
-    return Edit(picture, drawn, _square_around(drawn, whole=whole))
+        drawn = _box(mask, image) if isinstance(mask, Sequence) else _given_mask(mask, image)
+    return Edit(image, drawn, _square_around(drawn, whole=whole))
 
 
-def as_picture(image: Image | Tensor, side: int) -> Image:
-    """A picture upright and in RGB; ValueError if it is too small for a model of pictures `side` by `side`."""
-    upright = _of_tensor(image) if isinstance(image, Tensor) else upright_rgb(_require_pil(image, "the picture"))
+def as_image(image: Image | Tensor, side: int) -> Image:
+    """An image upright and in RGB; ValueError if it is too small for a model of images `side` by `side`."""
+    upright = _of_tensor(image) if isinstance(image, Tensor) else upright_rgb(_require_pil(image, "the image"))
     least = -(-side // MAGNIFIED)
     if min(upright.size) < least:
         raise ValueError(
-            f"the picture is too small, {_by(upright.size)} pixels; the model draws {side} x {side} and takes pictures "
+            f"the image is too small, {_by(upright.size)} pixels; the model draws {side} x {side} and takes images "
             f"of {least} x {least} or more: enlarge it first"
         )
     return upright
 
 
-def _of_tensor(picture: Tensor) -> Any:
-    if picture.ndim != 3 or picture.shape[0] != 3:
-        raise ValueError(f"the picture has shape {tuple(picture.shape)}; a tensor must be (3, h, w), from 0 to 1")
-    if not picture.is_floating_point() or not bool(((picture >= 0) & (picture <= 1)).all()):
-        raise ValueError(
-            "the picture holds other values than numbers from 0 to 1, as a tensor must; divide bytes by 255"
-        )
-    return as_output(picture.detach().cpu()[None] * 2 - 1, "pil")[0]
+def _of_tensor(image: Tensor) -> Any:
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"the image has shape {tuple(image.shape)}; a tensor must be (3, h, w), from 0 to 1")
+    if not image.is_floating_point() or not bool(((image >= 0) & (image <= 1)).all()):
+        raise ValueError("the image holds other values than numbers from 0 to 1, as a tensor must; divide bytes by 255")
+    return as_output(image.detach().cpu()[None] * 2 - 1, "pil")[0]
 
 
 def _require_pil(image: Any, what: str) -> Any:
-    from PIL.Image import Image as Picture
+    from PIL.Image import Image as PILImage
 
-    if not isinstance(image, Picture):
-        raise ValueError(f"{what} is a {type(image).__name__}; it must be a picture of PIL (PIL.Image.fromarray)")
+    if not isinstance(image, PILImage):
+        raise ValueError(f"{what} is a {type(image).__name__}; it must be an image of PIL (PIL.Image.fromarray)")
     return image
 
 
@@ -138,28 +136,28 @@ def _whole(numbers: Any, what: str) -> list[int]:
         raise ValueError(f"{what} is {numbers!r}; it must be whole numbers of pixels") from None
 
 
-def _box(box: Box, picture: Image) -> Image:
+def _box(box: Box, image: Image) -> Image:
     from PIL.Image import new
 
     if len(box) != 4:
         raise ValueError(f"mask is {box!r}; a box has four numbers: x, y, width and height in pixels")
     x, y, w, h = _whole(box, "mask")
-    if x < 0 or y < 0 or w < 1 or h < 1 or x + w > picture.width or y + h > picture.height:
+    if x < 0 or y < 0 or w < 1 or h < 1 or x + w > image.width or y + h > image.height:
         raise ValueError(
-            f"the mask x {x}, y {y}, width {w}, height {h} is not within the picture, {_by(picture.size)} pixels"
+            f"the mask x {x}, y {y}, width {w}, height {h} is not within the image, {_by(image.size)} pixels"
         )
-    mask = new("L", picture.size)
+    mask = new("L", image.size)
     mask.paste(255, (x, y, x + w, y + h))
     return mask
 
 
-def _given_mask(mask: Any, picture: Image) -> Image:
-    """A mask that someone has made, light where the picture is drawn anew; what is transparent stays."""
+def _given_mask(mask: Any, image: Image) -> Image:
+    """A mask that someone has made, light where the image is drawn anew; what is transparent stays."""
     upright = upright_rgb(_require_pil(mask, "the mask"), "black", "the mask")
-    if upright.size != picture.size:
+    if upright.size != image.size:
         raise ValueError(
-            f"the mask is {_by(upright.size)} pixels, the picture {_by(picture.size)}; "
-            "give one of the picture's size, or a box: x, y, width and height"
+            f"the mask is {_by(upright.size)} pixels, the image {_by(image.size)}; "
+            "give one of the image's size, or a box: x, y, width and height"
         )
     grey = upright.convert("L")
     lightest = max(level for level, count in enumerate(grey.histogram()) if count)
@@ -168,25 +166,25 @@ def _given_mask(mask: Any, picture: Image) -> Image:
     return grey.point(lambda level: 255 * (level > HALF))
 
 
-def _expanded(picture: Image, expand: int | Sides) -> tuple[Image, Image]:
-    """The picture with more room around it, filled with what is nearest; the room is what is drawn."""
+def _expanded(image: Image, expand: int | Sides) -> tuple[Image, Image]:
+    """The image with more room around it, filled with what is nearest; the room is what is drawn."""
     from PIL.Image import fromarray, new
 
     left, top, right, bottom = _sides(expand)
-    width, height = picture.width + left + right, picture.height + top + bottom
+    width, height = image.width + left + right, image.height + top + bottom
     if width != height:
         raise ValueError(
             f"expand gives {width} x {height} pixels, and models draw squares; add {abs(width - height)} more "
             f"{'above or below' if width > height else 'left or right'}: expand is left, top, right and bottom"
         )
-    if width > GROWN * max(picture.size):
+    if width > GROWN * max(image.size):
         raise ValueError(
-            f"expand gives {width} x {height} pixels, of which the picture has {_by(picture.size)}; "
-            f"it may grow to {GROWN} times its longer side, {GROWN * max(picture.size)} pixels"
+            f"expand gives {width} x {height} pixels, of which the image has {_by(image.size)}; "
+            f"it may grow to {GROWN} times its longer side, {GROWN * max(image.size)} pixels"
         )
-    grown = np.pad(np.asarray(picture), ((top, bottom), (left, right), (0, 0)), mode="edge")
+    grown = np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge")
     mask = new("L", (width, height), 255)
-    mask.paste(0, (left, top, left + picture.width, top + picture.height))
+    mask.paste(0, (left, top, left + image.width, top + image.height))
     return fromarray(grown), mask
 
 
@@ -198,7 +196,7 @@ def _sides(expand: int | Sides) -> tuple[int, int, int, int]:
 
 
 def _square_around(mask: Image, *, whole: bool) -> Square:
-    """The largest square of a picture that holds what is drawn anew, as near the middle as that allows."""
+    """The largest square of an image that holds what is drawn anew, as near the middle as that allows."""
     middle, drawn = middle_square(*mask.size), mask.getbbox()
     if drawn is None:
         return middle
@@ -206,7 +204,7 @@ def _square_around(mask: Image, *, whole: bool) -> Square:
     if whole and max(right - left, bottom - top) > middle.side:
         raise ValueError(
             f"the mask is larger than the square that is drawn, {middle.side} x {middle.side} of {_by(mask.size)} "
-            "pixels; mask less, cut the picture square first, or do without keep_pixels"
+            "pixels; mask less, cut the image square first, or do without keep_pixels"
         )
     side = middle.side
     return Square(_moved(middle.left, left, right, side), _moved(middle.top, top, bottom, side), side)

@@ -26,7 +26,7 @@ from var_toolkit.zoo.registry import CONFIG, Embedded, Entry, Hub, Sampling
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models by name that draw one picture together (CoDe): a source that `load` and `skeleton` take."""
+    """Two models by name that draw one image together (CoDe): a source that `load` and `skeleton` take."""
 
     drafter: str
     refiner: str
@@ -167,9 +167,7 @@ def _from_directory(folder: Path, given: Mapping[str, Part], weights: bool) -> P
 def _from_entry(found: Entry, given: Mapping[str, Part], weights: bool) -> Pipeline:
     if not found.draws:
         drawing = [name for name, other in registry.ENTRIES.items() if other.draws]
-        raise ValueError(
-            f"model {found.name!r} draws no pictures ({found.summary}); those that do: {', '.join(drawing)}"
-        )
+        raise ValueError(f"model {found.name!r} draws no images ({found.summary}); those that do: {', '.join(drawing)}")
     if isinstance(found.source, Embedded):
         folders = found.source.parts()
         own = _read({part: folder for part, folder in folders.items() if part not in given}, weights)

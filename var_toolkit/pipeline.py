@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from var_toolkit.backbones.linear import pack_linears
-from var_toolkit.editing import as_picture, prepare
-from var_toolkit.pictures import as_output, picture_tensor
+from var_toolkit.editing import as_image, prepare
+from var_toolkit.images import as_output, image_tensor
 from var_toolkit.sampling.collaborative import code, require_one_tokenizer
 from var_toolkit.sampling.engine import ScaleEvent, decode
 from var_toolkit.sampling.flow import Flow
@@ -53,9 +53,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PipelineOutput:
-    """Pictures, and what they were drawn from and with."""
+    """Images, and what they were drawn from and with."""
 
-    images: Any  # list of PIL pictures; or float in [0, 1]: numpy (B, h, w, 3), torch (B, 3, h, w); or latents
+    images: Any  # list of PIL images; or float in [0, 1]: numpy (B, h, w, 3), torch (B, 3, h, w); or latents
     class_labels: list[int]
     seeds: list[int]
     tokens: list[Tensor]  # K maps on the CPU: (B, n_k), int64; continuous ones (B, n_k, C), float32
@@ -67,7 +67,7 @@ class PipelineOutput:
 
 
 class Pipeline:
-    """A tokenizer and a backbone that draw pictures of classes.
+    """A tokenizer and a backbone that draw images of classes.
 
     `sampling` holds the default settings; `data_set` says whose class names the labels have. With a `refiner`, itself
     a pipeline on the same tokenizer, the backbone draws the first `draft_scales` scales and the refiner's the others.
@@ -202,13 +202,13 @@ class Pipeline:
         return Plan(self.tokenizer, tuple(stages))
 
     def __call__(self, class_labels: Labels, **drawing: Unpack[Drawing]) -> PipelineOutput | tuple[Any]:
-        """Draw one picture a label.
+        """Draw one image a label.
 
-        Labels are numbers, names or synsets; None draws without one. Each picture is drawn from its own seed (63 bits)
-        and does not depend on the batch; without `seeds` they come from `generator` (one for all, or one a picture), or
+        Labels are numbers, names or synsets; None draws without one. Each image is drawn from its own seed (63 bits)
+        and does not depend on the batch; without `seeds` they come from `generator` (one for all, or one an image), or
         from torch's global one. The settings are those of `plan`; a `plan` made elsewhere takes their place. The
         callback sees every scale of every batch.
-        Without `return_dict` the pictures come alone, in a tuple.
+        Without `return_dict` the images come alone, in a tuple.
         ValueError names what is wrong before anything is drawn.
         """
         return self._draw(class_labels, **drawing)
@@ -223,23 +223,23 @@ class Pipeline:
         keep_pixels: bool = False,
         **drawing: Unpack[Drawing],
     ) -> PipelineOutput | tuple[Any]:
-        """Draw a part of a picture anew, one result a label: in-painting, or out-painting with `expand`.
+        """Draw a part of an image anew, one result a label: in-painting, or out-painting with `expand`.
 
-        `mask` is a picture of the same size, light where it is drawn anew, or a box (x, y, width, height) in pixels;
-        `expand` adds pixels around the picture, on all sides or (left, top, right, bottom), and draws those. A model
+        `mask` is an image of the same size, light where it is drawn anew, or a box (x, y, width, height) in pixels;
+        `expand` adds pixels around the image, on all sides or (left, top, right, bottom), and draws those. A model
         sees the largest square that holds the mask, scaled to its own size, and the result is that square; the rest of
         it is as the tokenizer keeps it, and changes a little near the mask. With `keep_pixels` the drawn part is pasted
-        into the given picture, which stays as it is outside the mask. Labels and `drawing` are those of a call;
+        into the given image, which stays as it is outside the mask. Labels and `drawing` are those of a call;
         speculation keeps nothing and is refused. ValueError names what does not fit before anything is drawn.
         """
-        side = self.tokenizer.picture_side
+        side = self.tokenizer.image_side
         edit = prepare(image, mask, expand, side=side, whole=keep_pixels)
         if keep_pixels and drawing.get("output_type") == "latent":
             raise ValueError("keep_pixels pastes pixels, and output_type 'latent' has none; choose one")
 
         def keep() -> Kept:
             return kept_outside(
-                edit.cells(self.tokenizer.scales.finest), self._tokens(edit.picture(side)), self.tokenizer
+                edit.cells(self.tokenizer.scales.finest), self._tokens(edit.square_tensor(side)), self.tokenizer
             )
 
         return self._draw(class_labels, keep, edit.pasted if keep_pixels else as_output, **drawing)
@@ -247,21 +247,21 @@ class Pipeline:
     def vary(
         self, image: Image | Tensor, from_scale: int, class_labels: Labels = None, **drawing: Unpack[Drawing]
     ) -> PipelineOutput | tuple[Any]:
-        """Draw the finer scales of a picture anew, from `from_scale` on, one result a label; the coarser ones stay.
+        """Draw the finer scales of an image anew, from `from_scale` on, one result a label; the coarser ones stay.
 
-        0 draws everything, the number of scales nothing. The picture is cut square as in `reconstruct`. Labels and
+        0 draws everything, the number of scales nothing. The image is cut square as in `reconstruct`. Labels and
         `drawing` are those of a call. ValueError names what does not fit before anything is drawn.
         """
         require_scale(from_scale, self.tokenizer.scales)
-        side = self.tokenizer.picture_side
-        picture = picture_tensor(as_picture(image, side), side)
+        side = self.tokenizer.image_side
+        square = image_tensor(as_image(image, side), side)
         return self._draw(
-            class_labels, lambda: kept_before(from_scale, self._tokens(picture), self.tokenizer), **drawing
+            class_labels, lambda: kept_before(from_scale, self._tokens(square), self.tokenizer), **drawing
         )
 
-    def _tokens(self, picture_3ss: Tensor) -> list[Tensor]:
-        """The token maps of one picture in [0, 1]."""
-        found: list[Tensor] = self.tokenizer.token_maps(picture_3ss[None].to(self.device) * 2 - 1)
+    def _tokens(self, image_3ss: Tensor) -> list[Tensor]:
+        """The token maps of one image in [0, 1]."""
+        found: list[Tensor] = self.tokenizer.token_maps(image_3ss[None].to(self.device) * 2 - 1)
         return found
 
     def _draw(
@@ -280,7 +280,7 @@ class Pipeline:
         callback_on_scale_end: Callable[[ScaleEvent], None] | None = None,
         **settings: Unpack[Settings],
     ) -> PipelineOutput | tuple[Any]:
-        """As a call, with what finds the tokens that stay, and what makes the output of pictures in [-1, 1]."""
+        """As a call, with what finds the tokens that stay, and what makes the output of images in [-1, 1]."""
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
         if batch_size < 1:
@@ -298,15 +298,15 @@ class Pipeline:
         if keep is not None:
             require_keeping(plan)
         kept = None if keep is None else keep()
-        runs, pictures = [], []
+        runs, decoded = [], []
         for at in range(0, len(labels), batch_size):
             noise = Noise(chosen[at : at + batch_size], self.device)
             labels_B = torch.tensor(labels[at : at + batch_size], device=self.device)
             runs.append(decode(plan, labels_B, noise, kept=kept, on_scale=callback_on_scale_end))
             if output_type != "latent":
-                pictures.append(self.tokenizer.decode(runs[-1].latent).cpu())
+                decoded.append(self.tokenizer.decode(runs[-1].latent).cpu())
         latents = torch.cat([run.latent.cpu() for run in runs])
-        images = finish(torch.cat(pictures), output_type) if pictures else latents
+        images = finish(torch.cat(decoded), output_type) if decoded else latents
         if not return_dict:
             return (images,)
         return PipelineOutput(
@@ -322,10 +322,10 @@ class Pipeline:
         )
 
     def reconstruct(self, image: Image | Tensor) -> Image:
-        """What the tokenizer keeps of a picture: a PIL picture of any size (cut square), or (3, h, w) in [0, 1]."""
-        side = self.tokenizer.picture_side
-        picture = image if isinstance(image, Tensor) else picture_tensor(image, side)
-        drawn = self.tokenizer.reconstruct(picture.unsqueeze(0).to(self.device) * 2 - 1)
+        """What the tokenizer keeps of an image: a PIL image of any size (cut square), or (3, h, w) in [0, 1]."""
+        side = self.tokenizer.image_side
+        square = image if isinstance(image, Tensor) else image_tensor(image, side)
+        drawn = self.tokenizer.reconstruct(square.unsqueeze(0).to(self.device) * 2 - 1)
         return as_output(drawn.cpu(), "pil")[0]
 
     def save_pretrained(self, directory: Path | str, dtype: torch.dtype | None = None) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# Published schedules by picture side in pixels (VAR, arXiv 2404.02905; 1024 as in HMAR, arXiv 2506.04421).
+# Published schedules by image side in pixels (VAR, arXiv 2404.02905; 1024 as in HMAR, arXiv 2506.04421).
 SCHEDULES: dict[str, tuple[int, ...]] = {
     "256": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
     "512": (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
@@ -39,7 +39,7 @@ class Scales:
 
     @classmethod
     def named(cls, name: str) -> Scales:
-        """The published schedule for pictures of 256, 512 or 1024 px."""
+        """The published schedule for images of 256, 512 or 1024 px."""
         if name not in SCHEDULES:
             raise ValueError(f"schedule {name!r} is not known; known are {', '.join(SCHEDULES)}")
         return cls(SCHEDULES[name])

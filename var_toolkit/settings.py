@@ -1,4 +1,4 @@
-"""The keywords of a pipeline: what pictures are drawn of, and how; and their checks."""
+"""The keywords of a pipeline: what images are drawn of, and how; and their checks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONTINUOUS = ("solver", "steps", "guidance_interval")
 
 
 class Settings(TypedDict, total=False):
-    """How pictures are drawn. None stands for the model's own default."""
+    """How images are drawn. None stands for the model's own default."""
 
     guidance_scale: float | None  # at the last scale, as VAR counts it (`sampling.plan.Stage`); 0 is off
     top_k: int | None  # 0 is off
@@ -54,12 +54,12 @@ class Settings(TypedDict, total=False):
 
 
 class Drawing(Settings, total=False):
-    """How pictures are drawn, and what of: the keywords of a call, which explains them."""
+    """How images are drawn, and what of: the keywords of a call, which explains them."""
 
-    seeds: int | Sequence[int] | None  # one a picture
+    seeds: int | Sequence[int] | None  # one an image
     generator: torch.Generator | Sequence[torch.Generator] | None  # of seeds that are not given
     plan: Plan | None  # in the place of settings
-    batch_size: int  # pictures at a time, 8 by default
+    batch_size: int  # images at a time, 8 by default
     output_type: str  # pil (the default), np, pt or latent
     return_dict: bool  # True by default
     callback_on_scale_end: Callable[[ScaleEvent], None] | None
@@ -86,7 +86,7 @@ def is_one(labels: object) -> bool:
 def seeds_of(
     given: int | Sequence[int] | None, count: int, generator: torch.Generator | Sequence[torch.Generator] | None
 ) -> list[int]:
-    """A seed for each of `count` pictures: those given, or from one generator or one a picture, or torch's own."""
+    """A seed for each of `count` images: those given, or from one generator or one an image, or torch's own."""
     if given is None and not isinstance(generator, Sequence):
         device = generator.device if generator is not None else "cpu"
         return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
@@ -94,5 +94,5 @@ def seeds_of(
         given = [seeds_of(None, 1, one)[0] for one in generator]  # type: ignore[union-attr]
     seeds = [given] if isinstance(given, int) else [int(seed) for seed in given]
     if len(seeds) != count:
-        raise ValueError(f"there are {len(seeds)} seeds for {count} class labels; give one seed a picture")
+        raise ValueError(f"there are {len(seeds)} seeds for {count} class labels; give one seed an image")
     return seeds

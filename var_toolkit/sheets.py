@@ -1,4 +1,4 @@
-"""Several pictures as one: plain grids, and tables with names for notebooks and figures."""
+"""Several images as one: plain grids, and tables with names for notebooks and figures."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-GAP = 2  # pixels between pictures
+GAP = 2  # pixels between images
 LETTERS = 13  # height of names, in pixels
 
 
 def grid(images: list[Any], columns: int) -> Any:
-    """PIL pictures of one size as one picture, row by row, two pixels apart."""
+    """PIL images of one size as one image, row by row, two pixels apart."""
     from PIL import Image
 
     width, height = (length + GAP for length in images[0].size)
@@ -25,29 +25,29 @@ def grid(images: list[Any], columns: int) -> Any:
 
 
 def enlarged(image: Any, least: int) -> Any:
-    """A PIL picture, magnified by a whole factor to at least `least` pixels if it is small."""
+    """A PIL image, magnified by a whole factor to at least `least` pixels if it is small."""
     factor = max(1, least // image.width)
     return image.resize((image.width * factor, image.height * factor), 0)
 
 
-def picture_table(
+def image_table(
     rows: Sequence[Sequence[Image]],
     *,
     row_names: Sequence[str] = (),
     column_names: Sequence[str] = (),
     side: int = 96,
 ) -> Image:
-    """Rows of square PIL pictures as one picture with names; a notebook shows it as it is.
+    """Rows of square PIL images as one image with names; a notebook shows it as it is.
 
-    Each picture is scaled to `side` pixels, so token maps and pictures of any size go together: by a whole factor with
-    sharp edges, by any other smoothly. Rows may differ in length. ValueError if there are no pictures, or another
+    Each image is scaled to `side` pixels, so token maps and images of any size go together: by a whole factor with
+    sharp edges, by any other smoothly. Rows may differ in length. ValueError if there are no images, or another
     number of names than of rows or columns.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     columns = max(map(len, rows), default=0)
     if not columns:
-        raise ValueError("rows hold no pictures; give at least one")
+        raise ValueError("rows hold no images; give at least one")
     for what, names, count in (("row", row_names, len(rows)), ("column", column_names, columns)):
         if names and len(names) != count:
             raise ValueError(f"there are {len(names)} {what} names for {count} {what}s; give one each, or none")
@@ -62,8 +62,8 @@ def picture_table(
     for y, name in enumerate(row_names):
         pen.text((left - 3 * GAP, top + y * step + side / 2), name, "black", font, "rm")
     for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            whole = side % picture.width == 0
-            scaled = picture.resize((side, side), Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC)
+        for x, image in enumerate(row):
+            whole = side % image.width == 0
+            scaled = image.resize((side, side), Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC)
             sheet.paste(scaled, (left + x * step, top + y * step))
     return sheet

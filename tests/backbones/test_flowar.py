@@ -1,4 +1,4 @@
-"""FlowAR agrees with the published network and with itself: packed and cached, whole pictures and single scales."""
+"""FlowAR agrees with the published network and with itself: packed and cached, whole images and single scales."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ LABELS = torch.tensor([1, 5])  # a class and none
 
 
 def batch_of(network: FlowAR, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Inputs, noisy maps and times for two pictures."""
+    """Inputs, noisy maps and times for two images."""
     generator = torch.Generator().manual_seed(seed)
     total, channels = network.scales.total, network.config.latent_channels
     inputs = torch.randn(2, total - network.scales.lengths[0], channels, generator=generator)
@@ -114,7 +114,7 @@ def test_scales_one_after_another_give_the_packed_velocities(patch_nums, cross):
             span, scales = slice(offsets[k], offsets[k + 1]), range(k, k + 1)
             part = inputs[:, offsets[k] - first : offsets[k + 1] - first] if k else None
             field = network.field(network.hidden(condition, part, scales=scales, cache=cache), k)
-            for row in range(2):  # a field has one time for all pictures, the packed pass one for each
+            for row in range(2):  # a field has one time for all images, the packed pass one for each
                 alone = field(noisy[:, span], float(times[row, k]))[row]
                 assert_close(alone, packed[row, span], atol=2e-5, rtol=1e-4)
     assert cache.length == network.scales.total

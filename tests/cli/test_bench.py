@@ -52,10 +52,10 @@ def test_two_rows_become_a_table_a_file_and_a_plot(painter, tmp_path, monkeypatc
     assert len(plain["raw_rounds"]) == told["rounds"] == 2
     assert plain["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
     assert half["ratio"]["low"] <= half["ratio"]["median"] <= half["ratio"]["high"]
-    assert half["cache_bytes_per_picture"] * 4 == plain["cache_bytes_per_picture"]
+    assert half["cache_bytes_per_image"] * 4 == plain["cache_bytes_per_image"]
     assert half["predicted"]["transformer_ratio"] == 2
-    assert plain["quality_found"]["pictures"] == 12
-    assert single["quality_found"] == plain["quality_found"]  # the same pictures, drawn once
+    assert plain["quality_found"]["images"] == 12
+    assert single["quality_found"] == plain["quality_found"]  # the same images, drawn once
     assert told["machine"]["threads"] >= 1
     assert Path("out/table.md").read_text().count("| plain |") == 1
     assert Image.open("out/table.png").width > 1000
@@ -67,7 +67,7 @@ def test_without_quality_there_is_no_plot(model, capsys):
     told = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in told["rows"]] == ["b"]
     assert told["files"] == ["out/table.json", "out/table.md"]
-    assert told["rows"][0]["seconds_per_picture"] > 0
+    assert told["rows"][0]["seconds_per_image"] > 0
 
 
 def test_a_row_that_fails_says_why_and_the_others_go_on(model, tmp_path, capsys):

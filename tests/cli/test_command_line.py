@@ -46,12 +46,12 @@ def test_the_options_are_the_documented_ones():
         "--jacobi-start", "--jacobi-keep", "--exit-layers", "--delta", "--lambda", "--neighbours", "--raw-codes",
         "--group", "--boost", "--decay", "--method",
     }  # fmt: skip
-    pictures = machine | drawing | plans | {
+    images = machine | drawing | plans | {
         "--class", "-n", "--seed", "--model", "--out", "--grid", "--trace", "--save-tokens", "--dry-run", "--json",
     }  # fmt: skip
-    assert options["sample"] == pictures
-    assert options["edit"] == pictures | {"--mask", "--expand", "--keep-pixels"}
-    assert options["vary"] == pictures | {"--from-scale"}
+    assert options["sample"] == images
+    assert options["edit"] == images | {"--mask", "--expand", "--keep-pixels"}
+    assert options["vary"] == images | {"--from-scale"}
     assert options["reconstruct"] == machine | {"--model", "--out", "--json"}
     assert options["models"] == {"-h", "--help", "--json"}
     assert options["convert"] == {
@@ -85,36 +85,36 @@ def test_models_that_match_nothing_are_said_so(capsys):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA", "I;16", "1"])
-def test_pictures_of_every_kind_are_reconstructed(mode, model, capsys):
-    name = "picture.tif" if mode in ("CMYK", "I;16") else "picture.png"
+def test_images_of_every_kind_are_reconstructed(mode, model, capsys):
+    name = "image.tif" if mode in ("CMYK", "I;16") else "image.png"
     Image.new("RGB", (90, 70), "teal").convert("L" if mode == "I;16" else mode).convert(mode).save(name)
     assert main(["reconstruct", name, "--model", model]) == 0
-    assert Image.open("picture_reconstruction.png").width > 128
+    assert Image.open("image_reconstruction.png").width > 128
     assert "PSNR" in capsys.readouterr().out
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped():
-    from var_toolkit.pictures import picture_tensor
+    from var_toolkit.images import image_tensor
 
     ramp = Image.new("I;16", (16, 16))
     for x in range(16):
         for y in range(16):
             ramp.putpixel((x, y), x * 4369)
-    row = picture_tensor(ramp, 16)[0, 0]
+    row = image_tensor(ramp, 16)[0, 0]
     assert [round(float(v) * 15) for v in row] == list(range(16))
 
 
 def test_a_tokenizer_alone_can_reconstruct(model, tmp_path):
-    Image.new("RGB", (70, 70), "teal").save("picture.png")
-    assert main(["reconstruct", "picture.png", "--model", f"{model}/tokenizer"]) == 0
-    assert main(["reconstruct", "picture.png", "--model", f"{model}/backbone", "--out", "b.png"]) == 2
+    Image.new("RGB", (70, 70), "teal").save("image.png")
+    assert main(["reconstruct", "image.png", "--model", f"{model}/tokenizer"]) == 0
+    assert main(["reconstruct", "image.png", "--model", f"{model}/backbone", "--out", "b.png"]) == 2
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"no picture", "is not a picture"), (b"\x89PNG\r\n\x1a\n" + b"0" * 50, "picture"), (None, "No such file")],
+    [(b"no image", "is not an image"), (b"\x89PNG\r\n\x1a\n" + b"0" * 50, "image"), (None, "No such file")],
 )
-def test_a_file_that_is_no_picture_is_one_line(content, words, model, tmp_path, capsys):
+def test_a_file_that_is_no_image_is_one_line(content, words, model, tmp_path, capsys):
     if content is not None:
         (tmp_path / "image.png").write_bytes(content)
     assert main(["reconstruct", "image.png", "--model", model]) == 2

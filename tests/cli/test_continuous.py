@@ -36,7 +36,7 @@ def sample(model, *options) -> int:
     return main(["sample", "--class", "3", "1", "--device", "cpu", "--model", model, *options])
 
 
-def test_pictures_tokens_and_the_work_are_told(flowar, capsys):
+def test_images_tokens_and_the_work_are_told(flowar, capsys):
     assert sample(flowar, "--json", "--trace", "trace.gif", "--save-tokens", "tokens.safetensors") == 0
     facts = json.loads(capsys.readouterr().out)
     assert [Image.open(file).size for file in facts["files"]] == [(6, 6), (6, 6)]
@@ -75,7 +75,7 @@ def test_without_guidance_half_the_memory_is_held(flowar, capsys):
     assert held[0] == 2 * held[1] > 0
 
 
-def test_another_autoencoder_draws_larger_pictures(flowar, coarser, capsys):
+def test_another_autoencoder_draws_larger_images(flowar, coarser, capsys):
     assert sample(flowar, "--tokenizer", coarser, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert Image.open(facts["files"][0]).size == (12, 12)
@@ -103,7 +103,7 @@ def test_another_autoencoder_draws_larger_pictures(flowar, coarser, capsys):
         (["--tokenizer", "EIGHT"], "expects 4 latent channels"),
         (["--tokenizer", "EIGHT"], "has 8"),
         (["--tokenizer", "./nowhere"], "is not known"),
-        (["--drafter", "FLOWAR", "--refiner", "DISCRETE", "--draft-scales", "2"], "a picture needs one for both"),
+        (["--drafter", "FLOWAR", "--refiner", "DISCRETE", "--draft-scales", "2"], "an image needs one for both"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -134,14 +134,14 @@ def test_latents_that_are_not_finite_end_in_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("place", ["model", "tokenizer", "pipeline"])
-def test_a_picture_of_any_size_is_reconstructed(flowar, place, tmp_path, capsys):
+def test_an_image_of_any_size_is_reconstructed(flowar, place, tmp_path, capsys):
     save_network(tiny_kl().autoencoder, tmp_path / "pipeline" / "vae")
     source = {"model": flowar, "tokenizer": f"{flowar}/tokenizer", "pipeline": "pipeline"}[place]
-    Image.new("RGB", (90, 70), "teal").save("picture.png")
-    assert main(["reconstruct", "picture.png", "--model", source]) == 0
+    Image.new("RGB", (90, 70), "teal").save("image.png")
+    assert main(["reconstruct", "image.png", "--model", source]) == 0
     assert "right what 9 latent positions of 4 channels keep of it; PSNR" in capsys.readouterr().out
-    assert Image.open("picture_reconstruction.png").size == (504, 216)  # magnified by 36
-    assert main(["reconstruct", "picture.png", "--model", source, "--json"]) == 0
+    assert Image.open("image_reconstruction.png").size == (504, 216)  # magnified by 36
+    assert main(["reconstruct", "image.png", "--model", source, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"] == 9
 
 

@@ -19,10 +19,10 @@ def test_a_set_is_drawn_told_and_continued(model, capsys):
     assert len(list(Path("set").glob("*.png"))) == 10
     assert np.load("set.npz")["arr_0"].shape == (10, 64, 64, 3)
     told = capsys.readouterr()
-    assert told.out.startswith("set: 10 pictures, 10 of them drawn now at ")
-    assert told.err == "set: 10 pictures to draw\n"
+    assert told.out.startswith("set: 10 images, 10 of them drawn now at ")
+    assert told.err == "set: 10 images to draw\n"
     assert evaluate(*command) == 0
-    assert capsys.readouterr().out == "set: 10 pictures; packed in set.npz\n"
+    assert capsys.readouterr().out == "set: 10 images; packed in set.npz\n"
 
 
 def test_shards_are_drawn_packed_continued_and_measured(model, capsys):
@@ -35,17 +35,17 @@ def test_shards_are_drawn_packed_continued_and_measured(model, capsys):
     Path("set/shard-00001.tar").unlink()
     capsys.readouterr()
     assert evaluate(*command) == 0
-    assert "set: 16 of 24 pictures are there; 8 to draw" in capsys.readouterr().err
+    assert "set: 16 of 24 images are there; 8 to draw" in capsys.readouterr().err
     assert main(["evaluate", "score", "--images", "set", "--reference", "set.npz", "--features", "stilllife"]) == 0
-    assert "set (24 pictures of 64x64)" in capsys.readouterr().out
+    assert "set (24 images of 64x64)" in capsys.readouterr().out
     assert evaluate(*command[:-4]) == 2
-    assert 'was begun with files "3 shards", not "one a picture"' in capsys.readouterr().err
+    assert 'was begun with files "3 shards", not "one an image"' in capsys.readouterr().err
 
 
 def test_json_is_one_object(model, capsys):
     assert evaluate(model, "--classes", "3", "--per-class", "2", "--out", "set", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["folder"], facts["pictures"], facts["added"], facts["npz"]) == ("set", 2, 2, None)
+    assert (facts["folder"], facts["images"], facts["added"], facts["npz"]) == ("set", 2, 2, None)
     assert facts["images_per_second"] > 0
 
 

@@ -29,18 +29,18 @@ def parsed():
 def sets() -> None:
     """Two small sets of still lifes in the current folder, as an evaluator's files."""
     for name, first in (("a", 0), ("b", 100)):
-        pictures = render(range(first, first + 40), range(40)).permute(0, 2, 3, 1)
-        np.savez(f"{name}.npz", arr_0=pictures.numpy())
+        images = render(range(first, first + 40), range(40)).permute(0, 2, 3, 1)
+        np.savez(f"{name}.npz", arr_0=images.numpy())
 
 
 def test_the_table_names_figures_settings_and_doubts(parsed, sets, capsys):
     parsed("--images", "a.npz", "--reference", "b.npz", "--features", "stilllife", "-n", "30")
     told = capsys.readouterr()
-    assert "a.npz (30 pictures of 64x64)" in told.out
+    assert "a.npz (30 images of 64x64)" in told.out
     for name in ("FID", "spatial FID", "Inception Score", "KID", "precision", "recall"):
         assert f"\n{name} " in told.out
     assert "torch_fidelity 0.4" in told.out
-    assert told.err.startswith("note: fid, sfid: 30 pictures of a.npz are too few for 128 pooled")
+    assert told.err.startswith("note: fid, sfid: 30 images of a.npz are too few for 128 pooled")
 
 
 def test_json_is_one_object(parsed, sets, capsys):
@@ -48,7 +48,7 @@ def test_json_is_one_object(parsed, sets, capsys):
     report = json.loads(capsys.readouterr().out)
     assert list(report)[:6] == ["fid", "sfid", "isc", "kid", "precision", "recall"]
     assert report["features"] == "stilllife"
-    assert report["reference"] == {"source": "b.npz", "kind": "pictures", "count": 40, "pixels": "64x64"}
+    assert report["reference"] == {"source": "b.npz", "kind": "images", "count": 40, "pixels": "64x64"}
 
 
 def test_missing_figures_are_dashes(parsed, sets, capsys):
@@ -61,12 +61,12 @@ def test_missing_figures_are_dashes(parsed, sets, capsys):
 
 
 def test_a_folder_that_says_how_it_was_sampled_is_quoted(parsed, sets, capsys):
-    folder = Path("pictures")
+    folder = Path("images")
     folder.mkdir()
-    for i, picture in enumerate(torch.randint(256, (4, 64, 64, 3), dtype=torch.uint8)):
-        Image.fromarray(picture.numpy()).save(folder / f"{i}.png")
+    for i, image in enumerate(torch.randint(256, (4, 64, 64, 3), dtype=torch.uint8)):
+        Image.fromarray(image.numpy()).save(folder / f"{i}.png")
     (folder / "settings.json").write_text('{"model": "x", "per_class": 2, "stages": [{"guidance": 1.5}]}')
-    parsed("--images", "pictures", "--reference", "a.npz", "--features", "stilllife")
+    parsed("--images", "images", "--reference", "a.npz", "--features", "stilllife")
     out = capsys.readouterr().out
     assert "model        x\n" in out
     assert "per class    2\n" in out
@@ -74,7 +74,7 @@ def test_a_folder_that_says_how_it_was_sampled_is_quoted(parsed, sets, capsys):
 
 
 def png(path: str, content: bytes | None = None) -> None:
-    """A picture of noise, or a file that says it is one."""
+    """An image of noise, or a file that says it is one."""
     Path(path).parent.mkdir(exist_ok=True)
     Image.effect_noise((64, 64), 90).convert("RGB").save(path)
     if content is not None:
@@ -99,13 +99,13 @@ def wrong() -> None:
     ("options", "words"),
     [
         (["--images", "nowhere"], "nowhere is not there"),
-        (["--images", "empty"], "empty holds no pictures"),
-        (["--images", "mixed"], "mixed/notes.txt is no picture"),
+        (["--images", "empty"], "empty holds no images"),
+        (["--images", "mixed"], "mixed/notes.txt is no image"),
         (["--images", "corrupt"], "corrupt/b.png is damaged"),
         (["--images", "shards"], "shards/shard-00000.tar is damaged, or is not a tar file"),
-        (["--images", "keys.npz"], "keys.npz holds images; it must hold pictures as arr_0"),
-        (["--images", "a.npz", "-n", "41"], "41 pictures are asked for; a.npz holds 40"),
-        (["--images", "a.npz", "--reference", "empty"], "empty holds no pictures"),
+        (["--images", "keys.npz"], "keys.npz holds images; it must hold images as arr_0"),
+        (["--images", "a.npz", "-n", "41"], "41 images are asked for; a.npz holds 40"),
+        (["--images", "a.npz", "--reference", "empty"], "empty holds no images"),
         (["--images", "a.npz", "--features", "inception", "--inception-weights", "weights.pth"], "weights.pth"),
         (["--images", "a.npz", "--features", "inception", "--inception-weights", "nowhere.pth"], "nowhere.pth"),
         (["--images", "a.npz", "--inception-weights", "weights.pth"], "the features are 'stilllife'"),

@@ -26,7 +26,7 @@ def sample(model, *options) -> int:
     return main(["sample", "--class", "3", "1", "--device", "cpu", "--model", model, *options])
 
 
-def test_pictures_tokens_and_the_work_are_told(llamagen, capsys):
+def test_images_tokens_and_the_work_are_told(llamagen, capsys):
     assert sample(llamagen, "--json", "--batch-size", "1", "--save-tokens", "tokens.safetensors") == 0
     facts = json.loads(capsys.readouterr().out)
     assert [Image.open(file).size for file in facts["files"]] == [(6, 6), (6, 6)]
@@ -38,14 +38,14 @@ def test_pictures_tokens_and_the_work_are_told(llamagen, capsys):
     assert torch.equal(saved["latent"], expected.latents)
 
 
-def test_the_grid_and_the_trace_show_the_finished_pictures(llamagen, capsys):
+def test_the_grid_and_the_trace_show_the_finished_images(llamagen, capsys):
     assert sample(llamagen, "-n", "2", "--grid", "--trace", "trace.gif", "--out", "grid.png") == 0
     assert Image.open("grid.png").size == (14, 14)
     assert Image.open("trace.gif").n_frames == 1
     assert "class 3" in capsys.readouterr().out
 
 
-def test_guided_tokens_reach_the_plan_and_the_pictures(llamagen, capsys):
+def test_guided_tokens_reach_the_plan_and_the_images(llamagen, capsys):
     assert sample(llamagen, "--guided-tokens", "4", "--dry-run", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert "guidance 1, top-k 0, top-p 0, temperature 1, 4 tokens guided" in facts["plan"]
@@ -77,8 +77,8 @@ def test_without_guidance_half_the_memory_is_held(llamagen, capsys):
         (["--guided-tokens", "-1"], "'-1' must be an integer of at least 0"),
         (["--model", "VAR", "--guided-tokens", "3"], "guided_tokens is for next-token models, not VAR"),
         (["--tokenizer", "./nowhere"], "is not known"),
-        (["--drafter", "LLAMAGEN", "--refiner", "LLAMAGEN", "--draft-scales", "1"], "draws its picture as one map"),
-        (["--drafter", "VAR", "--refiner", "LLAMAGEN", "--draft-scales", "1"], "a picture needs one for both"),
+        (["--drafter", "LLAMAGEN", "--refiner", "LLAMAGEN", "--draft-scales", "1"], "draws its image as one map"),
+        (["--drafter", "VAR", "--refiner", "LLAMAGEN", "--draft-scales", "1"], "an image needs one for both"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -97,11 +97,11 @@ def test_bad_input_is_one_line_and_status_2(llamagen, model, options, words, tmp
 
 
 @pytest.mark.parametrize("place", ["", "/tokenizer"])
-def test_a_picture_of_any_size_is_reconstructed(llamagen, place, capsys):
-    Image.new("RGB", (90, 70), "teal").save("picture.png")
-    assert main(["reconstruct", "picture.png", "--model", llamagen + place]) == 0
+def test_an_image_of_any_size_is_reconstructed(llamagen, place, capsys):
+    Image.new("RGB", (90, 70), "teal").save("image.png")
+    assert main(["reconstruct", "image.png", "--model", llamagen + place]) == 0
     assert "right what 9 tokens keep of it; PSNR" in capsys.readouterr().out
-    assert main(["reconstruct", "picture.png", "--model", llamagen + place, "--json"]) == 0
+    assert main(["reconstruct", "image.png", "--model", llamagen + place, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"] == 9
 
 

@@ -26,7 +26,7 @@ def most_different(one, other) -> int:
     return int((pixels[0] - pixels[1]).abs().max())
 
 
-def test_a_picture_a_class_and_seed_is_written_and_told(model, tmp_path, capsys):
+def test_an_image_a_class_and_seed_is_written_and_told(model, tmp_path, capsys):
     assert sample(model, "--class", "3", "7", "-n", "2", "--seed", "5") == 0
     names = ["class-3_seed-5.png", "class-3_seed-6.png", "class-7_seed-5.png", "class-7_seed-6.png"]
     assert sorted(p.name for p in tmp_path.iterdir()) == names
@@ -34,7 +34,7 @@ def test_a_picture_a_class_and_seed_is_written_and_told(model, tmp_path, capsys)
     assert "class-7_seed-6.png: class 7" in capsys.readouterr().out
 
 
-def test_the_same_seed_draws_the_same_picture_in_any_batch(model, tmp_path):
+def test_the_same_seed_draws_the_same_image_in_any_batch(model, tmp_path):
     sample(model, "--class", "3", "-n", "5", "--out", "together")
     sample(model, "--class", "3", "--seed", "4", "--out", "alone.png")
     assert most_different("alone.png", "together/class-3_seed-4.png") <= 1
@@ -57,7 +57,7 @@ def test_json_is_one_object_with_what_was_done(model, capsys):
     assert facts["seconds"] > 0
     assert facts["images_per_second"] > 0
     assert facts["peak_memory_bytes"] > 1e7
-    assert facts["cache_bytes"] == 2 * 2 * 2 * 30 * 4 * 256 * 4  # pictures, halves, keys and values, tokens, layers
+    assert facts["cache_bytes"] == 2 * 2 * 2 * 30 * 4 * 256 * 4  # images, halves, keys and values, tokens, layers
 
 
 def test_tokens_and_latent_are_saved(model, tmp_path):
@@ -119,11 +119,11 @@ BAD = [
     (["--class", "3", "--cfg", "nan"], "guidance"),
     (["--class", "3", "--model", "var-d17"], "did you mean 'var-d16'"),
     (["--class", "3", "--model", "./nowhere"], "known are"),
-    (["--class", "3", "--model", "stilllife-classifier"], "draws no pictures"),
+    (["--class", "3", "--model", "stilllife-classifier"], "draws no images"),
     (["--class", "3", "--device", "cuda"], "usable are auto, cpu"),
     (["--class", "3", "--device", "abacus"], "usable are auto, cpu"),
-    (["--class", "3", "--out", "picture.bmp"], "ends in .bmp"),
-    (["--class", "3", "4", "--out", "one.png"], "several pictures"),
+    (["--class", "3", "--out", "image.bmp"], "ends in .bmp"),
+    (["--class", "3", "4", "--out", "one.png"], "several images"),
     (["--class", "3", "--trace", "trace.mp4"], "must end in .gif"),
     (["--class", "3", "--save-tokens", "t.pt"], "must end in .safetensors"),
     (["--clas", "3", "--colour"], "--colour"),
@@ -147,7 +147,7 @@ def test_bad_input_is_one_line_and_status_2_and_nothing_is_written(model, option
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-@pytest.mark.parametrize("what", ["pictures", "tokens", "model"])
+@pytest.mark.parametrize("what", ["images", "tokens", "model"])
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(what, model, tmp_path, capsys):
     small = tmp_path / "small"
     small.mkdir()
@@ -159,7 +159,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(what, model, tm
             with pytest.raises(OSError, match=r"cannot be written|No space left"):
                 load(model, device="cpu").save_pretrained(small / "copy")
         else:
-            places = ["--out", str(small)] if what == "pictures" else ["--save-tokens", str(small / "t.safetensors")]
+            places = ["--out", str(small)] if what == "images" else ["--save-tokens", str(small / "t.safetensors")]
             assert sample(model, "--class", "3", "-n", "40", *places) == 2
             error = capsys.readouterr().err
             assert "No space left" in error

@@ -61,10 +61,10 @@ def test_every_way_draws_and_tells_what_became_of_the_drafts(models, options, ca
     assert run(models, *options.split(), "--json", "-n", "2", "--batch-size", "3") == 0
     told = json.loads(capsys.readouterr().out)
     speculation = told["speculation"]
-    assert 0 < speculation["passes_per_picture"] <= 9
-    assert speculation["tokens_per_pass"] == pytest.approx(9 / speculation["passes_per_picture"], abs=0.01)
-    # The first pass of a picture has no drafts.
-    assert sum(speculation["accepted_histogram"].values()) == round(4 * speculation["passes_per_picture"]) - 4
+    assert 0 < speculation["passes_per_image"] <= 9
+    assert speculation["tokens_per_pass"] == pytest.approx(9 / speculation["passes_per_image"], abs=0.01)
+    # The first pass of an image has no drafts.
+    assert sum(speculation["accepted_histogram"].values()) == round(4 * speculation["passes_per_image"]) - 4
     assert told["forward_passes"] <= 2 * 9
 
 
@@ -98,7 +98,7 @@ def test_draft_models_load_beside_a_model_and_follow_it(models):
     assert not pipe.draft_model.guided
     assert skeleton(Drafting(models["target"], models["eagle"])).draft_model.network.fuse.weight.is_meta
     drawn = pipe([1, 2], seeds=[0, 1], speculate="draft", draft_length=3)
-    assert drawn.speculation.pictures == 2
+    assert drawn.speculation.images == 2
 
 
 @pytest.mark.parametrize(
@@ -170,5 +170,5 @@ def test_a_smaller_var_drafts_whole_scales(capsys):
     options = "--speculate draft --draft-model stilllife-var-small --draft-length 3 --accept lantern --delta 0.3 --json"
     assert main(["sample", "--class", "207", "--device", "cpu", *options.split()]) == 0
     told = json.loads(capsys.readouterr().out)["speculation"]
-    assert told["passes_per_picture"] < 6
+    assert told["passes_per_image"] < 6
     assert set(told["token_acceptance_by_scale"]) <= set("01234")

@@ -24,10 +24,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def crops(data: ClassFolders) -> torch.Tensor:
-    return torch.stack([picture for picture, _ in data])
+    return torch.stack([image for image, _ in data])
 
 
-def test_pictures_are_square_bytes_with_the_number_of_their_folder(root: Path) -> None:
+def test_images_are_square_bytes_with_the_number_of_their_folder(root: Path) -> None:
     data = ClassFolders(root, size=32)
     assert data.classes == ("cat", "dog")
     assert [label for _, label in data] == [0, 0, 1, 1]
@@ -46,13 +46,13 @@ def test_crops_depend_on_seed_epoch_and_index_alone(root: Path) -> None:
     assert not torch.equal(crops(first), crops(other_seed))
 
 
-def test_evaluation_takes_the_centre_of_the_resized_picture(root: Path) -> None:
-    picture = Image.open(root / "cat" / "0.png").resize((63, 36), Image.Resampling.LANCZOS)
-    expected = np.array(picture)[2:34, 16:48]
+def test_evaluation_takes_the_centre_of_the_resized_image(root: Path) -> None:
+    image = Image.open(root / "cat" / "0.png").resize((63, 36), Image.Resampling.LANCZOS)
+    expected = np.array(image)[2:34, 16:48]
     assert np.array_equal(ClassFolders(root, size=32, train=False)[0][0].permute(1, 2, 0).numpy(), expected)
 
 
-def test_flipping_mirrors_some_pictures_and_leaves_the_rest(root: Path) -> None:
+def test_flipping_mirrors_some_images_and_leaves_the_rest(root: Path) -> None:
     plain, flipped = ClassFolders(root, size=32), ClassFolders(root, size=32, flip=True)
     mirrored = set()
     for epoch in range(4):
@@ -67,7 +67,7 @@ def test_flipping_mirrors_some_pictures_and_leaves_the_rest(root: Path) -> None:
 def test_a_missing_or_empty_root_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^root '.*nowhere' is not a folder") as missing:
         ClassFolders(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="must hold one folder of pictures for each class") as empty:
+    with pytest.raises(ValueError, match="must hold one folder of images for each class") as empty:
         ClassFolders(tmp_path)
     (tmp_path / "cat").mkdir()
     with pytest.raises(ValueError, match="cat") as hollow:

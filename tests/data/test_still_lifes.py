@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from var_toolkit.data import picture_cache
+from var_toolkit.data import image_cache
 from var_toolkit.data.still_lifes import (
     COLOURS,
     GROUNDS,
@@ -28,9 +28,9 @@ STORED_SEEDS = [2**40 + 7 * number for number in range(10)]
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture_cache, "CHUNK", 4)
+    monkeypatch.setattr(image_cache, "CHUNK", 4)
     # Spawned processes would not see the small chunks.
-    monkeypatch.setattr(picture_cache.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(image_cache.os, "cpu_count", lambda: 1)
 
 
 def cache_file(directory: Path) -> Path:
@@ -41,19 +41,19 @@ def cache_in_another_process(directory: Path) -> None:
     cached(directory, 6, "train", progress=False)
 
 
-def test_a_picture_alone_equals_the_same_in_a_mixed_batch() -> None:
+def test_an_image_alone_equals_the_same_in_a_mixed_batch() -> None:
     labels = [(37 * number) % 1000 for number in range(60)]
     seeds = [number % 5 for number in range(60)]
     batch = render(labels, seeds)
     backwards = render(labels[::-1], seeds[::-1])
     assert torch.equal(batch, backwards.flip(0))
-    for label, seed, picture in zip(labels, seeds, batch, strict=True):
-        assert torch.equal(render([label], [seed])[0], picture)
+    for label, seed, image in zip(labels, seeds, batch, strict=True):
+        assert torch.equal(render([label], [seed])[0], image)
 
 
-def test_pictures_are_the_stored_ones() -> None:
-    pictures = render(STORED_LABELS, STORED_SEEDS).numpy().astype(int)
-    assert np.abs(pictures - np.load(STORED)).max() <= 1
+def test_images_are_the_stored_ones() -> None:
+    images = render(STORED_LABELS, STORED_SEEDS).numpy().astype(int)
+    assert np.abs(images - np.load(STORED)).max() <= 1
 
 
 def test_global_random_state_neither_matters_nor_changes() -> None:
@@ -65,12 +65,12 @@ def test_global_random_state_neither_matters_nor_changes() -> None:
     assert torch.equal(first, render([5], [5]))
 
 
-def test_another_seed_or_label_is_another_picture() -> None:
-    pictures = render([0, 0, 1, 10, 100], [0, 1, 0, 0, 0])
-    assert len({picture.numpy().tobytes() for picture in pictures}) == 5
+def test_another_seed_or_label_is_another_image() -> None:
+    images = render([0, 0, 1, 10, 100], [0, 1, 0, 0, 0])
+    assert len({image.numpy().tobytes() for image in images}) == 5
 
 
-def test_every_solid_stands_out_from_its_ground_and_stays_in_the_picture() -> None:
+def test_every_solid_stands_out_from_its_ground_and_stays_in_the_image() -> None:
     for solid in range(10):
         for seed in range(4):
             red, green, blue = render([label_of(solid, "red", "sand")], [seed])[0].int()
@@ -81,14 +81,14 @@ def test_every_solid_stands_out_from_its_ground_and_stays_in_the_picture() -> No
             assert not is_red[:, -1].any()
 
 
-def test_pictures_come_in_other_sizes() -> None:
+def test_images_come_in_other_sizes() -> None:
     large = render([123], [4], size=128)
     assert large.shape == (1, 3, 128, 128)
     halved = torch.nn.functional.avg_pool2d(large.float(), 2)
     assert (halved - render([123], [4]).float()).abs().mean() < 6
 
 
-def test_no_pictures_are_an_empty_batch() -> None:
+def test_no_images_are_an_empty_batch() -> None:
     assert render([], []).shape == (0, 3, 64, 64)
 
 
@@ -125,30 +125,30 @@ def test_wrong_inputs_are_errors_that_name_the_allowed_values() -> None:
 
 def test_the_data_set_counts_through_the_labels() -> None:
     data = StillLifes(1002)
-    picture, label = data[1001]
+    image, label = data[1001]
     assert len(data) == 1002
     assert label == 1
-    assert picture.shape == (3, 64, 64)
-    assert picture.dtype == torch.uint8
-    assert not torch.equal(picture, data[1][0])
+    assert image.shape == (3, 64, 64)
+    assert image.dtype == torch.uint8
+    assert not torch.equal(image, data[1][0])
     with pytest.raises(IndexError):
         data[1002]
 
 
-def test_the_splits_share_no_picture() -> None:
+def test_the_splits_share_no_image() -> None:
     train, validation = StillLifes(40, "train"), StillLifes(40, "validation")
-    drawn = {picture.numpy().tobytes() for data in (train, validation) for picture, _ in data}
+    drawn = {image.numpy().tobytes() for data in (train, validation) for image, _ in data}
     assert len(drawn) == 80
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_the_cache_holds_the_pictures_of_the_data_set(tmp_path: Path) -> None:
-    pictures, labels = cached(tmp_path, 6, "train", progress=False)
+def test_the_cache_holds_the_images_of_the_data_set(tmp_path: Path) -> None:
+    images, labels = cached(tmp_path, 6, "train", progress=False)
     data = StillLifes(6)
-    assert pictures.shape == (6, 3, 64, 64)
+    assert images.shape == (6, 3, 64, 64)
     assert labels.tolist() == [label for _, label in data]
-    for stored, (picture, _) in zip(pictures, data, strict=True):
-        assert np.array_equal(stored, picture.numpy())
+    for stored, (image, _) in zip(images, data, strict=True):
+        assert np.array_equal(stored, image.numpy())
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -156,19 +156,19 @@ def test_a_longer_cache_begins_with_the_shorter_one_and_does_not_draw_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = np.array(cached(tmp_path, 8, "train", progress=False)[0])
-    drawn, draw = [], picture_cache.draw
-    monkeypatch.setattr(picture_cache, "draw", lambda *task: drawn.append(task) or draw(*task))
+    drawn, draw = [], image_cache.draw
+    monkeypatch.setattr(image_cache, "draw", lambda *task: drawn.append(task) or draw(*task))
     long, _ = cached(tmp_path, 11, "train", progress=False)
     assert len(drawn) == 4
     assert np.array_equal(long[:8], short)
     assert len(cached(tmp_path, 3, "train", progress=False)[0]) == 3
     assert len(drawn) == 4
-    assert np.array_equal(long, [picture.numpy() for picture, _ in StillLifes(11)])
+    assert np.array_equal(long, [image.numpy() for image, _ in StillLifes(11)])
 
 
 @pytest.mark.usefixtures("small_chunks")
 def test_a_killed_drawing_goes_on_with_the_chunks_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn, draw = [], picture_cache.draw
+    drawn, draw = [], image_cache.draw
 
     def draw_until_killed(parts: tuple[int, int, int], seed: int, size: int) -> np.ndarray:
         if len(drawn) == 6:
@@ -176,16 +176,16 @@ def test_a_killed_drawing_goes_on_with_the_chunks_it_lacks(tmp_path: Path, monke
         drawn.append(seed)
         return draw(parts, seed, size)
 
-    monkeypatch.setattr(picture_cache, "draw", draw_until_killed)
+    monkeypatch.setattr(image_cache, "draw", draw_until_killed)
     with pytest.raises(KeyboardInterrupt):
         cached(tmp_path, 9, "train", progress=False)
     assert not cache_file(tmp_path).exists()
     (cache_file(tmp_path).with_suffix(".chunks") / "000000004.unfinished").write_bytes(b"half a chunk")
     drawn.clear()
-    monkeypatch.setattr(picture_cache, "draw", lambda *task: drawn.append(task[1]) or draw(*task))
-    pictures, _ = cached(tmp_path, 9, "train", progress=False)
+    monkeypatch.setattr(image_cache, "draw", lambda *task: drawn.append(task[1]) or draw(*task))
+    images, _ = cached(tmp_path, 9, "train", progress=False)
     assert drawn == list(range(4, 12))
-    assert np.array_equal(pictures, [picture.numpy() for picture, _ in StillLifes(9)])
+    assert np.array_equal(images, [image.numpy() for image, _ in StillLifes(9)])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         cache_file(tmp_path).with_suffix(".lock").name,
         cache_file(tmp_path).name,
@@ -200,16 +200,16 @@ def test_processes_that_want_the_same_cache_do_not_disturb_one_another(tmp_path:
     for other in others:
         other.join()
     assert [other.exitcode for other in others] == [0, 0, 0]
-    pictures, _ = cached(tmp_path, 6, "train", progress=False)
-    assert np.array_equal(pictures, [picture.numpy() for picture, _ in StillLifes(6)])
+    images, _ = cached(tmp_path, 6, "train", progress=False)
+    assert np.array_equal(images, [image.numpy() for image, _ in StillLifes(6)])
 
 
-def test_several_drawing_processes_draw_the_same_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture_cache.os, "cpu_count", lambda: 2)
-    pictures, _ = cached(tmp_path, picture_cache.CHUNK + 5, "validation", progress=False)
-    data = StillLifes(len(pictures), "validation")
-    for index in (0, 1, picture_cache.CHUNK, len(pictures) - 1):
-        assert np.array_equal(pictures[index], data[index][0].numpy())
+def test_several_drawing_processes_draw_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_cache.os, "cpu_count", lambda: 2)
+    images, _ = cached(tmp_path, image_cache.CHUNK + 5, "validation", progress=False)
+    data = StillLifes(len(images), "validation")
+    for index in (0, 1, image_cache.CHUNK, len(images) - 1):
+        assert np.array_equal(images[index], data[index][0].numpy())
 
 
 def test_a_cache_of_nothing_or_of_an_unknown_split_is_an_error(tmp_path: Path) -> None:

@@ -80,14 +80,14 @@ def page(browser, served):
     assert [url for url in asked if not url.startswith((served[0], "data:", "blob:"))] == []
 
 
-def picture(page, name: str) -> bytes:
-    """The pixels of a picture on the page."""
+def image(page, name: str) -> bytes:
+    """The pixels of an image on the page."""
     source = page.locator(f"#{name} img").get_attribute("src")
     return Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB").tobytes()
 
 
 def click_and_wait(page, button: str, name: str) -> bytes:
-    """Click, wait until another picture is finished, and return its pixels."""
+    """Click, wait until another image is finished, and return its pixels."""
     before = page.locator(f"#{name} img").get_attribute("src") if page.locator(f"#{name} img").count() else ""
     page.get_by_role("button", name=button, exact=True).click()
     page.wait_for_function(
@@ -97,26 +97,26 @@ def click_and_wait(page, button: str, name: str) -> bytes:
         }""",
         arg=[name, before],
     )
-    return picture(page, name)
+    return image(page, name)
 
 
-def test_a_click_draws_a_picture_that_grows_and_changes_with_the_seed(page, tmp_path):
+def test_a_click_draws_an_image_that_grows_and_changes_with_the_seed(page, tmp_path):
     page.evaluate(
         """() => {
             window.told = []
-            new MutationObserver(() => window.told.push(document.querySelector("#facts-picture").textContent.trim()))
+            new MutationObserver(() => window.told.push(document.querySelector("#facts-image").textContent.trim()))
                 .observe(document.body, {childList: true, subtree: true, characterData: true})
         }"""
     )
-    first = click_and_wait(page, "Draw", "picture")
+    first = click_and_wait(page, "Draw", "image")
     assert any(line.startswith("scale ") for line in page.evaluate("window.told"))
     page.get_by_label("Seed").fill("1")
-    second = click_and_wait(page, "Draw", "picture")
+    second = click_and_wait(page, "Draw", "image")
     page.get_by_label("Seed").fill("0")
-    again = click_and_wait(page, "Draw", "picture")
+    again = click_and_wait(page, "Draw", "image")
     assert first == again != second
     assert len(Image.frombytes("RGB", (384, 384), first).getcolors(64 * 64)) > 100  # nothing blank
-    following = click_and_wait(page, "Draw the next seed", "picture")
+    following = click_and_wait(page, "Draw the next seed", "image")
     assert following == second
     page.screenshot(path=tmp_path / "drawn.png")
     assert Image.open(tmp_path / "drawn.png").size == (1280, 960)
@@ -128,24 +128,24 @@ def test_another_model_brings_its_own_plans(page):
     page.wait_for_function(
         """() => document.querySelector("input[aria-label='Decoding plan']").value.startsWith("Masked passes")"""
     )
-    click_and_wait(page, "Draw", "picture")
-    assert "HMAR" in page.locator("#facts-picture").inner_text()
+    click_and_wait(page, "Draw", "image")
+    assert "HMAR" in page.locator("#facts-image").inner_text()
 
 
 def test_two_plans_stand_side_by_side_with_their_seconds(page):
     page.get_by_role("tab", name="Side by side").click()
-    left = click_and_wait(page, "Draw both", "right") and picture(page, "left")
-    assert left != picture(page, "right")
+    left = click_and_wait(page, "Draw both", "right") and image(page, "left")
+    assert left != image(page, "right")
     for side in ("left", "right"):
         assert "s · 6 forward passes · keys and values" in page.locator(f"#facts-{side}").inner_text()
 
 
-def test_a_stroke_over_the_drawn_picture_is_drawn_anew(page):
-    drawn = click_and_wait(page, "Draw", "picture")
-    page.get_by_role("button", name="Edit this picture").click()
+def test_a_stroke_over_the_drawn_image_is_drawn_anew(page):
+    drawn = click_and_wait(page, "Draw", "image")
+    page.get_by_role("button", name="Edit this image").click()
     canvas = page.locator("#painting canvas").first
     canvas.wait_for()
-    page.wait_for_timeout(1000)  # the canvas tells nobody when the picture lies on it
+    page.wait_for_timeout(1000)  # the canvas tells nobody when the image lies on it
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x, y)

@@ -23,15 +23,15 @@ def button(page, name: str):
     return next(function.fn for function in page.fns.values() if function.api_name == name)
 
 
-def painting(picture: Image.Image, box: tuple[int, int, int, int] | None) -> dict:
-    """What the editor sends: a magnified picture, and one layer painted in a box of it."""
-    layer = Image.new("RGBA", picture.size)
+def painting(image: Image.Image, box: tuple[int, int, int, int] | None) -> dict:
+    """What the editor sends: a magnified image, and one layer painted in a box of it."""
+    layer = Image.new("RGBA", image.size)
     if box:
         layer.paste((255, 77, 109, 160), box)
-    return {"background": picture.convert("RGBA"), "layers": [layer], "composite": None}
+    return {"background": image.convert("RGBA"), "layers": [layer], "composite": None}
 
 
-def test_a_drawn_picture_is_magnified_by_a_whole_factor(page):
+def test_a_drawn_image_is_magnified_by_a_whole_factor(page):
     *growing, (shown, row, told, drawn) = button(page, "draw")(*WISH)
     assert drawn.size == (64, 64)
     assert shown.tobytes() == drawn.resize((SHOWN, SHOWN), Image.Resampling.NEAREST).tobytes()
@@ -50,7 +50,7 @@ def test_no_file_is_written_again_while_a_browser_may_read_it(page, tmp_path):
         assert all(file.startswith(str(tmp_path)) for file in files)
 
 
-def test_painting_over_a_drawn_picture_draws_that_part_anew(page):
+def test_painting_over_a_drawn_image_draws_that_part_anew(page):
     drawn = [*button(page, "draw")(*WISH)][-1][3]
     asked = painting(drawn.resize((SHOWN, SHOWN), Image.Resampling.NEAREST), (0, 0, SHOWN // 2, SHOWN))
     *_, (shown, told) = button(page, "edit")(asked, True, "stilllife-var", PLAN, 503, 8, 1.5)
@@ -73,12 +73,12 @@ def test_a_photo_comes_back_whole_with_the_painted_part_drawn_anew(page):
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (None, "there is no picture"),
-        ({"background": None, "layers": [], "composite": None}, "there is no picture"),
+        (None, "there is no image"),
+        ({"background": None, "layers": [], "composite": None}, "there is no image"),
         (painting(Image.new("RGB", (90, 90)), None), "nothing is painted over"),
     ],
 )
-def test_without_picture_or_paint_the_page_says_what_to_do(page, asked, words):
+def test_without_image_or_paint_the_page_says_what_to_do(page, asked, words):
     with pytest.raises(gr.Error, match=words):
         list(button(page, "edit")(asked, True, *WISH))
 
@@ -91,7 +91,7 @@ def test_bad_input_becomes_one_visible_line(page, name):
     assert "\n" not in shown.value.message
 
 
-def test_side_by_side_shows_both_pictures_with_their_seconds(page):
+def test_side_by_side_shows_both_images_with_their_seconds(page):
     *_, (left, told_left, right, told_right) = button(page, "compare")(
         "stilllife-var", PLAN, "VARiant: 4 of 12 layers from scale 4 on", 207, 3, 1.5
     )
@@ -112,6 +112,6 @@ def test_a_model_of_ones_own_is_offered_first(small_tokenizer, small_var, tmp_pa
     assert "4 forward passes" in told
 
 
-def test_one_picture_is_drawn_at_a_time(page):
+def test_one_image_is_drawn_at_a_time(page):
     drawing = [function for function in page.fns.values() if function.api_name in ("draw", "compare", "edit")]
     assert {(function.concurrency_id, function.concurrency_limit) for function in drawing} == {("drawing", 1)}

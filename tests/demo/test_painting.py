@@ -32,11 +32,11 @@ def noisy(side: int) -> Image.Image:
     return Image.effect_noise((side, side), 80).convert("RGB")
 
 
-def test_a_magnified_picture_comes_back_as_it_was():
+def test_a_magnified_image_comes_back_as_it_was():
     small = noisy(16)
     assert unmagnified(small.resize((96, 96), Image.Resampling.NEAREST), 16).tobytes() == small.tobytes()
 
 
 @pytest.mark.parametrize("image", [noisy(16), noisy(96), noisy(100), Image.new("RGB", (96, 64))])
-def test_any_other_picture_stays(image):
+def test_any_other_image_stays(image):
     assert unmagnified(image, 16) is image

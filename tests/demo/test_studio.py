@@ -27,18 +27,18 @@ def test_embedded_models_come_first_and_a_directory_before_them():
     assert model_names("mine")[:2] == ["mine", "stilllife-var"]
 
 
-def test_a_picture_grows_scale_by_scale_into_the_one_of_the_pipeline(studio):
+def test_an_image_grows_scale_by_scale_into_the_one_of_the_pipeline(studio):
     *growing, last = studio.growing(WISH)
     assert [frame.scale for frame in growing] == list(range(6))
     assert all(frame.facts is None and frame.scales == 6 for frame in growing)
     expected = load("stilllife-var", device="cpu").pack()(207, seeds=3, guidance_scale=1.5)
-    assert last.picture.tobytes() == expected.images[0].tobytes() == growing[-1].picture.tobytes()
-    assert growing[0].picture.tobytes() != growing[-1].picture.tobytes()
+    assert last.image.tobytes() == expected.images[0].tobytes() == growing[-1].image.tobytes()
+    assert growing[0].image.tobytes() != growing[-1].image.tobytes()
     assert (last.facts.forward_passes, last.facts.cache_bytes) == (expected.forward_passes, expected.cache_bytes)
     assert 0 < last.facts.seconds < 60
 
 
-def test_the_next_picture_waits_until_one_that_was_left_has_ended(studio, monkeypatch):
+def test_the_next_image_waits_until_one_that_was_left_has_ended(studio, monkeypatch):
     happened, go_on, begun = [], Event(), Event()
     draw = Pipeline.__call__
 
@@ -67,9 +67,9 @@ def test_the_next_picture_waits_until_one_that_was_left_has_ended(studio, monkey
     assert happened == ["3 begins", "3 ends", "4 begins", "4 ends"]
 
 
-def test_a_seed_is_a_picture(studio):
-    pictures = [studio.finished(wish(seed=seed)).picture.tobytes() for seed in (3, 4, 3)]
-    assert pictures[0] == pictures[2] != pictures[1]
+def test_a_seed_is_an_image(studio):
+    images = [studio.finished(wish(seed=seed)).image.tobytes() for seed in (3, 4, 3)]
+    assert images[0] == images[2] != images[1]
 
 
 def test_plans_side_by_side_tell_what_each_took(studio):
@@ -128,11 +128,11 @@ def half() -> Image.Image:
     return mask
 
 
-def test_an_edited_picture_changes_inside_the_mask_alone(studio, half):
-    before = studio.finished(WISH).picture
+def test_an_edited_image_changes_inside_the_mask_alone(studio, half):
+    before = studio.finished(WISH).image
     *growing, last = studio.editing(wish(label=503, seed=8), before, half, keep_pixels=True)
     assert len(growing) == 6
-    changed = ImageChops.difference(before, last.picture).getbbox()
+    changed = ImageChops.difference(before, last.image).getbbox()
     assert changed is not None
     assert changed[2] <= 32
 

@@ -1,4 +1,4 @@
-"""Small sets of still lifes, as folders of pictures."""
+"""Small sets of still lifes, as folders of images."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from var_toolkit.data.still_lifes import render
 
 
-def write_pictures(folder: Path, pictures: Tensor) -> Path:
-    """Write uint8 pictures (B, 3, h, w) as PNG files named as `vargen evaluate sample` names them."""
+def write_images(folder: Path, images: Tensor) -> Path:
+    """Write uint8 images (B, 3, h, w) as PNG files named as `vargen evaluate sample` names them."""
     folder.mkdir(parents=True, exist_ok=True)
-    for i, picture in enumerate(pictures):
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{i:06d}_class-{i}.png")
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:06d}_class-{i}.png")
     return folder
 
 
@@ -35,10 +35,10 @@ def blurred(renderings) -> Tensor:
 @pytest.fixture(scope="session")
 def reference_folder(tmp_path_factory, renderings) -> Path:
     """The renderings as a folder."""
-    return write_pictures(tmp_path_factory.mktemp("sets") / "reference", renderings)
+    return write_images(tmp_path_factory.mktemp("sets") / "reference", renderings)
 
 
 @pytest.fixture(scope="session")
 def images_folder(tmp_path_factory, blurred) -> Path:
     """The blurred ones as a folder."""
-    return write_pictures(tmp_path_factory.mktemp("sets") / "images", blurred)
+    return write_images(tmp_path_factory.mktemp("sets") / "images", blurred)

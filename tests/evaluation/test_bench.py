@@ -113,7 +113,7 @@ def test_defaults_serve_every_row_that_does_not_say_otherwise():
 
 def test_numbers_of_a_plan_are_read_as_the_pipeline_takes_them():
     rows = [Row(**a_row(plan={"guidance_scale": value})) for value in (0, 0.0, "0e-3")]
-    assert len({row.pictures_key for row in rows}) == 1
+    assert len({row.images_key for row in rows}) == 1
 
 
 def test_rows_are_chosen_by_patterns_in_the_order_of_the_table():
@@ -153,7 +153,7 @@ def a_turn(transformer, decoder):
     counted = {
         "peak_memory_bytes": 5,
         "transformer_memory_bytes": 2,
-        "cache_bytes_per_picture": 1,
+        "cache_bytes_per_image": 1,
         "forward_passes": 4,
     }
     return {"transformer": transformer, "decoder": decoder, **counted}
@@ -169,13 +169,13 @@ def test_a_report_takes_medians_of_rounds_and_of_their_batches(model):
     found[2].error = "no luck"
     told = report(Table(tuple(rows), rounds=3), found, "table.yaml")
     first, second, third = told["rows"]
-    assert first["seconds_per_picture"] == 6
-    assert first["transformer_seconds_per_picture"] == 4
-    assert first["decoder_seconds_per_picture"] == 2
+    assert first["seconds_per_image"] == 6
+    assert first["transformer_seconds_per_image"] == 4
+    assert first["decoder_seconds_per_image"] == 2
     assert first["memory_growth_bytes"] == 3
     assert second["ratio"] == {"median": 2.0, "low": 1.0, "high": 2.0}
     assert second["transformer_ratio"] == {"median": 4.0, "low": 1.0, "high": 4.0}
-    assert "seconds_per_picture" not in third
+    assert "seconds_per_image" not in third
     assert "failed: no luck" in as_text(told)
 
 
@@ -186,7 +186,7 @@ def test_a_first_row_that_failed_leaves_the_others_without_ratios(model):
     found[1].facts = {"gpu": "a GPU", "process_memory_bytes": 2}
     told = report(Table(tuple(rows), rounds=1), found, "table.yaml")
     assert told["rows"][1]["ratio"] is None
-    assert told["rows"][1]["seconds_per_picture"] == 2
+    assert told["rows"][1]["seconds_per_image"] == 2
     assert told["rows"][1]["memory_growth_bytes"] == 5
 
 
@@ -199,7 +199,7 @@ def test_what_is_predicted_is_the_plans_cost_and_what_the_engine_counts(model, t
         counted = plan.cost()
         assert predicted["multiply_adds"] == counted.multiply_adds
         assert predicted["decoder_multiply_adds"] == decoder_multiply_adds(plan)
-        assert predicted["cache_bytes_per_picture"] == 2 * counted.cache_values == row["cache_bytes_per_picture"]
+        assert predicted["cache_bytes_per_image"] == 2 * counted.cache_values == row["cache_bytes_per_image"]
         assert predicted["forward_passes"] == counted.forward_passes == row["forward_passes"]
     assert row["predicted"]["transformer_ratio"] == 2.0
 
@@ -324,7 +324,7 @@ def test_quality_that_cannot_be_judged_leaves_the_speeds(
     told = report(table, measure(table, cache=tmp_path, on_step=lambda what: None), "")
     first, second = told["rows"]
     assert (first["error"], first["quality_error"], first["quality_found"]) == (None, "no space left", None)
-    assert first["seconds_per_picture"] > 0
+    assert first["seconds_per_image"] > 0
     assert second["ratio"] is not None
     assert as_text(told).endswith("\nquality of first: failed: no space left")
 

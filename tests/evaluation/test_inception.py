@@ -6,7 +6,7 @@ import urllib.error
 import numpy as np
 import pytest
 import torch
-from evaluation.conftest import write_pictures
+from evaluation.conftest import write_images
 from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3 as published
 
@@ -61,13 +61,13 @@ def test_features_are_those_of_torch_fidelity_and_of_the_evaluators_layer(weight
 
 @pytest.mark.slow
 def test_every_figure_of_a_small_pair_comes_from_a_local_file(weights, blurred, renderings, tmp_path, offline):
-    images, reference = (write_pictures(tmp_path / name, x[:6]) for name, x in (("a", blurred), ("b", renderings)))
+    images, reference = (write_images(tmp_path / name, x[:6]) for name, x in (("a", blurred), ("b", renderings)))
     (images / "settings.json").write_text(json.dumps({"model": "var-d16"}))
     found = score(images, reference, inception_weights=weights)
     assert all(np.isfinite([found.fid, found.sfid, found.isc, found.kid, found.precision, found.recall]))
     assert found.settings["published"] is None
-    assert any(note.startswith("published figures are left out") and "6 pictures" in note for note in found.notes)
-    assert any("6 pictures" in note and "too few for 2048 pooled and 2023 spatial" in note for note in found.notes)
+    assert any(note.startswith("published figures are left out") and "6 images" in note for note in found.notes)
+    assert any("6 images" in note and "too few for 2048 pooled and 2023 spatial" in note for note in found.notes)
 
 
 def test_without_a_network_the_way_out_is_told(offline, images_folder, reference_folder, capsys):

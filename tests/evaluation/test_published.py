@@ -10,9 +10,9 @@ from var_toolkit.loading import skeleton
 
 
 def settings(model: str = "var-d30", **plan) -> dict:
-    """What `settings.json` holds of a set with all classes and 50,000 pictures."""
+    """What `settings.json` holds of a set with all classes and 50,000 images."""
     stages = json.loads(json.dumps(exact_stages(skeleton(model).plan(**plan))))
-    return {"model": model, "classes": "0-999", "pictures": 50_000, "stages": stages}
+    return {"model": model, "classes": "0-999", "images": 50_000, "stages": stages}
 
 
 @pytest.mark.parametrize(("model", "fid"), [("var-d30", 1.97), ("code-6", 2.27), ("flowar-l", 1.90)])
@@ -41,18 +41,18 @@ def test_another_tokenizer_has_no_published_figure():
     assert published(other, measured=50_000, evaluators=True) == (None, ["the tokenizer is someone/vae"])
 
 
-def test_fewer_classes_fewer_pictures_and_other_references_have_no_published_figure():
-    few = {**settings(), "classes": "0-9", "pictures": 500}
+def test_fewer_classes_fewer_images_and_other_references_have_no_published_figure():
+    few = {**settings(), "classes": "0-9", "images": 500}
     assert published(few, measured=400, evaluators=False) == (
         None,
         [
             "the classes are 0-9, not 0-999",
-            "400 pictures are measured, not 50000",
-            "500 pictures were drawn, not 50000",
+            "400 images are measured, not 50000",
+            "500 images were drawn, not 50000",
             "the reference is no evaluator's file with mu and sigma",
         ],
     )
-    assert published({**settings(), "pictures": 100_000}, measured=50_000, evaluators=True)[0] is None
+    assert published({**settings(), "images": 100_000}, measured=50_000, evaluators=True)[0] is None
 
 
 def test_settings_that_tell_nothing_have_no_published_figure():

@@ -1,4 +1,4 @@
-"""Sets of pictures: the same files from one process, several, and runs that were killed."""
+"""Sets of images: the same files from one process, several, and runs that were killed."""
 
 import json
 import os
@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from var_toolkit.evaluation.adm_npz import shuffled
-from var_toolkit.evaluation.picture_sets import open_images
-from var_toolkit.evaluation.sample_set import PictureList, draw_set, labels_of, spelled
+from var_toolkit.evaluation.image_sets import open_images
+from var_toolkit.evaluation.sample_set import ImageList, draw_set, labels_of, spelled
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.zoo.class_names import class_names
 
@@ -39,7 +39,7 @@ def model(tmp_path_factory, small_tokenizer, small_var) -> str:
 
 @pytest.fixture(scope="module")
 def whole(model, tmp_path_factory) -> Path:
-    """Thirty pictures that one process drew in one go."""
+    """Thirty images that one process drew in one go."""
     out = tmp_path_factory.mktemp("sets") / "whole"
     draw(model, out)
     return out
@@ -59,7 +59,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_every_picture_has_its_own_class_and_file(whole):
+def test_every_image_has_its_own_class_and_file(whole):
     assert sorted(contents(whole)) == [
         ".lock", *sorted(f"{i:06d}_class-{i % 10}.png" for i in range(30)), "settings.json",
     ]  # fmt: skip
@@ -69,7 +69,7 @@ def test_every_picture_has_its_own_class_and_file(whole):
 
 @pytest.fixture(scope="module")
 def sharded(model, tmp_path_factory) -> Path:
-    """The same thirty pictures in three shards."""
+    """The same thirty images in three shards."""
     out = tmp_path_factory.mktemp("sets") / "sharded"
     draw(model, out, shards=3)
     return out
@@ -117,7 +117,7 @@ def test_a_killed_run_loses_the_shard_under_way_alone(model, tmp_path, capsys):
     (out / ".shard-00009.tar-abcd_123").write_bytes(b"half a shard")
     capsys.readouterr()
     assert draw(model, out, per_class=8, shards=10).added == 80 - there
-    assert f"{there} of 80 pictures are there; {80 - there} to draw" in capsys.readouterr().err
+    assert f"{there} of 80 images are there; {80 - there} to draw" in capsys.readouterr().err
     assert contents(out) == contents(tmp_path / "whole")
 
 
@@ -138,7 +138,7 @@ def test_shards_are_packed_and_measured_as_the_files_are(model, whole, sharded, 
     flat, tars = open_images(whole), open_images(sharded)
     assert (tars.count, tars.size, tars.labels) == (flat.count, flat.size, flat.labels)
     assert tars.settings["files"] == "3 shards"
-    assert all(torch.equal(tars.pictures[i], flat.pictures[i]) for i in range(30))
+    assert all(torch.equal(tars.images[i], flat.images[i]) for i in range(30))
 
 
 def test_a_foreign_shard_among_the_shards_is_refused(model, tmp_path):
@@ -152,8 +152,8 @@ def test_a_foreign_shard_among_the_shards_is_refused(model, tmp_path):
 
 def test_a_flat_set_is_not_continued_as_shards_nor_the_other_way_round(model, whole, sharded):
     for out, shards, words in (
-        (whole, 3, 'files "one a picture", not "3 shards"'),
-        (sharded, None, 'files "3 shards", not "one a picture"'),
+        (whole, 3, 'files "one an image", not "3 shards"'),
+        (sharded, None, 'files "3 shards", not "one an image"'),
         (sharded, 4, 'files "3 shards", not "4 shards"'),
     ):
         before = contents(out)
@@ -175,10 +175,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(model, tmp_path, caps
     process.communicate()
     there = len(list(out.glob("*.png")))
     assert 6 <= there < 80
-    (out / ".000073_class-3.png-abcd_123").write_bytes(b"half a picture")
+    (out / ".000073_class-3.png-abcd_123").write_bytes(b"half an image")
     capsys.readouterr()
     assert draw(model, out, per_class=8).added == 80 - there
-    assert f"{there} of 80 pictures are there; {80 - there} to draw" in capsys.readouterr().err
+    assert f"{there} of 80 images are there; {80 - there} to draw" in capsys.readouterr().err
     assert contents(out) == contents(tmp_path / "whole")
 
 
@@ -196,8 +196,8 @@ def test_what_is_lost_of_a_batch_is_drawn_again_and_the_rest_is_not_touched(mode
 def test_a_set_that_is_complete_can_be_packed_later(model, whole, tmp_path, capsys):
     (tmp_path / ".set.npz-0abc_def").write_bytes(b"packed in part by a run that was killed")
     done = draw(model, whole, npz=tmp_path / "set.npz")
-    assert (done.added, done.pictures) == (0, 30)
-    assert "all 30 pictures are there" in capsys.readouterr().err
+    assert (done.added, done.images) == (0, 30)
+    assert "all 30 images are there" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["set.npz"]
     files = sorted(whole.glob("*.png"))
     packed = np.load(tmp_path / "set.npz")["arr_0"]
@@ -313,8 +313,8 @@ def test_classes_are_a_set_and_may_be_named():
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("shards", [None, 1, 4, 9])
-def test_processes_share_every_picture_once(size, shards):
-    wanted = PictureList(classes=(2, 5, 7), per_class=11, batch_size=4, shards=shards)
+def test_processes_share_every_image_once(size, shards):
+    wanted = ImageList(classes=(2, 5, 7), per_class=11, batch_size=4, shards=shards)
     own = [[wanted.part(part) for part in range(rank, wanted.parts, size)] for rank in range(size)]
     drawn = [i for parts in own for batches in parts for numbers in batches for i in numbers]
     assert sorted(drawn) == list(range(33))

@@ -7,13 +7,13 @@ import pytest
 import scipy.linalg
 import torch
 import torch_fidelity
-from evaluation.conftest import write_pictures
+from evaluation.conftest import write_images
 from scipy.spatial.distance import cdist
 
 from var_toolkit.evaluation import scores
 from var_toolkit.evaluation.classifier import StillLifeClassifier
 from var_toolkit.evaluation.extractors import KINDS, create
-from var_toolkit.evaluation.picture_sets import FreshStillLifes, PictureSet, chosen, open_images
+from var_toolkit.evaluation.image_sets import FreshStillLifes, ImageSet, chosen, open_images
 from var_toolkit.evaluation.scores import manifold_part, score
 from var_toolkit.zoo.directory import load_network
 from var_toolkit.zoo.registry import embedded_part
@@ -28,9 +28,9 @@ def judge() -> StillLifeClassifier:
 
 
 @torch.inference_mode()
-def features(judge, pictures) -> np.ndarray:
+def features(judge, images) -> np.ndarray:
     """(B, 128), float64."""
-    return judge.features(pictures / 127.5 - 1).double().numpy()
+    return judge.features(images / 127.5 - 1).double().numpy()
 
 
 @pytest.fixture(scope="session")
@@ -91,11 +91,11 @@ def test_the_inception_score_is_that_of_the_joint_probabilities(measured, judge,
 @torch.inference_mode()
 def test_spatial_fid_is_the_distance_of_seven_channels(measured, judge, blurred, renderings):
     maps = [judge.levels(x / 127.5 - 1)[3][:, :7].flatten(1).double().numpy() for x in (blurred, renderings)]
-    assert measured.sfid == pytest.approx(frechet(*maps), rel=1e-3)  # singular: 448 features of 200 pictures
-    assert any(note.startswith("sfid: 200 pictures of") and "too few" in note for note in measured.notes)
+    assert measured.sfid == pytest.approx(frechet(*maps), rel=1e-3)  # singular: 448 features of 200 images
+    assert any(note.startswith("sfid: 200 images of") and "too few" in note for note in measured.notes)
 
 
-def test_the_order_of_the_pictures_does_not_matter(measured, blurred, tmp_path, reference_folder):
+def test_the_order_of_the_images_does_not_matter(measured, blurred, tmp_path, reference_folder):
     order = torch.randperm(len(blurred), generator=torch.Generator().manual_seed(0))
     np.savez(tmp_path / "shuffled.npz", arr_0=blurred[order].permute(0, 2, 3, 1).numpy())
     other = score(tmp_path / "shuffled.npz", reference_folder, features="stilllife")
@@ -138,35 +138,35 @@ def test_an_evaluator_file_gives_everything(measured, judge, renderings, images_
     assert whole.sfid != pytest.approx(measured.sfid)
     for name in ("fid", "kid", "precision", "recall"):
         assert getattr(whole, name) == pytest.approx(getattr(measured, name), **EXACT)
-    assert whole.settings["reference"]["kind"] == "statistics and pictures"
+    assert whole.settings["reference"]["kind"] == "statistics and images"
 
 
 def test_the_report_says_what_was_measured(measured, reference_folder, blurred, tmp_path):
-    write_pictures(tmp_path / "set", blurred[:5])
-    (tmp_path / "set" / "settings.json").write_text(json.dumps({"model": "var-d16", "pictures": 7}))
+    write_images(tmp_path / "set", blurred[:5])
+    (tmp_path / "set" / "settings.json").write_text(json.dumps({"model": "var-d16", "images": 7}))
     heard: list[str] = []
     found = score(tmp_path / "set", reference_folder, features="stilllife", count=4, on_note=heard.append)
     report = json.loads(json.dumps(found.report(), allow_nan=False))
-    assert report["sampling"] == {"model": "var-d16", "pictures": 7}
+    assert report["sampling"] == {"model": "var-d16", "images": 7}
     assert report["images"]["count"] == 4
     assert report["published"] is None  # that figure is of other features
     assert report["versions"]["torch_fidelity"] == torch_fidelity.__version__
     assert report["notes"] == heard
-    assert heard[0].startswith("fid, sfid: 4 pictures of")
-    assert "images: 4 of the 7 pictures that their settings.json plans are measured" in heard
+    assert heard[0].startswith("fid, sfid: 4 images of")
+    assert "images: 4 of the 7 images that their settings.json plans are measured" in heard
     assert {"fid", "sfid", "isc", "kid", "precision", "recall", "features", "reference"} <= report.keys()
 
 
-def test_pictures_of_some_classes_against_all_are_noted(blurred, tmp_path):
-    write_pictures(tmp_path / "set", blurred[:4])
-    (tmp_path / "set" / "settings.json").write_text(json.dumps({"pictures": 4, "classes": "0-3"}))
+def test_images_of_some_classes_against_all_are_noted(blurred, tmp_path):
+    write_images(tmp_path / "set", blurred[:4])
+    (tmp_path / "set" / "settings.json").write_text(json.dumps({"images": 4, "classes": "0-3"}))
     found = score(tmp_path / "set", "stilllife")
     told = "images are of the classes 0-3; against a reference of 0-999 distances grow by the difference"
     assert told in found.notes
     assert found.settings["reference"]["kind"] == "fresh still lifes"
 
 
-def heard(drawn: PictureSet, truth: PictureSet) -> list[str]:
+def heard(drawn: ImageSet, truth: ImageSet) -> list[str]:
     """The notes on the classes of a set."""
     notes: list[str] = []
     scores._doubt_classes(drawn, truth, notes.append)
@@ -174,52 +174,52 @@ def heard(drawn: PictureSet, truth: PictureSet) -> list[str]:
 
 
 def test_some_classes_are_noted_against_any_reference_but_one_of_the_same():
-    some = PictureSet("images", settings={"classes": "0-3"})
-    assert "of the classes 0-3 alone; against a reference of others" in heard(some, PictureSet("folder"))[0]
-    fresh = PictureSet("fresh", FreshStillLifes(0))
+    some = ImageSet("images", settings={"classes": "0-3"})
+    assert "of the classes 0-3 alone; against a reference of others" in heard(some, ImageSet("folder"))[0]
+    fresh = ImageSet("fresh", FreshStillLifes(0))
     assert "of the classes 0-3; against a reference of 0-999" in heard(some, fresh)[0]
     assert (
-        "of the classes 0-3; against a reference of 5-9" in heard(some, PictureSet("b", settings={"classes": "5-9"}))[0]
+        "of the classes 0-3; against a reference of 5-9" in heard(some, ImageSet("b", settings={"classes": "5-9"}))[0]
     )
-    assert heard(some, PictureSet("other images", settings={"classes": "0-3"})) == []
-    assert heard(PictureSet("images", settings={"classes": "0-999"}), PictureSet("folder")) == []
-    assert heard(PictureSet("images"), PictureSet("folder")) == []
+    assert heard(some, ImageSet("other images", settings={"classes": "0-3"})) == []
+    assert heard(ImageSet("images", settings={"classes": "0-999"}), ImageSet("folder")) == []
+    assert heard(ImageSet("images"), ImageSet("folder")) == []
 
 
 @pytest.mark.parametrize(
     ("labels", "settings", "words"),
     [
         ([0, 1, 0, 1], {}, None),
-        ([0, 1, 0], {}, "hold 1 to 2 pictures of a class"),
-        ([0, 1], {"pictures": 4, "per_class": 2}, None),
-        ([0, 0], {"pictures": 4, "per_class": 2}, "hold 0 to 2 pictures of a class"),
-        ([0, 1], {"pictures": "many", "per_class": 0}, None),
-        (None, {"pictures": 4, "per_class": 2}, None),
+        ([0, 1, 0], {}, "hold 1 to 2 images of a class"),
+        ([0, 1], {"images": 4, "per_class": 2}, None),
+        ([0, 0], {"images": 4, "per_class": 2}, "hold 0 to 2 images of a class"),
+        ([0, 1], {"images": "many", "per_class": 0}, None),
+        (None, {"images": 4, "per_class": 2}, None),
     ],
 )
 def test_classes_that_are_there_unevenly_often_are_noted(labels, settings, words):
-    notes = heard(PictureSet("images", settings=settings, labels=labels), PictureSet("folder"))
+    notes = heard(ImageSet("images", settings=settings, labels=labels), ImageSet("folder"))
     assert [words is not None and words in note for note in notes] == ([True] if words else [])
 
 
 def test_the_classes_of_a_chosen_part_are_counted(reference_folder, blurred, tmp_path):
-    folder = write_pictures(tmp_path / "set", blurred[:6])
+    folder = write_images(tmp_path / "set", blurred[:6])
     for i in range(3):
         (folder / f"00000{i}_class-{i}.png").rename(folder / f"00000{i}_class-0.png")
     whole, part = score(folder, reference_folder, features="stilllife"), open_images(folder, 5)
-    assert "images hold 1 to 3 pictures of a class; a whole set holds every class equally often" in whole.notes
+    assert "images hold 1 to 3 images of a class; a whole set holds every class equally often" in whole.notes
     assert part.labels == [[0, 0, 0, 3, 4, 5][i] for i in chosen(6, 5)]
 
 
-def test_two_pictures_give_what_they_can(reference_folder, blurred, tmp_path):
-    write_pictures(tmp_path / "set", blurred[:2])
+def test_two_images_give_what_they_can(reference_folder, blurred, tmp_path):
+    write_images(tmp_path / "set", blurred[:2])
     found = score(tmp_path / "set", reference_folder, features="stilllife")
     assert found.precision is found.recall is None
     assert found.fid is not None
-    assert "precision, recall: they take more than 3 pictures of each set" in found.notes
+    assert "precision, recall: they take more than 3 images of each set" in found.notes
 
 
-def test_precision_and_recall_use_ten_thousand_pictures_of_the_reference():
+def test_precision_and_recall_use_ten_thousand_images_of_the_reference():
     many = torch.arange(30_000)[:, None]
     assert torch.equal(manifold_part(many, shuffled=True), many[:10_000])
     some = manifold_part(many, shuffled=False)
@@ -229,13 +229,13 @@ def test_precision_and_recall_use_ten_thousand_pictures_of_the_reference():
 
 
 def test_what_cannot_be_measured_is_refused(images_folder, reference_folder, tmp_path):
-    large = write_pictures(tmp_path / "large", torch.zeros(3, 3, 96, 96, dtype=torch.uint8))
-    one = write_pictures(tmp_path / "one", torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    large = write_images(tmp_path / "large", torch.zeros(3, 3, 96, 96, dtype=torch.uint8))
+    one = write_images(tmp_path / "one", torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     np.savez(tmp_path / "inception.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     for images, reference, features_, words in (
-        (large, "stilllife", None, "large holds pictures of 96x96; stilllife features take 64x64"),
+        (large, "stilllife", None, "large holds images of 96x96; stilllife features take 64x64"),
         (images_folder, large, "stilllife", "take 64x64"),
-        (one, reference_folder, "stilllife", "one holds 1 picture; a covariance takes 2 or more"),
+        (one, reference_folder, "stilllife", "one holds 1 image; a covariance takes 2 or more"),
         (images_folder, tmp_path / "inception.npz", "stilllife", "2048 features; stilllife features are 128"),
         (images_folder, reference_folder, "clip", "features is 'clip'; it must be one of inception, stilllife"),
     ):

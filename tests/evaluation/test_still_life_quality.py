@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from var_toolkit.evaluation import still_life_quality
-from var_toolkit.evaluation.picture_sets import FreshStillLifes
+from var_toolkit.evaluation.image_sets import FreshStillLifes
 from var_toolkit.evaluation.scores import score
 from var_toolkit.evaluation.still_life_quality import (
     agreement,
     class_agreement,
     embedded_distance,
     fresh_statistics,
-    picture_statistics,
+    image_statistics,
 )
 
 
@@ -23,10 +23,10 @@ def test_renderings_agree_with_their_labels_and_not_with_others(renderings):
     assert other.whole < 0.02 < 0.9 < other.ground
 
 
-def test_pictures_that_do_not_fit_are_refused(renderings):
-    with pytest.raises(ValueError, match="200 pictures and 3 labels"):
+def test_images_that_do_not_fit_are_refused(renderings):
+    with pytest.raises(ValueError, match="200 images and 3 labels"):
         class_agreement(renderings, torch.arange(3))
-    with pytest.raises(ValueError, match=r"pictures are torch.float32; they must be uint8"):
+    with pytest.raises(ValueError, match=r"images are torch.float32; they must be uint8"):
         embedded_distance(renderings.float(), fresh_statistics(200))
 
 
@@ -55,7 +55,7 @@ def test_a_kept_file_that_is_damaged_is_drawn_anew(tmp_path):
 
 
 def test_batches_do_not_matter(monkeypatch):
-    pictures = torch.stack([FreshStillLifes(150)[i] for i in range(150)])
-    whole = picture_statistics(pictures)
+    images = torch.stack([FreshStillLifes(150)[i] for i in range(150)])
+    whole = image_statistics(images)
     monkeypatch.setattr(still_life_quality, "BATCH", 7)
-    torch.testing.assert_close(picture_statistics(pictures).sigma, whole.sigma, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(image_statistics(images).sigma, whole.sigma, rtol=1e-4, atol=1e-3)

@@ -23,7 +23,7 @@ def same_tokens(ours, theirs) -> bool:
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_greedy_tokens_latents_and_pictures_are_the_published_ones(small_tokenizer, small_var):
+def test_greedy_tokens_latents_and_images_are_the_published_ones(small_tokenizer, small_var):
     case, latents = load_case("code-small"), []
     greedy = {"guidance": 1.5, "top_k": 1, "temperature": 1.1}
     drafter, refiner = (plan_of(small_tokenizer, var, **greedy) for var in (small_var, small_var_network(depth=2)))
@@ -87,7 +87,7 @@ def test_the_drafter_may_leave_the_device_at_the_hand_over(small_tokenizer, smal
     assert torch.equal(ours.latent, expected.latent)
 
 
-def test_two_networks_of_continuous_tokens_draw_one_picture_with_and_without_a_cache():
+def test_two_networks_of_continuous_tokens_draw_one_image_with_and_without_a_cache():
     """The refiner takes in what the drafter drew; here every pass begins anew in place of going on with a cache."""
     tokenizer, labels, noise = tiny_kl(1, 2, 3, 4), torch.tensor([1, 4]), Noise([0, 1])
     networks = tiny_flowar(patch_nums=(1, 2, 3, 4)), tiny_flowar(patch_nums=(1, 2, 3, 4), encoder_depth=2, embed_dim=64)

@@ -1,4 +1,4 @@
-"""The engine runs a plan as the published sampler does, and keeps pictures apart."""
+"""The engine runs a plan as the published sampler does, and keeps images apart."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def plan_of(tokenizer, backbone, **settings) -> Plan:
 
 
 @pytest.mark.parametrize(("run", "cfg"), [("cfg4", 4.0), ("cfg1p5", 1.5)])
-def test_greedy_tokens_latents_and_pictures_are_the_published_ones(var_case, small_tokenizer, run, cfg):
+def test_greedy_tokens_latents_and_images_are_the_published_ones(var_case, small_tokenizer, run, cfg):
     case, var = var_case
     latents = []
     decoded = decode(
@@ -33,8 +33,8 @@ def test_greedy_tokens_latents_and_pictures_are_the_published_ones(var_case, sma
     for ours, theirs in zip(decoded.tokens, case.maps(f"{run}_idx"), strict=True):
         assert torch.equal(ours, theirs)
     assert_close(torch.stack(latents), case.tensors[f"{run}_f_hat"], atol=5e-6, rtol=0)
-    picture = (small_tokenizer.decode(decoded.latent) + 1) / 2
-    assert_close(picture, case.tensors[f"{run}_image"], atol=2e-5, rtol=0)
+    image = (small_tokenizer.decode(decoded.latent) + 1) / 2
+    assert_close(image, case.tensors[f"{run}_image"], atol=2e-5, rtol=0)
 
 
 def test_smooth_mode_is_the_published_one(small_tokenizer, small_var):
@@ -50,7 +50,7 @@ def test_smooth_mode_is_the_published_one(small_tokenizer, small_var):
     assert_close(decoded.latent, case.tensors["smooth_f_hat"], atol=5e-4, rtol=0)
 
 
-def test_a_picture_drawn_alone_equals_the_same_seed_in_a_batch_of_eight(small_tokenizer, small_var):
+def test_an_image_drawn_alone_equals_the_same_seed_in_a_batch_of_eight(small_tokenizer, small_var):
     plan = plan_of(small_tokenizer, small_var, guidance=2.0, top_k=30, top_p=0.95)
     labels = torch.arange(8)
     together = decode(plan, labels, Noise(range(8)))
@@ -79,7 +79,7 @@ def test_no_guidance_gives_the_tokens_of_the_conditional_branch_with_half_the_ca
     assert off.cache_bytes * 2 == barely.cache_bytes
 
 
-def test_the_callback_sees_every_scale_and_previews_the_picture(small_tokenizer, small_var):
+def test_the_callback_sees_every_scale_and_previews_the_image(small_tokenizer, small_var):
     events: list[ScaleEvent] = []
     decoded = decode(plan_of(small_tokenizer, small_var), torch.tensor([1]), Noise([0]), on_scale=events.append)
     assert [event.scale for event in events] == [0, 1, 2, 3]
@@ -127,9 +127,7 @@ def test_stages_may_come_as_a_list(small_tokenizer, small_var):
     assert hash(listed) == hash(plan)
 
 
-def test_guidance_grows_with_the_place_in_the_picture_in_a_stage_of_its_own_too(
-    small_tokenizer, small_var, monkeypatch
-):
+def test_guidance_grows_with_the_place_in_the_image_in_a_stage_of_its_own_too(small_tokenizer, small_var, monkeypatch):
     seen = []
     guide, draw_map = engine.guide, engine.draw_map
     monkeypatch.setattr(engine, "guide", lambda logits, strength: seen.append(strength) or guide(logits, strength))

@@ -1,4 +1,4 @@
-"""Flows draw as published; solvers find the data, cost what they say, and each picture has its own noise."""
+"""Flows draw as published; solvers find the data, cost what they say, and each image has its own noise."""
 
 import json
 from math import exp
@@ -102,7 +102,7 @@ def test_the_network_is_asked_as_often_and_when_it_says(solver, steps):
 
 
 def decoded_with_rows(plan, network) -> tuple[torch.Tensor, list[list[int]]]:
-    """A picture's latent, and how many rows the head computes at each evaluation of each scale."""
+    """An image's latent, and how many rows the head computes at each evaluation of each scale."""
     rows = [[] for _ in plan.tokenizer.scales.lengths]
 
     def count(_, args):
@@ -160,7 +160,7 @@ def test_settings_out_of_range_are_refused_by_name(settings, words):
 
 
 @pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-def test_a_picture_does_not_depend_on_the_batch(cross):
+def test_an_image_does_not_depend_on_the_batch(cross):
     plan = plan_of(tiny_kl(), tiny_flowar(cross_attention=cross), guidance=1.5)
     together = decode(plan, LABELS, Noise([7, 8, 9]))
     for i, seed in enumerate((7, 8, 9)):

@@ -1,4 +1,4 @@
-"""A given picture's tokens stay where they shall, and drawing is as ever where they need not."""
+"""A given image's tokens stay where they shall, and drawing is as ever where they need not."""
 
 from dataclasses import replace
 
@@ -9,8 +9,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 from var_toolkit.data.still_lifes import render
+from var_toolkit.images import as_output
 from var_toolkit.loading import load
-from var_toolkit.pictures import as_output
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.sampling.collaborative import code
 from var_toolkit.sampling.kept import kept_before, kept_outside
@@ -70,7 +70,7 @@ def test_variation_from_the_first_scale_is_plain_sampling_and_from_behind_the_la
     assert last.images[0].tobytes() == pipe.reconstruct(image).tobytes()
 
 
-def test_tokens_outside_the_mask_are_the_pictures_own_and_those_inside_follow_the_seed(pipe, image):
+def test_tokens_outside_the_mask_are_the_images_own_and_those_inside_follow_the_seed(pipe, image):
     own, one, other = own_tokens(pipe, image), *(pipe.edit(image, BOX, 503, seeds=s) for s in (4, 5))
     drawn = inside(pipe.backbone.scales.finest)
     for found in (one, other):

@@ -45,7 +45,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("name", ["hmar-generate", "hmar-generate-mask", "hmar-generate-seeded"])
-def test_tokens_masks_and_pictures_are_the_published_ones(name, small_tokenizer, small_hmar, monkeypatch):
+def test_tokens_masks_and_images_are_the_published_ones(name, small_tokenizer, small_hmar, monkeypatch):
     case = load_case(name)
     facts = case.facts["sampling"]
     if facts["draw"] == "seeded":
@@ -130,7 +130,7 @@ def test_tokens_that_are_settled_never_change(small_tokenizer, small_hmar, monke
     assert torch.equal(confidence.argmax(1), kept.nonzero()[:, 1])
 
 
-def test_a_picture_drawn_alone_equals_the_same_seed_in_a_batch(small_tokenizer, small_hmar):
+def test_an_image_drawn_alone_equals_the_same_seed_in_a_batch(small_tokenizer, small_hmar):
     plan, labels = plan_of(small_tokenizer, small_hmar, "1;1,3;3,3,3;4,12"), torch.arange(8)
     together = decode(plan, labels, Noise(range(8)))
     for i in (0, 7):

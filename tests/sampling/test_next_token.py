@@ -81,7 +81,7 @@ def test_guidance_is_the_usual_one_less_one():
     assert_close(next_token.choices(stage, logits, 0), null + 1.75 * (conditional - null))
 
 
-def test_without_guidance_there_is_one_row_a_picture(monkeypatch):
+def test_without_guidance_there_is_one_row_an_image(monkeypatch):
     rows, network = [], tiny_gpt()
     monkeypatch.setattr(
         network, "next_logits", lambda hidden: (rows.append(len(hidden)), type(network).next_logits(network, hidden))[1]
@@ -123,7 +123,7 @@ def test_temperature_acts_before_the_filters():
         assert_close(found[found.isfinite()], logits[..., :kept].flatten() / temperature)
 
 
-def test_a_picture_drawn_alone_equals_the_same_seed_in_a_batch(golden):
+def test_an_image_drawn_alone_equals_the_same_seed_in_a_batch(golden):
     plan, labels = plan_of(*golden, guidance=0.75, top_p=0.95), torch.arange(5)
     together = decode(plan, labels, Noise(range(5))).tokens[0]
     for i in (0, 4):
@@ -132,7 +132,7 @@ def test_a_picture_drawn_alone_equals_the_same_seed_in_a_batch(golden):
 
 
 def test_tokens_follow_their_distribution_each_by_noise_of_its_own():
-    """The first two tokens of many pictures of one class, beside the probabilities of all pairs."""
+    """The first two tokens of many images of one class, beside the probabilities of all pairs."""
     network, count = tiny_gpt(side=2, vocab_size=4), 4000
     drawn = decode(plan_of(tiny_vq(side=2, vocab_size=4), network), torch.full((count,), 2), Noise(range(count)))
     with torch.no_grad():
@@ -197,7 +197,7 @@ def test_other_kinds_of_models_have_no_guided_tokens(small_tokenizer, small_var)
 
 def test_methods_for_several_scales_are_refused_in_words(small_tokenizer, small_var):
     plan = plan_of(tiny_vq(), tiny_gpt())
-    with pytest.raises(ValueError, match="RasterGPT draws its picture as one map; two models share a picture of sev"):
+    with pytest.raises(ValueError, match="RasterGPT draws its image as one map; two models share an image of sev"):
         code(plan, plan, draft_scales=1)
     with pytest.raises(ValueError, match="RasterGPT has no subnets"):
         variant(plan, subnet=2, full_scales=1)

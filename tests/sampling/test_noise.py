@@ -1,4 +1,4 @@
-"""The noise of a picture belongs to the picture alone, and is good noise."""
+"""The noise of an image belongs to the image alone, and is good noise."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_philox_gives_the_known_answers_of_its_authors(counter, key, expected):
     assert [int(word) for word in words] == expected
 
 
-def test_a_picture_has_the_same_noise_alone_and_in_any_batch():
+def test_an_image_has_the_same_noise_alone_and_in_any_batch():
     batch = Noise([3, 9, 2**62, 0]).gumbel(Stream.TOKEN, 5, 7, 11)
     assert torch.equal(batch[2:3], Noise([2**62]).gumbel(Stream.TOKEN, 5, 7, 11))
 
@@ -81,14 +81,14 @@ def test_normal_noise_is_finite_whatever_the_words_and_its_tail_reaches_beyond_s
     assert sample.abs().amax() > 6 or word > 1
 
 
-def test_normal_noise_belongs_to_the_picture_and_the_position():
+def test_normal_noise_belongs_to_the_image_and_the_position():
     batch = Noise([3, 9, 2**62, 0]).normal(Stream.FLOW, 5, 7, 16)
     alone = Noise([2**62])
     assert torch.equal(batch[2:3], alone.normal(Stream.FLOW, 5, 7, 16))
     assert torch.equal(batch[2:3], torch.cat([alone.normal(Stream.FLOW, 5 + i, 1, 16) for i in range(7)], dim=1))
 
 
-def test_normal_noise_of_pictures_positions_and_channels_is_independent():
+def test_normal_noise_of_images_positions_and_channels_is_independent():
     sample = Noise([1, 2]).normal(Stream.FLOW, 0, 10_000, 4)
     first = sample[0, :, 0]
     for other in (sample[1, :, 0], sample[0, :, 1], sample[0, :, 2], sample[0, :, 3], sample[0, :, 0].roll(1)):

@@ -143,7 +143,7 @@ def test_sure_drafts_save_passes_and_the_numbers_agree():
     assert tally.target_passes == sum(tally.stood.values()) + 200  # and the first pass of each
     assert tally.settled == tally.target_passes + tally.accepted
     assert 1 < told["tokens_per_pass"] < 6
-    assert told["passes_per_picture"] == pytest.approx(9 / told["tokens_per_pass"], rel=1e-2)
+    assert told["passes_per_image"] == pytest.approx(9 / told["tokens_per_pass"], rel=1e-2)
     assert [sum(pace) for pace in tally.paces] == [9] * 200
     assert sum(map(len, tally.paces)) == tally.target_passes
 
@@ -168,7 +168,7 @@ def test_drafts_that_do_not_pay_are_given_up():
 
 @pytest.mark.parametrize("shape", [Shape((1,) * 7), Shape((1, 2, 4)), Shape((3, 1, 1), chains=True)])
 @pytest.mark.parametrize("confidence", [0.0, 0.55])
-def test_neighbours_in_a_batch_change_nothing_where_pictures_draft_differently_far(shape, confidence, monkeypatch):
+def test_neighbours_in_a_batch_change_nothing_where_images_draft_differently_far(shape, confidence, monkeypatch):
     """Some give up drafting and others do not, in a map long enough to tell."""
     target, small = toy(1, side=8), toy(2, depth=1, side=8)
     monkeypatch.setattr(SmallModel, "cost", lambda self, stage: 0.22)

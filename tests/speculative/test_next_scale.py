@@ -240,7 +240,7 @@ def test_a_window_without_scales_is_refused(small_var):
         ({"latent_channels": 8}, "the drafter has latent_channels 8 and the target 4"),
     ],
 )
-def test_a_drafter_for_other_pictures_is_refused(toy_tokenizer, changes, words):
+def test_a_drafter_for_other_images_is_refused(toy_tokenizer, changes, words):
     sizes = {"num_classes": 2, **TOY, **changes}
     drafter = VAR(VARConfig(depth=2, embed_dim=16, num_heads=2, **sizes))
     with pytest.raises(ValueError, match=words):

@@ -35,9 +35,9 @@ def _with_opinions(network, seed):
     return network.eval()
 
 
-def rows(stage: Stage, pictures: int) -> Tensor:
-    """Labels of as many pictures of class 0."""
-    labels = torch.zeros(pictures, dtype=torch.int64)
+def rows(stage: Stage, images: int) -> Tensor:
+    """Labels of as many images of class 0."""
+    labels = torch.zeros(images, dtype=torch.int64)
     return labels if stage.rows == 1 else torch.cat((labels, torch.full_like(labels, 2)))
 
 

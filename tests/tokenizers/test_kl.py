@@ -23,47 +23,47 @@ def tokenizer() -> KLTokenizer:
 
 
 @pytest.fixture
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_latents_are_shifted_and_scaled_and_back(tokenizer, pictures):
+def test_latents_are_shifted_and_scaled_and_back(tokenizer, images):
     with torch.no_grad():
-        mode = tokenizer.autoencoder.encode(pictures).latent_dist.mode()
+        mode = tokenizer.autoencoder.encode(images).latent_dist.mode()
         expected = tokenizer.autoencoder.decode(mode).sample.clamp(-1, 1)
-    latent = tokenizer.encode(pictures)
+    latent = tokenizer.encode(images)
     assert latent.shape == (2, 4, 4, 4)
     assert_close(latent, (mode - 0.3) * 0.5)
     assert_close(tokenizer.decode(latent), expected, atol=1e-5, rtol=0)
-    assert_close(tokenizer.reconstruct(pictures), expected, atol=1e-5, rtol=0)
+    assert_close(tokenizer.reconstruct(images), expected, atol=1e-5, rtol=0)
 
 
-def test_each_channel_may_have_a_mean_and_a_spread_of_its_own(tokenizer, pictures):
+def test_each_channel_may_have_a_mean_and_a_spread_of_its_own(tokenizer, images):
     means, spreads = [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]
     tokenizer.autoencoder.register_to_config(latents_mean=means, latents_std=spreads)
     with torch.no_grad():
-        mode = tokenizer.autoencoder.encode(pictures).latent_dist.mode()
+        mode = tokenizer.autoencoder.encode(images).latent_dist.mode()
         expected = tokenizer.autoencoder.decode(mode).sample.clamp(-1, 1)
     mean, spread = (torch.tensor(values).view(4, 1, 1) for values in (means, spreads))
-    latent = tokenizer.encode(pictures)
+    latent = tokenizer.encode(images)
     assert_close(latent, (mode - mean) / spread * 0.5)
     assert_close(tokenizer.decode(latent), expected, atol=1e-5, rtol=0)
 
 
-def test_noise_draws_latents_from_the_posteriors(tokenizer, pictures):
+def test_noise_draws_latents_from_the_posteriors(tokenizer, images):
     with torch.no_grad():
-        moments, posterior = tokenizer.moments(pictures), tokenizer.autoencoder.encode(pictures).latent_dist
+        moments, posterior = tokenizer.moments(images), tokenizer.autoencoder.encode(images).latent_dist
     noise = torch.randn(2, 4, 4, 4)
     expected = (posterior.mean + posterior.std * noise - 0.3) * 0.5
     assert_close(tokenizer.latents(moments, noise), expected)
-    assert_close(tokenizer.latents(moments), tokenizer.encode(pictures))
+    assert_close(tokenizer.latents(moments), tokenizer.encode(images))
 
 
-def test_the_training_pass_reconstructs_and_reaches_every_parameter(tokenizer, pictures):
-    found = tokenizer(pictures)
-    assert found.pictures.shape == pictures.shape
+def test_the_training_pass_reconstructs_and_reaches_every_parameter(tokenizer, images):
+    found = tokenizer(images)
+    assert found.images.shape == images.shape
     assert found.kl.shape == (2,)
-    (found.pictures.square().mean() + found.kl.mean()).backward()
+    (found.images.square().mean() + found.kl.mean()).backward()
     assert [name for name, p in tokenizer.named_parameters() if p.grad is None] == []
 
 
@@ -74,14 +74,14 @@ def test_a_coarser_latent_is_enlarged_before_it_is_decoded(tokenizer):
     assert tokenizer.decode(coarse).shape == (1, 3, 8, 8)
 
 
-def test_pictures_of_another_size_are_refused(tokenizer):
+def test_images_of_another_size_are_refused(tokenizer):
     with pytest.raises(ValueError, match=r"shape \(1, 3, 16, 16\); this tokenizer reads \(B, 3, 8, 8\)"):
         tokenizer.encode(torch.zeros(1, 3, 16, 16))
 
 
 def test_without_a_schedule_there_is_one_scale_of_the_size_it_was_made_for():
     tokenizer = KLTokenizer(tiny_kl(4).autoencoder)
-    assert (tokenizer.scales, tokenizer.picture_side, tokenizer.channels) == (Scales((4,)), 8, 4)
+    assert (tokenizer.scales, tokenizer.image_side, tokenizer.channels) == (Scales((4,)), 8, 4)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ def test_without_a_schedule_there_is_one_scale_of_the_size_it_was_made_for():
         (True, None, torch.float32),
     ],
 )
-def test_float16_becomes_float32_where_the_autoencoder_asks_for_it(tokenizer, pictures, upcast, dtype, found):
+def test_float16_becomes_float32_where_the_autoencoder_asks_for_it(tokenizer, images, upcast, dtype, found):
     tokenizer.autoencoder.register_to_config(force_upcast=upcast)
     tokenizer.place("cpu", dtype)
     assert tokenizer.autoencoder.dtype == found
-    assert tokenizer.encode(pictures).dtype == tokenizer.reconstruct(pictures).dtype == torch.float32
+    assert tokenizer.encode(images).dtype == tokenizer.reconstruct(images).dtype == torch.float32
 
 
 def test_what_a_latent_stands_for_includes_its_scaling(tokenizer):
@@ -138,14 +138,14 @@ def folder(tokenizer, tmp_path):
     return tmp_path / "saved"
 
 
-def test_a_saved_autoencoder_is_one_of_diffusers_and_ours_again(tokenizer, folder, pictures):
+def test_a_saved_autoencoder_is_one_of_diffusers_and_ours_again(tokenizer, folder, images):
     theirs, ours = AutoencoderKL.from_pretrained(folder).eval(), KLTokenizer(load_network(folder), tokenizer.scales)
     for config in (theirs.config, ours.autoencoder.config):
         assert (config.scaling_factor, config.shift_factor, config.sample_size) == (0.5, 0.3, 8)
-    expected = tokenizer.reconstruct(pictures)
-    assert torch.equal(ours.reconstruct(pictures), expected)
+    expected = tokenizer.reconstruct(images)
+    assert torch.equal(ours.reconstruct(images), expected)
     with torch.no_grad():
-        decoded = theirs.decode(theirs.encode(pictures).latent_dist.mode()).sample.clamp(-1, 1)
+        decoded = theirs.decode(theirs.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
     assert_close(decoded, expected, atol=1e-5, rtol=0)
 
 

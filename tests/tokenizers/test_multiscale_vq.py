@@ -58,17 +58,17 @@ def test_every_way_to_share_phis_encodes_and_decodes(share):
         share_quant_resi=share,
     )
     tokenizer = MultiScaleVQ(config).eval()
-    pictures = torch.rand(2, 3, 8, 8) * 2 - 1
-    tokens = tokenizer.encode(pictures)
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    tokens = tokenizer.encode(images)
     assert [t.shape for t in tokens] == [(2, 1), (2, 4), (2, 16)]
-    assert tokenizer.decode(tokenizer.latents(tokens)[-1]).shape == pictures.shape
+    assert tokenizer.decode(tokenizer.latents(tokens)[-1]).shape == images.shape
 
 
 def test_the_training_pass_finds_the_same_tokens_and_reaches_every_parameter(case, small_tokenizer):
     reconstruction = small_tokenizer(case.tensors["image"])
     for ours, theirs in zip(reconstruction.tokens, case.maps("idx"), strict=True):
         assert torch.equal(ours, theirs)
-    (reconstruction.pictures.square().mean() + reconstruction.quantizer_loss).backward()
+    (reconstruction.images.square().mean() + reconstruction.quantizer_loss).backward()
     missing = [name for name, p in small_tokenizer.named_parameters() if p.grad is None]
     small_tokenizer.zero_grad(set_to_none=True)
     assert missing == []
@@ -101,7 +101,7 @@ def test_teacher_inputs_of_a_scale_do_not_depend_on_finer_tokens(case, small_tok
     assert not torch.equal(before[:, known:], after[:, known:])
 
 
-def test_pictures_of_another_size_are_refused_in_words(small_tokenizer):
+def test_images_of_another_size_are_refused_in_words(small_tokenizer):
     with pytest.raises(ValueError, match=r"this tokenizer reads \(B, 3, 64, 64\)"):
         small_tokenizer.encode(torch.zeros(1, 3, 32, 32))
 

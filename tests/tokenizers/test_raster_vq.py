@@ -22,7 +22,7 @@ def golden():
 
 
 @pytest.fixture
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     return torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
@@ -35,7 +35,7 @@ def quantizer() -> CosineQuantizer:
     return quantizer
 
 
-def test_pictures_become_the_published_tokens(golden, case):
+def test_images_become_the_published_tokens(golden, case):
     with torch.no_grad():
         assert_close(golden.features(case["image"]), case["latent"], atol=1e-4, rtol=0)
     (tokens,) = golden.encode(case["image"])
@@ -43,7 +43,7 @@ def test_pictures_become_the_published_tokens(golden, case):
     assert_close(golden.latents([tokens])[0], case["quant"], atol=1e-5, rtol=0)
 
 
-def test_tokens_become_the_published_pictures(golden, case):
+def test_tokens_become_the_published_images(golden, case):
     latent = golden.quantize.grow(None, golden.quantize.embed(case["decode_ids"]), 0)
     with torch.no_grad():
         assert_close(golden._draw(latent), case["decoded"], atol=2e-4, rtol=0)
@@ -53,8 +53,8 @@ def test_tokens_become_the_published_pictures(golden, case):
 
 def test_a_map_of_another_side_has_the_same_weights(golden, case):
     smaller = golden.on_grid(2)
-    assert (smaller.config.side, smaller.scales.patch_nums, smaller.picture_side) == (2, (2,), 32)
-    assert (golden.config.side, golden.scales.patch_nums, golden.picture_side) == (4, (4,), 64)
+    assert (smaller.config.side, smaller.scales.patch_nums, smaller.image_side) == (2, (2,), 32)
+    assert (golden.config.side, golden.scales.patch_nums, golden.image_side) == (4, (4,), 64)
     assert all(one is other for one, other in zip(golden.parameters(), smaller.parameters(), strict=True))
     assert smaller.encode(case["image"][..., :32, :32])[0].shape == (2, 4)
 
@@ -93,43 +93,43 @@ def test_the_loss_draws_codes_to_features_and_features_to_codes_by_beta(quantize
     assert expected[1].abs().max() > 0
 
 
-def test_the_training_pass_reconstructs_and_reaches_every_parameter(pictures):
+def test_the_training_pass_reconstructs_and_reaches_every_parameter(images):
     tokenizer = tiny_vq().train()
-    found = tokenizer(pictures)
-    (found.pictures.square().mean() + found.quantizer_loss).backward()
+    found = tokenizer(images)
+    (found.images.square().mean() + found.quantizer_loss).backward()
     assert [name for name, p in tokenizer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
-    assert torch.equal(found.tokens[0], tokenizer.encode(pictures)[0])
-    assert_close(found.pictures.detach().clamp(-1, 1), tokenizer.reconstruct(pictures), atol=1e-5, rtol=0)
+    assert torch.equal(found.tokens[0], tokenizer.encode(images)[0])
+    assert_close(found.images.detach().clamp(-1, 1), tokenizer.reconstruct(images), atol=1e-5, rtol=0)
 
 
-def test_what_is_to_be_coded_and_how_badly_it_is(pictures):
+def test_what_is_to_be_coded_and_how_badly_it_is(images):
     tokenizer = tiny_vq()
     with torch.no_grad():
-        features = tokenizer.features(pictures)
+        features = tokenizer.features(images)
     vectors, errors = tokenizer.quantize.wanted(features)
-    codes = tokenizer.quantize.embed(tokenizer.encode(pictures)[0]).flatten(0, 1)
+    codes = tokenizer.quantize.embed(tokenizer.encode(images)[0]).flatten(0, 1)
     assert_close(vectors, F.normalize(features, dim=1).flatten(2).mT.flatten(0, 1))
     assert_close(errors, (vectors - codes).square().sum(1))
 
 
-def test_in_bfloat16_the_codebook_stays_as_it_is(pictures):
+def test_in_bfloat16_the_codebook_stays_as_it_is(images):
     tokenizer = tiny_vq().place("cpu", torch.bfloat16)
     assert tokenizer.quantize.embedding.weight.dtype == torch.float32
     assert tokenizer.encoder.conv_in.weight.dtype == torch.bfloat16
-    found, expected = (network.reconstruct(pictures) for network in (tokenizer, tiny_vq()))
+    found, expected = (network.reconstruct(images) for network in (tokenizer, tiny_vq()))
     assert found.dtype == torch.float32
     assert (found - expected).abs().mean() < 0.3 * expected.abs().mean()
 
 
-def test_saving_and_loading_gives_the_same_bits(tmp_path, pictures):
+def test_saving_and_loading_gives_the_same_bits(tmp_path, images):
     tokenizer = tiny_vq()
     save_network(tokenizer, tmp_path / "vq")
     again = load_network(tmp_path / "vq")
     assert again.config == tokenizer.config
-    assert torch.equal(again.reconstruct(pictures), tokenizer.reconstruct(pictures))
+    assert torch.equal(again.reconstruct(images), tokenizer.reconstruct(images))
 
 
-def test_pictures_of_another_size_are_refused():
+def test_images_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"shape \(1, 3, 8, 8\); this tokenizer reads \(B, 3, 6, 6\)"):
         tiny_vq().encode(torch.zeros(1, 3, 8, 8))
 

@@ -1,4 +1,4 @@
-"""Tiny runs: a few dozen pictures, networks of a few thousand weights."""
+"""Tiny runs: a few dozen images, networks of a few thousand weights."""
 
 import copy
 import pickle
@@ -172,8 +172,8 @@ def weights() -> Callable[[Path], dict[str, torch.Tensor]]:
 
 
 @pytest.fixture
-def picture_folders(tmp_path: Path) -> Callable[..., str]:
-    """Makes `name` with three pictures in each class folder; returns its path."""
+def image_folders(tmp_path: Path) -> Callable[..., str]:
+    """Makes `name` with three images in each class folder; returns its path."""
 
     def make(name: str, classes: str, each: int = 3) -> str:
         noise = np.random.default_rng(0)

@@ -145,7 +145,7 @@ def test_the_networks_to_go_on_from_are_asked_for(tiny, settings, objective, key
         ({"num_classes": 10}, "teacher: num_classes is 10, but the model has 1000"),
     ],
 )
-def test_a_teacher_that_draws_something_else_is_refused_before_a_picture_is_drawn(
+def test_a_teacher_that_draws_something_else_is_refused_before_an_image_is_drawn(
     tiny, settings, tmp_path, changes, message
 ):
     save_network(VAR(VARConfig(**settings("var")["model"] | changes)), tmp_path / "teacher")

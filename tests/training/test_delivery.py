@@ -11,18 +11,18 @@ from var_toolkit.training.recipe import recipe_from
 from var_toolkit.zoo.facts import read_facts
 
 
-def test_a_trained_model_knows_its_recipe_its_pictures_and_its_last_figures(tiny, cache, tmp_path):
+def test_a_trained_model_knows_its_recipe_its_images_and_its_last_figures(tiny, cache, tmp_path):
     recipe = tiny("var")
     final = train(recipe, tmp_path / "mine", cache_dir=cache, device="cpu")
     facts = load(final, device="cpu").facts
-    assert facts.pictures_seen == recipe.steps * recipe.batch_size
+    assert facts.images_seen == recipe.steps * recipe.batch_size
     assert facts.data == "24 still lifes that var_toolkit renders itself"
     assert facts.license is None
 
     log = [json.loads(line) for line in (tmp_path / "mine" / "log.jsonl").read_text().splitlines()]
     for key in ("loss", "validation_loss"):
         assert facts.training[key] == [line[key] for line in log if key in line][-1]
-    assert not {"lr", "pictures_per_second", "step"} & facts.training.keys()
+    assert not {"lr", "images_per_second", "step"} & facts.training.keys()
 
     card = (final / "README.md").read_text()
     assert 'load("mine/final")' in card
@@ -32,7 +32,7 @@ def test_a_trained_model_knows_its_recipe_its_pictures_and_its_last_figures(tiny
     before = facts
     train(dataclasses.replace(recipe, steps=7), tmp_path / "mine", cache_dir=cache, device="cpu")
     after = load(final, device="cpu").facts
-    assert after.pictures_seen == before.pictures_seen + recipe.batch_size
+    assert after.images_seen == before.images_seen + recipe.batch_size
     assert yaml.safe_load(after.recipe)["steps"] == 7
 
 

@@ -50,7 +50,7 @@ def test_the_velocity_is_learnt_from_data_to_noise_at_the_time_of_each_scale(bui
         torch.testing.assert_close(part, expected)
 
 
-def test_every_scale_of_every_picture_has_its_own_time_whatever_the_number_of_processes(build):
+def test_every_scale_of_every_image_has_its_own_time_whatever_the_number_of_processes(build):
     objective, batch = build("flowar", class_dropout=0.5)
     seen = []
 
@@ -107,7 +107,7 @@ def test_validation_is_the_same_every_time(build):
     assert set(first) == {"loss", *(f"error_scale_{k}" for k in range(3))}
 
 
-def test_a_picture_or_its_mirror_image_is_shown_in_each_epoch():
+def test_an_image_or_its_mirror_image_is_shown_in_each_epoch():
     moments = np.arange(12, dtype=np.float16).reshape(12, 1, 1, 1)
     array = MomentArray(moments, np.arange(6), CPU, seed=1)
     seen = [next(iter(array.batches([torch.arange(6)], epoch))) for epoch in range(8)]
@@ -127,22 +127,22 @@ def folder_recipe(tiny, settings, root, flip=True, **options):
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_it_trains_on_folders(tiny, settings, picture_folders, tmp_path, cached):
-    recipe = folder_recipe(tiny, settings, picture_folders("train", "ab"), cache_latents=cached)
+def test_it_trains_on_folders(tiny, settings, image_folders, tmp_path, cached):
+    recipe = folder_recipe(tiny, settings, image_folders("train", "ab"), cache_latents=cached)
     final = train(recipe, tmp_path / "out", cache_dir=tmp_path / "cache", device="cpu")
     assert (final / "tokenizer" / "config.json").is_file()
     assert len(list((tmp_path / "cache").glob("moments-*.npy"))) == cached
 
 
 def test_cached_latents_are_those_of_the_centres_and_their_mirror_images(
-    tiny, settings, picture_folders, tmp_path, monkeypatch
+    tiny, settings, image_folders, tmp_path, monkeypatch
 ):
     from var_toolkit.processes import Team
     from var_toolkit.training.flowar_objective import FlowARObjective
     from var_toolkit.training.objectives import Workplace
 
     monkeypatch.setattr(code_cache, "CHUNK", 4)
-    recipe = folder_recipe(tiny, settings, picture_folders("train", "ab"), cache_latents=True)
+    recipe = folder_recipe(tiny, settings, image_folders("train", "ab"), cache_latents=True)
     objective = FlowARObjective(recipe, Workplace(tmp_path, Team(0, 1, CPU)))
     kept = np.load(next(tmp_path.glob("moments-*.npy")))
     from var_toolkit.data.folders import ClassFolders
@@ -155,25 +155,25 @@ def test_cached_latents_are_those_of_the_centres_and_their_mirror_images(
     assert objective.source.labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_folders_that_are_not_to_be_flipped_are_cached_as_they_are(tiny, settings, picture_folders, tmp_path):
+def test_folders_that_are_not_to_be_flipped_are_cached_as_they_are(tiny, settings, image_folders, tmp_path):
     from var_toolkit.processes import Team
     from var_toolkit.training.flowar_objective import FlowARObjective
     from var_toolkit.training.objectives import Workplace
 
-    recipe = folder_recipe(tiny, settings, picture_folders("train", "ab"), flip=False, cache_latents=True)
+    recipe = folder_recipe(tiny, settings, image_folders("train", "ab"), flip=False, cache_latents=True)
     source = FlowARObjective(recipe, Workplace(tmp_path, Team(0, 1, CPU))).source
     assert len(source.moments) == len(source) == 6
 
 
-def test_two_data_sets_with_the_same_file_names_have_two_caches(picture_folders):
+def test_two_data_sets_with_the_same_file_names_have_two_caches(image_folders):
     from var_toolkit.data.folders import ClassFolders
 
     found = {
-        ClassFolders(picture_folders(name, classes), 64, False).fingerprint
+        ClassFolders(image_folders(name, classes), 64, False).fingerprint
         for name, classes in (("a", "xy"), ("b", "xz"))
     }
     assert len(found) == 2
-    assert ClassFolders(picture_folders("c", "xy"), 32, False).fingerprint not in found
+    assert ClassFolders(image_folders("c", "xy"), 32, False).fingerprint not in found
 
 
 def test_moments_that_are_not_finite_are_not_kept(build, tmp_path):
@@ -182,19 +182,19 @@ def test_moments_that_are_not_finite_are_not_kept(build, tmp_path):
         objective.tokenizer.autoencoder.quant_conv.bias.fill_(1e6)
     shown = torch.zeros(4, 3, 64, 64, dtype=torch.uint8).numpy()
     with (
-        pytest.raises(ValueError, match="what the tokenizer says of pictures 0 to 3 is not finite"),
+        pytest.raises(ValueError, match="what the tokenizer says of images 0 to 3 is not finite"),
         np.errstate(over="ignore"),
     ):
         code_cache.cached_moments(objective.tokenizer, 4, code_cache.array_chunks(shown), tmp_path, "some")
     assert not list(tmp_path.glob("*.npy"))
 
 
-def test_held_out_pictures_are_encoded_in_float32(build, monkeypatch):
+def test_held_out_images_are_encoded_in_float32(build, monkeypatch):
     objective, batch = build("flowar")
     seen = []
     moments = objective.tokenizer.moments
     monkeypatch.setattr(objective.tokenizer, "moments", lambda part: seen.append(moments(part)) or seen[-1])
-    shown = batch._replace(moments=None, pictures=torch.zeros(8, 3, 64, 64))
+    shown = batch._replace(moments=None, images=torch.zeros(8, 3, 64, 64))
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         objective._judged(objective.networks["flowar"], shown, 0)
     assert [part.dtype for part in seen] == [torch.float32]

@@ -11,14 +11,14 @@ from var_toolkit.zoo.directory import load_network, read_json
 DRAWS = Draws(0, 0, 0, 1, 8, torch.device("cpu"))
 
 
-def test_the_divergence_counts_by_its_weight_and_per_number_of_the_picture(build):
+def test_the_divergence_counts_by_its_weight_and_per_number_of_the_image(build):
     losses = []
     for weight in (0.0, 100.0):
         torch.manual_seed(0)
         objective, batch = build("kl", kl=weight, perceptual=0.0, adversarial=0.0)
         losses.append(objective.phases(0)[0].loss(batch, DRAWS))
     divergence = losses[0].terms["kl"]
-    mean, log_variance = objective.autoencoder.moments(batch.pictures).chunk(2, dim=1)
+    mean, log_variance = objective.autoencoder.moments(batch.images).chunk(2, dim=1)
     expected = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum((1, 2, 3)).mean()
     torch.testing.assert_close(divergence, expected.detach())
     torch.testing.assert_close(losses[1].total - losses[0].total, 100 * divergence / (3 * 64 * 64))
@@ -32,9 +32,9 @@ def test_latents_of_what_is_delivered_have_a_standard_deviation_of_one(tiny, cac
     from var_toolkit.data.still_lifes import cached
     from var_toolkit.training.batches import to_unit_range
 
-    pictures = to_unit_range(torch.from_numpy(cached(cache, 24, "train")[0].copy()))
+    images = to_unit_range(torch.from_numpy(cached(cache, 24, "train")[0].copy()))
     with torch.no_grad():
-        moments = tokenizer.moments(pictures)
+        moments = tokenizer.moments(images)
     noise = torch.randn(moments[:, :4].shape, generator=torch.Generator().manual_seed(0))
     assert tokenizer.latents(moments, noise).std() == pytest.approx(1, rel=0.05)
     again = train(tiny("kl", steps=2, ema=None), tmp_path, cache_dir=cache, device="cpu")

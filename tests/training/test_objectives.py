@@ -26,7 +26,7 @@ DRAWS = Draws(0, 0, 0, 1, 8, torch.device("cpu"))
 
 
 @pytest.fixture
-def pictures(cache):
+def images(cache):
     return torch.from_numpy(np.array(cached(cache, 24, "train", progress=False)[0]))
 
 
@@ -39,10 +39,10 @@ def log_lines(out):
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-def test_a_decoder_stage_changes_pictures_but_no_token(tiny, cache, parts, tmp_path, pictures, tokenizer):
+def test_a_decoder_stage_changes_images_but_no_token(tiny, cache, parts, tmp_path, images, tokenizer):
     options = {"train_only": "decoder", "initial": str(parts / "tokenizer")}
     final = train(tiny("tokenizer", objective_options=options), tmp_path, cache_dir=cache, device="cpu")
-    after, real = load_network(final), to_unit_range(pictures)
+    after, real = load_network(final), to_unit_range(images)
     for old, new in zip(tokenizer.encode(real), after.encode(real), strict=True):
         assert torch.equal(old, new)
     assert not torch.equal(tokenizer.reconstruct(real), after.reconstruct(real))
@@ -64,7 +64,7 @@ def test_the_log_and_the_sheets_tell_what_happened(tiny, cache, tmp_path):
     header, *lines = log_lines(tmp_path)
     assert "codebook_used" in header["note"]
     keys = set().union(*lines)
-    wanted = {"psnr", "l1", "l2", "quantiser", "perceptual", "adversarial", "critic", "lr", "pictures_per_second"}
+    wanted = {"psnr", "l1", "l2", "quantiser", "perceptual", "adversarial", "critic", "lr", "images_per_second"}
     assert wanted <= keys
     assert {"grad_norm_tokenizer", "codebook_used_scale_2", "validation_psnr"} <= keys
     assert [path.name for path in sorted((tmp_path / "samples").iterdir())] == ["0000003.png", "0000006.png"]
@@ -102,11 +102,11 @@ def test_weight_decay_spares_what_the_release_spares():
     assert decayed | exempt == set(names.values())
 
 
-def test_an_initial_codebook_is_used_and_dead_codes_come_back(pictures):
+def test_an_initial_codebook_is_used_and_dead_codes_come_back(images):
     torch.manual_seed(0)
     config = MultiScaleVQConfig(vocab_size=32, z_channels=4, ch=8, ch_mult=(1, 1, 1, 1), num_res_blocks=1,
                                 norm_groups=1, patch_nums=(1, 2, 8))  # fmt: skip
-    network, real = MultiScaleVQ(config), to_unit_range(pictures)
+    network, real = MultiScaleVQ(config), to_unit_range(images)
     before = residual_vectors(network, real)[1].mean()
     initialise_codebook(network, real, DRAWS)
     assert residual_vectors(network, real)[1].mean() < before
@@ -117,10 +117,10 @@ def test_an_initial_codebook_is_used_and_dead_codes_come_back(pictures):
     assert torch.cat(network.encode(real), dim=1).unique().numel() > 16
 
 
-def test_tokens_are_computed_once_and_a_killed_encoding_goes_on(tokenizer, pictures, tmp_path, monkeypatch):
+def test_tokens_are_computed_once_and_a_killed_encoding_goes_on(tokenizer, images, tmp_path, monkeypatch):
     monkeypatch.setattr(code_cache, "CHUNK", 8)
-    whole = cached_tokens(tokenizer, pictures.numpy(), tmp_path / "a", "train", progress=False)
-    expected = torch.cat(tokenizer.encode(to_unit_range(pictures)), dim=1)
+    whole = cached_tokens(tokenizer, images.numpy(), tmp_path / "a", "train", progress=False)
+    expected = torch.cat(tokenizer.encode(to_unit_range(images)), dim=1)
     assert torch.equal(torch.from_numpy(whole.astype(np.int64)), expected)
     assert whole.dtype == np.int16
 
@@ -135,11 +135,11 @@ def test_tokens_are_computed_once_and_a_killed_encoding_goes_on(tokenizer, pictu
 
     monkeypatch.setattr(code_cache, "encoded", fail_on_the_second)
     with pytest.raises(KeyboardInterrupt):
-        cached_tokens(tokenizer, pictures.numpy(), tmp_path / "b", "train", progress=False)
-    again = cached_tokens(tokenizer, pictures.numpy(), tmp_path / "b", "train", progress=False)
+        cached_tokens(tokenizer, images.numpy(), tmp_path / "b", "train", progress=False)
+    again = cached_tokens(tokenizer, images.numpy(), tmp_path / "b", "train", progress=False)
     assert calls == [8, 8, 8, 8]
     assert np.array_equal(again, whole)
-    cached_tokens(tokenizer, pictures.numpy(), tmp_path / "b", "train", progress=False)
+    cached_tokens(tokenizer, images.numpy(), tmp_path / "b", "train", progress=False)
     assert len(calls) == 4
 
 
@@ -172,15 +172,15 @@ def test_the_wrong_kind_of_network_is_refused(tiny, parts, cache, tmp_path):
         train(recipe, tmp_path, cache_dir=cache, device="cpu")
 
 
-def test_a_verdict_does_not_depend_on_the_other_pictures():
+def test_a_verdict_does_not_depend_on_the_other_images():
     torch.manual_seed(0)
-    network, pictures = PatchDiscriminator(8), torch.rand(4, 3, 64, 64)
-    assert network(pictures).shape == (4, 1, 8, 8)
-    torch.testing.assert_close(network(pictures)[:1], network(pictures[:1]))
+    network, images = PatchDiscriminator(8), torch.rand(4, 3, 64, 64)
+    assert network(images).shape == (4, 1, 8, 8)
+    torch.testing.assert_close(network(images)[:1], network(images[:1]))
 
 
-def test_tokens_of_a_training_pass_are_those_of_float32(tokenizer, pictures):
-    real, seen = to_unit_range(pictures), []
+def test_tokens_of_a_training_pass_are_those_of_float32(tokenizer, images):
+    real, seen = to_unit_range(images), []
     quantise = tokenizer.quantize.forward
 
     def watched(features):
@@ -201,17 +201,17 @@ def test_tokens_of_a_training_pass_are_those_of_float32(tokenizer, pictures):
 
 
 @pytest.mark.parametrize("name", ["initial", "perceptual_network"])
-def test_missing_networks_are_refused_before_a_picture_is_drawn(tiny, tmp_path, name):
+def test_missing_networks_are_refused_before_an_image_is_drawn(tiny, tmp_path, name):
     recipe = tiny("tokenizer", objective_options={"perceptual": 1.0, "perceptual_network": "nowhere", name: "nowhere"})
     with pytest.raises(ValueError, match=rf"^{name}: 'nowhere'"):
         train(recipe, tmp_path / "out", cache_dir=tmp_path / "cache", device="cpu")
     assert not (tmp_path / "cache").exists()
 
 
-def test_pictures_of_another_size_are_refused_before_one_is_drawn(tiny, settings, tmp_path):
+def test_images_of_another_size_are_refused_before_one_is_drawn(tiny, settings, tmp_path):
     model = settings("tokenizer")["model"] | {"ch_mult": [1, 1]}
     recipe = tiny("tokenizer", model=model, objective_options={})
-    with pytest.raises(ValueError, match="pictures have 64 x 64 pixels, but the tokenizer reads 16 x 16"):
+    with pytest.raises(ValueError, match="images have 64 x 64 pixels, but the tokenizer reads 16 x 16"):
         train(recipe, tmp_path / "out", cache_dir=tmp_path / "cache", device="cpu")
     assert not (tmp_path / "cache").exists()
 

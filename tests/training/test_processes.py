@@ -1,4 +1,4 @@
-"""Several processes see the same pictures as one, and reach the same weights."""
+"""Several processes see the same images as one, and reach the same weights."""
 
 import dataclasses
 import json
@@ -61,7 +61,7 @@ def test_flowar_learns_in_two_processes(tiny, tmp_path, train_in_two, parallel):
         pytest.param(2, 1, 0, 0.9, marks=pytest.mark.slow),
     ],
 )
-def test_shards_are_gathered_whenever_pictures_are_drawn(
+def test_shards_are_gathered_whenever_images_are_drawn(
     tiny, tmp_path, train_in_two, sample_every, validate_every, held_out, ema
 ):
     data = {"kind": "still-lifes", "count": 24, "validation_count": held_out}
@@ -99,13 +99,13 @@ def test_the_batch_is_the_same_for_any_number_of_processes(tiny):
         teams = [Team(rank, size, torch.device("cpu")) for rank in range(size)]
         streams = [list(stream(Numbers(), recipe, team, range(7))) for team in teams]
         rows = [torch.cat([part[step][1] for part in streams]) for step in range(7)]
-        chances = [torch.cat([part[step][0].per_picture("x") for part in streams]) for step in range(7)]
+        chances = [torch.cat([part[step][0].per_image("x") for part in streams]) for step in range(7)]
         return rows, chances
 
     torch.testing.assert_close(seen(1), seen(4))
 
 
-def test_an_epoch_shows_every_picture_once_and_the_next_in_another_order(tiny):
+def test_an_epoch_shows_every_image_once_and_the_next_in_another_order(tiny):
     class Numbers:
         def __len__(self):
             return 24
@@ -121,5 +121,5 @@ def test_an_epoch_shows_every_picture_once_and_the_next_in_another_order(tiny):
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny, cache, tmp_path):
-    with pytest.raises(ValueError, match="batch_size is 32, but there are only 24 pictures"):
+    with pytest.raises(ValueError, match="batch_size is 32, but there are only 24 images"):
         train(tiny("classifier", batch_size=32), tmp_path, cache_dir=cache, device="cpu")

@@ -39,16 +39,16 @@ def test_the_loss_is_the_cross_entropy_of_every_token_given_those_before(build):
     assert loss.terms.keys() == {"loss", "accuracy", "loss_scale_0", "accuracy_scale_0"}
 
 
-def test_tokens_of_pictures_are_those_of_the_tokenizer(build, tiny, settings, picture_folders, tmp_path):
-    data = {"kind": "folders", "root": picture_folders("train", "ab"), "size": 64, "workers": 0}
+def test_tokens_of_images_are_those_of_the_tokenizer(build, tiny, settings, image_folders, tmp_path):
+    data = {"kind": "folders", "root": image_folders("train", "ab"), "size": 64, "workers": 0}
     model = settings("raster-gpt")["model"] | {"num_classes": 2}
     recipe = tiny("raster-gpt", model=model, data=data, batch_size=4, steps=1)
     final = train(recipe, tmp_path / "out", cache_dir=tmp_path / "cache", device="cpu")
     assert load(final, device="cpu").backbone.config.num_classes == 2
     objective, batch = build("raster-gpt")
-    pictures = torch.rand(8, 3, 64, 64) * 2 - 1
-    tokens, seen = objective._forced(batch._replace(tokens=None, pictures=pictures))
-    assert torch.equal(tokens, objective.tokenizer.encode(pictures)[0])
+    images = torch.rand(8, 3, 64, 64) * 2 - 1
+    tokens, seen = objective._forced(batch._replace(tokens=None, images=images))
+    assert torch.equal(tokens, objective.tokenizer.encode(images)[0])
     assert torch.equal(seen, tokens[:, :63])
 
 
@@ -74,7 +74,7 @@ def test_classes_are_dropped_whatever_the_number_of_processes(build):
     assert torch.equal(seen[-1], batch.labels)
 
 
-def test_held_out_pictures_are_judged_with_their_classes_and_without_dropout(build):
+def test_held_out_images_are_judged_with_their_classes_and_without_dropout(build):
     objective, _ = build("raster-gpt", class_dropout=0.9)
     network = fill(objective.networks["var"])
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_previews_are_drawn_with_guidance_and_nothing_else(build):
     assert objective.preview(fill(objective.networks["var"])).shape == (16, 3, 64, 64)
 
 
-def test_a_run_writes_pictures_and_a_model_that_draws(tiny, cache, tmp_path, capsys):
+def test_a_run_writes_images_and_a_model_that_draws(tiny, cache, tmp_path, capsys):
     final = train(tiny("raster-gpt"), tmp_path / "run", cache_dir=cache, device="cpu")
     assert [path.name for path in sorted((tmp_path / "run" / "samples").iterdir())] == ["0000003.png", "0000006.png"]
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -116,8 +116,8 @@ def test_a_run_goes_on_from_a_delivered_model(tiny, cache, tmp_path, weights):
 
 def test_new_tokenizers_begin_with_codes_in_use(build):
     objective, batch = build("raster-tokenizer")
-    pictures = batch.pictures.float()
-    (tokens,) = objective.autoencoder.encode(pictures)
+    images = batch.images.float()
+    (tokens,) = objective.autoencoder.encode(images)
     assert tokens.unique().numel() > 16
     assert_close(objective.autoencoder.quantize.embedding.weight.norm(dim=1), torch.ones(32))
 
@@ -126,9 +126,9 @@ def test_codes_that_nobody_uses_are_moved_onto_what_is_coded_badly(build):
     objective, batch = build("raster-tokenizer", perceptual=0.0, adversarial=0.0)
     tokenizer = objective.autoencoder
     with torch.no_grad():
-        tokenizer.quantize.embedding.weight[8:] = -tokenizer.quantize.wanted(tokenizer.features(batch.pictures))[
+        tokenizer.quantize.embedding.weight[8:] = -tokenizer.quantize.wanted(tokenizer.features(batch.images))[0].mean(
             0
-        ].mean(0)
+        )
     before = tokenizer.quantize.embedding.weight.detach().clone()
     objective.phases(0)[0].loss(batch, draws(0))
     hits = objective.record.hits_SV.clone()
@@ -143,7 +143,7 @@ def test_codes_that_nobody_uses_are_moved_onto_what_is_coded_badly(build):
     moved = (tokenizer.quantize.embedding.weight != before).any(1)
     assert torch.equal(moved, dead)
     with torch.no_grad():
-        (tokens,) = tokenizer.encode(batch.pictures)
+        (tokens,) = tokenizer.encode(batch.images)
     assert tokens.unique().numel() > 16
     assert objective.record.hits_SV.sum() == 0
 

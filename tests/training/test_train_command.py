@@ -1,4 +1,4 @@
-"""`vargen train`, as a user runs it: from a recipe to pictures."""
+"""`vargen train`, as a user runs it: from a recipe to images."""
 
 import json
 

@@ -33,31 +33,31 @@ def renderings() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_classifier_knows_fresh_renderings(judge, renderings):
-    pictures, labels = renderings
+    images, labels = renderings
     with torch.no_grad():
-        assert (judge.predict(pictures) == labels).float().mean() >= 0.96
+        assert (judge.predict(images) == labels).float().mean() >= 0.96
 
 
 def test_the_tokenizer_keeps_fresh_renderings(renderings):
-    pictures = renderings[0][:64]
+    images = renderings[0][:64]
     tokenizer = var_toolkit.load(DRAWING[0], device="cpu").tokenizer
-    errors = (tokenizer.reconstruct(pictures) - pictures).square().mean((1, 2, 3)) / 4
+    errors = (tokenizer.reconstruct(images) - images).square().mean((1, 2, 3)) / 4
     assert (-10 * errors.log10()).mean() > 27.5
 
 
 @pytest.mark.parametrize("name", [name for name in DRAWING if name != "stilllife-gpt-small"])  # which only drafts
 def test_samples_show_what_their_class_says(name, judge):
-    """Chance is one in a thousand; see docs/measurements.md for what a thousand pictures reach."""
+    """Chance is one in a thousand; see docs/measurements.md for what a thousand images reach."""
     pipe = var_toolkit.load(name, device="cpu")
     labels = list(range(7, 1000, 25))
-    pictures = pipe(labels, seeds=labels, output_type="pt", batch_size=40).images
+    images = pipe(labels, seeds=labels, output_type="pt", batch_size=40).images
     with torch.no_grad():
-        agree = (judge.predict(pictures * 2 - 1) == torch.tensor(labels)).float().mean()
+        agree = (judge.predict(images * 2 - 1) == torch.tensor(labels)).float().mean()
     assert agree > 0.25
 
 
 @pytest.mark.parametrize("name", DRAWING)
-def test_a_picture_drawn_alone_has_the_tokens_of_a_batch_of_eight(name):
+def test_an_image_drawn_alone_has_the_tokens_of_a_batch_of_eight(name):
     pipe = var_toolkit.load(name, device="cpu")
     together = pipe([207] * 8, seeds=range(8), output_type="latent")
     alone = pipe([207], seeds=[5], output_type="latent")
@@ -71,7 +71,7 @@ def test_all_embedded_weights_together_stay_small():
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 45e6
 
 
-def test_the_first_command_of_the_readme_draws_a_picture_without_a_network(tmp_path):
+def test_the_first_command_of_the_readme_draws_an_image_without_a_network(tmp_path):
     code = (
         "import socket, sys\n"
         "def refuse(*a, **k): raise OSError('no network here')\n"
@@ -99,7 +99,7 @@ def test_the_first_command_of_the_readme_draws_a_picture_without_a_network(tmp_p
     ],
 )
 def test_drafts_spare_the_next_token_model_passes(options, least, capsys, tmp_path):
-    """With the draft models that belong to it by name; see docs/measurements.md for what more pictures say."""
+    """With the draft models that belong to it by name; see docs/measurements.md for what more images say."""
     out = ["--out", str(tmp_path), "--json"]
     assert main(["sample", "--class", "207", "--model", "stilllife-gpt", *options.split(), *out]) == 0
     assert json.loads(capsys.readouterr().out)["speculation"]["tokens_per_pass"] > least

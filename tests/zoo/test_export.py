@@ -24,8 +24,8 @@ def backbone():
     return small_var_network(depth=2).eval()
 
 
-def latents(tokenizer, pictures):
-    return torch.randn(pictures, tokenizer.channels, *(tokenizer.scales.finest,) * 2, generator=GIVEN)
+def latents(tokenizer, images):
+    return torch.randn(images, tokenizer.channels, *(tokenizer.scales.finest,) * 2, generator=GIVEN)
 
 
 def step_inputs(backbone, scale, rows):
@@ -57,12 +57,12 @@ def step_of(backbone, scale, given):
 
 
 @pytest.mark.parametrize("kind", ["multi-scale", "raster", "continuous"])
-def test_an_exported_decoder_draws_the_same_pictures_in_any_number(kind, small_tokenizer, tmp_path):
+def test_an_exported_decoder_draws_the_same_images_in_any_number(kind, small_tokenizer, tmp_path):
     tokenizer = {"multi-scale": lambda: small_tokenizer, "raster": tiny_vq, "continuous": tiny_kl}[kind]()
     export_decoder(tokenizer, tmp_path / "decoder.pt2")
     program = torch.export.load(tmp_path / "decoder.pt2").module()
-    for pictures in (1, 3):
-        latent = latents(tokenizer, pictures)
+    for images in (1, 3):
+        latent = latents(tokenizer, images)
         assert_close(program(latent=latent), tokenizer.decode(latent), atol=1e-5, rtol=1e-5)
 
 
@@ -132,8 +132,8 @@ def test_onnx_programs_have_the_same_numbers(small_tokenizer, backbone, tmp_path
     export_step(backbone, 2, tmp_path / "step.onnx")
     for count in (1, 3):
         latent = latents(small_tokenizer, count)
-        pictures = numbers(tmp_path / "decoder.onnx", {"latent": latent})["pictures"]
-        assert_close(pictures, small_tokenizer.decode(latent), atol=1e-5, rtol=1e-5)
+        images = numbers(tmp_path / "decoder.onnx", {"latent": latent})["images"]
+        assert_close(images, small_tokenizer.decode(latent), atol=1e-5, rtol=1e-5)
         given = step_inputs(backbone, 2, count)
         expected = dict(zip(("logits", "new_keys", "new_values"), step_of(backbone, 2, given), strict=True))
         assert_close(numbers(tmp_path / "step.onnx", given), expected, atol=1e-5, rtol=1e-5)

@@ -54,7 +54,7 @@ def test_published_files_become_the_networks_they_are(converted):
     pipe, expected = load(converted, device="cpu"), golden_flowar(cross=False)
     assert pipe.backbone.config == expected.config
     assert all(torch.equal(t, expected.state_dict()[name]) for name, t in pipe.backbone.state_dict().items())
-    assert pipe.tokenizer.picture_side == 64
+    assert pipe.tokenizer.image_side == 64
     assert pipe.tokenizer.pyramid.side == 16
     assert pipe.tokenizer.autoencoder.config.scaling_factor == 0.2325
     drawn = pipe("golden retriever", seeds=0, steps=3, output_type="pt")
@@ -161,7 +161,7 @@ def test_every_published_size_has_its_parameters_and_settings(size):
     pipe = skeleton(found.name)
     assert sum(p.numel() for p in pipe.backbone.parameters()) == facts["parameters"]
     assert found.source.parameters == pytest.approx(facts["parameters"], abs=5e5)
-    assert pipe.tokenizer.picture_side == 256
+    assert pipe.tokenizer.image_side == 256
     flow = pipe.plan().stages[0].flow
     assert pipe.plan().stages[0].strength(1.0) == pytest.approx(facts["readme_sampling"]["cfg"])
     assert flow.steps == facts["readme_sampling"]["num_steps"]

@@ -222,7 +222,7 @@ def test_the_tokenizer_takes_the_side_of_the_backbone(side, tmp_path):
     config = tmp_path / "model" / "backbone" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "side": side}))
     pipe = load(tmp_path / "model", device="cpu")
-    assert pipe.tokenizer.picture_side == skeleton(tmp_path / "model").tokenizer.picture_side == 2 * side
+    assert pipe.tokenizer.image_side == skeleton(tmp_path / "model").tokenizer.image_side == 2 * side
     drawn = pipe(3, seeds=0, output_type="pt")
     assert (drawn.images.shape, drawn.tokens[0].shape) == ((1, 3, 2 * side, 2 * side), (1, side**2))
     pipe.save_pretrained(tmp_path / "again")
@@ -267,7 +267,7 @@ def test_every_published_model_has_its_file_its_figures_and_its_settings(name):
     assert kind == size
     assert found.published["fid"] == float(fid)
     pipe = skeleton(name)
-    assert pipe.tokenizer.picture_side == found.resolution == 16 * int(grid)
+    assert pipe.tokenizer.image_side == found.resolution == 16 * int(grid)
     assert pipe.backbone.config.tokens == int(grid) ** 2
     assert sum(p.numel() for p in pipe.backbone.parameters()) == pytest.approx(found.source.parameters, abs=5e5)
     scales = re.findall(r"([\d.]+) for (\w+)(?: and (\w+))?", FACTS["fid_settings"])

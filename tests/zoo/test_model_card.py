@@ -33,7 +33,7 @@ def test_every_model_has_a_card_with_its_sizes_and_its_plan(name):
     told = front_matter(card)
     assert told["library_name"] == "var_toolkit"
     assert told["pipeline_tag"] == "unconditional-image-generation"
-    assert f"{pipe.tokenizer.picture_side} x {pipe.tokenizer.picture_side} pixels" in card
+    assert f"{pipe.tokenizer.image_side} x {pipe.tokenizer.image_side} pixels" in card
     for backbone in pipe.backbones:
         assert f"{backbone.config.depth} layers, width {backbone.config.embed_dim}" in card
     assert str(pipe.plan()) in card
@@ -59,8 +59,8 @@ def test_embedded_models_tell_their_recipes_and_the_figures_of_the_docs(name):
     if entry.training.distance is not None:
         assert f"| {entry.training.distance:g} |" in card
         assert f" {entry.training.distance:g} |" in MEASURED
-    if entry.training.pictures is not None:
-        assert f"| pictures seen | {entry.training.pictures:,} |" in card
+    if entry.training.images is not None:
+        assert f"| images seen | {entry.training.images:,} |" in card
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_published_models_have_the_licences_and_figures_of_their_authors(name, f
     assert {key: front_matter(card).get(key) for key in front} == front
     assert words in card
     assert "The recipe is not known." in card
-    assert "| pictures seen | Not known. |" in card
+    assert "| images seen | Not known. |" in card
 
 
 def test_a_model_of_which_nothing_is_known_says_so(small_tokenizer, small_var, tmp_path):
@@ -86,18 +86,18 @@ def test_a_model_of_which_nothing_is_known_says_so(small_tokenizer, small_var, t
     card = (tmp_path / "model" / "README.md").read_text()
     assert "license" not in front_matter(card)
     assert "| weights | Not known. |" in card
-    assert "None are known of pictures that it draws." in card
+    assert "None are known of images that it draws." in card
     assert "Not known to var_toolkit: ask whoever" in card
     assert "vargen sample --model model --class 9" in card
 
 
 def test_facts_travel_with_a_directory(small_tokenizer, small_var, tmp_path):
-    known = Facts("here", "mit", ("a/b",), "pictures", 7, "objective: var\n", {"loss": 3.5}, {"FID": "2"})
+    known = Facts("here", "mit", ("a/b",), "images", 7, "objective: var\n", {"loss": 3.5}, {"FID": "2"})
     Pipeline(small_tokenizer, small_var, facts=known).save_pretrained(tmp_path / "a")
     load(tmp_path / "a", device="cpu").save_pretrained(tmp_path / "b")
     assert load(tmp_path / "b", device="cpu").facts == skeleton(tmp_path / "b").facts == known
     card = (tmp_path / "b" / "README.md").read_text()
-    for words in ("| loss at the end | 3.5 |", "| FID | 2 |", "```yaml\nobjective: var\n```", "| pictures seen | 7 |"):
+    for words in ("| loss at the end | 3.5 |", "| FID | 2 |", "```yaml\nobjective: var\n```", "| images seen | 7 |"):
         assert words in card
 
 
@@ -114,7 +114,7 @@ def test_a_card_written_by_hand_travels_and_ours_does_not(small_tokenizer, small
 
 def test_damaged_facts_are_one_line(small_tokenizer, small_var, tmp_path):
     Pipeline(small_tokenizer, small_var).save_pretrained(tmp_path / "a")
-    for content, words in (("{", "is not JSON"), ('{"pictures_seen": "many"}', "pictures_seen is 'many'")):
+    for content, words in (("{", "is not JSON"), ('{"images_seen": "many"}', "images_seen is 'many'")):
         (tmp_path / "a" / "facts.json").write_text(content)
         with pytest.raises(ValueError, match=rf"facts\.json.*{words}[^\n]*$"):
             load(tmp_path / "a", device="cpu")

@@ -28,7 +28,7 @@ def hub():
 @pytest.fixture
 def model(tmp_path, small_tokenizer, small_var):
     """A model directory."""
-    facts = Facts(origin="a test", pictures_seen=12, figures={"agreement": "3 %"})
+    facts = Facts(origin="a test", images_seen=12, figures={"agreement": "3 %"})
     Pipeline(small_tokenizer, small_var, Sampling(top_k=5), facts=facts).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -68,7 +68,7 @@ import sys
 from var_toolkit import load
 name = sys.argv[1]
 for source in (load(name, device="cpu"), load(name, revision="v1/half", device="cpu"), load(f"{name}@v1%2Fhalf")):
-    print(source.facts.license, source.facts.pictures_seen, float(source.backbone.head.weight.double().sum()))
+    print(source.facts.license, source.facts.images_seen, float(source.backbone.head.weight.double().sum()))
 """
 
 
@@ -165,7 +165,7 @@ def test_what_is_no_user_and_name_is_refused_before_a_token_is_looked_for(name, 
 def test_a_card_written_by_hand_stays_on_the_hub_and_ours_is_replaced(hub, vargen, model):
     assert vargen("push", model, NAME).returncode == 0
     ours = hub.files(NAME)["README.md"].decode()
-    assert "Draws pictures of 10 classes" in ours
+    assert "Draws images of 10 classes" in ours
     changed = {"README.md": ours.replace("10 classes", "ten classes").encode(), "refiner/config.json": b"{}"}
     hub.commit(NAME, "main", hub.files(NAME) | changed | {"notes/mine.txt": b"kept"})
     assert vargen("push", model, NAME).returncode == 0

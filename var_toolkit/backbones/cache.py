@@ -1,6 +1,6 @@
 """Keys and values of one decoding run. The caller makes it, passes it in and drops it; networks never hold one.
 
-Letters: R rows (pictures, twice under guidance), H heads, L tokens, D head width.
+Letters: R rows (images, twice under guidance), H heads, L tokens, D head width.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from var_toolkit.scales import Scales
 class KVCache:
     """Keys and values of every layer, (R, H, room, D) each, allocated at once and filled from the front.
 
-    `rooms` says for how many tokens each layer has room. Layers may differ: one that the rest of a picture does not
+    `rooms` says for how many tokens each layer has room. Layers may differ: one that the rest of an image does not
     run through needs none.
     """
 
@@ -163,7 +163,7 @@ class RaggedCache(KVCache):
 def cache_of(network: Any, rows: int, rooms: Sequence[int] | None, kind: Callable[..., KVCache] = KVCache) -> KVCache:
     """An empty cache for a network all of whose layers keep every token, in the dtype and on the device of its weights.
 
-    `rooms` are the tokens that each layer will hold at most; None stands for a whole picture in every layer.
+    `rooms` are the tokens that each layer will hold at most; None stands for a whole image in every layer.
     """
     config, weight = network.config, next(network.parameters())
     rooms = [network.scales.total] * config.depth if rooms is None else rooms

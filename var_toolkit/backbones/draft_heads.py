@@ -4,7 +4,7 @@ EAGLE (arXiv 2401.15077) guesses the features of the next place from those of th
 Kangaroo (arXiv 2404.18911) leaves the target after its first layers, through a block that makes up for the others. The
 target's embeddings, last norm and output layer serve both, and are in the weights of neither.
 
-Letters: R rows (pictures, twice under guidance), L tokens, C width.
+Letters: R rows (images, twice under guidance), L tokens, C width.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class EagleHead(nn.Module):
         _require_same(self.config.block, target.config, ("embed_dim", "side", "vocab_size"))
 
     def new_ragged_cache(self, rows: int, room: int) -> RaggedCache:
-        """An empty cache with room for `room` tokens a row; slot j is for token j of the picture, at place 1 + j."""
+        """An empty cache with room for `room` tokens a row; slot j is for token j of the image, at place 1 + j."""
         return cast(RaggedCache, cache_of(self, rows, [room], RaggedCache))
 
     def next_features(

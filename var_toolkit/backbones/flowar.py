@@ -4,7 +4,7 @@ Key-compatible with `FlowAR-S.pth`, `FlowAR-L.pth` and `FlowAR-H.pth`. The trans
 what the coarser scales mean for it; a small network (`backbones.flow_head`) turns that into a velocity field, which
 carries noise to the tokens of the scale.
 
-Letters: R rows (pictures, twice under guidance), L tokens, C width, K scales, c latent channels.
+Letters: R rows (images, twice under guidance), L tokens, C width, K scales, c latent channels.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class FlowAR(nn.Module):
     def forward(self, labels_B: Tensor, inputs_BLc: Tensor, noisy_BLc: Tensor, times_BK: Tensor) -> Tensor:
         """The packed training pass: inputs of scales 1 .. K-1, noisy maps, times -> velocities (B, L, c), float32.
 
-        Every scale of every picture has its own time; tokens of the head look at those of their own scale alone.
+        Every scale of every image has its own time; tokens of the head look at those of their own scale alone.
         """
         scales = range(len(self.scales))
         hidden = self.hidden(self.condition(labels_B), inputs_BLc, scales=scales)

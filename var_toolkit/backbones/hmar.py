@@ -3,7 +3,7 @@
 Key-compatible with `hmar-d16.pth` ... `hmar-d30.pth`. What earlier scales drew reaches a scale through its input, the
 latent so far; so nothing is cached, and any scale can be computed by itself.
 
-Letters: R rows (pictures, twice under guidance), L tokens, C width, V vocabulary, c latent channels.
+Letters: R rows (images, twice under guidance), L tokens, C width, V vocabulary, c latent channels.
 """
 
 from __future__ import annotations

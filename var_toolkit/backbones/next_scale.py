@@ -1,6 +1,6 @@
 """What the next-scale transformers share: sizes, the class-modulated block, embeddings, initial weights.
 
-Letters: R rows (pictures, twice under guidance), L tokens, C width, V vocabulary, K scales, c latent channels.
+Letters: R rows (images, twice under guidance), L tokens, C width, V vocabulary, K scales, c latent channels.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Block(nn.Module):
         return torch.addcmul(shift, F.layer_norm(x_RLC, (self.width,), eps=self.eps), scale)
 
     def _kept(self, h_RLC: Tensor) -> Tensor:
-        """Stochastic depth: in training, drop the branch of some pictures and scale up the rest."""
+        """Stochastic depth: in training, drop the branch of some images and scale up the rest."""
         if not self.training or self.drop_path == 0:
             return h_RLC
         keep = 1 - self.drop_path

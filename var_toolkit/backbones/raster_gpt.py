@@ -2,7 +2,7 @@
 
 Key-compatible with `c2i_B_256.pt` ... `c2i_3B_384.pt`. A sequence begins with the class; token i is at place 1 + i.
 
-Letters: R rows (pictures, twice under guidance), L tokens, C width, V vocabulary, D head width.
+Letters: R rows (images, twice under guidance), L tokens, C width, V vocabulary, D head width.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class RasterGPTConfig:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a picture."""
+        """Tokens of an image."""
         return self.side**2
 
 
@@ -228,7 +228,7 @@ class RasterGPT(nn.Module):
     ) -> Tensor:
         """Features of the class, if labels are given, and of tokens that follow what the cache holds, (R, L, C).
 
-        Those at place i are for the token i of the picture. The cache holds these places too afterwards. With
+        Those at place i are for the token i of the image. The cache holds these places too afterwards. With
         `branches` the new ones are not a sequence: they say where each stands and what it sees.
         """
         parts = [] if labels_R is None else [self.cls_embedding.embedding_table(labels_R).unsqueeze(1)]
@@ -245,7 +245,7 @@ class RasterGPT(nn.Module):
         return self.output(self.norm(hidden_RLC)).float()
 
     def forward(self, labels_B: Tensor, tokens_BL: Tensor) -> Tensor:
-        """The training pass: labels (B), all tokens of the picture but the last -> logits of all (B, L + 1, V)."""
+        """The training pass: labels (B), all tokens of the image but the last -> logits of all (B, L + 1, V)."""
         return self.next_logits(self.next_hidden(labels_B, tokens_BL))
 
     def turns(self) -> Turn:

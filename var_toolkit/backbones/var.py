@@ -1,6 +1,6 @@
 """The VAR transformer (arXiv 2404.02905): next-scale prediction, key-compatible with `var_d16.pth` ... `var_d36.pth`.
 
-Letters: R rows (pictures, twice under guidance), L tokens, C width, V vocabulary, K scales, c latent channels.
+Letters: R rows (images, twice under guidance), L tokens, C width, V vocabulary, K scales, c latent channels.
 """
 
 from __future__ import annotations

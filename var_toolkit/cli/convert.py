@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     pipe.save_pretrained(args.out, torch.float16 if args.half else None)
     count = sum(p.numel() for network in networks.values() for p in network.parameters())
     print(
-        f"{args.out}: {type(backbone).__name__} with {backbone.config.depth} layers, {tokenizer.picture_side} px, "
+        f"{args.out}: {type(backbone).__name__} with {backbone.config.depth} layers, {tokenizer.image_side} px, "
         f"{count / 1e6:.1f} M parameters; draw with `vargen sample --model {args.out} --class 0`"
     )
 

@@ -1,4 +1,4 @@
-"""A page to draw, compare and edit pictures in the browser; Ctrl-C ends it."""
+"""A page to draw, compare and edit images in the browser; Ctrl-C ends it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 
 from var_toolkit.cli.options import add_machine_options, add_model_option, at_least
 
-SUMMARY = "a page to draw, compare and edit pictures in the browser"
+SUMMARY = "a page to draw, compare and edit images in the browser"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from var_toolkit.sampling.plan import Plan
     from var_toolkit.speculative.tally import Tally
 
-PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp")
 # Surely meant as a file, and not written.
 OTHER_FILES = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".pdf", ".ppm", ".svg", ".tga", ".tif", ".tiff")
 LAST_SEED = 2**63 - 1
@@ -40,18 +40,18 @@ COLUMNS = 8
 
 
 def add_drawing_options(parser: argparse.ArgumentParser) -> None:
-    """How many pictures, drawn how, by which model, and where they go."""
-    parser.add_argument("-n", type=at_least(1), default=1, help="pictures a class (default 1)")
+    """How many images, drawn how, by which model, and where they go."""
+    parser.add_argument("-n", type=at_least(1), default=1, help="images a class (default 1)")
     parser.add_argument(
-        "--seed", type=at_least(0), default=0, help="seed of the first picture of each class; the next ones count up"
+        "--seed", type=at_least(0), default=0, help="seed of the first image of each class; the next ones count up"
     )
     add_model_option(parser)
     add_sampling_options(parser)
     add_machine_options(parser)
-    parser.add_argument("--batch-size", type=at_least(1), default=8, help="pictures at a time (default 8)")
+    parser.add_argument("--batch-size", type=at_least(1), default=8, help="images at a time (default 8)")
     parser.add_argument("--out", type=Path, default=Path("."), help="a folder, or a .png, .jpg or .webp file")
-    parser.add_argument("--grid", action="store_true", help="one file with all pictures, a row a class")
-    parser.add_argument("--trace", type=Path, metavar="FILE.gif", help="the pictures growing scale by scale")
+    parser.add_argument("--grid", action="store_true", help="one file with all images, a row a class")
+    parser.add_argument("--trace", type=Path, metavar="FILE.gif", help="the images growing scale by scale")
     parser.add_argument(
         "--save-tokens", type=Path, metavar="FILE.safetensors", help="scale_0 ..., or tokens; and latent"
     )
@@ -69,7 +69,7 @@ class Drawn:
     images: list[Any] = field(default_factory=list)  # for the grid
     tokens: list[list[Tensor]] = field(default_factory=list)  # for --save-tokens, a list of scales each batch
     latents: list[Tensor] = field(default_factory=list)
-    frames: list[tuple[int, Tensor]] = field(default_factory=list)  # for --trace: scale and pictures
+    frames: list[tuple[int, Tensor]] = field(default_factory=list)  # for --trace: scale and images
     seconds: float = 0.0
     forward_passes: int = 0
     velocity_evaluations: int = 0
@@ -115,10 +115,10 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
 
 def _check_names(args: argparse.Namespace) -> None:
     suffix = args.out.suffix.lower()
-    if suffix in PICTURE_FILES and len(args.classes) * args.n > 1 and not args.grid:
-        raise ValueError(f"--out {args.out} is one file for several pictures; give a folder, or add --grid")
+    if suffix in IMAGE_FILES and len(args.classes) * args.n > 1 and not args.grid:
+        raise ValueError(f"--out {args.out} is one file for several images; give a folder, or add --grid")
     if suffix in OTHER_FILES:
-        raise ValueError(f"--out {args.out} ends in {suffix}; use {', '.join(PICTURE_FILES)}, or a folder")
+        raise ValueError(f"--out {args.out} ends in {suffix}; use {', '.join(IMAGE_FILES)}, or a folder")
     if args.seed + args.n - 1 > LAST_SEED:
         raise ValueError(f"--seed {args.seed} goes beyond the last seed with -n {args.n}; there are 0 to 2**63 - 1")
     for path, ending, option in ((args.trace, ".gif", "--trace"), (args.save_tokens, ".safetensors", "--save-tokens")):
@@ -137,11 +137,11 @@ def _check_places(args: argparse.Namespace) -> None:
 
 
 def _is_file(out: Path) -> bool:
-    return out.suffix.lower() in PICTURE_FILES
+    return out.suffix.lower() in IMAGE_FILES
 
 
 def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, wanted: list[tuple[int, int]]) -> Drawn:
-    """Draw pairs of label and seed, and write each picture once its batch is done."""
+    """Draw pairs of label and seed, and write each image once its batch is done."""
     from tqdm import tqdm
 
     drawn, size, plan = Drawn(), args.batch_size, pipe.plan(**sampling_settings(args))
@@ -185,7 +185,7 @@ def _keep(args: argparse.Namespace, task: Task, classes: int, drawn: Drawn, outp
 
 
 def _write_sheets(args: argparse.Namespace, task: Task, pipe: Pipeline, drawn: Drawn) -> None:
-    """What holds all pictures at once: the grid, the tokens, the animation."""
+    """What holds all images at once: the grid, the tokens, the animation."""
     import torch
 
     columns = args.n if args.n > 1 else min(len(drawn.seeds), COLUMNS)
@@ -208,11 +208,11 @@ def _write_sheets(args: argparse.Namespace, task: Task, pipe: Pipeline, drawn: D
 def _write_trace(path: Path, frames: list[tuple[int, Tensor]], columns: int) -> None:
     import torch
 
-    from var_toolkit.pictures import as_output
+    from var_toolkit.images import as_output
 
-    pictures = [torch.cat([drawn for scale, drawn in frames if scale == k]) for k in sorted({k for k, _ in frames})]
-    first, *rest = [enlarged(grid(as_output(frame, "pil"), columns), 256) for frame in pictures]
-    pauses = [350] * len(rest) + [1800]  # milliseconds; the finished picture stays longest
+    images = [torch.cat([drawn for scale, drawn in frames if scale == k]) for k in sorted({k for k, _ in frames})]
+    first, *rest = [enlarged(grid(as_output(frame, "pil"), columns), 256) for frame in images]
+    pauses = [350] * len(rest) + [1800]  # milliseconds; the finished image stays longest
     write_whole(
         path, lambda to: first.save(to, format="gif", save_all=True, append_images=rest, duration=pauses, loop=0)
     )
@@ -281,9 +281,9 @@ def _told(tallies: list[Tally]) -> dict[str, Any] | None:
 def _show_plan(args: argparse.Namespace, plan: Plan, labels: list[int]) -> None:
     from var_toolkit.sampling.forecast import forecast
 
-    pictures = len(labels) * args.n
-    told = forecast(plan, pictures=pictures, batch=args.batch_size, dtype=args.dtype)
-    facts = {"model": str(model_of(args)), "classes": labels, "pictures": pictures, **told}
+    images = len(labels) * args.n
+    told = forecast(plan, images=images, batch=args.batch_size, dtype=args.dtype)
+    facts = {"model": str(model_of(args)), "classes": labels, "images": images, **told}
     if args.json:
         print(json.dumps(facts))
         return

@@ -1,4 +1,4 @@
-"""Draw a part of a picture anew: in-painting with --mask, out-painting with --expand, another class with --class."""
+"""Draw a part of an image anew: in-painting with --mask, out-painting with --expand, another class with --class."""
 
 from __future__ import annotations
 
@@ -7,45 +7,45 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from var_toolkit.cli.drawing import Task, add_drawing_options, run_task
-from var_toolkit.cli.options import add_picture_options, named, numbers
+from var_toolkit.cli.options import add_image_options, named, numbers
 
 if TYPE_CHECKING:
     from var_toolkit.pipeline import Pipeline
     from var_toolkit.sampling.plan import Plan
 
-SUMMARY = "draw a part of a picture anew"
+SUMMARY = "draw a part of an image anew"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen edit`."""
-    add_picture_options(parser, "any picture, named first; the largest square that holds the mask is edited")
+    add_image_options(parser, "any image, named first; the largest square that holds the mask is edited")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--mask", metavar="FILE|X,Y,W,H", help="a picture, light where it is drawn anew; or a box in pixels"
+        "--mask", metavar="FILE|X,Y,W,H", help="an image, light where it is drawn anew; or a box in pixels"
     )
     what.add_argument(
         "--expand", type=numbers(1, 4), metavar="N|L,T,R,B", help="pixels to add on every side, or on each, to be drawn"
     )
     parser.add_argument(
-        "--keep-pixels", action="store_true", help="paste what is drawn into the picture, which else stays as it is"
+        "--keep-pixels", action="store_true", help="paste what is drawn into the image, which else stays as it is"
     )
     add_drawing_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw every class with every seed into the picture."""
+    """Draw every class with every seed into the image."""
     from var_toolkit.editing import prepare
-    from var_toolkit.pictures import open_picture
+    from var_toolkit.images import open_image
     from var_toolkit.sampling.kept import require_keeping
 
-    image = open_picture(args.image)
+    image = open_image(args.image)
     mask = None if args.mask is None else _mask(args.mask)
     expand = args.expand and (args.expand[0] if len(args.expand) == 1 else args.expand)
 
     def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
         require_keeping(plan)
         with named(args.image):
-            edit = prepare(image, mask, expand, side=shape.tokenizer.picture_side, whole=args.keep_pixels)
+            edit = prepare(image, mask, expand, side=shape.tokenizer.image_side, whole=args.keep_pixels)
         return {"image": str(args.image), "square": list(edit.square), "keep_pixels": args.keep_pixels}
 
     def draw(pipe: Pipeline, labels: list[int], **drawing: Any) -> Any:
@@ -55,11 +55,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _mask(text: str) -> Any:
-    """A box of four numbers, or the picture of that name."""
-    from var_toolkit.pictures import open_picture
+    """A box of four numbers, or the image of that name."""
+    from var_toolkit.images import open_image
 
     if Path(text).exists():
-        return open_picture(Path(text))
+        return open_image(Path(text))
     try:
         return numbers(4)(text)
     except argparse.ArgumentTypeError:

@@ -1,11 +1,11 @@
-"""Draw a large set of pictures (`evaluate sample`), and measure a set (`evaluate score`)."""
+"""Draw a large set of images (`evaluate sample`), and measure a set (`evaluate score`)."""
 
 from __future__ import annotations
 
 import argparse
 from importlib import import_module
 
-SUMMARY = "draw many pictures; compute FID, Inception Score, KID, precision and recall"
+SUMMARY = "draw many images; compute FID, Inception Score, KID, precision and recall"
 STEPS = ("sample", "score")
 
 

@@ -1,4 +1,4 @@
-"""Draw many pictures of every class into a folder of PNG files or of shards, to be measured.
+"""Draw many images of every class into a folder of PNG files or of shards, to be measured.
 
 Run it again to continue what was stopped. Under torchrun its processes share the work; on the CPU each computes with
 one thread.
@@ -19,25 +19,25 @@ from var_toolkit.cli.options import (
     sampling_settings,
 )
 
-SUMMARY = "draw many pictures of every class; the same command continues"
+SUMMARY = "draw many images of every class; the same command continues"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen evaluate sample`."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the pictures")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the images")
     parser.add_argument("--classes", help="such as 0-9,207 (default: all classes of the model)")
-    parser.add_argument("--per-class", type=at_least(1), default=50, help="pictures a class (default 50)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of picture 0; the next ones count up")
+    parser.add_argument("--per-class", type=at_least(1), default=50, help="images a class (default 50)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of image 0; the next ones count up")
     add_model_option(parser)
     add_sampling_options(parser)
     add_machine_options(parser)
     parser.add_argument(
-        "--batch-size", type=at_least(1), default=8, help="pictures at a time (default 8); a set keeps the one it has"
+        "--batch-size", type=at_least(1), default=8, help="images at a time (default 8); a set keeps the one it has"
     )
     parser.add_argument(
-        "--shards", type=at_least(1), metavar="N", help="N tar files (WebDataset) instead of a file a picture"
+        "--shards", type=at_least(1), metavar="N", help="N tar files (WebDataset) instead of a file an image"
     )
-    parser.add_argument("--npz", type=Path, metavar="FILE.npz", help="pack the pictures for the ADM evaluator as well")
+    parser.add_argument("--npz", type=Path, metavar="FILE.npz", help="pack the images for the ADM evaluator as well")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         facts = {
             "folder": str(drawn.folder),
-            "pictures": drawn.pictures,
+            "images": drawn.images,
             "added": drawn.added,
             "seconds": round(drawn.seconds, 4),
             "images_per_second": round(speed, 4),
@@ -76,4 +76,4 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(facts))
         return
     now = f", {drawn.added:,} of them drawn now at {speed:.1f} images/s" if drawn.added else ""
-    print(f"{drawn.folder}: {drawn.pictures:,} pictures{now}{f'; packed in {drawn.npz}' if drawn.npz else ''}")
+    print(f"{drawn.folder}: {drawn.images:,} images{now}{f'; packed in {drawn.npz}' if drawn.npz else ''}")

@@ -1,4 +1,4 @@
-"""Measure a set of pictures: FID, spatial FID, Inception Score, KID, precision and recall."""
+"""Measure a set of images: FID, spatial FID, Inception Score, KID, precision and recall."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from var_toolkit.cli.options import at_least
 
-SUMMARY = "FID and the other figures of a set of pictures, against a reference"
+SUMMARY = "FID and the other figures of a set of images, against a reference"
 FEATURES = ("inception", "stilllife")
 ROWS = {
     "fid": "FID",
@@ -23,7 +23,7 @@ ROWS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen evaluate score`."""
-    parser.add_argument("--images", required=True, metavar="DIR|NPZ", help="a folder of pictures, or an .npz (arr_0)")
+    parser.add_argument("--images", required=True, metavar="DIR|NPZ", help="a folder of images, or an .npz (arr_0)")
     parser.add_argument(
         "--reference",
         required=True,
@@ -62,10 +62,10 @@ def run(args: argparse.Namespace) -> None:
 
 def _lines(report: dict[str, Any]) -> list[str]:
     images, reference, sampling = report["images"], report["reference"], report["sampling"] or {}
-    against = f" ({reference['count']} pictures)" if reference["count"] else " (statistics)"
+    against = f" ({reference['count']} images)" if reference["count"] else " (statistics)"
     published = (report["published"] or {}).get("fid")
     lines = [
-        f"images       {images['source']} ({images['count']} pictures of {images['pixels']})",
+        f"images       {images['source']} ({images['count']} images of {images['pixels']})",
         f"reference    {reference['source']}{against}",
         f"features     {report['features']}: {report['extractor']}",
         *(

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
             f"{row['name']:22} {row['resolution']:>6} {_short(row['parameters']):>10}  "
             f"{row['weights']:14} {fid:>5}  {row['summary']}"
         )
-    print("* as its authors report it on ImageNet, 50,000 pictures")
+    print("* as its authors report it on ImageNet, 50,000 images")
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -47,8 +47,8 @@ def named(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def add_picture_options(parser: argparse.ArgumentParser, help: str) -> None:
-    """The picture that a command begins with, and the classes it is drawn towards."""
+def add_image_options(parser: argparse.ArgumentParser, help: str) -> None:
+    """The image that a command begins with, and the classes it is drawn towards."""
     parser.add_argument("image", type=Path, metavar="IMAGE", help=help)
     parser.add_argument(
         "--class",
@@ -56,7 +56,7 @@ def add_picture_options(parser: argparse.ArgumentParser, help: str) -> None:
         nargs="+",
         default=["none"],
         metavar="CLASS",
-        help="numbers, names or synsets; without it the picture is drawn on as it is",
+        help="numbers, names or synsets; without it the image is drawn on as it is",
     )
 
 
@@ -95,7 +95,7 @@ def model_of(args: argparse.Namespace) -> str | Pair | Drafting:
 
         return Drafting(args.model, draft_model)
     if args.draft_model is not None:
-        raise ValueError("--draft-model speculates, --drafter and --refiner share a picture (CoDe); give one of them")
+        raise ValueError("--draft-model speculates, --drafter and --refiner share an image (CoDe); give one of them")
     if args.model != DEFAULT:
         raise ValueError(f"--model {args.model} and --drafter, --refiner are two ways to name what draws; give one")
     if any(value is None for value in given):
@@ -106,12 +106,12 @@ def model_of(args: argparse.Namespace) -> str | Pair | Drafting:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """How pictures are drawn: the settings, which are the model's own unless given, and what shortens the work."""
+    """How images are drawn: the settings, which are the model's own unless given, and what shortens the work."""
     parser.add_argument("--cfg", type=float, help="guidance at the last scale, as VAR counts it; 0 is off")
     parser.add_argument("--top-k", type=int, help="keep the k likeliest tokens; 0 is off")
     parser.add_argument("--top-p", type=float, help="keep the likeliest tokens up to this mass; 0 is off")
     parser.add_argument("--temperature", type=float, help="above 1 varies more, below 1 less")
-    parser.add_argument("--smooth", action="store_true", help="mix codes instead of drawing one: smoother pictures")
+    parser.add_argument("--smooth", action="store_true", help="mix codes instead of drawing one: smoother images")
     parser.add_argument("--solver", metavar="NAME", help="of continuous tokens: published, euler, midpoint or heun")
     parser.add_argument("--steps", type=at_least(1), metavar="N", help="of the solver, for each scale")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Show what a model's tokenizer keeps of a picture: the picture and its reconstruction, side by side."""
+"""Show what a model's tokenizer keeps of an image: the image and its reconstruction, side by side."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from var_toolkit.sheets import enlarged, grid
 if TYPE_CHECKING:
     from var_toolkit.zoo.fitting import AnyTokenizer
 
-SUMMARY = "show what the tokenizer keeps of a picture"
+SUMMARY = "show what the tokenizer keeps of an image"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen reconstruct`."""
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="any picture; it is cut square and scaled")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="any image; it is cut square and scaled")
     add_model_option(parser)
     add_machine_options(parser)
     parser.add_argument("--out", type=Path, help="the .png to write (default IMAGE_reconstruction.png, here)")
@@ -32,17 +32,17 @@ def run(args: argparse.Namespace) -> None:
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out} must end in .png")
     check_writable(out.parent)
-    from var_toolkit.pictures import open_picture
+    from var_toolkit.images import open_image
 
-    image = open_picture(args.image)
+    image = open_image(args.image)
     import torch
 
     from var_toolkit.devices import find_device
+    from var_toolkit.images import as_output, image_tensor
     from var_toolkit.loading import load_tokenizer
-    from var_toolkit.pictures import as_output, picture_tensor
 
     tokenizer = load_tokenizer(args.model, device=args.device, dtype=getattr(torch, args.dtype))
-    before = picture_tensor(image, tokenizer.picture_side)
+    before = image_tensor(image, tokenizer.image_side)
     after = tokenizer.reconstruct(before.unsqueeze(0).to(find_device(args.device)) * 2 - 1).cpu()
     error = ((after[0] + 1) / 2 - before).square().mean().item()
     psnr = -10 * torch.tensor(max(error, 1e-10)).log10().item()
@@ -52,11 +52,11 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps({"file": str(out), "psnr": round(psnr, 2), "tokens": tokens, "model": str(args.model)}))
     else:
-        print(f"{out}: left the picture, right what {told} keep of it; PSNR {psnr:.1f} dB")
+        print(f"{out}: left the image, right what {told} keep of it; PSNR {psnr:.1f} dB")
 
 
 def _kept(tokenizer: AnyTokenizer) -> tuple[int, str]:
-    """How many tokens a picture is kept as, in words as well. The coarser maps of a continuous one add nothing."""
+    """How many tokens an image is kept as, in words as well. The coarser maps of a continuous one add nothing."""
     from var_toolkit.tokenizers.kl import KLTokenizer
 
     if not isinstance(tokenizer, KLTokenizer):

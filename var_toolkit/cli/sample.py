@@ -1,4 +1,4 @@
-"""Draw pictures of classes."""
+"""Draw images of classes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 
 from var_toolkit.cli.drawing import Task, add_drawing_options, run_task
 
-SUMMARY = "draw pictures of classes"
+SUMMARY = "draw images of classes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

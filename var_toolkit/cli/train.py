@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen train`."""
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="a recipe; see configs/")
     parser.add_argument("--out", type=Path, help="the folder of the run (default runs/CONFIG)")
-    parser.add_argument("--cache", type=Path, help="where drawn pictures and tokens are kept between runs")
+    parser.add_argument("--cache", type=Path, help="where drawn images and tokens are kept between runs")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; torchrun's processes take a GPU each")
 
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def default_cache() -> Path:
-    """Where drawn pictures are kept: VARGEN_CACHE, else the user's cache folder."""
+    """Where drawn images are kept: VARGEN_CACHE, else the user's cache folder."""
     base = os.environ.get("VARGEN_CACHE")
     if base:
         return Path(base)

@@ -1,4 +1,4 @@
-"""Draw the finer scales of a picture anew, and keep its coarse ones."""
+"""Draw the finer scales of an image anew, and keep its coarse ones."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from var_toolkit.cli.drawing import Task, add_drawing_options, run_task
-from var_toolkit.cli.options import add_picture_options, at_least, named
+from var_toolkit.cli.options import add_image_options, at_least, named
 
 if TYPE_CHECKING:
     from var_toolkit.pipeline import Pipeline
     from var_toolkit.sampling.plan import Plan
 
-SUMMARY = "draw the finer scales of a picture anew"
+SUMMARY = "draw the finer scales of an image anew"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen vary`."""
-    add_picture_options(parser, "any picture, named first; it is cut square and scaled")
+    add_image_options(parser, "any image, named first; it is cut square and scaled")
     parser.add_argument(
         "--from-scale", type=at_least(0), required=True, metavar="K", help="the first scale that is drawn; 0 draws all"
     )
@@ -25,17 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw variations of the picture for every class and seed."""
-    from var_toolkit.editing import as_picture
-    from var_toolkit.pictures import open_picture
+    """Draw variations of the image for every class and seed."""
+    from var_toolkit.editing import as_image
+    from var_toolkit.images import open_image
     from var_toolkit.sampling.kept import require_keeping, require_scale
 
-    image = open_picture(args.image)
+    image = open_image(args.image)
 
     def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
         require_scale(args.from_scale, shape.tokenizer.scales)
         with named(args.image):
-            as_picture(image, shape.tokenizer.picture_side)
+            as_image(image, shape.tokenizer.image_side)
         require_keeping(plan)
         return {"image": str(args.image), "from_scale": args.from_scale}
 

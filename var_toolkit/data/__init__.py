@@ -1,1 +1,1 @@
-"""Data sets: the synthetic still lifes, and folders of pictures by class."""
+"""Data sets: the synthetic still lifes, and folders of images by class."""

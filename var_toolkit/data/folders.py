@@ -1,4 +1,4 @@
-"""Pictures in one folder for each class (the ImageNet layout), with the augmentation of the published VAR models."""
+"""Images in one folder for each class (the ImageNet layout), with the augmentation of the published VAR models."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
     function of the seed, the epoch and i, so that a resumed training sees the same crops; evaluation takes the centre.
 
     Args:
-        root: folder with a folder of pictures for each class.
-        size: width and height of the pictures handed out, in pixels.
+        root: folder with a folder of images for each class.
+        size: width and height of the images handed out, in pixels.
         train: random crops (and flips) if true, the centre if false.
-        flip: mirror half of the training pictures left to right.
+        flip: mirror half of the training images left to right.
         seed: of the random crops and flips, from 0 to 2**63 - 1.
 
     Raises:
-        ValueError: if the root is missing or has no class folders, or one of them holds no pictures.
+        ValueError: if the root is missing or has no class folders, or one of them holds no images.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
         from torchvision.datasets import ImageFolder
 
         if not Path(root).is_dir():
-            raise ValueError(f"root {str(root)!r} is not a folder: it must hold one folder of pictures for each class")
+            raise ValueError(f"root {str(root)!r} is not a folder: it must hold one folder of images for each class")
         try:
             self._folder = ImageFolder(str(root))
         except FileNotFoundError as error:
             reason = str(error).splitlines()[0].rstrip(".")
-            raise ValueError(f"root {str(root)!r} must hold one folder of pictures for each class: {reason}") from error
+            raise ValueError(f"root {str(root)!r} must hold one folder of images for each class: {reason}") from error
         self.classes: tuple[str, ...] = tuple(self._folder.classes)
         self._size, self._train, self._flip, self._seed = size, train, flip, seed
         # Shared memory, so that loader processes that outlive an epoch learn of the next one.
@@ -61,7 +61,7 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
 
     @property
     def labels(self) -> np.ndarray:
-        """The class of every picture, int64 (N)."""
+        """The class of every image, int64 (N)."""
         return np.array(self._folder.targets, dtype=np.int64)
 
     @property
@@ -73,16 +73,16 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
         return digest.hexdigest()
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the crops of this epoch, from 0; to be called before the epoch's pictures are asked for."""
+        """Take the crops of this epoch, from 0; to be called before the epoch's images are asked for."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self._folder)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        picture, label = self._folder[index]
+        image, label = self._folder[index]
         across, down, mirror = self._draws(index) if self._train else (0.5, 0.5, 1.0)
-        cropped = _crop(_shrink(picture, round(RESIZE * self._size)), self._size, across, down)
+        cropped = _crop(_shrink(image, round(RESIZE * self._size)), self._size, across, down)
         pixels = np.array(cropped.convert("RGB"))
         if self._flip and mirror < 0.5:
             pixels = pixels[:, ::-1]
@@ -94,15 +94,15 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
         return np.random.Generator(bits).random(3).tolist()
 
 
-def _shrink(picture: Image, short_side: int) -> Image:
+def _shrink(image: Image, short_side: int) -> Image:
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import resize
 
-    return resize(picture, short_side, InterpolationMode.LANCZOS)
+    return resize(image, short_side, InterpolationMode.LANCZOS)
 
 
-def _crop(picture: Image, size: int, across: float, down: float) -> Image:
-    """Return a square of the picture, at the given place of all there are from left to right and from top to bottom."""
-    left = min(int(across * (picture.width - size + 1)), picture.width - size)
-    top = min(int(down * (picture.height - size + 1)), picture.height - size)
-    return picture.crop((left, top, left + size, top + size))
+def _crop(image: Image, size: int, across: float, down: float) -> Image:
+    """Return a square of the image, at the given place of all there are from left to right and from top to bottom."""
+    left = min(int(across * (image.width - size + 1)), image.width - size)
+    top = min(int(down * (image.height - size + 1)), image.height - size)
+    return image.crop((left, top, left + size, top + size))

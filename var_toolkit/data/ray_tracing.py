@@ -39,7 +39,7 @@ def colours() -> dict[str, tuple[float, float, float]]:
     }
 
 
-# What is drawn evenly between two bounds for each picture, in this order.
+# What is drawn evenly between two bounds for each image, in this order.
 RANGES = {
     "azimuth": (0.0, 2.0 * pi),
     "pitch": (0.24, 0.46),
@@ -58,11 +58,11 @@ RANGES = {
 
 @dataclass(frozen=True)
 class Scene:
-    """All that varies between two pictures of a class. Angles in radians; u and v from -1 to 1 across the picture."""
+    """All that varies between two images of a class. Angles in radians; u and v from -1 to 1 across the image."""
 
     azimuth: float
     pitch: float
-    share: float  # of the picture's width that the solid takes up
+    share: float  # of the image's width that the solid takes up
     u: float
     v: float
     sun_azimuth: float  # from the camera's side, to its left or right
@@ -94,7 +94,7 @@ class View:
 
 
 def draw(parts: tuple[int, int, int], seed: int, size: int) -> np.ndarray:
-    """Return the picture of a solid, a colour and a ground, by their numbers: uint8, (3, size, size)."""
+    """Return the image of a solid, a colour and a ground, by their numbers: uint8, (3, size, size)."""
     solid, colour, ground = parts
     shape = list(shapes().values())[solid]
     paint = linear(list(colours().values())[colour])
@@ -112,7 +112,7 @@ def draw(parts: tuple[int, int, int], seed: int, size: int) -> np.ndarray:
 
 
 def silhouette(parts: tuple[int, int, int], seed: int, size: int) -> np.ndarray:
-    """Return where the solid of that picture is, its shadow aside: bool, (size, size), true for any part of a pixel."""
+    """Return where the solid of that image is, its shadow aside: bool, (size, size), true for any part of a pixel."""
     solid, colour, ground = parts
     shape = list(shapes().values())[solid]
     view = _view(_scene(100 * solid + 10 * colour + ground, seed), shape, size)

@@ -1,7 +1,7 @@
 """Still lifes: a synthetic data set of 1000 classes, one coloured solid on a patterned ground.
 
-label = 100 * solid + 10 * colour + ground, and a picture is a pure function of its label and a seed: the same alone or
-in any batch, in any process. Nothing is downloaded; `cached` draws a file of pictures once and keeps it.
+label = 100 * solid + 10 * colour + ground, and an image is a pure function of its label and a seed: the same alone or
+in any batch, in any process. Nothing is downloaded; `cached` draws a file of images once and keeps it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from var_toolkit.data.picture_cache import SIZE, SPLITS, VERSION, cached, item
+from var_toolkit.data.image_cache import SIZE, SPLITS, VERSION, cached, item
 from var_toolkit.data.ray_tracing import draw, silhouette
 from var_toolkit.data.still_life_names import COLOURS, GROUNDS, SOLIDS, class_name, label_of, parts
 
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def render(labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor, size: int = SIZE) -> Tensor:
-    """Draw one picture for each label and seed.
+    """Draw one image for each label and seed.
 
     Args:
         labels: N labels, from 0 to 999.
@@ -52,24 +52,24 @@ def render(labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor, size: 
         raise ValueError(f"there are {len(label_list)} labels but {len(seed_list)} seeds: give one seed for each label")
     if size < 8:
         raise ValueError(f"size {size} must be at least 8 pixels")
-    pictures = np.empty((len(label_list), 3, size, size), dtype=np.uint8)
+    images = np.empty((len(label_list), 3, size, size), dtype=np.uint8)
     for index, (label, seed) in enumerate(zip(label_list, seed_list, strict=True)):
-        pictures[index] = draw(parts(label), seed, size)
-    return torch.from_numpy(pictures)
+        images[index] = draw(parts(label), seed, size)
+    return torch.from_numpy(images)
 
 
 def solid_mask(label: int, seed: int, size: int = SIZE) -> Tensor:
-    """Where the solid of a rendered picture is, without its shadow: bool (size, size). ValueError as `render`."""
+    """Where the solid of a rendered image is, without its shadow: bool (size, size). ValueError as `render`."""
     if size < 8:
         raise ValueError(f"size {size} must be at least 8 pixels")
     return torch.from_numpy(silhouette(parts(int(label)), int(seed), size))
 
 
 class StillLifes(Dataset[tuple[Tensor, int]]):
-    """The first `count` pictures of a split, drawn when asked for: item i is (uint8 tensor (3, 64, 64), i % 1000)."""
+    """The first `count` images of a split, drawn when asked for: item i is (uint8 tensor (3, 64, 64), i % 1000)."""
 
     def __init__(self, count: int, split: str = "train") -> None:
-        """Take `count` pictures of "train" or "validation". ValueError for another split or a negative count."""
+        """Take `count` images of "train" or "validation". ValueError for another split or a negative count."""
         if count < 0:
             raise ValueError(f"count {count} must not be negative")
         self._items = range(count)

@@ -11,25 +11,25 @@ import gradio as gr
 
 from var_toolkit.demo.painting import painted, unmagnified
 from var_toolkit.demo.studio import Frame, Studio, Wish
-from var_toolkit.pictures import upright_rgb
+from var_toolkit.images import upright_rgb
 from var_toolkit.sheets import enlarged, grid
 from var_toolkit.zoo.registry import ENTRIES, Hub
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SHOWN = 384  # pixels that a small picture is magnified to
-STEP = 64  # and those of each picture in the row of scales
+SHOWN = 384  # pixels that a small image is magnified to
+STEP = 64  # and those of each image in the row of scales
 MOST_GUIDANCE = 8
 FIRST_CLASS = 207
 CSS = """
 .gradio-container main { width: 100%; max-width: 1180px !important; margin: auto; }
-.picture img, .scales img { image-rendering: pixelated; object-fit: scale-down; }
+.image img, .scales img { image-rendering: pixelated; object-fit: scale-down; }
 .painting .layer-wrap { display: none; }
 .facts { min-height: 3em; }
 .facts code { font-size: 0.8em; white-space: pre-wrap; }
 """
-# One picture at a time, of whomever: more at once would each be slower, and no seconds could be told.
+# One image at a time, of whomever: more at once would each be slower, and no seconds could be told.
 DRAWING: Any = {"concurrency_limit": 1, "concurrency_id": "drawing", "show_progress": "hidden"}
 AT_ONCE: Any = {"show_progress": "hidden", "api_visibility": "private"}
 Shown = tuple[Any, ...]
@@ -61,7 +61,7 @@ def theme() -> gr.themes.Base:
 def build(studio: Studio, first: str) -> gr.Blocks:
     """The page, with the model `first` chosen."""
     with gr.Blocks(title="vargen demo", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
-        gr.Markdown("# vargen\nPictures drawn coarse to fine, one map of tokens after another.")
+        gr.Markdown("# vargen\nImages drawn coarse to fine, one map of tokens after another.")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 what = _what(studio, first)
@@ -93,20 +93,20 @@ def _draw_tab(studio: Studio, what: What) -> tuple[gr.Dropdown, gr.State, gr.But
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", scale=2)
         following = gr.Button("Draw the next seed", scale=1)
-    picture = _picture("Picture")
+    image = _main_image("Image")
     row = _image("Scale by scale", height=STEP + 12, show_label=False, buttons=[], elem_classes="scales")
-    facts = _facts("Picture")
-    take_over = gr.Button("Edit this picture", size="sm")
+    facts = _facts("Image")
+    take_over = gr.Button("Edit this image", size="sm")
     drawn = gr.State()
 
     @_in_one_line
     def show(*wish: Any) -> Iterator[Shown]:
         grown: list[Image] = []
         for frame in studio.growing(Wish(*wish)):
-            grown = grown if frame.facts else [*grown, frame.picture]
-            yield _magnified(frame.picture, SHOWN), _row(grown, frame.scales), _told(frame), frame.picture
+            grown = grown if frame.facts else [*grown, frame.image]
+            yield _magnified(frame.image, SHOWN), _row(grown, frame.scales), _told(frame), frame.image
 
-    shown = [picture, row, facts, drawn]
+    shown = [image, row, facts, drawn]
     draw.click(show, what.wish(plan), shown, api_name="draw", **DRAWING)
     counted = following.click(lambda seed: (seed or 0) + 1, what.seed, what.seed, **AT_ONCE)
     counted.then(show, what.wish(plan), shown, api_visibility="private", **DRAWING)
@@ -121,7 +121,7 @@ def _compare_tab(studio: Studio, what: What) -> list[gr.Dropdown]:
     with gr.Row():
         for side in ("Left", "Right"):
             with gr.Column(min_width=260):
-                shown += [_picture(side, show_label=False), _facts(side)]
+                shown += [_main_image(side, show_label=False), _facts(side)]
 
     @_in_one_line
     def show(model: str, left: str, right: str, *rest: Any) -> Iterator[Shown]:
@@ -139,7 +139,7 @@ def _edit_tab(studio: Studio, what: What) -> tuple[gr.Dropdown, gr.ImageEditor]:
     with gr.Row():
         with gr.Column(min_width=260):
             canvas = gr.ImageEditor(
-                label="Picture",
+                label="Image",
                 type="pil",
                 format="png",
                 sources=("upload", "clipboard"),
@@ -153,7 +153,7 @@ def _edit_tab(studio: Studio, what: What) -> tuple[gr.Dropdown, gr.ImageEditor]:
                 elem_id="painting",
             )
         with gr.Column(min_width=260):
-            picture = _picture("Edited", height=SHOWN + 120)
+            edited = _main_image("Edited", height=SHOWN + 120)
     keep_pixels = gr.Checkbox(True, label="Keep every pixel that is not painted over")
     edit = gr.Button("Draw anew what is painted over", variant="primary")
     facts = _facts("Edited")
@@ -161,14 +161,14 @@ def _edit_tab(studio: Studio, what: What) -> tuple[gr.Dropdown, gr.ImageEditor]:
     @_in_one_line
     def show(painting: dict[str, Any] | None, keep: bool, *wish: Any) -> Iterator[Shown]:
         if painting is None or painting["background"] is None:
-            raise ValueError("there is no picture; upload one, or take over the drawn one")
+            raise ValueError("there is no image; upload one, or take over the drawn one")
         wished = Wish(*wish)
-        image = unmagnified(upright_rgb(painting["background"]), studio.shape(wished.model).tokenizer.picture_side)
+        image = unmagnified(upright_rgb(painting["background"]), studio.shape(wished.model).tokenizer.image_side)
         mask = painted(painting["layers"], image.size)
         for frame in studio.editing(wished, image, mask, keep_pixels=keep):
             yield _finished(frame)
 
-    edit.click(show, [canvas, keep_pixels, *what.wish(plan)], [picture, facts], api_name="edit", **DRAWING)
+    edit.click(show, [canvas, keep_pixels, *what.wish(plan)], [edited, facts], api_name="edit", **DRAWING)
     return plan, canvas
 
 
@@ -183,10 +183,10 @@ def _of_model(studio: Studio, model: str) -> list[Any]:
     ]
 
 
-def _onto_canvas(picture: Image | None) -> tuple[Any, Any]:
-    if picture is None:
-        raise gr.Error("there is no picture yet; draw one first", print_exception=False)
-    return {"background": _magnified(picture, SHOWN), "layers": [], "composite": None}, gr.Tabs(selected="edit")
+def _onto_canvas(image: Image | None) -> tuple[Any, Any]:
+    if image is None:
+        raise gr.Error("there is no image yet; draw one first", print_exception=False)
+    return {"background": _magnified(image, SHOWN), "layers": [], "composite": None}, gr.Tabs(selected="edit")
 
 
 def _plans(studio: Studio, what: What, at: int = 0) -> gr.Dropdown:
@@ -195,12 +195,12 @@ def _plans(studio: Studio, what: What, at: int = 0) -> gr.Dropdown:
     return gr.Dropdown(plans, value=plans[min(at, len(plans) - 1)], label="Decoding plan")
 
 
-def _picture(label: str, height: int = SHOWN + 24, **look: Any) -> gr.Image:
-    return _image(label, height=height, buttons=["download"], elem_classes="picture", elem_id=label.lower(), **look)
+def _main_image(label: str, height: int = SHOWN + 24, **look: Any) -> gr.Image:
+    return _image(label, height=height, buttons=["download"], elem_classes="image", elem_id=label.lower(), **look)
 
 
 def _facts(label: str) -> gr.Markdown:
-    """What the picture of that label took."""
+    """What the image of that label took."""
     return gr.Markdown(elem_classes="facts", elem_id=f"facts-{label.lower()}")
 
 
@@ -222,21 +222,21 @@ def _row(grown: list[Image], scales: int) -> Image:
 
 
 def _finished(frame: Frame) -> tuple[Any, str]:
-    return _magnified(frame.picture, SHOWN), _told(frame)
+    return _magnified(frame.image, SHOWN), _told(frame)
 
 
-def _magnified(picture: Image, least: int) -> Image:
-    """A picture as it is shown, marked so that it gets a file of its own.
+def _magnified(image: Image, least: int) -> Image:
+    """An image as it is shown, marked so that it gets a file of its own.
 
     Gradio names files by their content, and would write one anew while a browser still reads it.
     """
-    shown: Image = enlarged(picture, least)
+    shown: Image = enlarged(image, least)
     shown.info["shown"] = uuid4().hex
     return shown
 
 
 def _told(frame: Frame) -> str:
-    """What a picture took, as Markdown; of an unfinished one, how far it is."""
+    """What an image took, as Markdown; of an unfinished one, how far it is."""
     facts = frame.facts
     if facts is None:
         return f"scale {frame.scale + 1} of {frame.scales}"

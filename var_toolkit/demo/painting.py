@@ -1,4 +1,4 @@
-"""What people paint over a picture, as a mask of the picture itself."""
+"""What people paint over an image, as a mask of the image itself."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def painted(layers: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image
 
 
 def unmagnified(image: Image.Image, side: int) -> Image.Image:
-    """A picture that was magnified from `side` pixels by a whole factor, as it was before; any other as it is.
+    """An image that was magnified from `side` pixels by a whole factor, as it was before; any other as it is.
 
-    The page magnifies small pictures, and a drawn one must come back to the model as the model drew it.
+    The page magnifies small images, and a drawn one must come back to the model as the model drew it.
     """
     factor = image.width // side
     if factor < 2 or image.size != (factor * side, factor * side):

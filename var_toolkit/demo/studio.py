@@ -1,4 +1,4 @@
-"""What the page draws with: models that are kept, and pictures that are told of while they grow."""
+"""What the page draws with: models that are kept, and images that are told of while they grow."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from var_toolkit.demo.live import live
 from var_toolkit.demo.plans import Choice, choices
 from var_toolkit.devices import clock, find_device
 from var_toolkit.evaluation.bench.memory import forget_peak, held, peak
+from var_toolkit.images import as_output
 from var_toolkit.loading import Source, load, skeleton
-from var_toolkit.pictures import as_output
 from var_toolkit.pipeline import Pipeline, PipelineOutput
 from var_toolkit.zoo.registry import ENTRIES
 
@@ -44,7 +44,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a picture took."""
+    """What an image took."""
 
     seconds: float  # without previews
     forward_passes: int
@@ -55,12 +55,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture after one of its scales, or finished."""
+    """An image after one of its scales, or finished."""
 
-    picture: Image
+    image: Image
     scale: int  # the last that is drawn, from 0
     scales: int  # in all
-    facts: Facts | None = None  # of a finished picture
+    facts: Facts | None = None  # of a finished image
 
 
 def model_names(first: str) -> list[str]:
@@ -77,7 +77,7 @@ class Studio:
         self.device, self.dtype = find_device(device), dtype
         self._kept: dict[Source, Pipeline] = {}  # the one used last comes last
         self._loading = Lock()
-        self._drawing = Lock()  # what nobody waits for any more goes on until its next scale; the next picture waits
+        self._drawing = Lock()  # what nobody waits for any more goes on until its next scale; the next image waits
         self._warm: WeakSet[Pipeline] = WeakSet()  # have drawn before
         self.shape = cache(self._shape)
         self.choices = cache(self._choices)
@@ -98,7 +98,7 @@ class Studio:
             return pipe
 
     def growing(self, wish: Wish) -> Iterator[Frame]:
-        """The picture after every scale, and at last finished, with what it took.
+        """The image after every scale, and at last finished, with what it took.
 
         ValueError in one line if it cannot be drawn.
         """
@@ -108,7 +108,7 @@ class Studio:
         )
 
     def finished(self, wish: Wish) -> Frame:
-        """The finished picture, drawn without previews. ValueError as `growing`.
+        """The finished image, drawn without previews. ValueError as `growing`.
 
         What a model draws first it draws twice: the first call takes longer, and plans are compared by their seconds.
         """
@@ -120,7 +120,7 @@ class Studio:
         return self._measured(pipe, plan, lambda watch: pipe(**asked))
 
     def editing(self, wish: Wish, image: Image, mask: Image, *, keep_pixels: bool) -> Iterator[Frame]:
-        """As `growing`, a picture that is drawn anew where `mask` (mode L, of its size) is white."""
+        """As `growing`, an image that is drawn anew where `mask` (mode L, of its size) is white."""
         if mask.getbbox() is None:
             raise ValueError("nothing is painted over; paint over what shall be drawn anew")
         pipe, plan, asked = self._asked(wish)
@@ -161,7 +161,7 @@ class Studio:
     def _measured(
         self, pipe: Pipeline, plan: Plan, draw: Callable[[Watch], Any], tell: Callable[[Frame], None] | None = None
     ) -> Frame:
-        """The finished picture of one call of a pipeline, which shows its scales to a watch."""
+        """The finished image of one call of a pipeline, which shows its scales to a watch."""
         device, scales, aside = pipe.device, len(plan.tokenizer.scales), 0.0
 
         def watch(event: ScaleEvent) -> None:

@@ -1,7 +1,7 @@
-"""Pictures in the `.npz` that the ADM evaluator (openai/guided-diffusion, `evaluator.py`) reads.
+"""Images in the `.npz` that the ADM evaluator (openai/guided-diffusion, `evaluator.py`) reads.
 
-It holds one array, `arr_0`, uint8, N x H x W x 3. The pictures lie in a fixed shuffled order: that evaluator averages
-the Inception Score over consecutive blocks of 5,000, and over pictures in class order it reports about 62 where 298 is
+It holds one array, `arr_0`, uint8, N x H x W x 3. The images lie in a fixed shuffled order: that evaluator averages
+the Inception Score over consecutive blocks of 5,000, and over images in class order it reports about 62 where 298 is
 right (openai/guided-diffusion issue 165).
 """
 
@@ -17,7 +17,7 @@ from numpy.lib.format import write_array_header_1_0
 from PIL import Image
 from tqdm import tqdm
 
-from var_toolkit.evaluation.picture_files import PictureFile, readable
+from var_toolkit.evaluation.image_files import ImageFile, readable
 from var_toolkit.files import write_whole
 
 ARRAY = "arr_0"
@@ -37,31 +37,31 @@ def check_name(path: Path | None) -> None:
         raise ValueError(f"{path} must end in .npz, and be no folder")
 
 
-def write_pictures(path: Path, files: Sequence[PictureFile]) -> None:
-    """Pack picture files of one size, in shuffled order, whole or not at all. One picture at a time is in memory.
+def write_images(path: Path, files: Sequence[ImageFile]) -> None:
+    """Pack image files of one size, in shuffled order, whole or not at all. One image at a time is in memory.
 
-    ValueError if the pictures have several sizes; OSError if one is missing or damaged.
+    ValueError if the images have several sizes; OSError if one is missing or damaged.
     """
     check_name(path)
     if not files:
-        raise ValueError(f"{path} needs at least one picture")
+        raise ValueError(f"{path} needs at least one image")
     write_whole(path, lambda temporary: _pack(temporary, files))
 
 
-def _pack(target: Path, files: Sequence[PictureFile]) -> None:
+def _pack(target: Path, files: Sequence[ImageFile]) -> None:
     shape = _pixels(files[0]).shape
-    # A name without a time stamp, stored as numpy.savez does it: equal pictures give equal files.
+    # A name without a time stamp, stored as numpy.savez does it: equal images give equal files.
     with ZipFile(target, "w", ZIP_STORED) as archive, archive.open(f"{ARRAY}.npy", "w", force_zip64=True) as member:
         write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": (len(files), *shape)})
         for number in tqdm(shuffled(len(files)), "packing", unit=" images", disable=None):
             pixels = _pixels(files[number])
             if pixels.shape != shape:
                 sizes = (f"{s[1]} x {s[0]}" for s in (pixels.shape, shape))
-                raise ValueError("{} is {} pixels, the first picture {}".format(files[number], *sizes))
+                raise ValueError("{} is {} pixels, the first image {}".format(files[number], *sizes))
             member.write(pixels.tobytes())
 
 
-def _pixels(file: PictureFile) -> np.ndarray:
+def _pixels(file: ImageFile) -> np.ndarray:
     """uint8, (H, W, 3)."""
-    with Image.open(readable(file)) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(readable(file)) as image:
+        return np.asarray(image.convert("RGB"))

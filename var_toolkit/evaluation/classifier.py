@@ -1,6 +1,6 @@
-"""A small classifier of still lifes: judges generated pictures, and lends its features to a perceptual loss.
+"""A small classifier of still lifes: judges generated images, and lends its features to a perceptual loss.
 
-Letters: B pictures, C channels, h and w of a map.
+Letters: B images, C channels, h and w of a map.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ANSWERS = 10  # solids, colours and grounds: ten of each
 
 @dataclass(frozen=True)
 class StillLifeClassifierConfig:
-    """Widths of the stages (each but the first halves the picture) and of the feature vector."""
+    """Widths of the stages (each but the first halves the image) and of the feature vector."""
 
     widths: tuple[int, ...] = (16, 32, 64, 96, 128)
     features: int = 128
@@ -45,7 +45,7 @@ class Stage(nn.Module):
 
 
 class StillLifeClassifier(nn.Module):
-    """Three answers for each picture: solid, colour and ground. Pictures are float in [-1, 1], (B, 3, h, w)."""
+    """Three answers for each image: solid, colour and ground. Images are float in [-1, 1], (B, 3, h, w)."""
 
     def __init__(self, config: StillLifeClassifierConfig) -> None:
         super().__init__()
@@ -57,9 +57,9 @@ class StillLifeClassifier(nn.Module):
         self.head = nn.Linear(config.features, 3 * ANSWERS)
         self.to(memory_format=torch.channels_last)
 
-    def levels(self, pictures: Tensor) -> list[Tensor]:
+    def levels(self, images: Tensor) -> list[Tensor]:
         """The map after each stage, fine to coarse, each (B, C, h, w)."""
-        x, maps = pictures.contiguous(memory_format=torch.channels_last), []
+        x, maps = images.contiguous(memory_format=torch.channels_last), []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
@@ -69,21 +69,21 @@ class StillLifeClassifier(nn.Module):
         """The feature vectors of the coarsest maps, (B, features)."""
         return self.project(torch.cat([last.mean((2, 3)), last.amax((2, 3))], dim=1))
 
-    def features(self, pictures: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """(B, features)."""
-        return self.pool(self.levels(pictures)[-1])
+        return self.pool(self.levels(images)[-1])
 
     def answers(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of solid, colour and ground of feature vectors, each (B, 10), float32."""
         solid, colour, ground = self.head(F.silu(features)).float().split(ANSWERS, dim=1)
         return solid, colour, ground
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of solid, colour and ground, each (B, 10), float32."""
-        return self.answers(self.features(pictures))
+        return self.answers(self.features(images))
 
     @torch.no_grad()
-    def predict(self, pictures: Tensor) -> Tensor:
+    def predict(self, images: Tensor) -> Tensor:
         """The label 100 * solid + 10 * colour + ground, (B,) int64."""
-        solid, colour, ground = (logits.argmax(dim=1) for logits in self(pictures))
+        solid, colour, ground = (logits.argmax(dim=1) for logits in self(images))
         return 100 * solid + 10 * colour + ground

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from var_toolkit.data.still_lifes import SOLIDS, render, solid_mask
 from var_toolkit.evaluation.still_life_quality import Agreement, agreement
-from var_toolkit.pictures import as_output, to_uint8
+from var_toolkit.images import as_output, to_uint8
 from var_toolkit.pipeline import Pipeline
 
 MARGIN = 3  # pixels around the solid that are drawn anew as well
-FIRST_SEED = 10**9  # of the pictures: no training has seen them
+FIRST_SEED = 10**9  # of the images: no training has seen them
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ SPATIAL_CHANNELS = 7  # as the ADM evaluator takes of its map
 
 
 class Extractor(FeatureExtractorBase, ABC):
-    """What both extractors share. Pictures come as uint8 (B, 3, h, w)."""
+    """What both extractors share. Images come as uint8 (B, 3, h, w)."""
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
@@ -47,12 +47,12 @@ class Extractor(FeatureExtractorBase, ABC):
         return False
 
     @abstractmethod
-    def all_features(self, pictures_B3hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def all_features(self, images_B3hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pooled (B, C), spatial (B, S) and logits (B, classes), float32."""
 
-    def forward(self, pictures_B3hw: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, images_B3hw: Tensor) -> tuple[Tensor, ...]:
         """The requested features, in the order of the request."""
-        found = dict(zip(LAYERS, self.all_features(pictures_B3hw), strict=True))
+        found = dict(zip(LAYERS, self.all_features(images_B3hw), strict=True))
         return tuple(found[name] for name in self.features_list)
 
 
@@ -83,12 +83,12 @@ class InceptionExtractor(Extractor):
                 f"{path} holds no weights of torch-fidelity's Inception: {detail[0].strip()[:120]}"
             ) from None
 
-    def all_features(self, pictures_B3hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def all_features(self, images_B3hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pooled 2048, spatial 2023, logits 1008 without their bias, as both evaluators take them."""
         seen: list[Tensor] = []
         hook = self.network.Mixed_6d.branch1x1.register_forward_hook(lambda module, given, made: seen.append(made))
         try:
-            pooled, logits = self.network(pictures_B3hw)
+            pooled, logits = self.network(images_B3hw)
         finally:
             hook.remove()
         spatial = seen[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float()
@@ -107,9 +107,9 @@ class StillLifeExtractor(Extractor):
         super().__init__(name, features_list)
         self.judge = load_judge()
 
-    def all_features(self, pictures_B3hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def all_features(self, images_B3hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pooled 128, spatial 448, logits 1000."""
-        maps = self.judge.levels(normalised(pictures_B3hw))
+        maps = self.judge.levels(normalised(images_B3hw))
         pooled = self.judge.pool(maps[-1])
         spatial = maps[-2][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
         solid, colour, ground = (answer.log_softmax(1) for answer in self.judge.answers(pooled))
@@ -125,7 +125,7 @@ class Kind:
     network: type[Extractor]
     pooled: int
     spatial: int
-    side: int | None  # of the pictures that it takes, in pixels; None: any
+    side: int | None  # of the images that it takes, in pixels; None: any
     summary: str
 
 

@@ -1,4 +1,4 @@
-"""The authors' figures, for pictures that were drawn as theirs were: anything else they must not stand beside."""
+"""The authors' figures, for images that were drawn as theirs were: anything else they must not stand beside."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from var_toolkit.loading import skeleton
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.zoo.registry import ENTRIES
 
-PICTURES = 50_000
+IMAGES = 50_000
 
 
 def published(
@@ -19,7 +19,7 @@ def published(
 ) -> tuple[dict[str, float] | None, list[str]]:
     """The figures of the zoo's model that drew a set; None, and how the set differs from theirs, if it does.
 
-    `settings` are those of the set's `settings.json`, `measured` is how many of its pictures are, and `evaluators` says
+    `settings` are those of the set's `settings.json`, `measured` is how many of its images are, and `evaluators` says
     whether the reference is an evaluator's file, with statistics.
     """
     told = settings or {}
@@ -34,7 +34,7 @@ def published(
         *([f"the plan has another {', '.join(changed)}"] if changed else []),
         *([f"the tokenizer is {tokenizer}"] if tokenizer != OWN else []),
         *([f"the classes are {classes}, not {every}"] if classes != every else []),
-        *(f"{count} pictures {what}, not {PICTURES}" for what, count in _counts(told, measured) if count != PICTURES),
+        *(f"{count} images {what}, not {IMAGES}" for what, count in _counts(told, measured) if count != IMAGES),
         *(["the reference is no evaluator's file with mu and sigma"] if not evaluators else []),
     ]
     return (None, differing) if differing else (dict(entry.published), [])
@@ -48,5 +48,5 @@ def _changed(stages: Any, own: Pipeline) -> list[str]:
 
 
 def _counts(told: Mapping[str, Any], measured: int) -> tuple[tuple[str, Any], ...]:
-    drawn = told.get("pictures")
+    drawn = told.get("images")
     return (("are measured", measured), *((("were drawn", drawn),) if drawn != measured else ()))

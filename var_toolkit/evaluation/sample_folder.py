@@ -1,6 +1,6 @@
 """The folder of a drawn set on disk: who may write there, what it was begun with, what is there already.
 
-Beside the pictures it holds `settings.json` and the hidden `.lock`.
+Beside the images it holds `settings.json` and the hidden `.lock`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from var_toolkit.evaluation.picture_files import ENDINGS, PICTURE, SHARD, SHARD_ENDING
+from var_toolkit.evaluation.image_files import ENDINGS, IMAGE, SHARD, SHARD_ENDING
 from var_toolkit.files import check_writable
 from var_toolkit.zoo.directory import read_json, write_json
 
 SETTINGS = "settings.json"
 LOCK = ".lock"
 # What `write_whole` leaves of a file that it was writing when its process was killed.
-TEMPORARY = re.compile(rf"\.({PICTURE.pattern}|{SHARD.pattern}|settings\.json)-\w{{8}}")
+TEMPORARY = re.compile(rf"\.({IMAGE.pattern}|{SHARD.pattern}|settings\.json)-\w{{8}}")
 WAY_OUT = "choose another folder with --out"
 
 
@@ -30,7 +30,7 @@ def opened(out: Path, facts: Mapping[str, Any], numbers_in: Callable[[str], rang
     """Hold a folder for one run, free of what a killed run left half written.
 
     ValueError if another run holds it, if it was begun with other facts, or if it holds what is not of this set;
-    `numbers_in` gives the numbers of the pictures in a file by its name, None for names that the set lacks.
+    `numbers_in` gives the numbers of the images in a file by its name, None for names that the set lacks.
     """
     check_writable(out)
     # The system lets go of this lock when its process dies in any way.
@@ -55,7 +55,7 @@ def check_settings(out: Path, facts: Mapping[str, Any]) -> None:
     begun = dict(leaves(read_json(out / SETTINGS)))
     for name, value in leaves(json.loads(json.dumps(facts))):
         if name not in begun:
-            raise ValueError(f"{out / SETTINGS} lacks {name}, so the pictures there cannot be continued; {WAY_OUT}")
+            raise ValueError(f"{out / SETTINGS} lacks {name}, so the images there cannot be continued; {WAY_OUT}")
         if begun[name] != value:
             was, now = (json.dumps(v) for v in (begun[name], value))
             raise ValueError(
@@ -71,7 +71,7 @@ def write_settings(out: Path, facts: Mapping[str, Any]) -> None:
 
 
 def numbers_there(out: Path, numbers_in: Callable[[str], range | None]) -> set[int]:
-    """The numbers of the pictures in a folder that the first process holds; ValueError if it does not hold this one."""
+    """The numbers of the images in a folder that the first process holds; ValueError if it does not hold this one."""
     if not (out / LOCK).exists():
         raise ValueError(f"{out} is not the folder that the first process opened; all machines must share it")
     found = ((numbers_in(path.name), path) for path in out.iterdir())
@@ -93,7 +93,7 @@ def _check_files(out: Path, numbers_in: Callable[[str], range | None]) -> None:
             continue
         if not begun:
             raise ValueError(f"{out} holds {path.name} and no {SETTINGS}; choose an empty or new folder with --out")
-        # Any other picture would be measured as one of the set.
+        # Any other image would be measured as one of the set.
         if numbers_in(path.name) is None and path.suffix.lower() in (*ENDINGS, SHARD_ENDING):
             raise ValueError(f"{out} holds {path.name}, which is no file of this set; move it away, or {WAY_OUT}")
 

@@ -1,9 +1,9 @@
-"""Draw a set of pictures for measurement: many of every class, by any number of processes, continued when killed.
+"""Draw a set of images for measurement: many of every class, by any number of processes, continued when killed.
 
-Picture i of a set has the class `classes[i % len(classes)]` and the seed `seed + i`, so the first pictures of a set
+Image i of a set has the class `classes[i % len(classes)]` and the seed `seed + i`, so the first images of a set
 are of all classes alike. Rounding depends on the shape of a batch and, on the CPU, on the number of threads. Hence a
 batch is always the same consecutive numbers, drawn whole, whichever process draws it and whatever of it is there
-already; and a process on the CPU computes with one thread. So every run gives a picture the same bytes, on one kind of
+already; and a process on the CPU computes with one thread. So every run gives an image the same bytes, on one kind of
 machine with one version of torch.
 """
 
@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from var_toolkit import __version__
 from var_toolkit.devices import find_device
-from var_toolkit.evaluation.adm_npz import check_name, write_pictures
-from var_toolkit.evaluation.picture_files import PICTURE, SHARD, members, write_picture, write_shard
+from var_toolkit.evaluation.adm_npz import check_name, write_images
+from var_toolkit.evaluation.image_files import IMAGE, SHARD, members, write_image, write_shard
 from var_toolkit.evaluation.sample_folder import numbers_there, opened, sweep, write_settings
 from var_toolkit.files import check_writable
 from var_toolkit.loading import load, skeleton
@@ -45,27 +45,27 @@ SPAN = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
 
 
 @dataclass(frozen=True)
-class PictureList:
-    """Which pictures a set has, by number: 0 to count - 1."""
+class ImageList:
+    """Which images a set has, by number: 0 to count - 1."""
 
     classes: tuple[int, ...]  # ascending
     per_class: int = 50
     seed: int = 0
     batch_size: int = 8
-    shards: int | None = None  # tar files that they lie in; None: each picture in a file of its own
+    shards: int | None = None  # tar files that they lie in; None: each image in a file of its own
 
     def __post_init__(self) -> None:
         for name in ("per_class", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         if not 0 <= self.seed <= 2**63 - self.count:
-            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**63 - {self.count}, the number of pictures")
+            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**63 - {self.count}, the number of images")
         if self.shards is not None and not 1 <= self.shards <= self.batches:
             raise ValueError(f"shards is {self.shards}; it must be from 1 to {self.batches}, the number of batches")
 
     @property
     def count(self) -> int:
-        """How many pictures the set has."""
+        """How many images the set has."""
         return len(self.classes) * self.per_class
 
     @property
@@ -78,11 +78,11 @@ class PictureList:
         return range(index * self.batch_size, min((index + 1) * self.batch_size, self.count))
 
     def label(self, number: int) -> int:
-        """The class of a picture."""
+        """The class of an image."""
         return self.classes[number % len(self.classes)]
 
     def name(self, number: int) -> str:
-        """The name of a picture, as a file or in its shard."""
+        """The name of an image, as a file or in its shard."""
         return f"{number:06d}_class-{self.label(number)}.png"
 
     @property
@@ -100,8 +100,8 @@ class PictureList:
         return f"shard-{index:05d}.tar"
 
     def numbers_in(self, name: str) -> range | None:
-        """The numbers of the pictures that a file of this name holds; None if the set has no such file."""
-        match = (SHARD if self.shards else PICTURE).fullmatch(name)
+        """The numbers of the images that a file of this name holds; None if the set has no such file."""
+        match = (SHARD if self.shards else IMAGE).fullmatch(name)
         index = int(match[1]) if match else -1
         if not 0 <= index < (self.shards or self.count):
             return None
@@ -116,7 +116,7 @@ class Drawn:
     """A set that is complete, and what this run added to it."""
 
     folder: Path
-    pictures: int
+    images: int
     added: int  # by all processes of this run
     seconds: float  # of drawing and writing them
     npz: Path | None
@@ -138,13 +138,13 @@ def draw_set(
     npz: Path | str | None = None,
     shards: int | None = None,
 ) -> Drawn:
-    """Draw `per_class` pictures of every class into a flat folder of PNG files, or draw those that it lacks.
+    """Draw `per_class` images of every class into a flat folder of PNG files, or draw those that it lacks.
 
     Alone, or as one of the processes that torchrun started, on one machine or on several that share the folder. On the
     CPU a process computes with one thread (see above): start as many processes as there are cores.
 
     `classes` is a text such as "0-9,207" or an iterable of labels, None for all. `settings` are keywords of the
-    pipeline's call. With `npz` the set is also packed for the ADM evaluator. With `shards` the pictures lie in so many
+    pipeline's call. With `npz` the set is also packed for the ADM evaluator. With `shards` the images lie in so many
     tar files; a process that is killed loses the shard under way, not only a batch. What is there is told on stderr.
     `tokenizer` takes the place of the model's own, as in `load`.
     ValueError names what is wrong before weights are read; only that a folder was begun with other weights is seen
@@ -153,7 +153,7 @@ def draw_set(
     find_device(device)
     out, npz, chosen = Path(out), Path(npz) if npz is not None else None, dict(settings or {})
     shape = skeleton(model, tokenizer=tokenizer)
-    wanted = PictureList(labels_of(classes, shape.class_names), per_class, seed, batch_size, shards)
+    wanted = ImageList(labels_of(classes, shape.class_names), per_class, seed, batch_size, shards)
     plan = shape.plan(**chosen)
     check_name(npz)
     with team_of_this_process(device) as team, _one_thread(team.device), ExitStack() as held:
@@ -218,7 +218,7 @@ def _one_thread(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _places(out: Path, npz: Path | None, facts: Mapping[str, Any], wanted: PictureList) -> Iterator[None]:
+def _places(out: Path, npz: Path | None, facts: Mapping[str, Any], wanted: ImageList) -> Iterator[None]:
     """Hold the folder of the set, and see that the file beside it can be written."""
     with opened(out, facts, wanted.numbers_in):
         if npz is not None:
@@ -230,20 +230,20 @@ def _facts(
     model: Source,
     tokenizer: str | Path | None,
     plan: Plan,
-    wanted: PictureList,
+    wanted: ImageList,
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """All that decides the pictures, except the weights themselves."""
+    """All that decides the images, except the weights themselves."""
     return {
         "model": _named(model),
         "tokenizer": OWN if tokenizer is None else _named(tokenizer),
         "classes": spelled(wanted.classes),
         "per_class": wanted.per_class,
-        "pictures": wanted.count,
+        "images": wanted.count,
         "seed": wanted.seed,
         "batch_size": wanted.batch_size,
-        "files": f"{wanted.shards} shards" if wanted.shards else "one a picture",
+        "files": f"{wanted.shards} shards" if wanted.shards else "one an image",
         "stages": exact_stages(plan),
         "plan": "; ".join(map(str, plan.stages)),
         "dtype": str(dtype).removeprefix("torch."),
@@ -294,17 +294,17 @@ def _led(team: Team, act: Callable[[], object]) -> None:
 
 def _tell(out: Path, there: int, count: int) -> None:
     if there == count:
-        print(f"{out}: all {count:,} pictures are there", file=sys.stderr)
+        print(f"{out}: all {count:,} images are there", file=sys.stderr)
     elif there:
-        print(f"{out}: {there:,} of {count:,} pictures are there; {count - there:,} to draw", file=sys.stderr)
+        print(f"{out}: {there:,} of {count:,} images are there; {count - there:,} to draw", file=sys.stderr)
     else:
-        print(f"{out}: {count:,} pictures to draw", file=sys.stderr)
+        print(f"{out}: {count:,} images to draw", file=sys.stderr)
 
 
 def _draw(
     pipe: Pipeline,
     lacking: Sequence[int],
-    wanted: PictureList,
+    wanted: ImageList,
     out: Path,
     settings: Mapping[str, Any],
     bar: tqdm[NoReturn],
@@ -313,7 +313,7 @@ def _draw(
     plan = pipe.plan(**settings)
     done, all_batches = 0, sum(len(wanted.part(index)) for index in lacking)
 
-    def pictures(numbers: range) -> Iterator[tuple[str, int, Image]]:
+    def images(numbers: range) -> Iterator[tuple[str, int, Image]]:
         nonlocal done
         labels, seeds = [wanted.label(i) for i in numbers], [wanted.seed + i for i in numbers]
         drawn = cast(PipelineOutput, pipe(labels, seeds=seeds, batch_size=len(numbers), plan=plan))
@@ -323,23 +323,21 @@ def _draw(
         bar.update(round((bar.total or 0) * done / all_batches) - bar.n)
 
     for index in lacking:
-        drawn = (picture for numbers in wanted.part(index) for picture in pictures(numbers))
+        drawn = (image for numbers in wanted.part(index) for image in images(numbers))
         if wanted.shards:
             write_shard(out / wanted.shard(index), drawn)
             continue
-        for name, _, picture in drawn:
+        for name, _, image in drawn:
             if not (out / name).exists() or (out / name).stat().st_size == 0:
-                write_picture(out / name, picture)
+                write_image(out / name, image)
 
 
-def _pack(npz: Path, out: Path, wanted: PictureList) -> None:
+def _pack(npz: Path, out: Path, wanted: ImageList) -> None:
     sweep(npz.parent, re.compile(rf"\.{re.escape(npz.name)}-\w{{8}}"))  # gigabytes, if a run was killed while packing
     if wanted.shards:
-        files = [picture for index in range(wanted.shards) for picture in members(out / wanted.shard(index))]
+        files = [image for index in range(wanted.shards) for image in members(out / wanted.shard(index))]
         if len(files) != wanted.count:
-            raise ValueError(
-                f"the shards of {out} hold {len(files)} pictures, not {wanted.count}; remove those damaged"
-            )
-        write_pictures(npz, files)
+            raise ValueError(f"the shards of {out} hold {len(files)} images, not {wanted.count}; remove those damaged")
+        write_images(npz, files)
     else:
-        write_pictures(npz, [out / wanted.name(number) for number in range(wanted.count)])
+        write_images(npz, [out / wanted.name(number) for number in range(wanted.count)])

@@ -1,11 +1,11 @@
-"""FID, spatial FID, Inception Score, KID, precision and recall of a set of pictures against another one.
+"""FID, spatial FID, Inception Score, KID, precision and recall of a set of images against another one.
 
 torch-fidelity computes the features, and from them the Inception Score, KID, precision and recall. What is done
 otherwise than there, and why:
 
-* The Inception Score is taken over all pictures at once. Averaged over blocks, as published evaluators do, it depends
-  on the order of the pictures: the same 50,000 ImageNet samples give 62 in the order of their classes and 298 shuffled.
-* Precision and recall use at most 10,000 pictures of the reference, as the ADM evaluator does.
+* The Inception Score is taken over all images at once. Averaged over blocks, as published evaluators do, it depends
+  on the order of the images: the same 50,000 ImageNet samples give 62 in the order of their classes and 298 shuffled.
+* Precision and recall use at most 10,000 images of the reference, as the ADM evaluator does.
 * The Fréchet distance is ours (see `frechet`), in float64; features go into KID, precision and recall as float64 too.
 """
 
@@ -23,12 +23,12 @@ from torch import Tensor
 
 import var_toolkit
 from var_toolkit.evaluation.frechet import Statistics, frechet_distance
-from var_toolkit.evaluation.picture_sets import (
+from var_toolkit.evaluation.image_sets import (
     STILL_LIFES,
     FreshStillLifes,
+    ImageArray,
+    ImageSet,
     Part,
-    PictureArray,
-    PictureSet,
     chosen,
     open_images,
     open_reference,
@@ -37,19 +37,19 @@ from var_toolkit.evaluation.picture_sets import (
 FEATURES = ("inception", "stilllife")
 METRICS = ("fid", "sfid", "isc", "kid", "precision", "recall")
 NEIGHBOURS = 3
-ENOUGH_FOR_MANIFOLD = 10_000  # pictures of the reference, for precision and recall
+ENOUGH_FOR_MANIFOLD = 10_000  # images of the reference, for precision and recall
 ALL_CLASSES = "0-999"  # in the words of `settings.json`
 SUBSETS, SUBSET_SIZE = 100, 1000  # of KID: its average over this many random subsets of this size
 BATCH = 64
 DISTANCES = 500  # rows of the distance matrix that are held at a time
-WORTH_PROCESSES = 1000  # pictures for which loading processes are worth their start
+WORTH_PROCESSES = 1000  # images for which loading processes are worth their start
 
 # Written into every report, since each of these names has several meanings in the field.
 DEFINITIONS = {
-    "isc": "over all pictures at once, so that their order does not matter",
-    "kid": f"polynomial kernel of degree 3, mean over {SUBSETS} subsets of at most {SUBSET_SIZE} pictures",
-    "precision": f"k = {NEIGHBOURS}, at most {ENOUGH_FOR_MANIFOLD} pictures of the reference",
-    "recall": f"k = {NEIGHBOURS}, at most {ENOUGH_FOR_MANIFOLD} pictures of the reference",
+    "isc": "over all images at once, so that their order does not matter",
+    "kid": f"polynomial kernel of degree 3, mean over {SUBSETS} subsets of at most {SUBSET_SIZE} images",
+    "precision": f"k = {NEIGHBOURS}, at most {ENOUGH_FOR_MANIFOLD} images of the reference",
+    "recall": f"k = {NEIGHBOURS}, at most {ENOUGH_FOR_MANIFOLD} images of the reference",
 }
 
 
@@ -81,11 +81,11 @@ def score(
     progress: bool = False,
     on_note: Callable[[str], object] | None = None,
 ) -> Scores:
-    """Measure pictures against a reference.
+    """Measure images against a reference.
 
     Args:
-        images: a folder of pictures (folders in it are searched too), or an `.npz` with `arr_0`.
-        reference: likewise; an `.npz` may also hold `mu`, `sigma`, `mu_s` and `sigma_s`, with pictures or without;
+        images: a folder of images (folders in it are searched too), or an `.npz` with `arr_0`.
+        reference: likewise; an `.npz` may also hold `mu`, `sigma`, `mu_s` and `sigma_s`, with images or without;
             or "stilllife", for renderings that no training saw.
         features: "inception" or "stilllife"; by default the classifier's against still lifes, else Inception's.
         inception_weights: torch-fidelity's weight file; without it torch-fidelity's own is downloaded once.
@@ -123,7 +123,7 @@ def score(
     against = _extracted(extractor, _needed(truth), cuda, progress) if truth.count else None
     figures = {
         "fid": _distance(measured["pooled"], truth.statistics or _statistics(against, "pooled")),
-        # Pictures beside statistics are a sample of those that the statistics are of: no substitute for mu_s, sigma_s.
+        # Images beside statistics are a sample of those that the statistics are of: no substitute for mu_s, sigma_s.
         "sfid": _distance(measured["spatial"], truth.spatial if truth.statistics else _statistics(against, "spatial")),
         "isc": _inception_score(measured["logits"]),
     }
@@ -132,14 +132,14 @@ def score(
     return Scores(**figures, settings=settings, notes=tuple(notes))
 
 
-def _refuse(drawn: PictureSet, truth: PictureSet, kind: str, facts: Any) -> None:
+def _refuse(drawn: ImageSet, truth: ImageSet, kind: str, facts: Any) -> None:
     """ValueError for what cannot be measured."""
     for found in (drawn, truth):
-        if found.pictures is not None and found.count < 2:
-            raise ValueError(f"{found.source} holds {found.count} picture; a covariance takes 2 or more")
+        if found.images is not None and found.count < 2:
+            raise ValueError(f"{found.source} holds {found.count} image; a covariance takes 2 or more")
         if facts.side and found.size not in (None, (facts.side, facts.side)):
             raise ValueError(
-                f"{found.source} holds pictures of {_pixels(found)}; {kind} features take {facts.side}x{facts.side}"
+                f"{found.source} holds images of {_pixels(found)}; {kind} features take {facts.side}x{facts.side}"
             )
     for told, length in ((truth.statistics, facts.pooled), (truth.spatial, facts.spatial)):
         if told is not None and len(told.mu) != length:
@@ -149,13 +149,13 @@ def _refuse(drawn: PictureSet, truth: PictureSet, kind: str, facts: Any) -> None
             )
 
 
-def _doubt(drawn: PictureSet, truth: PictureSet, facts: Any, note: Callable[[str], None]) -> None:
+def _doubt(drawn: ImageSet, truth: ImageSet, facts: Any, note: Callable[[str], None]) -> None:
     """Note what can be measured only in part, or means little."""
     for found in (drawn, truth):
         lacking = [name for name, length in (("fid", facts.pooled), ("sfid", facts.spatial)) if found.count <= length]
         if found.count and found.statistics is None and lacking:
             note(
-                f"{', '.join(lacking)}: {found.count} pictures of {found.source} are too few for {facts.pooled} pooled "
+                f"{', '.join(lacking)}: {found.count} images of {found.source} are too few for {facts.pooled} pooled "
                 f"and {facts.spatial} spatial features; compare with no figure that was not taken from as many"
             )
     if drawn.size and truth.size and drawn.size != truth.size:
@@ -166,38 +166,38 @@ def _doubt(drawn: PictureSet, truth: PictureSet, facts: Any, note: Callable[[str
     _doubt_classes(drawn, truth, note)
     fewest = min(drawn.count, truth.count)
     if not truth.count:
-        note("kid, precision, recall: the reference has statistics alone; they take pictures")
+        note("kid, precision, recall: the reference has statistics alone; they take images")
     elif fewest <= NEIGHBOURS:
-        note(f"precision, recall: they take more than {NEIGHBOURS} pictures of each set")
+        note(f"precision, recall: they take more than {NEIGHBOURS} images of each set")
 
 
-def _doubt_whole(drawn: PictureSet, note: Callable[[str], None]) -> None:
+def _doubt_whole(drawn: ImageSet, note: Callable[[str], None]) -> None:
     """Note where the images are not the whole of what `vargen evaluate sample` set out to draw."""
-    planned = (drawn.settings or {}).get("pictures")
+    planned = (drawn.settings or {}).get("images")
     if isinstance(planned, int) and drawn.count < planned:
-        note(f"images: {drawn.count} of the {planned} pictures that their settings.json plans are measured")
+        note(f"images: {drawn.count} of the {planned} images that their settings.json plans are measured")
 
 
-def _doubt_classes(drawn: PictureSet, truth: PictureSet, note: Callable[[str], None]) -> None:
+def _doubt_classes(drawn: ImageSet, truth: ImageSet, note: Callable[[str], None]) -> None:
     """Note where the images are of other classes than the reference, or of some more often than of others."""
     settings = drawn.settings or {}
     classes, theirs = settings.get("classes"), (truth.settings or {}).get("classes")
-    if isinstance(truth.pictures, FreshStillLifes):
+    if isinstance(truth.images, FreshStillLifes):
         theirs = ALL_CLASSES
     if theirs is None and classes not in (None, ALL_CLASSES):
         note(f"images are of the classes {classes} alone; against a reference of others distances grow")
     elif classes not in (None, theirs) and theirs is not None:
         note(f"images are of the classes {classes}; against a reference of {theirs} distances grow by the difference")
     often = Counter(drawn.labels or [])
-    pictures, per_class = settings.get("pictures"), settings.get("per_class")
+    images, per_class = settings.get("images"), settings.get("per_class")
     fewest, most = min(often.values(), default=0), max(often.values(), default=0)
-    if isinstance(pictures, int) and isinstance(per_class, int) and len(often) * per_class < pictures:
-        fewest = 0  # no picture of some class is there
+    if isinstance(images, int) and isinstance(per_class, int) and len(often) * per_class < images:
+        fewest = 0  # no image of some class is there
     if fewest < most:
-        note(f"images hold {fewest} to {most} pictures of a class; a whole set holds every class equally often")
+        note(f"images hold {fewest} to {most} images of a class; a whole set holds every class equally often")
 
 
-def _published(drawn: PictureSet, truth: PictureSet, note: Callable[[str], None]) -> dict[str, float] | None:
+def _published(drawn: ImageSet, truth: ImageSet, note: Callable[[str], None]) -> dict[str, float] | None:
     """The authors' figures, or a note why they are left out."""
     from var_toolkit.evaluation.published import published  # which takes all of the networks
 
@@ -207,27 +207,27 @@ def _published(drawn: PictureSet, truth: PictureSet, note: Callable[[str], None]
     return found
 
 
-def _pixels(found: PictureSet) -> str:
+def _pixels(found: ImageSet) -> str:
     height, width = found.size or (0, 0)
     return f"{width}x{height}"
 
 
-def _needed(truth: PictureSet) -> PictureSet:
-    """Where the reference brings statistics, its pictures serve for precision and recall alone: take what these use."""
+def _needed(truth: ImageSet) -> ImageSet:
+    """Where the reference brings statistics, its images serve for precision and recall alone: take what these use."""
     if truth.statistics is None or truth.count <= ENOUGH_FOR_MANIFOLD:
         return truth
-    return PictureSet(truth.source, Part(truth.pictures, list(range(ENOUGH_FOR_MANIFOLD))), truth.size)
+    return ImageSet(truth.source, Part(truth.images, list(range(ENOUGH_FOR_MANIFOLD))), truth.size)
 
 
-def _extracted(extractor: Any, found: PictureSet, cuda: bool, progress: bool) -> dict[str, Tensor]:
-    """The features of every picture, on the CPU: each (N, C)."""
+def _extracted(extractor: Any, found: ImageSet, cuda: bool, progress: bool) -> dict[str, Tensor]:
+    """The features of every image, on the CPU: each (N, C)."""
     from torch_fidelity.utils import get_featuresdict_from_dataset
 
-    whole_in_memory = isinstance(found.pictures, PictureArray)
+    whole_in_memory = isinstance(found.images, ImageArray)
     try:
         with warnings.catch_warnings(action="ignore"):  # four loading processes, whatever the machine has
             return get_featuresdict_from_dataset(
-                found.pictures,
+                found.images,
                 extractor,
                 BATCH,
                 cuda,
@@ -289,7 +289,7 @@ def manifold_part(against: Tensor, shuffled: bool) -> Tensor:
 
 
 def _settings(
-    drawn: PictureSet, truth: PictureSet, kind: str, summary: str, figures: dict[str, float] | None, cuda: bool
+    drawn: ImageSet, truth: ImageSet, kind: str, summary: str, figures: dict[str, float] | None, cuda: bool
 ) -> dict[str, Any]:
     import torch_fidelity
 
@@ -315,9 +315,9 @@ def _settings(
     }
 
 
-def _reference_kind(truth: PictureSet) -> str:
-    if isinstance(truth.pictures, FreshStillLifes):
+def _reference_kind(truth: ImageSet) -> str:
+    if isinstance(truth.images, FreshStillLifes):
         return "fresh still lifes"
     if truth.statistics is not None:
-        return "statistics and pictures" if truth.count else "statistics"
-    return "pictures"
+        return "statistics and images" if truth.count else "statistics"
+    return "images"

@@ -1,7 +1,7 @@
 """How good drawn still lifes are, judged by the embedded classifier: class agreement, and a Fréchet distance.
 
 The distance is the FID of `vargen evaluate score --features stilllife`: between the classifier's 128 features of the
-pictures and those of fresh renderings. Neither needs a network connection, nor torch-fidelity.
+images and those of fresh renderings. Neither needs a network connection, nor torch-fidelity.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from var_toolkit.data.still_lifes import VERSION, parts
 from var_toolkit.evaluation.classifier import StillLifeClassifier
 from var_toolkit.evaluation.frechet import Statistics, frechet_distance
-from var_toolkit.evaluation.picture_sets import FreshStillLifes
+from var_toolkit.evaluation.image_sets import FreshStillLifes
 from var_toolkit.files import write_whole
 from var_toolkit.zoo.directory import load_network
 from var_toolkit.zoo.registry import WEIGHTS, embedded_part
@@ -34,7 +34,7 @@ JUDGE = "stilllife-classifier"
 
 @dataclass(frozen=True)
 class Agreement:
-    """Share of pictures in which the classifier sees the right class, and the right parts of it, from 0 to 1."""
+    """Share of images in which the classifier sees the right class, and the right parts of it, from 0 to 1."""
 
     whole: float
     solid: float
@@ -52,36 +52,36 @@ def load_judge() -> StillLifeClassifier:
 _judge = cache(load_judge)  # one for the functions here, which never move it
 
 
-def normalised(pictures_B3hw: Tensor) -> Tensor:
-    """Pictures of uint8 as the classifier takes them, float in [-1, 1]."""
-    if pictures_B3hw.dtype != torch.uint8:
-        raise ValueError(f"pictures are {pictures_B3hw.dtype}; they must be uint8, from 0 to 255")
-    return pictures_B3hw / 127.5 - 1
+def normalised(images_B3hw: Tensor) -> Tensor:
+    """Images of uint8 as the classifier takes them, float in [-1, 1]."""
+    if images_B3hw.dtype != torch.uint8:
+        raise ValueError(f"images are {images_B3hw.dtype}; they must be uint8, from 0 to 255")
+    return images_B3hw / 127.5 - 1
 
 
 @torch.inference_mode()
-def agreement(pictures_B3hw: Tensor, labels_B: Tensor) -> Agreement:
-    """Class agreement of uint8 pictures (B, 3, 64, 64) with the labels that they were drawn for."""
-    if not len(pictures_B3hw) == len(labels_B) > 0:
-        raise ValueError(f"there are {len(pictures_B3hw)} pictures and {len(labels_B)} labels; give one a picture")
+def agreement(images_B3hw: Tensor, labels_B: Tensor) -> Agreement:
+    """Class agreement of uint8 images (B, 3, 64, 64) with the labels that they were drawn for."""
+    if not len(images_B3hw) == len(labels_B) > 0:
+        raise ValueError(f"there are {len(images_B3hw)} images and {len(labels_B)} labels; give one an image")
     judge = _judge()
-    found = [judge.predict(normalised(batch.cpu())) for batch in pictures_B3hw.split(BATCH)]
+    found = [judge.predict(normalised(batch.cpu())) for batch in images_B3hw.split(BATCH)]
     told = torch.tensor([parts(int(label)) for label in torch.cat(found)])
     truth = torch.tensor([parts(int(label)) for label in labels_B])
     right = told == truth
     return Agreement(float(right.all(1).double().mean()), *right.double().mean(0).tolist())
 
 
-def class_agreement(pictures_B3hw: Tensor, labels_B: Tensor) -> float:
-    """Share of pictures whose label the classifier names, from 0 to 1."""
-    return agreement(pictures_B3hw, labels_B).whole
+def class_agreement(images_B3hw: Tensor, labels_B: Tensor) -> float:
+    """Share of images whose label the classifier names, from 0 to 1."""
+    return agreement(images_B3hw, labels_B).whole
 
 
 @torch.inference_mode()
-def picture_statistics(pictures_B3hw: Tensor) -> Statistics:
-    """Statistics of the classifier's features of uint8 pictures (B, 3, 64, 64)."""
+def image_statistics(images_B3hw: Tensor) -> Statistics:
+    """Statistics of the classifier's features of uint8 images (B, 3, 64, 64)."""
     judge = _judge()
-    return Statistics.of(torch.cat([judge.features(normalised(b.cpu())) for b in pictures_B3hw.split(BATCH)]))
+    return Statistics.of(torch.cat([judge.features(normalised(b.cpu())) for b in images_B3hw.split(BATCH)]))
 
 
 def fresh_batches(count: int, first: int = 0) -> DataLoader[Tensor]:
@@ -106,10 +106,10 @@ def fresh_statistics(count: int = ENOUGH, *, cached: Path | None = None, first: 
     return found
 
 
-def embedded_distance(pictures_B3hw: Tensor, reference: Statistics | int = ENOUGH) -> float:
-    """Fréchet distance of uint8 pictures (B, 3, 64, 64) to fresh renderings: their statistics, or how many to draw."""
+def embedded_distance(images_B3hw: Tensor, reference: Statistics | int = ENOUGH) -> float:
+    """Fréchet distance of uint8 images (B, 3, 64, 64) to fresh renderings: their statistics, or how many to draw."""
     against = fresh_statistics(reference) if isinstance(reference, int) else reference
-    return frechet_distance(picture_statistics(pictures_B3hw), against)
+    return frechet_distance(image_statistics(images_B3hw), against)
 
 
 def _fingerprint() -> str:

@@ -1,1 +1,1 @@
-"""Decoding: filters, per-picture noise, plans and the engine. No network and no file format lives here."""
+"""Decoding: filters, per-image noise, plans and the engine. No network and no file format lives here."""

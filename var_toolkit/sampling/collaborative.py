@@ -1,6 +1,6 @@
 """CoDe, collaborative decoding (arXiv 2411.17787): a large drafter draws the first scales, a small refiner the rest.
 
-The coarse scales decide what the picture shows and have few tokens; the fine ones have most of the tokens and need
+The coarse scales decide what the image shows and have few tokens; the fine ones have most of the tokens and need
 little capacity. At the hand-over the drafter's keys and values are freed, and the refiner takes in the drafted scales
 in one block-causal pass. Needs two models that share tokenizer and classes.
 """
@@ -26,7 +26,7 @@ def code(drafter: Planned, refiner: Planned, *, draft_scales: int) -> Plan:
     count = len(drafter.tokenizer.scales)
     if count == 1:
         name = type(drafter.stages[0].backbone).__name__
-        raise ValueError(f"{name} draws its picture as one map; two models share a picture of several scales (VAR)")
+        raise ValueError(f"{name} draws its image as one map; two models share an image of several scales (VAR)")
     if not 1 <= draft_scales <= count - 1:
         raise ValueError(f"draft_scales is {draft_scales}; it must be from 1 to {count - 1}, of {count} scales")
     halves = drafter.within(range(draft_scales)) + refiner.within(range(draft_scales, count))
@@ -41,7 +41,7 @@ def require_one_tokenizer(one: Tokenizer, other: Tokenizer, names: tuple[str, st
         kinds = [type(tokenizer).__name__ for tokenizer in (one, other)]
         raise ValueError(
             f"the {names[0]} has a {kinds[0]} and the {names[1]} a {kinds[1]} for tokenizer; "
-            "a picture needs one for both"
+            "an image needs one for both"
         )
     if one.scales != other.scales:
         schedules = [list(tokenizer.scales.patch_nums) for tokenizer in (one, other)]

@@ -1,6 +1,6 @@
 """The engine that runs every plan.
 
-Letters: B pictures, R rows (B, or 2B under guidance: conditional half first), L tokens, V vocabulary, C channels.
+Letters: B images, R rows (B, or 2B under guidance: conditional half first), L tokens, V vocabulary, C channels.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ScaleEvent:
     tokenizer: Tokenizer
 
     def preview(self) -> Tensor:
-        """The pictures as they would be if the finer scales stayed empty, float in [-1, 1], (B, 3, h, w)."""
+        """The images as they would be if the finer scales stayed empty, float in [-1, 1], (B, 3, h, w)."""
         return self.tokenizer.decode(self.latent)
 
 
@@ -56,11 +56,11 @@ class Canvas:
         self.latent: Tensor | None = None
         self.inputs: list[Tensor] = []  # of scales 1, 2, ... as far as they are known
 
-    def of(self, pictures: Tensor | slice) -> Canvas:
-        """A canvas that begins with what some pictures of this one have."""
+    def of(self, images: Tensor | slice) -> Canvas:
+        """A canvas that begins with what some images of this one have."""
         other = copy(self)
-        other.latent = None if self.latent is None else self.latent[pictures]
-        other.inputs = [inputs_BLC[pictures] for inputs_BLC in self.inputs]
+        other.latent = None if self.latent is None else self.latent[images]
+        other.inputs = [inputs_BLC[images] for inputs_BLC in self.inputs]
         return other
 
     def add(self, codes_BLC: Tensor, scale: int) -> Tensor:
@@ -85,9 +85,9 @@ def decode(
     kept: Kept | None = None,
     on_scale: Callable[[ScaleEvent], None] | None = None,
 ) -> Decoded:
-    """Draw the tokens of one picture a label, all scales coarse to fine, but for those that are kept.
+    """Draw the tokens of one image a label, all scales coarse to fine, but for those that are kept.
 
-    The tokens of a picture depend on its label and its own noise, not on the other pictures of the batch. ValueError if
+    The tokens of an image depend on its label and its own noise, not on the other images of the batch. ValueError if
     tokens are kept and the plan speculates.
     """
     if kept is not None:
@@ -150,7 +150,7 @@ def _drawn(stage: Stage, k: int, hidden: Tensor, condition: Any, canvas: Canvas,
 
 
 def labels_of_rows(stage: Stage, labels_B: Tensor) -> Tensor:
-    """The labels of the backbone's rows: under guidance, the null class for each picture as well."""
+    """The labels of the backbone's rows: under guidance, the null class for each image as well."""
     if stage.rows == 1:
         return labels_B
     return torch.cat((labels_B, torch.full_like(labels_B, stage.backbone.config.num_classes)))

@@ -1,6 +1,6 @@
 """What stands between logits and a token: guidance, top-k, top-p, temperature, the draw.
 
-Pure functions. Letters: B pictures, L tokens, V vocabulary.
+Pure functions. Letters: B images, L tokens, V vocabulary.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A velocity field says how the tokens of a scale move; at time 1 they are noise, at time 0 data. The state is float64 as
 published, so that sums over many steps lose nothing, the network computes in its own dtype.
 
-Letters: B pictures, L tokens, C channels.
+Letters: B images, L tokens, C channels.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Flow:
                 yield then
 
     def rows(self, strength: float) -> int:
-        """Rows that the head computes for each picture and scale, over all evaluations."""
+        """Rows that the head computes for each image and scale, over all evaluations."""
         return sum(2 if self.guided(time, strength) else 1 for time in self.evaluations())
 
     def solve(self, velocity: Velocity, noise: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ WARM_UP = 3
 TRIALS = 5
 
 
-def forecast(plan: Plan, *, pictures: int, batch: int, dtype: str) -> dict[str, Any]:
+def forecast(plan: Plan, *, images: int, batch: int, dtype: str) -> dict[str, Any]:
     """A plan and its cost in words and numbers, with a guess at the time on this CPU. The networks may be skeletons.
 
     There is no guess for next-token models: single tokens are bound by memory and calls, not by multiply-adds.
@@ -26,19 +26,19 @@ def forecast(plan: Plan, *, pictures: int, batch: int, dtype: str) -> dict[str, 
         "plan": "; ".join(map(str, plan.stages)),
         "forward_passes_per_batch": counted.forward_passes,
         **({"velocity_evaluations_per_batch": counted.evaluations} if counted.evaluations else {}),
-        "giga_multiply_adds_per_picture": round(counted.multiply_adds / 1e9, 3),
+        "giga_multiply_adds_per_image": round(counted.multiply_adds / 1e9, 3),
         "decoder_giga_multiply_adds": round(decoder / 1e9, 3),
         "weights_megabytes": round(weights * width / 1e6, 1),
-        "cache_megabytes_per_batch": round(counted.cache_values * width * min(batch, pictures) / 1e6, 1),
+        "cache_megabytes_per_batch": round(counted.cache_values * width * min(batch, images) / 1e6, 1),
     }
     if not any(is_next_token(stage.backbone) for stage in plan.stages):
-        seconds = pictures * (counted.multiply_adds + decoder) / _speed(getattr(torch, dtype))
+        seconds = images * (counted.multiply_adds + decoder) / _speed(getattr(torch, dtype))
         told["seconds_on_this_cpu_about"] = float(f"{seconds:.2g}")
     return told
 
 
 def decoder_multiply_adds(plan: Plan) -> int:
-    """Multiply-adds of the tokenizer's decoder for one picture."""
+    """Multiply-adds of the tokenizer's decoder for one image."""
     from copy import deepcopy
 
     from torch.utils.flop_counter import FlopCounterMode

@@ -1,14 +1,14 @@
-"""Tokens of a given picture that stay while the others are drawn: zero-shot editing and variation.
+"""Tokens of a given image that stay while the others are drawn: zero-shot editing and variation.
 
-After every draw the picture's own tokens take their places again, so that the network sees them as its own and draws
+After every draw the image's own tokens take their places again, so that the network sees them as its own and draws
 the rest to fit. No network is trained for it. Editing keeps what lies outside a mask, as VAR's demonstration does
 (arXiv 2404.02905); variation keeps the coarse maps.
 
 What a residual tokenizer's tokens stand for depends on the coarser maps, whose tokens reach across the border of a
-mask. So beyond the published rule the latent outside the mask is the picture's own after every scale: otherwise kept
+mask. So beyond the published rule the latent outside the mask is the image's own after every scale: otherwise kept
 parts change their colours where much is drawn around them.
 
-Letters: B pictures, K scales, C channels, h and w of the finest map.
+Letters: B images, K scales, C channels, h and w of the finest map.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from var_toolkit.scales import Scales
 
 @dataclass(frozen=True)
 class Kept:
-    """A picture's tokens, and which of them stay in every picture that is drawn."""
+    """An image's tokens, and which of them stay in every image that is drawn."""
 
     tokens: Sequence[Tensor]  # K maps (1, n_k), int64; continuous ones (1, n_k, C)
     stays: Sequence[Tensor]  # K masks (1, n_k), bool
     latents: Sequence[Tensor]  # after every scale, (1, C, h, w); of continuous tokens their maps
 
     def put(self, scale: int, found: Tensor, places: slice = slice(None)) -> Tensor:
-        """Tokens of some places of a scale, (B, L) or (B, L, C), with the picture's own where those stay."""
+        """Tokens of some places of a scale, (B, L) or (B, L, C), with the image's own where those stay."""
         own, stays = self.tokens[scale][:, places], self.stays[scale][:, places]
         return torch.where(stays if found.ndim == 2 else stays.unsqueeze(-1), own, found)
 
     def settle(self, scale: int, latent_BChw: Tensor) -> Tensor:
-        """The latent after a scale, with the picture's own where the finest tokens stay, or those of its own size."""
+        """The latent after a scale, with the image's own where the finest tokens stay, or those of its own size."""
         side = latent_BChw.shape[-1]
         stays = self.stays[-1 if side == self.latents[-1].shape[-1] else scale]
         return torch.where(stays.unflatten(1, (1, side, side)), self.latents[scale], latent_BChw)
@@ -68,7 +68,7 @@ def kept_before(from_scale: int, tokens: Sequence[Tensor], tokenizer: Tokenizer)
 
 
 def require_scale(from_scale: int, scales: Scales) -> None:
-    """ValueError unless a picture of some scales can be drawn anew from one on."""
+    """ValueError unless an image of some scales can be drawn anew from one on."""
     if not isinstance(from_scale, int) or isinstance(from_scale, bool) or not 0 <= from_scale <= len(scales):
         raise ValueError(
             f"from_scale is {from_scale!r}; it must be from 0 (all is drawn anew) to {len(scales)}, the number of "
@@ -77,6 +77,6 @@ def require_scale(from_scale: int, scales: Scales) -> None:
 
 
 def require_keeping(plan: Plan) -> None:
-    """ValueError unless a plan can keep tokens of a given picture."""
+    """ValueError unless a plan can keep tokens of a given image."""
     if any(stage.speculation for stage in plan.stages):
-        raise ValueError("speculation draws whole pictures and keeps nothing of a given one; leave speculate out")
+        raise ValueError("speculation draws whole images and keeps nothing of a given one; leave speculate out")

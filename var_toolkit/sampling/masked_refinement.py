@@ -3,7 +3,7 @@
 A scale is drawn at once; the tokens that were least likely are hidden, and the network's masked branch draws them anew
 beside those that stay, in as many passes as the schedule of the scale (`refinement_schedule`) has further entries.
 
-Letters: B pictures, L tokens of one scale, V vocabulary.
+Letters: B images, L tokens of one scale, V vocabulary.
 """
 
 from __future__ import annotations

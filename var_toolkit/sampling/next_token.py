@@ -1,6 +1,6 @@
 """Next-token decoding (LlamaGen, arXiv 2406.06525): one map, drawn token by token from the class on.
 
-Letters: B pictures, R rows (B, or 2B under guidance: conditional half first), L tokens, V vocabulary.
+Letters: B images, R rows (B, or 2B under guidance: conditional half first), L tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def draw_tokens(stage: Stage, labels_R: Tensor, noise: Noise, cache: Any, kept: Kept | None = None) -> Tensor:
-    """The map of each picture, (B, L): a token depends on the class and on all tokens before it, kept ones among them.
+    """The map of each image, (B, L): a token depends on the class and on all tokens before it, kept ones among them.
 
     What is kept behind a token has no say in it.
     """

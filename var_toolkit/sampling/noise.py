@@ -1,11 +1,11 @@
-"""Per-picture noise: the one door through which chance enters decoding.
+"""Per-image noise: the one door through which chance enters decoding.
 
-A picture's noise is a pure function of its own seed, the stream (what the noise is for) and the token's position. It
+An image's noise is a pure function of its own seed, the stream (what the noise is for) and the token's position. It
 does not depend on the batch, the device, the order of calls or how many processes share the work. It comes from the
 counter-based generator Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), the one
 that torch uses on CUDA, computed here with plain integer arithmetic so that every device gives the same bits.
 
-Letters: B pictures, L tokens, V vocabulary.
+Letters: B images, L tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ROUNDS = 10
 
 
 class Stream(IntEnum):
-    """What noise is drawn for; different streams of one picture are independent."""
+    """What noise is drawn for; different streams of one image are independent."""
 
     TOKEN = 0
     SMOOTH = 1
@@ -47,7 +47,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 
 class Noise:
-    """The noise of a batch of pictures, one 64-bit seed each."""
+    """The noise of a batch of images, one 64-bit seed each."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
         for seed in seeds:

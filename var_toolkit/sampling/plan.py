@@ -1,4 +1,4 @@
-"""Decoding plans: which backbone draws which scales of a picture, and how.
+"""Decoding plans: which backbone draws which scales of an image, and how.
 
 A method of next-scale decoding is a way to build a plan; one engine runs every plan.
 """
@@ -50,7 +50,7 @@ class Tokenizer(Protocol):
 
     `pyramid` knows how the latent grows by the codes of a scale, and what of it the next scale sees; that of discrete
     tokens also what code each stands for (`tokenizers.residual_quantizer`, `tokenizers.latent_pyramid`). `meaning` are
-    the tensors that decide what tokens stand for: two tokenizers with the same ones can share a picture.
+    the tensors that decide what tokens stand for: two tokenizers with the same ones can share an image.
     """
 
     scales: Scales
@@ -78,7 +78,7 @@ class Speculates(Protocol):
 class Stage:
     """Some consecutive scales, drawn by one backbone under one set of settings.
 
-    `guidance` is VAR's: what the last scale of the picture gets, even if the stage draws others. Scale k of K gets
+    `guidance` is VAR's: what the last scale of the image gets, even if the stage draws others. Scale k of K gets
     guidance * k / (K - 1), the first one none; the usual guidance scale there is 1 more. A next-token model has one
     scale, and all of it at every token. 0 switches guidance off and halves the work. `subnet` says which layers the
     finer scales run through; None for all. `refine` says which scales are drawn in several masked passes. `flow` says
@@ -168,7 +168,7 @@ class Stage:
 
     @property
     def rows(self) -> int:
-        """Rows that the backbone computes for each picture."""
+        """Rows that the backbone computes for each image."""
         guided = self.guidance > 0 and (self.flow is None or self.flow.is_guided(self.strength(1)))
         return 2 if guided else 1
 
@@ -204,7 +204,7 @@ class Pass(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The work of one picture."""
+    """The work of one image."""
 
     forward_passes: int
     evaluations: int  # of velocities, by the small head of a backbone of continuous tokens
@@ -218,7 +218,7 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of one picture, coarse to fine. Together they cover every scale of the tokenizer once."""
+    """The stages of one image, coarse to fine. Together they cover every scale of the tokenizer once."""
 
     tokenizer: Tokenizer
     stages: tuple[Stage, ...]
@@ -305,7 +305,7 @@ class Plan:
         return tuple(offsets[last] if layer in subnet.layers else skipped for layer in range(depth))
 
     def cost(self) -> Cost:
-        """What the engine will do for one picture, counted from sizes alone: the networks may be without weights.
+        """What the engine will do for one image, counted from sizes alone: the networks may be without weights.
 
         What speculation saves shows only when drawing, so its plans count as plain decoding.
         """

@@ -1,6 +1,6 @@
 """Drafts of one round: tokens that may follow the last settled one, as a chain, as several chains, or as a tree.
 
-Letters: B pictures, R rows (pictures, twice under guidance), N drafts, M places with drafts, S drafts for one place,
+Letters: B images, R rows (images, twice under guidance), N drafts, M places with drafts, S drafts for one place,
 V vocabulary. Node 0 is the last settled token, the root; node 1 + i is draft i. Drafts lie level by level.
 """
 
@@ -121,12 +121,12 @@ class Draft:
 
     tokens: Tensor  # (B, N), int64
     topology: Topology
-    depths: Tensor  # (B,), int64: the levels that count for each picture; 0 for none
+    depths: Tensor  # (B,), int64: the levels that count for each image; 0 for none
     q: Tensor | None  # (B, M, V): what the drafts behind each node were drawn from; None if they are certain
     kind: Kind
 
     def drafted(self) -> Drafted:
-        """The same as a rule reads it: for each picture and each of the M places, (B, M, ...)."""
+        """The same as a rule reads it: for each image and each of the M places, (B, M, ...)."""
         device, count = self.tokens.device, len(self.topology.children)
         children_MS, depth_M = self.topology.children.to(device), self.topology.depths[:count].to(device)
         valid_BMS = (children_MS >= 0) & (depth_M < self.depths.to(device).unsqueeze(1)).unsqueeze(-1)

@@ -1,6 +1,6 @@
 """EAGLE (arXiv 2401.15077): a trained block goes on from the target's own features.
 
-Letters: B pictures, R rows (pictures, twice under guidance), L tokens, C width, V vocabulary.
+Letters: B images, R rows (images, twice under guidance), L tokens, C width, V vocabulary.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The engine of speculative decoding for next-token models: drafts, one pass of the target, a verdict, and anew.
 
-Every picture goes forward at its own pace, so a batch changes nothing for any of them (Speculative Jacobi's published
+Every image goes forward at its own pace, so a batch changes nothing for any of them (Speculative Jacobi's published
 code moves all rows by the shortest, which is not exact). Chance has a stream for drafts, one for verdicts and one for
 the tokens that the target draws itself, each used once for every purpose and round.
 
-Letters: B pictures, R rows (B, or 2B under guidance: conditional half first), L tokens, N drafts, M places with drafts,
+Letters: B images, R rows (B, or 2B under guidance: conditional half first), L tokens, N drafts, M places with drafts,
 S drafts for one place, A tokens settled in a round, C width, V vocabulary.
 """
 
@@ -35,19 +35,19 @@ class Run:
     def __init__(self, stage: Stage, labels_R: Tensor, noise: Noise) -> None:
         self.stage, self.labels_R, self.noise = stage, labels_R, noise
         self.total = stage.backbone.config.tokens
-        self.pictures = len(labels_R) // stage.rows
-        self.tokens_BL = labels_R.new_zeros(self.pictures, self.total)
-        self.counts = [0] * self.pictures  # settled tokens of each picture, which is the place of the next
-        self.places_B = labels_R.new_zeros(self.pictures)  # the same as a tensor
+        self.images = len(labels_R) // stage.rows
+        self.tokens_BL = labels_R.new_zeros(self.images, self.total)
+        self.counts = [0] * self.images  # settled tokens of each image, which is the place of the next
+        self.places_B = labels_R.new_zeros(self.images)  # the same as a tensor
         self.round = 0
 
     @property
     def left(self) -> list[int]:
-        """Tokens that are still to come, of each picture."""
+        """Tokens that are still to come, of each image."""
         return [self.total - count for count in self.counts]
 
     def last(self) -> Tensor:
-        """The last settled token of each picture, (B, 1)."""
+        """The last settled token of each image, (B, 1)."""
         return self.tokens_BL.gather(1, self.places_B.unsqueeze(1) - 1)
 
     def settle(self, tokens_BA: Tensor, new: Sequence[int]) -> None:
@@ -74,7 +74,7 @@ class Checked:
     draft: Draft | None
     p: Tensor  # (B, 1 + N, V): what the target would draw from behind each node
     verdict: Verdict | None  # of the M places, (B, M)
-    new: list[int]  # tokens that each picture has settled: the drafts that stood and one more, or none at all
+    new: list[int]  # tokens that each image has settled: the drafts that stood and one more, or none at all
     tokens: Tensor  # (B, A): they, from the left
     features: Tensor  # (R, A, C): the target's, where it predicted them
 
@@ -87,7 +87,7 @@ class Session(Protocol):
         ...
 
     def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
-        """Drafts of at most so many levels for each picture, and how many passes each of them alone would take."""
+        """Drafts of at most so many levels for each image, and how many passes each of them alone would take."""
         ...
 
 
@@ -143,11 +143,11 @@ class Speculation:
         return Decoded([tokens_BL], latent, tally.forward_passes, 0, tally.cache_bytes, tally)
 
     def draw(self, stage: Stage, labels_R: Tensor, noise: Noise) -> tuple[Tensor, Tally]:
-        """The map of each picture, (B, L), and what it took."""
+        """The map of each image, (B, L), and what it took."""
         run = Run(stage, labels_R, noise)
         target, session = Target(run, self.drafter.nodes), self.drafter.begin(run, self.lengths)
         books = _Books(run, self.lengths, self.drafter.cost(stage))
-        draft, passes = None, [0] * run.pictures
+        draft, passes = None, [0] * run.images
         while True:
             checked = target.check(draft, self.rule)
             books.enter(checked, passes)
@@ -158,8 +158,8 @@ class Speculation:
             if any(depths):
                 session.learn(run, checked)
                 draft, passes = session.propose(run, depths)
-            else:  # nor ever again: pictures that gave up drafting, and those near their end, stay so
-                draft, passes = None, [0] * run.pictures
+            else:  # nor ever again: images that gave up drafting, and those near their end, stay so
+                draft, passes = None, [0] * run.images
         return run.tokens_BL, books.closed(target.cache.nbytes)
 
     def __repr__(self) -> str:
@@ -168,18 +168,18 @@ class Speculation:
 
 
 class _Books:
-    """What became of the drafts of each picture, and how far it drafts next."""
+    """What became of the drafts of each image, and how far it drafts next."""
 
     def __init__(self, run: Run, lengths: LengthPolicy, cost: float) -> None:
         self.run, self.lengths, self.cost = run, lengths, cost
-        self.windows = [lengths.first] * run.pictures
+        self.windows = [lengths.first] * run.images
         self.accounts = [Account() for _ in run.counts]
-        self.tally = Tally(pictures=run.pictures, settled=run.total * run.pictures)
+        self.tally = Tally(images=run.images, settled=run.total * run.images)
         self.tally.paces = [[] for _ in run.counts]
 
     def enter(self, checked: Checked, passes: Sequence[int]) -> None:
         """A round that is over; the first pass had no drafts and belongs to none."""
-        offered = [0] * self.run.pictures if checked.draft is None else checked.draft.depths.tolist()
+        offered = [0] * self.run.images if checked.draft is None else checked.draft.depths.tolist()
         for row, (drafted, new) in enumerate(zip(offered, checked.new, strict=True)):
             if new == 0:
                 continue
@@ -196,7 +196,7 @@ class _Books:
         self.tally.stood[record.stood] += 1
 
     def depths(self) -> list[int]:
-        """How many tokens to draft for each picture: none where that does not pay, and none behind its end."""
+        """How many tokens to draft for each image: none where that does not pay, and none behind its end."""
         return [
             max(0, min(window, left) - 1) if account.pays(self.cost) else 0
             for window, left, account in zip(self.windows, self.run.left, self.accounts, strict=True)
@@ -228,7 +228,7 @@ class Target:
         return checked
 
     def _plain(self, p: Tensor, hidden_R1C: Tensor) -> Checked:
-        """A token for each picture, without drafts."""
+        """A token for each image, without drafts."""
         tokens_B1 = pick(p, self._uniform(self.run.places_B.unsqueeze(1)))
         return Checked(None, p, None, [min(1, left) for left in self.run.left], tokens_B1, hidden_R1C)
 
@@ -283,7 +283,7 @@ class Target:
         return torch.cat((drafts_BA, drawn_B1), dim=1).scatter(1, stood_B1, drawn_B1)
 
     def _uniform(self, places_B1: Tensor) -> Tensor:
-        """The numbers that draw the tokens of these places; a finished picture gets any."""
+        """The numbers that draw the tokens of these places; a finished image gets any."""
         return self.uniform_BL.gather(1, places_B1.clamp(max=self.run.total - 1))
 
 
@@ -293,7 +293,7 @@ def along(values_RLX: Tensor, index_RA: Tensor) -> Tensor:
 
 
 def _paths(draft: Draft, verdict: Verdict) -> list[list[int]]:
-    """The nodes of each picture from the root along the drafts that stand."""
+    """The nodes of each image from the root along the drafts that stand."""
     children = draft.topology.children.tolist()
     return [_path(choice, children) for choice in verdict.choice.tolist()]
 

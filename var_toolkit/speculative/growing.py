@@ -1,6 +1,6 @@
 """Drafts that a network draws level by level: behind every node of a level, then behind what was drawn there.
 
-Letters: B pictures, R rows of the drafter (pictures, twice if it is guided), n nodes of a level, L tokens, C width,
+Letters: B images, R rows of the drafter (images, twice if it is guided), n nodes of a level, L tokens, C width,
 V vocabulary.
 """
 
@@ -79,7 +79,7 @@ class GrowingSession:
         self.root_R1C = along(hidden_RLC, last_R1)
 
     def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
-        """Level by level; a picture stops where its drafter is not sure."""
+        """Level by level; an image stops where its drafter is not sure."""
         assert self.root_R1C is not None
         tree = topology(self.shape.widths[: max(depths)], self.shape.chains)
         before, hidden_RnC = self.reader.cache.lengths, self.root_R1C
@@ -97,7 +97,7 @@ class GrowingSession:
             tokens.append(self._drawn(run, q_BnV, width, first=tree.levels[level + 1].start - 1))
             masses.append(q_BnV)
         self.reader.cache.rewind(before)
-        # One for the root, and one for each level behind which this picture has looked on.
+        # One for the root, and one for each level behind which this image has looked on.
         passes = [min(drafted + 1, asked) for drafted, asked in zip(depths_B.tolist(), depths, strict=True)]
         if not tokens:
             return None, passes
@@ -136,6 +136,6 @@ class GrowingSession:
 
 
 def work(network: Any, rows: int) -> int:
-    """Multiply-adds of one pass over one token of a picture, half a map behind it."""
+    """Multiply-adds of one pass over one token of an image, half a map behind it."""
     c = network.config
     return rows * (c.depth * network.layer_work(1, c.tokens // 2) + network.head_work(1))

@@ -1,6 +1,6 @@
 """Speculative Jacobi decoding (arXiv 2410.01699): the target's own last pass drafts the next window.
 
-Letters: B pictures, N drafts, V vocabulary.
+Letters: B images, N drafts, V vocabulary.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ class Jacobi:
 
 
 class JacobiSession:
-    """The window of each picture: drafts, what they were drawn from, and how many there are."""
+    """The window of each image: drafts, what they were drawn from, and how many there are."""
 
     def __init__(self, settings: Jacobi, run: Run) -> None:
         self.settings, self.side = settings, run.stage.backbone.config.side
         self.vocabulary = run.stage.backbone.config.vocab_size
         count, device = settings.nodes, run.tokens_BL.device
-        self.tokens_BN = torch.zeros(run.pictures, count, dtype=torch.int64, device=device)
-        self.q_BNV = torch.zeros(run.pictures, count, self.vocabulary, device=device)
-        self.known_B = torch.zeros(run.pictures, dtype=torch.int64, device=device)
+        self.tokens_BN = torch.zeros(run.images, count, dtype=torch.int64, device=device)
+        self.q_BNV = torch.zeros(run.images, count, self.vocabulary, device=device)
+        self.known_B = torch.zeros(run.images, dtype=torch.int64, device=device)
 
     def learn(self, run: Run, checked: Checked) -> None:
         """Draft every place behind what is settled that the last pass has seen."""
@@ -102,7 +102,7 @@ class JacobiSession:
         self._start(run, deepest)
         depths_B = torch.tensor(depths, device=self.tokens_BN.device)
         tokens, q = self.tokens_BN[:, :deepest], self.q_BNV[:, :deepest]
-        return Draft(tokens, topology((1,) * deepest), depths_B, q, "independent"), [0] * run.pictures
+        return Draft(tokens, topology((1,) * deepest), depths_B, q, "independent"), [0] * run.images
 
     def _start(self, run: Run, deepest: int) -> None:
         """Fill the places up to `deepest` that no pass has seen, from left to right: one may repeat another."""

@@ -10,7 +10,7 @@ PATIENCE = 8  # rounds before a gain is believed
 
 
 class Record(NamedTuple):
-    """What became of one round of one picture."""
+    """What became of one round of one image."""
 
     drafted: int  # levels of drafts
     stood: int  # of them
@@ -30,7 +30,7 @@ class LengthPolicy(Protocol):
 
     @property
     def first(self) -> int:
-        """The window of a picture's first round."""
+        """The window of an image's first round."""
         ...
 
     def after(self, window: int, record: Record) -> int:
@@ -83,7 +83,7 @@ class Adaptive(Fixed):
 
 @dataclass
 class Account:
-    """What the rounds of a picture have settled and taken."""
+    """What the rounds of an image have settled and taken."""
 
     rounds: int = 0
     settled: int = 0
@@ -98,6 +98,6 @@ class Account:
         """Whether drafting has settled more than plain decoding would have for the same work.
 
         `cost` is that of a drafter's pass in passes of the target; a pass of the target over several tokens counts as
-        one. So it depends on no clock, and a seed gives one picture. True until there are enough rounds to tell.
+        one. So it depends on no clock, and a seed gives one image. True until there are enough rounds to tell.
         """
         return self.rounds < PATIENCE or self.settled >= self.rounds + cost * self.passes

@@ -2,22 +2,22 @@
 
 The tokens of a scale are drawn independently, given the coarser scales. So a rule judges every token of a drafted scale
 for itself, and where a token falls it is drawn again: the scale is then one of the target's, whether it stood whole or
-not. If it did not, the finer drafts, made for another picture, are thrown away and drafting starts anew behind it. If
+not. If it did not, the finer drafts, made for another image, are thrown away and drafting starts anew behind it. If
 all stood, the target draws one scale more from the same pass.
 
 Where it pays: a scale of n tokens stands only if all n do, so with an exact rule only the coarsest ever stand, and
 those are the cheap ones. The embedded VAR of 12 layers, helped by that of 6, keeps a share of .75, .79, .65, .48 and
-.46 of the tokens of scales 0 to 4, and takes 5.1 passes a picture in place of 6 with a window of two, 4.8 with three
+.46 of the tokens of scales 0 to 4, and takes 5.1 passes an image in place of 6 with a window of two, 4.8 with three
 or more. LANTERN keeps more (delta 0.2: 4.0 passes with a window of three; 0.4: 3.6, and 3.3 with four). But the
 drafter takes half the time of the target, and fine scales are drafted and judged in vain: on a CPU, whose time goes
 with the tokens, drafts of every scale take 1.4 to 2.7 times as long as plain decoding, with either rule. A stage that
 drafts the first two scales alone takes 1.0 to 1.1 times as long and spares 1.1 passes, 1.9 with LANTERN at 0.4. So it
 can pay only where a pass takes its time however few tokens it holds: a large target and a far smaller drafter on a GPU,
-one picture at a time. A batch saves less: ten pictures begin their rounds apart, so that by the standard rule 5.7 to
+one image at a time. A batch saves less: ten images begin their rounds apart, so that by the standard rule 5.7 to
 5.9 passes of 6 are left.
 
-Every picture goes forward at its own pace, so a batch changes nothing for any of them. Letters: B pictures, G those of
-them that begin a round together, R rows (pictures, twice under guidance), L tokens, V vocabulary, C width.
+Every image goes forward at its own pace, so a batch changes nothing for any of them. Letters: B images, G those of
+them that begin a round together, R rows (images, twice under guidance), L tokens, V vocabulary, C width.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ScaleTally(Tally):
 
 @dataclass(frozen=True, repr=False)
 class NextScale:
-    """How a VAR draws its pictures with the help of a smaller one.
+    """How a VAR draws its images with the help of a smaller one.
 
     The drafter is a network, which drafts with the target's settings, or a stage with settings of its own; a stage
     drafts no other scales than its own. `window` is how many scales a pass of the target settles at most: the drafted
@@ -87,11 +87,11 @@ class NextScale:
         return [self.drafter.backbone if isinstance(self.drafter, Stage) else self.drafter]
 
     def require_fit(self, stage: Stage) -> None:
-        """ValueError unless the stage and the drafter are VARs drawn plainly, for the same pictures."""
+        """ValueError unless the stage and the drafter are VARs drawn plainly, for the same images."""
         self.drafting(stage)
 
     def drafting(self, target: Stage) -> Stage:
-        """How the drafter draws for a target. ValueError unless both are VARs drawn plainly, for the same pictures."""
+        """How the drafter draws for a target. ValueError unless both are VARs drawn plainly, for the same images."""
         (network,) = self.networks
         _require_fit(network, target.backbone)
         alike = replace(target, backbone=network, speculation=None)
@@ -106,9 +106,9 @@ class NextScale:
     def decode(
         self, plan: Plan, labels_B: Tensor, noise: Noise, *, on_scale: Callable[[ScaleEvent], None] | None = None
     ) -> Decoded:
-        """As `sampling.engine.decode`, which calls it. The callback learns of a scale once all pictures have it.
+        """As `sampling.engine.decode`, which calls it. The callback learns of a scale once all images have it.
 
-        Passes and memory are those of the batch: a pass for all pictures that begin a round at a scale counts as one.
+        Passes and memory are those of the batch: a pass for all images that begin a round at a scale counts as one.
         """
         (target,) = plan.stages
         run = _Run(self, plan, self.drafting(target), labels_B, noise)
@@ -126,7 +126,7 @@ class NextScale:
 
 
 class _Draft(NamedTuple):
-    """A drafted scale of some pictures."""
+    """A drafted scale of some images."""
 
     tokens: Tensor  # (G, n_k)
     q: Tensor  # (G, n_k, V): what they were drawn from
@@ -134,7 +134,7 @@ class _Draft(NamedTuple):
 
 @dataclass(frozen=True)
 class _Reader:
-    """A network at work on some pictures of a batch. Its cache is that of the whole batch."""
+    """A network at work on some images of a batch. Its cache is that of the whole batch."""
 
     stage: Stage
     condition: Any
@@ -149,11 +149,11 @@ class _Reader:
         cache = backbone.new_cache(len(rows_R), [room] * backbone.config.depth)
         return cls(stage, backbone.condition(rows_R), cache, slice(None))
 
-    def of(self, pictures_G: Tensor, count: int) -> _Reader:
-        """The same for some of `count` pictures."""
-        if len(pictures_G) == count:
+    def of(self, images_G: Tensor, count: int) -> _Reader:
+        """The same for some of `count` images."""
+        if len(images_G) == count:
             return self
-        rows = torch.cat([pictures_G + half * count for half in range(self.stage.rows)])
+        rows = torch.cat([images_G + half * count for half in range(self.stage.rows)])
         return replace(self, condition=self.condition.of_rows(rows), rows=rows)
 
     def features(self, canvas: Canvas, scales: range) -> Tensor:
@@ -180,82 +180,82 @@ class _Run:
         self.target = _Reader.begin(plan.stages[0], labels_B, len(self.scales))
         self.drafter = _Reader.begin(drafter, labels_B, self.drafted.stop)
         self.tokens = [labels_B.new_zeros(len(labels_B), length) for length in self.scales.lengths]
-        self.settled_B = torch.zeros_like(labels_B)  # scales of each picture; the target's cache holds as many
+        self.settled_B = torch.zeros_like(labels_B)  # scales of each image; the target's cache holds as many
         self.held_B = torch.zeros_like(labels_B)  # scales in the drafter's cache that are still true
-        self.tally = ScaleTally(pictures=len(labels_B), settled=len(labels_B) * self.scales.total)
+        self.tally = ScaleTally(images=len(labels_B), settled=len(labels_B) * self.scales.total)
         self.tally.cache_bytes = self.target.cache.nbytes + self.drafter.cache.nbytes
 
     def round(self, first: int) -> None:
-        """Settle the scale `first`, and finer ones if drafts stand, of the pictures that have come so far."""
-        pictures_G = (self.settled_B == first).nonzero().squeeze(1)
-        if len(pictures_G) == 0:
+        """Settle the scale `first`, and finer ones if drafts stand, of the images that have come so far."""
+        images_G = (self.settled_B == first).nonzero().squeeze(1)
+        if len(images_G) == 0:
             return
-        canvas = self.canvas.of(pictures_G)
-        drafts = self._drafts(pictures_G, canvas, first)
+        canvas = self.canvas.of(images_G)
+        drafts = self._drafts(images_G, canvas, first)
         scales = range(first, first + len(drafts) + 1)
-        target = self.target.of(pictures_G, len(self.settled_B))
+        target = self.target.of(images_G, len(self.settled_B))
         features = target.features(canvas, scales).split(self.scales.lengths[first : scales.stop], dim=1)
-        standing = torch.arange(len(pictures_G), device=pictures_G.device)  # pictures whose drafts all stand so far
+        standing = torch.arange(len(images_G), device=images_G.device)  # images whose drafts all stand so far
         for k, part, draft in zip(scales, features, [*drafts, None], strict=True):
             if len(standing) == 0:
                 break
-            pictures, logits = pictures_G[standing], target.choices(part, k)[standing]
-            self.settled_B[pictures] = k + 1
+            images, logits = images_G[standing], target.choices(part, k)[standing]
+            self.settled_B[images] = k + 1
             if draft is None:
-                self.tokens[k][pictures] = draw(
-                    logits, self._uniform(Stream.TOKEN, k, pictures), temperature=target.stage.temperature
+                self.tokens[k][images] = draw(
+                    logits, self._uniform(Stream.TOKEN, k, images), temperature=target.stage.temperature
                 )
             else:
                 draft = _Draft(*(one[standing] for one in draft))
-                found = self.tokens[k][pictures] = self._judged(draft, logits, k, first, pictures)
+                found = self.tokens[k][images] = self._judged(draft, logits, k, first, images)
                 standing = standing[self._stands(draft.tokens == found, k)]
-        self._record(pictures_G, first, len(drafts))
+        self._record(images_G, first, len(drafts))
 
-    def _drafts(self, pictures_G: Tensor, canvas: Canvas, first: int) -> list[_Draft]:
+    def _drafts(self, images_G: Tensor, canvas: Canvas, first: int) -> list[_Draft]:
         """Scales from `first` on, each drafted from the drafts before, which the canvas takes up."""
-        drafter, drafts = self.drafter.of(pictures_G, len(self.settled_B)), []
-        known = int(self.held_B[pictures_G].min())
+        drafter, drafts = self.drafter.of(images_G, len(self.settled_B)), []
+        known = int(self.held_B[images_G].min())
         last = min(first + self.window - 1, self.drafted.stop) if first in self.drafted else first
         for k in range(first, last):
             features = drafter.features(canvas, range(known, k + 1))[:, -self.scales.lengths[k] :]
             q = (drafter.choices(features, k) / drafter.stage.temperature).softmax(-1)
-            drafts.append(_Draft(pick(q, self._uniform(Stream.DRAFT, k, pictures_G)), q))
+            drafts.append(_Draft(pick(q, self._uniform(Stream.DRAFT, k, images_G)), q))
             canvas.add(canvas.pyramid.embed(drafts[-1].tokens), k)
             known = k + 1
         return drafts
 
-    def _judged(self, draft: _Draft, logits: Tensor, k: int, first: int, pictures_G: Tensor) -> Tensor:
+    def _judged(self, draft: _Draft, logits: Tensor, k: int, first: int, images_G: Tensor) -> Tensor:
         """The tokens of a drafted scale: those that stand, and others from what the rule leaves of the target."""
         p = (logits / self.target.stage.temperature).softmax(-1)
         tokens = draft.tokens.unsqueeze(-1)
         depth = torch.full_like(draft.tokens, k - first)
         drafted = Drafted(tokens, torch.ones_like(tokens, dtype=torch.bool), draft.q, "independent", depth)
-        verdict = self.rule.judge(p, drafted, self._uniform(Stream.ACCEPT, k, pictures_G).unsqueeze(-1))
-        redrawn = pick(verdict.left, self._uniform(Stream.TOKEN, k, pictures_G))
+        verdict = self.rule.judge(p, drafted, self._uniform(Stream.ACCEPT, k, images_G).unsqueeze(-1))
+        redrawn = pick(verdict.left, self._uniform(Stream.TOKEN, k, images_G))
         return torch.where(verdict.choice == 0, draft.tokens, redrawn)
 
-    def _uniform(self, stream: Stream, k: int, pictures_G: Tensor) -> Tensor:
+    def _uniform(self, stream: Stream, k: int, images_G: Tensor) -> Tensor:
         """Numbers for the tokens of a scale, the same in every round.
 
-        A scale that is judged is settled, so a picture meets them in one verdict at most; drafts that were thrown away
+        A scale that is judged is settled, so an image meets them in one verdict at most; drafts that were thrown away
         unseen have had no say in anything.
         """
-        return self.noise.uniform(stream, self.scales.offsets[k], self.scales.lengths[k])[pictures_G]
+        return self.noise.uniform(stream, self.scales.offsets[k], self.scales.lengths[k])[images_G]
 
     def _stands(self, same_GL: Tensor, k: int) -> Tensor:
-        """Of which pictures a drafted scale stands whole, bool (G,)."""
+        """Of which images a drafted scale stands whole, bool (G,)."""
         self.tally.judged[k] += same_GL.numel()
         self.tally.kept[k] += int(same_GL.sum())
         return same_GL.all(1)
 
-    def _record(self, pictures_G: Tensor, first: int, drafts: int) -> None:
+    def _record(self, images_G: Tensor, first: int, drafts: int) -> None:
         """What a round has changed and taken."""
-        settled_G, count = self.settled_B[pictures_G], len(pictures_G)
+        settled_G, count = self.settled_B[images_G], len(images_G)
         self.tally.forward_passes += 1
         self.tally.target_passes += count
         if drafts:
             # The drafter's keys of a scale follow from coarser scales alone: those of one that fell are still true.
-            self.held_B[pictures_G] = settled_G.clamp(max=first + drafts)
+            self.held_B[images_G] = settled_G.clamp(max=first + drafts)
             self.tally.draft_passes += drafts * count
             self.tally.drafted += drafts * count
             self.tally.stood.update((settled_G - first - 1).tolist())

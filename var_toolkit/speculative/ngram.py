@@ -1,6 +1,6 @@
 """Drafts without a network: what has followed these neighbours before (after ADED, arXiv 2406.18485).
 
-ADED's table is of words in a row; a picture's tokens have a left and an upper neighbour, so this one is of both.
+ADED's table is of words in a row; an image's tokens have a left and an upper neighbour, so this one is of both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NGram:
-    """Certain drafts from a table that each picture fills as it grows."""
+    """Certain drafts from a table that each image fills as it grows."""
 
     shape: Shape
 
@@ -47,7 +47,7 @@ class NGram:
 
 
 class Table:
-    """What followed a left neighbour, an upper one, and both, in one picture."""
+    """What followed a left neighbour, an upper one, and both, in one image."""
 
     def __init__(self, side: int, vocabulary: int) -> None:
         self.side, self.vocabulary = side, vocabulary
@@ -55,7 +55,7 @@ class Table:
         self.seen: defaultdict[Hashable, Counter[int]] = defaultdict(Counter)
 
     def add(self, token: int) -> None:
-        """The next token of the picture."""
+        """The next token of the image."""
         for context in self._contexts(self._left(), self._up(len(self.tokens))):
             self.seen[context][token] += 1
         self.tokens.append(token)
@@ -92,7 +92,7 @@ class Table:
 
 
 class NGramSession:
-    """A table for each picture, so that none depends on the others of its batch."""
+    """A table for each image, so that none depends on the others of its batch."""
 
     def __init__(self, shape: Shape, run: Run) -> None:
         config = run.stage.backbone.config
@@ -108,7 +108,7 @@ class NGramSession:
         tree = topology(self.shape.widths[: max(depths)])
         device = run.tokens_BL.device
         tokens_BN = torch.tensor([self._grown(table, tree) for table in self.tables], device=device)
-        return Draft(tokens_BN, tree, torch.tensor(depths, device=device), None, "certain"), [0] * run.pictures
+        return Draft(tokens_BN, tree, torch.tensor(depths, device=device), None, "certain"), [0] * run.images
 
     @staticmethod
     def _grown(table: Table, tree: Topology) -> list[int]:

@@ -136,7 +136,7 @@ def _tree(tree: Any, plan: Plan) -> tuple[int, ...]:
         raise ValueError(f"draft_tree is {tree!r}; it must be numbers of drafts, one for each level, such as 4,2,1")
     if len(tree) >= config.tokens or max(tree) > config.vocab_size:
         raise ValueError(
-            f"draft_tree is {list(tree)}; a picture has {config.tokens} tokens of {config.vocab_size} codes"
+            f"draft_tree is {list(tree)}; an image has {config.tokens} tokens of {config.vocab_size} codes"
         )
     if sum(prod(tree[: depth + 1]) for depth in range(len(tree))) > DRAFTS:
         raise ValueError(f"draft_tree is {list(tree)}; it must have {DRAFTS} drafts at most")

@@ -1,6 +1,6 @@
 """Classic speculative sampling (arXiv 2211.17192): a smaller model drafts, or the first layers of the target itself.
 
-Letters: B pictures, R rows of the drafter (pictures, twice if it is guided), L tokens, C width, V vocabulary.
+Letters: B images, R rows of the drafter (images, twice if it is guided), L tokens, C width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class SmallReader:
 
     def __init__(self, settings: SmallModel, run: Run) -> None:
         self.stage, self.network = settings.stage(run.stage), settings.network
-        self.labels_R = run.labels_R[: run.pictures * self.stage.rows]
+        self.labels_R = run.labels_R[: run.images * self.stage.rows]
         self.cache = self.network.new_ragged_cache(len(self.labels_R), 2 + run.total + settings.nodes)
 
     def read(self, tokens_BL: Tensor, features_RLC: Tensor, branches: Branches | None) -> Tensor:

@@ -10,18 +10,18 @@ from typing import Any, Self
 
 @dataclass
 class Tally:
-    """Counts over the pictures of one or several batches."""
+    """Counts over the images of one or several batches."""
 
-    pictures: int = 0
-    target_passes: int = 0  # each picture's own, summed
+    images: int = 0
+    target_passes: int = 0  # each image's own, summed
     draft_passes: int = 0
     settled: int = 0  # tokens
     drafted: int = 0  # tokens along the path that the rule looked at first; a tree has more
     stood: Counter[int] = field(default_factory=Counter)  # rounds by how many drafts stood
-    fall_backs: int = 0  # pictures whose drafts did not pay, so that they went on without
+    fall_backs: int = 0  # images whose drafts did not pay, so that they went on without
     forward_passes: int = 0  # of the target, over whole batches
     cache_bytes: int = 0  # of the target's keys and values at their largest
-    paces: list[list[int]] = field(default_factory=list)  # next-token models: tokens of each pass, a list a picture
+    paces: list[list[int]] = field(default_factory=list)  # next-token models: tokens of each pass, a list an image
 
     @classmethod
     def total(cls, tallies: Iterable[Tally]) -> Self:
@@ -29,7 +29,7 @@ class Tally:
         whole = cls()
         for one in tallies:
             for name in (
-                "pictures",
+                "images",
                 "target_passes",
                 "draft_passes",
                 "settled",
@@ -44,11 +44,11 @@ class Tally:
         return whole
 
     def as_json(self) -> dict[str, Any]:
-        """Means a picture, shares, and the histogram of accepted drafts a round."""
+        """Means an image, shares, and the histogram of accepted drafts a round."""
         return {
-            "passes_per_picture": round(self.target_passes / self.pictures, 2),
+            "passes_per_image": round(self.target_passes / self.images, 2),
             "tokens_per_pass": round(self.settled / self.target_passes, 3),
-            "drafter_passes_per_picture": round(self.draft_passes / self.pictures, 2),
+            "drafter_passes_per_image": round(self.draft_passes / self.images, 2),
             "acceptance": round(self.accepted / self.drafted, 4) if self.drafted else None,
             "accepted_histogram": {str(count): self.stood[count] for count in sorted(self.stood)},
             "fall_backs": self.fall_backs,

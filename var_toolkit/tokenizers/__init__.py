@@ -1,1 +1,1 @@
-"""Pictures to tokens and back."""
+"""Images to tokens and back."""

@@ -78,7 +78,7 @@ class Upsample(nn.Module):
 def doubled_then_convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Nearest-neighbour doubling and a 3x3 convolution of padding 1, at 4/9 of the multiplications.
 
-    Three taps on a doubled picture meet only two pixels of the original, so each of the four kinds of output pixel is a
+    Three taps on a doubled image meet only two pixels of the original, so each of the four kinds of output pixel is a
     2x2 convolution of the original.
     """
     batch, _, height, width = x.shape
@@ -135,7 +135,7 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures (B, 3, h, w) in [-1, 1] -> features (B, z_channels, h / f, w / f), f = 2 ** (levels - 1)."""
+    """Images (B, 3, h, w) in [-1, 1] -> features (B, z_channels, h / f, w / f), f = 2 ** (levels - 1)."""
 
     def __init__(self, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, groups: int) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features (B, z_channels, h / f, w / f) -> pictures (B, 3, h, w), about [-1, 1]."""
+    """Features (B, z_channels, h / f, w / f) -> images (B, 3, h, w), about [-1, 1]."""
 
     def __init__(self, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, groups: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """What tokenizers with a codebook share: a convolutional encoder, a quantiser in the middle, and the way back.
 
-Pictures are float in [-1, 1], (B, 3, h, w). Letters: B pictures, C channels of a code.
+Images are float in [-1, 1], (B, 3, h, w). Letters: B images, C channels of a code.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Quantized(NamedTuple):
 class Reconstruction(NamedTuple):
     """What a training pass returns."""
 
-    pictures: Tensor  # (B, 3, h, w), about [-1, 1]
+    images: Tensor  # (B, 3, h, w), about [-1, 1]
     quantizer_loss: Tensor
     tokens: list[Tensor]  # K maps (B, n_k), int64
 
 
 class CodebookTokenizer(nn.Module):
-    """Pictures to features, through `quantize`, and back. The quantiser computes in float32 whatever the rest does."""
+    """Images to features, through `quantize`, and back. The quantiser computes in float32 whatever the rest does."""
 
     config: Any
     scales: Scales
@@ -52,8 +52,8 @@ class CodebookTokenizer(nn.Module):
         return self.post_quant_conv.in_channels
 
     @property
-    def picture_side(self) -> int:
-        """Height and width, in pixels, of the pictures this tokenizer reads and draws."""
+    def image_side(self) -> int:
+        """Height and width, in pixels, of the images this tokenizer reads and draws."""
         return int(self.scales.finest * self.config.downsample)
 
     def place(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -62,37 +62,35 @@ class CodebookTokenizer(nn.Module):
             part.to(device=device, dtype=None if part is self.quantize else dtype)
         return self
 
-    def features(self, pictures: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """The latent before quantisation, (B, C, h, w)."""
-        side = self.picture_side
-        if pictures.shape[1:] != (3, side, side):
-            raise ValueError(
-                f"pictures have shape {tuple(pictures.shape)}; this tokenizer reads (B, 3, {side}, {side})"
-            )
-        pictures = pictures.to(self.quant_conv.weight.dtype, memory_format=torch.channels_last)
-        return self.quant_conv(self.encoder(pictures))
+        side = self.image_side
+        if images.shape[1:] != (3, side, side):
+            raise ValueError(f"images have shape {tuple(images.shape)}; this tokenizer reads (B, 3, {side}, {side})")
+        images = images.to(self.quant_conv.weight.dtype, memory_format=torch.channels_last)
+        return self.quant_conv(self.encoder(images))
 
-    def forward(self, pictures: Tensor) -> Reconstruction:
+    def forward(self, images: Tensor) -> Reconstruction:
         """Reconstruct for training, with gradients through the straight-through estimator.
 
         Under autocast the quantiser stays in float32, as published: half precision moves many a nearest code.
         """
-        features = self.features(pictures)
+        features = self.features(images)
         with torch.autocast(features.device.type, enabled=False):
             quantized = self.quantize(features)
         return Reconstruction(self._draw(quantized.latent), quantized.loss, quantized.tokens)
 
     @torch.no_grad()
-    def encode(self, pictures: Tensor) -> list[Tensor]:
-        """Pictures -> K token maps (B, n_k), int64."""
-        features = self.features(pictures)
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Images -> K token maps (B, n_k), int64."""
+        features = self.features(images)
         with torch.autocast(features.device.type, enabled=False):
             found: list[Tensor] = self.quantize.encode(features)
             return found
 
-    def token_maps(self, pictures: Tensor) -> list[Tensor]:
-        """Pictures -> the K token maps that a backbone would have to draw: what `encode` finds."""
-        return self.encode(pictures)
+    def token_maps(self, images: Tensor) -> list[Tensor]:
+        """Images -> the K token maps that a backbone would have to draw: what `encode` finds."""
+        return self.encode(images)
 
     @torch.no_grad()
     def latents(self, tokens: list[Tensor]) -> list[Tensor]:
@@ -102,12 +100,12 @@ class CodebookTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, latent_BChw: Tensor) -> Tensor:
-        """A latent, after the last scale or any other, -> pictures in [-1, 1], float32 (B, 3, h, w)."""
+        """A latent, after the last scale or any other, -> images in [-1, 1], float32 (B, 3, h, w)."""
         return self._draw(latent_BChw).float().clamp_(-1, 1)
 
-    def reconstruct(self, pictures: Tensor) -> Tensor:
-        """What the tokenizer keeps of the pictures, in [-1, 1]."""
-        return self.decode(self.latents(self.encode(pictures))[-1])
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """What the tokenizer keeps of the images, in [-1, 1]."""
+        return self.decode(self.latents(self.encode(images))[-1])
 
     def _draw(self, latent_BChw: Tensor) -> Tensor:
         latent_BChw = latent_BChw.to(self.post_quant_conv.weight.dtype, memory_format=torch.channels_last)

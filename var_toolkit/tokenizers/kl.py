@@ -1,6 +1,6 @@
 """Continuous tokenizers: any AutoencoderKL of diffusers, KL-16 of MAR and FlowAR among them, seen as a pyramid.
 
-Letters: B pictures, C channels.
+Letters: B images, C channels.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ class KLConfig:
 class Reconstruction(NamedTuple):
     """What a training pass returns."""
 
-    pictures: Tensor  # (B, 3, h, w), about [-1, 1]
-    kl: Tensor  # divergence of the posteriors from a standard normal, nats a picture
+    images: Tensor  # (B, 3, h, w), about [-1, 1]
+    kl: Tensor  # divergence of the posteriors from a standard normal, nats an image
 
 
 class KLTokenizer(nn.Module):
-    """Pictures to latents and back. Pictures are float in [-1, 1], (B, 3, h, w); latents have a variance about 1.
+    """Images to latents and back. Images are float in [-1, 1], (B, 3, h, w); latents have a variance about 1.
 
-    `autoencoder` is an AutoencoderKL. Without `scales` the pyramid has one, the latent of the pictures it was made for;
+    `autoencoder` is an AutoencoderKL. Without `scales` the pyramid has one, the latent of the images it was made for;
     `side` is that of `LatentPyramid`.
     """
 
@@ -95,8 +95,8 @@ class KLTokenizer(nn.Module):
         return 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
 
     @property
-    def picture_side(self) -> int:
-        """Height and width, in pixels, of the pictures this tokenizer reads and draws."""
+    def image_side(self) -> int:
+        """Height and width, in pixels, of the images this tokenizer reads and draws."""
         return self.scales.finest * self.downsample
 
     def place(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> KLTokenizer:
@@ -105,15 +105,13 @@ class KLTokenizer(nn.Module):
         self.to(device=device, dtype=torch.float32 if upcast else dtype)
         return self
 
-    def moments(self, pictures: Tensor) -> Tensor:
+    def moments(self, images: Tensor) -> Tensor:
         """Mean and log variance of the posteriors, not scaled, (B, 2C, h, w)."""
-        side = self.picture_side
-        if pictures.shape[1:] != (3, side, side):
-            raise ValueError(
-                f"pictures have shape {tuple(pictures.shape)}; this tokenizer reads (B, 3, {side}, {side})"
-            )
-        pictures = pictures.to(self.autoencoder.dtype, memory_format=torch.channels_last)
-        return self.autoencoder.encode(pictures).latent_dist.parameters
+        side = self.image_side
+        if images.shape[1:] != (3, side, side):
+            raise ValueError(f"images have shape {tuple(images.shape)}; this tokenizer reads (B, 3, {side}, {side})")
+        images = images.to(self.autoencoder.dtype, memory_format=torch.channels_last)
+        return self.autoencoder.encode(images).latent_dist.parameters
 
     def latents(self, moments_B2Chw: Tensor, noise_BChw: Tensor | None = None) -> Tensor:
         """Scaled latents (B, C, h, w), float32: drawn from the posteriors by standard normal noise, or their means."""
@@ -123,23 +121,23 @@ class KLTokenizer(nn.Module):
         shift, factor = self._scaling(mean.device)
         return (mean - shift) * factor
 
-    def forward(self, pictures: Tensor) -> Reconstruction:
+    def forward(self, images: Tensor) -> Reconstruction:
         """Draw from the posteriors and reconstruct, for training."""
-        posterior = self.autoencoder.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist
+        posterior = self.autoencoder.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist
         return Reconstruction(self.autoencoder.decode(posterior.sample()).sample, posterior.kl())
 
     @torch.no_grad()
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures -> scaled latents (B, C, h, w), float32: the means of their posteriors."""
-        return self.latents(self.moments(pictures))
+    def encode(self, images: Tensor) -> Tensor:
+        """Images -> scaled latents (B, C, h, w), float32: the means of their posteriors."""
+        return self.latents(self.moments(images))
 
-    def token_maps(self, pictures: Tensor) -> list[Tensor]:
-        """Pictures -> the K maps of continuous tokens that a backbone would have to draw, (B, n_k, C), float32."""
-        return self.scales.split(self.pyramid.maps(self.encode(pictures)))
+    def token_maps(self, images: Tensor) -> list[Tensor]:
+        """Images -> the K maps of continuous tokens that a backbone would have to draw, (B, n_k, C), float32."""
+        return self.scales.split(self.pyramid.maps(self.encode(images)))
 
     @torch.no_grad()
     def decode(self, latent_BCpp: Tensor) -> Tensor:
-        """A scaled latent -> pictures in [-1, 1], float32 (B, 3, h, w). That of a coarser scale is enlarged first."""
+        """A scaled latent -> images in [-1, 1], float32 (B, 3, h, w). That of a coarser scale is enlarged first."""
         if latent_BCpp.shape[-1] != self.scales.finest:
             latent_BCpp = F.interpolate(latent_BCpp, size=(self.scales.finest,) * 2, mode="bicubic")
         shift, factor = self._scaling(latent_BCpp.device)
@@ -147,9 +145,9 @@ class KLTokenizer(nn.Module):
         latent = latent.to(self.autoencoder.dtype, memory_format=torch.channels_last)
         return self.autoencoder.decode(latent).sample.float().clamp_(-1, 1)
 
-    def reconstruct(self, pictures: Tensor) -> Tensor:
-        """What the tokenizer keeps of the pictures, in [-1, 1]."""
-        return self.decode(self.encode(pictures))
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """What the tokenizer keeps of the images, in [-1, 1]."""
+        return self.decode(self.encode(images))
 
     def _scaling(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """What is taken from latents, and what they are then multiplied by: numbers of all channels or of each."""

@@ -1,6 +1,6 @@
 """Continuous token maps of FlowAR (arXiv 2412.15205, section 3.2): a latent at several sizes, without residuals.
 
-Letters: B pictures, L tokens, C channels, K scales, p the side of a map.
+Letters: B images, L tokens, C channels, K scales, p the side of a map.
 """
 
 from __future__ import annotations

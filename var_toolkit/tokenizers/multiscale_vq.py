@@ -52,7 +52,7 @@ class MultiScaleVQConfig:
 
 
 class MultiScaleVQ(CodebookTokenizer):
-    """Pictures to a pyramid of token maps and back. Pictures are float in [-1, 1], (B, 3, h, w)."""
+    """Images to a pyramid of token maps and back. Images are float in [-1, 1], (B, 3, h, w)."""
 
     def __init__(self, config: MultiScaleVQConfig) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """The VQ tokenizer of LlamaGen (arXiv 2406.06525, section 2.1): one map of tokens, looked up by the angle of codes.
 
-Letters: B pictures, L tokens, V vocabulary, C channels of a code.
+Letters: B images, L tokens, V vocabulary, C channels of a code.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class CosineQuantizer(nn.Module):
 
 
 class RasterVQ(CodebookTokenizer):
-    """Pictures to one map of tokens and back. Pictures are float in [-1, 1], (B, 3, h, w)."""
+    """Images to one map of tokens and back. Images are float in [-1, 1], (B, 3, h, w)."""
 
     def __init__(self, config: RasterVQConfig) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Multi-scale residual vector quantisation (VAR, arXiv 2404.02905, algorithms 1 and 2).
 
 A latent is the sum over scales of phi_k(up(E[tokens_k])): each scale codes what the coarser ones left over.
-Letters: B pictures, L tokens, V vocabulary, C latent channels, h and w of the finest map.
+Letters: B images, L tokens, V vocabulary, C latent channels, h and w of the finest map.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How often a target would keep what a drafter draws, and losses that raise it.
 
 A token drawn from q is kept with the chance sum(min(p, q)): 1 less the total variation between drafter and target
-(arXiv 2211.17192, theorem 3.5). Pure functions of logits. Letters: B pictures, L tokens, V vocabulary.
+(arXiv 2211.17192, theorem 3.5). Pure functions of logits. Letters: B images, L tokens, V vocabulary.
 """
 
 import torch

@@ -16,31 +16,31 @@ class Batch(NamedTuple):
     """This process's share of one step, on its device."""
 
     labels: Tensor  # (B,) int64
-    pictures: Tensor | None = None  # (B, 3, h, w) in [-1, 1]
+    images: Tensor | None = None  # (B, 3, h, w) in [-1, 1]
     tokens: Tensor | None = None  # (B, L) int64, all scales, coarse to fine
     moments: Tensor | None = None  # (B, 2C, h, w) float32, mean and log variance of latents
 
 
 class Source(Protocol):
-    """Pictures or tokens that can be asked for by number."""
+    """Images or tokens that can be asked for by number."""
 
     def __len__(self) -> int: ...
 
     def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterable[Batch]:
-        """One batch for each tensor of picture numbers, in order."""
+        """One batch for each tensor of image numbers, in order."""
         ...
 
 
-def to_unit_range(pictures_uint8: Tensor) -> Tensor:
+def to_unit_range(images_uint8: Tensor) -> Tensor:
     """uint8 0..255 -> float in [-1, 1]."""
-    return pictures_uint8.float().div_(127.5).sub_(1)
+    return images_uint8.float().div_(127.5).sub_(1)
 
 
-class PictureArray:
-    """Pictures in a memory-mapped array, indexed directly."""
+class ImageArray:
+    """Images in a memory-mapped array, indexed directly."""
 
-    def __init__(self, pictures: np.ndarray, labels: np.ndarray, device: torch.device) -> None:
-        self.pictures, self.labels, self.device = pictures, labels, device
+    def __init__(self, images: np.ndarray, labels: np.ndarray, device: torch.device) -> None:
+        self.images, self.labels, self.device = images, labels, device
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,10 +48,10 @@ class PictureArray:
     def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
         for numbers in rows:
             labels = torch.from_numpy(self.labels[numbers.numpy()]).to(self.device)
-            yield Batch(labels, pictures=to_unit_range(self._read(numbers)))
+            yield Batch(labels, images=to_unit_range(self._read(numbers)))
 
     def _read(self, numbers: Tensor) -> Tensor:
-        return torch.from_numpy(self.pictures[numbers.numpy()]).to(self.device)
+        return torch.from_numpy(self.images[numbers.numpy()]).to(self.device)
 
 
 class TokenArray:
@@ -73,7 +73,7 @@ class TokenArray:
 class MomentArray:
     """Moments of latents that were computed before: (N, 2C, h, w), or twice as many, the mirror images behind.
 
-    Whether an epoch shows a picture or its mirror image, a coin decides.
+    Whether an epoch shows an image or its mirror image, a coin decides.
     """
 
     def __init__(self, moments: np.ndarray, labels: np.ndarray, device: torch.device, seed: int = 0) -> None:

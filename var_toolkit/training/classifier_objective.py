@@ -1,4 +1,4 @@
-"""Trains the still-life classifier: three cross-entropies on slightly damaged pictures."""
+"""Trains the still-life classifier: three cross-entropies on slightly damaged images."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from var_toolkit.evaluation.classifier import StillLifeClassifier, StillLifeClassifierConfig
 from var_toolkit.training.batches import Batch
-from var_toolkit.training.data_sources import pictures_of
+from var_toolkit.training.data_sources import images_of
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
 from var_toolkit.training.recipe import Recipe
@@ -17,10 +17,10 @@ from var_toolkit.training.registry import objective
 
 @dataclass(frozen=True)
 class ClassifierOptions:
-    """Damage that generated pictures show as well, so that the verdict is about content."""
+    """Damage that generated images show as well, so that the verdict is about content."""
 
     noise: float = 0.1  # largest standard deviation, in units of [-1, 1]
-    blur: float = 0.5  # share of pictures that are blurred
+    blur: float = 0.5  # share of images that are blurred
     contrast: float = 0.1  # largest change of contrast and brightness
 
 
@@ -29,7 +29,7 @@ class ClassifierObjective(Objective):
     """Sum of the cross-entropies of solid, colour and ground."""
 
     options_type = ClassifierOptions
-    log_note = "accuracy counts a picture only if solid, colour and ground are all right"
+    log_note = "accuracy counts an image only if solid, colour and ground are all right"
 
     @classmethod
     def config_type(cls) -> type:
@@ -39,7 +39,7 @@ class ClassifierObjective(Objective):
         self.recipe, self.options, self.team = recipe, recipe.objective_options, workplace.team
         self.networks = {"classifier": self.empty_network().to(self.team.device)}
         self.record = nn.Module()
-        self.source, self.held_out = pictures_of(recipe, workplace)
+        self.source, self.held_out = images_of(recipe, workplace)
 
     def empty_network(self) -> nn.Module:
         return StillLifeClassifier(self.recipe.model)
@@ -48,30 +48,28 @@ class ClassifierObjective(Objective):
         return [Phase(("classifier",), self._loss)]
 
     def _loss(self, batch: Batch, draws: Draws) -> Loss:
-        assert batch.pictures is not None
-        logits = self.networks["classifier"](damaged(batch.pictures, self.options, draws))
+        assert batch.images is not None
+        logits = self.networks["classifier"](damaged(batch.images, self.options, draws))
         truth = (batch.labels // 100, batch.labels // 10 % 10, batch.labels % 10)
-        total = sum((F.cross_entropy(x, y) for x, y in zip(logits, truth, strict=True)), batch.pictures.new_zeros(()))
+        total = sum((F.cross_entropy(x, y) for x, y in zip(logits, truth, strict=True)), batch.images.new_zeros(()))
         right = torch.stack([x.detach().argmax(1) == y for x, y in zip(logits, truth, strict=True)]).all(0)
         return Loss(total, {"loss": total.detach(), "accuracy": right.float().mean()})
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         assert isinstance(network, StillLifeClassifier)
-        right = [
-            network.predict(batch.pictures) == batch.labels for batch in self.held_out if batch.pictures is not None
-        ]
+        right = [network.predict(batch.images) == batch.labels for batch in self.held_out if batch.images is not None]
         return {"accuracy": float(torch.cat(right).float().mean())} if right else {}
 
 
-def damaged(pictures: Tensor, options: ClassifierOptions, draws: Draws) -> Tensor:
-    """Pictures, (B, 3, h, w), with blur, a change of contrast and brightness, and noise, each of its own strength."""
+def damaged(images: Tensor, options: ClassifierOptions, draws: Draws) -> Tensor:
+    """Images, (B, 3, h, w), with blur, a change of contrast and brightness, and noise, each of its own strength."""
 
     def amount(purpose: str) -> Tensor:
-        return draws.per_picture(purpose).view(-1, 1, 1, 1)
+        return draws.per_image(purpose).view(-1, 1, 1, 1)
 
-    blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     weight = (amount("blurred") < options.blur) * amount("blur")
-    mixed = pictures.lerp(blurred, weight)
+    mixed = images.lerp(blurred, weight)
     contrast = 1 + options.contrast * (2 * amount("contrast") - 1)
     brightness = options.contrast * (2 * amount("brightness") - 1)
     noise = torch.randn_like(mixed) * (options.noise * amount("noise"))

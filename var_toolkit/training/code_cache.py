@@ -1,6 +1,6 @@
-"""What is computed once of every picture and kept on disk: its token map, or the moments of its latents.
+"""What is computed once of every image and kept on disk: its token map, or the moments of its latents.
 
-Without augmentation a picture's codes never change for one tokenizer. Letters: N pictures, L tokens, C channels.
+Without augmentation an image's codes never change for one tokenizer. Letters: N images, L tokens, C channels.
 """
 
 import hashlib
@@ -21,15 +21,15 @@ from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
 from var_toolkit.training.batches import to_unit_range
 
 CHUNK = 512
-STEP = 64  # pictures at a time on the device
+STEP = 64  # images at a time on the device
 ENCODING = ("encoder.", "quant_conv.", "quantize.embedding", "quantize.quant_resi")
-Chunks = Callable[[int], Iterator[Tensor]]  # from a picture on: uint8 (CHUNK, 3, h, w), the last one shorter
-Codes = Callable[[int], Iterator[Tensor]]  # from a picture on: what is kept of some pictures at a time, (n, *shape)
+Chunks = Callable[[int], Iterator[Tensor]]  # from an image on: uint8 (CHUNK, 3, h, w), the last one shorter
+Codes = Callable[[int], Iterator[Tensor]]  # from an image on: what is kept of some images at a time, (n, *shape)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of a picture."""
+    """What is kept of an image."""
 
     name: str  # of the file, with a hash of all that decides its content
     shape: tuple[int, ...]
@@ -38,23 +38,23 @@ class Kept:
 
 
 def cached_tokens(
-    tokenizer: MultiScaleVQ, pictures: np.ndarray, directory: Path, name: str, *, progress: bool = True
+    tokenizer: MultiScaleVQ, images: np.ndarray, directory: Path, name: str, *, progress: bool = True
 ) -> np.ndarray:
-    """Tokens of uint8 pictures (N, 3, h, w): a memory map (N, L), coarse to fine.
+    """Tokens of uint8 images (N, 3, h, w): a memory map (N, L), coarse to fine.
 
-    `name` says which pictures these are (version, split); the file's name adds their number and the tokenizer's hash.
+    `name` says which images these are (version, split); the file's name adds their number and the tokenizer's hash.
     A killed run goes on with the chunk after the last whole one; processes wait for one another.
     """
-    found = f"tokens-{name}-{len(pictures)}-{weights_hash(tokenizer)}"
+    found = f"tokens-{name}-{len(images)}-{weights_hash(tokenizer)}"
     kept = Kept(found, (tokenizer.scales.total,), token_dtype(tokenizer.config.vocab_size))
-    codes = _codes(lambda part: torch.cat(tokenizer.encode(part), dim=1), array_chunks(pictures), _device(tokenizer))
-    return cached(kept, len(pictures), codes, directory, progress=progress)
+    codes = _codes(lambda part: torch.cat(tokenizer.encode(part), dim=1), array_chunks(images), _device(tokenizer))
+    return cached(kept, len(images), codes, directory, progress=progress)
 
 
 def cached_moments(
     tokenizer: KLTokenizer, count: int, chunks: Chunks, directory: Path, name: str, *, progress: bool = True
 ) -> np.ndarray:
-    """Means and log variances of the latents of `count` pictures: a memory map (N, 2C, h, w), float16, not scaled.
+    """Means and log variances of the latents of `count` images: a memory map (N, 2C, h, w), float16, not scaled.
 
     Otherwise as `cached_tokens`.
     """
@@ -69,12 +69,12 @@ def token_dtype(vocab_size: int) -> type:
     return np.int16 if vocab_size <= 2**15 else np.int32
 
 
-def array_chunks(pictures: np.ndarray) -> Chunks:
-    """Pictures of an array, chunk by chunk."""
+def array_chunks(images: np.ndarray) -> Chunks:
+    """Images of an array, chunk by chunk."""
 
     def chunks(start: int) -> Iterator[Tensor]:
-        for at in range(start, len(pictures), CHUNK):
-            yield torch.from_numpy(np.array(pictures[at : at + CHUNK]))
+        for at in range(start, len(images), CHUNK):
+            yield torch.from_numpy(np.array(images[at : at + CHUNK]))
 
     return chunks
 
@@ -102,7 +102,7 @@ def _device(network: torch.nn.Module) -> torch.device:
 
 
 def _codes(encode: Callable[[Tensor], Tensor], chunks: Chunks, device: torch.device) -> Codes:
-    """Codes of pictures; `encode` takes float pictures (B, 3, h, w) in [-1, 1] to (B, *shape)."""
+    """Codes of images; `encode` takes float images (B, 3, h, w) in [-1, 1] to (B, *shape)."""
 
     def codes(start: int) -> Iterator[Tensor]:
         for part in chunks(start):
@@ -112,7 +112,7 @@ def _codes(encode: Callable[[Tensor], Tensor], chunks: Chunks, device: torch.dev
 
 
 def cached(kept: Kept, count: int, codes: Codes, directory: Path, *, progress: bool = True) -> np.ndarray:
-    """The codes of `count` pictures: a memory map (count, *shape), computed if no file has them.
+    """The codes of `count` images: a memory map (count, *shape), computed if no file has them.
 
     A killed run goes on behind what was written last; processes wait for one another.
     """
@@ -131,11 +131,11 @@ def _compute_all(kept: Kept, count: int, codes: Codes, final: Path, progress: bo
         written = open_memmap(unfinished, mode="r+")
     else:
         written = open_memmap(unfinished, mode="w+", dtype=kept.dtype, shape=(count, *kept.shape))
-    with tqdm(total=count, initial=done, desc=f"{kept.work} pictures", disable=None if progress else True) as bar:
+    with tqdm(total=count, initial=done, desc=f"{kept.work} images", disable=None if progress else True) as bar:
         for part in codes(done):
             found: np.ndarray = part.cpu().numpy().astype(kept.dtype)
             if not np.isfinite(found).all():
-                raise ValueError(f"what the tokenizer says of pictures {done} to {done + len(part) - 1} is not finite")
+                raise ValueError(f"what the tokenizer says of images {done} to {done + len(part) - 1} is not finite")
             written[done : done + len(part)] = found
             written.flush()
             done += len(part)
@@ -152,7 +152,7 @@ def _write_mark(mark: Path, done: int) -> None:
 
 
 @torch.no_grad()
-def encoded(encode: Callable[[Tensor], Tensor], pictures_uint8: Tensor, device: torch.device) -> Tensor:
-    """What `encode` says of uint8 pictures (B, 3, h, w), a few at a time, computed in float32."""
-    parts: Iterable[Tensor] = pictures_uint8.split(STEP)
+def encoded(encode: Callable[[Tensor], Tensor], images_uint8: Tensor, device: torch.device) -> Tensor:
+    """What `encode` says of uint8 images (B, 3, h, w), a few at a time, computed in float32."""
+    parts: Iterable[Tensor] = images_uint8.split(STEP)
     return torch.cat([encode(to_unit_range(part.to(device))) for part in parts])

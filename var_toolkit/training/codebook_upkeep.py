@@ -54,17 +54,17 @@ def usage(hits_SV: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def residual_vectors(tokenizer: Coded, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """What of the pictures has to be coded, (N, C), and how far the nearest code is from it, squared, (N,)."""
-    return tokenizer.quantize.wanted(tokenizer.features(pictures).float())
+def residual_vectors(tokenizer: Coded, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What of the images has to be coded, (N, C), and how far the nearest code is from it, squared, (N,)."""
+    return tokenizer.quantize.wanted(tokenizer.features(images).float())
 
 
 @torch.no_grad()
-def revive(tokenizer: Coded, dead_V: Tensor, pictures: Tensor, draws: Draws) -> None:
-    """Moves the codes marked in `dead_V` (bool) onto badly coded vectors of the first process's pictures."""
+def revive(tokenizer: Coded, dead_V: Tensor, images: Tensor, draws: Draws) -> None:
+    """Moves the codes marked in `dead_V` (bool) onto badly coded vectors of the first process's images."""
     codebook_VC = tokenizer.quantize.embedding.weight
     if bool(dead_V.any()):
-        vectors_NC, error_N = residual_vectors(tokenizer, pictures)
+        vectors_NC, error_N = residual_vectors(tokenizer, images)
         count = int(dead_V.sum())
         weight_N, generator = error_N.cpu().double() + 1e-12, draws.generator("revive")
         chosen = torch.multinomial(weight_N, count, replacement=count > len(weight_N), generator=generator)
@@ -74,13 +74,13 @@ def revive(tokenizer: Coded, dead_V: Tensor, pictures: Tensor, draws: Draws) -> 
 
 
 @torch.no_grad()
-def initialise_codebook(tokenizer: Coded, pictures: Tensor, draws: Draws) -> None:
-    """Puts every code onto a residual vector of real pictures: random codes far from the data would never be used.
+def initialise_codebook(tokenizer: Coded, images: Tensor, draws: Draws) -> None:
+    """Puts every code onto a residual vector of real images: random codes far from the data would never be used.
 
     In rounds, since what fine scales have to code shows only once coarse ones have useful codes.
     """
     codebook_VC = tokenizer.quantize.embedding.weight
     codebook_VC.zero_()
     for _ in range(INITIAL_ROUNDS):
-        hits_V = torch.bincount(torch.cat(tokenizer.encode(pictures), dim=1).flatten(), minlength=len(codebook_VC))
-        revive(tokenizer, hits_V == 0, pictures, draws)
+        hits_V = torch.bincount(torch.cat(tokenizer.encode(images), dim=1).flatten(), minlength=len(codebook_VC))
+        revive(tokenizer, hits_V == 0, images, draws)

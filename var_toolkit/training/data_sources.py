@@ -1,4 +1,4 @@
-"""The data section of a recipe -> pictures to train on, and pictures held out."""
+"""The data section of a recipe -> images to train on, and images held out."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from var_toolkit.processes import Team
-from var_toolkit.training.batches import Batch, PictureArray, Source, to_unit_range
+from var_toolkit.training.batches import Batch, ImageArray, Source, to_unit_range
 from var_toolkit.training.draws import derived
 from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.recipe import Data, FoldersData, Recipe, SamplesData
 
 STILL_LIFE_CLASSES = 1000
-HELD_OUT_OF_FOLDERS = 2_048  # decoded pictures stay in memory, as bytes
+HELD_OUT_OF_FOLDERS = 2_048  # decoded images stay in memory, as bytes
 
 
-class FolderPictures:
-    """Pictures in class folders, decoded and cropped by worker processes."""
+class FolderImages:
+    """Images in class folders, decoded and cropped by worker processes."""
 
     def __init__(self, data: FoldersData, root: str, device: torch.device, *, train: bool, seed: int = 0) -> None:
         from var_toolkit.data.folders import ClassFolders
@@ -30,10 +30,10 @@ class FolderPictures:
         return len(self.folders)
 
     def in_order(self, start: int, size: int) -> Iterator[Tensor]:
-        """Bytes of the pictures from one on, (size, 3, h, w)."""
+        """Bytes of the images from one on, (size, 3, h, w)."""
         rest = torch.utils.data.Subset(self.folders, range(start, len(self.folders)))
-        for pictures, _ in torch.utils.data.DataLoader(rest, batch_size=size, num_workers=self.workers):
-            yield pictures
+        for images, _ in torch.utils.data.DataLoader(rest, batch_size=size, num_workers=self.workers):
+            yield images
 
     def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
         self.folders.set_epoch(epoch)
@@ -43,13 +43,13 @@ class FolderPictures:
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )
-        for pictures, labels in loader:
-            moved = pictures.to(self.device, non_blocking=True)
-            yield Batch(labels.to(self.device, non_blocking=True), pictures=to_unit_range(moved))
+        for images, labels in loader:
+            moved = images.to(self.device, non_blocking=True)
+            yield Batch(labels.to(self.device, non_blocking=True), images=to_unit_range(moved))
 
 
 class HeldOut:
-    """This process's share of the held-out pictures or tokens; a batch is on the device only while it is looked at."""
+    """This process's share of the held-out images or tokens; a batch is on the device only while it is looked at."""
 
     def __init__(self, source: Source | None, rows: Sequence[Tensor]) -> None:
         self.source, self.rows = source, rows
@@ -64,27 +64,27 @@ class HeldOut:
 
 
 def require_size(data: Data, side: int) -> None:
-    """Refuse pictures that a tokenizer for `side` x `side` pixels cannot read, before any of them is made."""
-    from var_toolkit.data.picture_cache import SIZE
+    """Refuse images that a tokenizer for `side` x `side` pixels cannot read, before any of them is made."""
+    from var_toolkit.data.image_cache import SIZE
 
     if isinstance(data, SamplesData):  # drawn as tokens
         return
     size = data.size if isinstance(data, FoldersData) else SIZE
     if size != side:
-        raise ValueError(f"data: pictures have {size} x {size} pixels, but the tokenizer reads {side} x {side}")
+        raise ValueError(f"data: images have {size} x {size} pixels, but the tokenizer reads {side} x {side}")
 
 
-def pictures_of(recipe: Recipe, workplace: Workplace, classes: int | None = None) -> tuple[Source, HeldOut]:
-    """Pictures to train on, of as many classes as given, and those held out. What does not fit is refused first."""
+def images_of(recipe: Recipe, workplace: Workplace, classes: int | None = None) -> tuple[Source, HeldOut]:
+    """Images to train on, of as many classes as given, and those held out. What does not fit is refused first."""
     data = recipe.data
     if isinstance(data, FoldersData):
         return _folders(data, recipe, workplace, classes)
     if classes is not None:
         require_still_life_classes(classes)
-    source = PictureArray(*still_lifes(workplace, data.count, "train"), workplace.team.device)
+    source = ImageArray(*still_lifes(workplace, data.count, "train"), workplace.team.device)
     if not data.validation_count:
         return source, HeldOut(None, [])
-    held_out = PictureArray(*still_lifes(workplace, data.validation_count, "validation"), workplace.team.device)
+    held_out = ImageArray(*still_lifes(workplace, data.validation_count, "validation"), workplace.team.device)
     return source, HeldOut(held_out, shares(len(held_out), workplace.team, recipe.batch_size))
 
 
@@ -94,7 +94,7 @@ def require_still_life_classes(classes: int) -> None:
 
 
 def shares(count: int, team: Team, size: int) -> list[Tensor]:
-    """Which of `count` pictures this process looks at: equal shares, so that means over processes can be averaged."""
+    """Which of `count` images this process looks at: equal shares, so that means over processes can be averaged."""
     mine = torch.arange(count // team.size * team.size)[team.rank :: team.size]
     return [part for part in mine.split(size) if len(part)]
 
@@ -107,15 +107,15 @@ def still_lifes(workplace: Workplace, count: int, split: str) -> tuple[np.ndarra
 
 def _folders(
     data: FoldersData, recipe: Recipe, workplace: Workplace, classes: int | None
-) -> tuple[FolderPictures, HeldOut]:
+) -> tuple[FolderImages, HeldOut]:
     team = workplace.team
-    source = FolderPictures(data, data.root, team.device, train=True, seed=derived(recipe.seed, "crops"))
+    source = FolderImages(data, data.root, team.device, train=True, seed=derived(recipe.seed, "crops"))
     found = source.folders.classes
     if classes is not None and len(found) != classes:
         raise ValueError(f"model: num_classes is {classes}, but {data.root} has {len(found)} class folders")
     if data.validation_root is None:
         return source, HeldOut(None, [])
-    other = FolderPictures(data, data.validation_root, team.device, train=False)
+    other = FolderImages(data, data.validation_root, team.device, train=False)
     if other.folders.classes != found:
         odd = sorted(set(found) ^ set(other.folders.classes))[0]
         raise ValueError(
@@ -126,11 +126,11 @@ def _folders(
     return source, HeldOut(held_out, list(torch.arange(len(held_out)).split(recipe.batch_size)) if held_out else [])
 
 
-def _decoded(folders: FolderPictures, team: Team) -> PictureArray | None:
-    """This process's share of pictures spread over all classes, as bytes on the CPU."""
+def _decoded(folders: FolderImages, team: Team) -> ImageArray | None:
+    """This process's share of images spread over all classes, as bytes on the CPU."""
     chosen = np.linspace(0, len(folders) - 1, min(HELD_OUT_OF_FOLDERS, len(folders))).astype(np.int64)
     mine = [folders.folders[int(chosen[number])] for part in shares(len(chosen), team, 1) for number in part]
     if not mine:
         return None
-    pictures, labels = zip(*mine, strict=True)
-    return PictureArray(torch.stack(pictures).numpy(), np.array(labels), folders.device)
+    images, labels = zip(*mine, strict=True)
+    return ImageArray(torch.stack(images).numpy(), np.array(labels), folders.device)

@@ -13,18 +13,18 @@ from var_toolkit.zoo.directory import INDEX
 from var_toolkit.zoo.facts import DATA, Facts, write_facts
 from var_toolkit.zoo.model_card import write_card
 
-SPEED = ("lr", "pictures_per_second")  # in the log, and no result
+SPEED = ("lr", "images_per_second")  # in the log, and no result
 
 
-def note_training(folder: Path, recipe: Recipe, pictures: int, numbers: dict[str, float], name: str) -> None:
+def note_training(folder: Path, recipe: Recipe, images: int, numbers: dict[str, float], name: str) -> None:
     """Write the facts of a run into what it delivers, and a card that tells them if that is a model directory.
 
-    `numbers` are the last ones of its log, `pictures` how many it has seen; the card calls the model `name`.
+    `numbers` are the last ones of its log, `images` how many it has seen; the card calls the model `name`.
     """
     facts = Facts(
         origin=f"trained by var_toolkit {__version__} as the recipe says",
         data=_in_words(recipe.data),
-        pictures_seen=pictures,
+        images_seen=images,
         recipe=yaml.safe_dump(_portable(dataclasses.asdict(recipe)), sort_keys=False),
         training={key: value for key, value in numbers.items() if not _is_detail(key)},
     )
@@ -35,9 +35,9 @@ def note_training(folder: Path, recipe: Recipe, pictures: int, numbers: dict[str
 
 def _in_words(data: Data) -> str:
     if isinstance(data, FoldersData):
-        return f"pictures of the folder {Path(data.root).name}, at {data.size} pixels"
+        return f"images of the folder {Path(data.root).name}, at {data.size} pixels"
     if isinstance(data, SamplesData):
-        return f"{data.count:,} pictures that the model drew for which it drafts"
+        return f"{data.count:,} images that the model drew for which it drafts"
     return f"{data.count:,} {DATA['still-lifes']}"
 
 

@@ -1,4 +1,4 @@
-"""A small PatchGAN (Isola et al., arXiv 1611.07004): one verdict for each patch of a picture, without batch norm."""
+"""A small PatchGAN (Isola et al., arXiv 1611.07004): one verdict for each patch of an image, without batch norm."""
 
 import torch
 from torch import Tensor, nn
@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 
 class PatchDiscriminator(nn.Module):
-    """Pictures (B, 3, h, w) -> logits (B, 1, h/8, w/8): high where a patch looks real.
+    """Images (B, 3, h, w) -> logits (B, 1, h/8, w/8): high where a patch looks real.
 
-    GroupNorm instead of the original's batch norm: a verdict must not depend on the other pictures or on how many
+    GroupNorm instead of the original's batch norm: a verdict must not depend on the other images or on how many
     processes share the batch.
     """
 
@@ -20,8 +20,8 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(4 * width, 1, 3, padding=1))
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.layers(pictures).float()
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images).float()
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:

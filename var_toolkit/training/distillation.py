@@ -1,7 +1,7 @@
-"""What the trained drafters of a next-token model share: the target as a frozen teacher, and pictures that it draws.
+"""What the trained drafters of a next-token model share: the target as a frozen teacher, and images that it draws.
 
 FastDraft's recipe (arXiv 2411.11055): the drafter learns on what the target draws, here with guidance and filters.
-Letters: B pictures, R rows (twice as many under guidance: conditional half first), L tokens, V vocabulary, C width.
+Letters: B images, R rows (twice as many under guidance: conditional half first), L tokens, V vocabulary, C width.
 """
 
 from abc import abstractmethod
@@ -44,7 +44,7 @@ class MatchingOptions(DistillationOptions):
 
 
 class DistillationObjective(RasterGPTObjective):
-    """A drafter learns what its target would do next, on pictures that the target drew or on those of a data set."""
+    """A drafter learns what its target would do next, on images that the target drew or on those of a data set."""
 
     data_kinds: ClassVar[tuple[str, ...]] = (*RasterGPTObjective.data_kinds, "samples")
     log_note = (

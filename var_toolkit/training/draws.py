@@ -38,16 +38,16 @@ class Draws:
         """The same in every process."""
         return torch.Generator().manual_seed(derived(self.seed, purpose, self.step))
 
-    def per_picture(self, purpose: str) -> Tensor:
-        """Uniform numbers in [0, 1), (B,), drawn for the whole batch: a picture's does not depend on the world size."""
+    def per_image(self, purpose: str) -> Tensor:
+        """Uniform numbers in [0, 1), (B,), drawn for the whole batch: an image's does not depend on the world size."""
         return torch.rand(self.batch_size, generator=self.generator(purpose))[self.rows].to(self.device)
 
 
 def without_some(labels_B: Tensor, draws: Draws, share: float, null_class: int) -> Tensor:
     """Labels, a share of them replaced by the null class, which guidance needs."""
-    return torch.where(draws.per_picture("class dropout") < share, null_class, labels_B)
+    return torch.where(draws.per_image("class dropout") < share, null_class, labels_B)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """The order of pictures in an epoch, (count,) int64, equal in every process."""
+    """The order of images in an epoch, (count,) int64, equal in every process."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(derived(seed, "epoch", epoch)))

@@ -1,6 +1,6 @@
 """Trains the drafter of EAGLE (arXiv 2401.15077, section 4) for LlamaGen's GPT, under guidance as LANTERN runs it.
 
-Letters: B pictures, R rows (twice as many under guidance), L tokens, V vocabulary, C width.
+Letters: B images, R rows (twice as many under guidance), L tokens, V vocabulary, C width.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class EagleHeadOptions(DistillationOptions):
 class EagleHeadObjective(DistillationObjective):
     """The target's features at the next place, of both rows under guidance, and the choices that follow from them.
 
-    Choices of the head are guided as the target's are, from its guesses of both rows. The first token of a picture is
+    Choices of the head are guided as the target's are, from its guesses of both rows. The first token of an image is
     not the head's: it begins with a token that is known.
     """
 
@@ -83,7 +83,7 @@ class EagleHeadObjective(DistillationObjective):
         return regression + self.options.choice_weight * choice, terms
 
     def preview(self, network: nn.Module) -> None:
-        """Nothing: the head draws no picture without its target."""
+        """Nothing: the head draws no image without its target."""
 
     def save(self, network: nn.Module, directory: Path) -> None:
         """The head alone."""

@@ -1,6 +1,6 @@
 """Trains FlowAR by flow matching on every scale, after the published recipe (arXiv 2412.15205 and its release).
 
-Letters: B pictures, L tokens, K scales, C channels of the latents.
+Letters: B images, L tokens, K scales, C channels of the latents.
 """
 
 from collections.abc import Iterator
@@ -25,9 +25,9 @@ from var_toolkit.tokenizers.latent_pyramid import LatentPyramid
 from var_toolkit.training.batches import Batch, MomentArray, Source
 from var_toolkit.training.code_cache import CHUNK, STEP, array_chunks, cached_moments
 from var_toolkit.training.data_sources import (
-    FolderPictures,
+    FolderImages,
     HeldOut,
-    pictures_of,
+    images_of,
     require_size,
     require_still_life_classes,
     shares,
@@ -36,7 +36,7 @@ from var_toolkit.training.data_sources import (
 from var_toolkit.training.draws import Draws, derived, without_some
 from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
 from var_toolkit.training.recipe import FoldersData, Recipe, StillLifesData
-from var_toolkit.training.reconstruction import pictures
+from var_toolkit.training.reconstruction import images
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
 from var_toolkit.training.var_objective import require_share, sum_of_factors_
@@ -50,7 +50,7 @@ class FlowAROptions:
     """What the published recipe leaves at its default, and how weights start."""
 
     class_dropout: float = 0.1
-    cache_latents: bool = False  # of folders: encode the centre of each picture once, and with `flip` its mirror image
+    cache_latents: bool = False  # of folders: encode the centre of each image once, and with `flip` its mirror image
     initial: str | None = None  # directory of weights to start from
     class_embedding: Literal["table", "still-life-factors"] = "table"
 
@@ -62,7 +62,7 @@ class FlowAROptions:
 class FlowARObjective(Objective):
     """The mean squared error of the velocity of each scale, weighted by its tokens over those of the last.
 
-    Each scale of each picture has a time of its own, uniform from 0 to 1; latents are drawn from their posteriors.
+    Each scale of each image has a time of its own, uniform from 0 to 1; latents are drawn from their posteriors.
     """
 
     options_type = FlowAROptions
@@ -89,7 +89,7 @@ class FlowARObjective(Objective):
         self.recipe, self.options = recipe, recipe.objective_options
         self.scales = Scales(recipe.model.patch_nums)
         self.tokenizer = self._tokenizer().to(workplace.team.device).requires_grad_(False)
-        require_size(recipe.data, self.tokenizer.picture_side)
+        require_size(recipe.data, self.tokenizer.image_side)
         self.pyramid: LatentPyramid = self.tokenizer.pyramid
         network = self.empty_network()
         network.init_weights()
@@ -121,7 +121,7 @@ class FlowARObjective(Objective):
     def _data(self, workplace: Workplace) -> tuple[Source, HeldOut]:
         recipe, data = self.recipe, self.recipe.data
         if isinstance(data, FoldersData):
-            source, held_out = pictures_of(recipe, workplace, recipe.model.num_classes)
+            source, held_out = images_of(recipe, workplace, recipe.model.num_classes)
             return (self._folder_moments(data, workplace) if self.options.cache_latents else source), held_out
         require_still_life_classes(recipe.model.num_classes)
         source = self._moments(workplace, data.count, "train")
@@ -140,8 +140,8 @@ class FlowARObjective(Objective):
         return MomentArray(found, labels, workplace.team.device)
 
     def _folder_moments(self, data: FoldersData, workplace: Workplace) -> MomentArray:
-        """Of the centres of all pictures, then of their mirror images if the data ask for these."""
-        centres = FolderPictures(data, data.root, torch.device("cpu"), train=False)
+        """Of the centres of all images, then of their mirror images if the data ask for these."""
+        centres = FolderImages(data, data.root, torch.device("cpu"), train=False)
         count, halves = len(centres), 1 + data.flip
 
         def chunks(start: int) -> Iterator[Tensor]:
@@ -172,7 +172,7 @@ class FlowARObjective(Objective):
             moments = self._moments_of(batch)
             latent = self.tokenizer.latents(moments, torch.randn_like(moments.chunk(2, dim=1)[0]))
             noise = torch.randn_like(self.pyramid.maps(latent))
-        times_BK = torch.stack([draws.per_picture(f"time of scale {k}") for k in range(len(self.scales))], dim=1)
+        times_BK = torch.stack([draws.per_image(f"time of scale {k}") for k in range(len(self.scales))], dim=1)
         errors_BL = self._errors(self.networks["flowar"], labels_B, latent, noise, times_BK)
         total, terms = self._weighted(errors_BL)
         return Loss(total, {name: value.detach() for name, value in terms.items()})
@@ -181,7 +181,7 @@ class FlowARObjective(Objective):
         if batch.moments is not None:
             return batch.moments
         with torch.autocast(batch.labels.device.type, enabled=False):
-            return torch.cat([self.tokenizer.moments(part) for part in pictures(batch).split(STEP)])
+            return torch.cat([self.tokenizer.moments(part) for part in images(batch).split(STEP)])
 
     def _errors(
         self, network: nn.Module, labels_B: Tensor, latent: Tensor, noise_BLC: Tensor, times_BK: Tensor
@@ -202,7 +202,7 @@ class FlowARObjective(Objective):
         return total, {"loss": total, **{f"error_scale_{k}": mean for k, mean in enumerate(means)}}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """Over all held-out pictures, each with the same noise and times every time."""
+        """Over all held-out images, each with the same noise and times every time."""
         rows = [self._judged(network, batch, i) for i, batch in enumerate(self.held_out)]
         return {key: float(torch.stack([row[key] for row in rows]).mean()) for key in rows[0]} if rows else {}
 
@@ -215,7 +215,7 @@ class FlowARObjective(Objective):
         return self._weighted(self._errors(network, batch.labels, latent, noise, times))[1]
 
     def preview(self, network: Any) -> Tensor | None:
-        """Sixteen pictures of classes spread over all of them, the same classes and noise every time.
+        """Sixteen images of classes spread over all of them, the same classes and noise every time.
 
         None where a young network's latents are not finite: that is no reason to end a run.
         """

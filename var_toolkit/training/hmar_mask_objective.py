@@ -1,6 +1,6 @@
 """Trains HMAR's masked branch (arXiv 2506.04421): tokens of a scale that are hidden, from those that are not.
 
-Letters: B pictures, L tokens, M those of the scales that are masked (all but the first), c latent channels.
+Letters: B images, L tokens, M those of the scales that are masked (all but the first), c latent channels.
 """
 
 from dataclasses import dataclass, replace
@@ -24,12 +24,12 @@ from var_toolkit.training.starting_weights import start_from
 from var_toolkit.training.var_objective import VarObjective, require_share, token_losses
 from var_toolkit.zoo.registry import Sampling
 
-VALIDATION_SHARE = 0.5  # of the tokens that are hidden when held-out pictures are judged
+VALIDATION_SHARE = 0.5  # of the tokens that are hidden when held-out images are judged
 
 
 @dataclass(frozen=True, kw_only=True)
 class HmarMaskOptions:
-    """The trained next-scale network, and how its pictures are shown.
+    """The trained next-scale network, and how its images are shown.
 
     `clean` hides masked tokens from what the visible ones show of the latent, too; the published training does not.
     """
@@ -113,7 +113,7 @@ class HmarMaskObjective(VarObjective):
         return torch.cat(parts[1:], dim=1)
 
     def preview(self, network: nn.Module) -> Tensor:
-        """A row of eight pictures drawn scale by scale, and the same ones with masked passes."""
+        """A row of eight images drawn scale by scale, and the same ones with masked passes."""
         plain = self._plan(network)
         refine = refinement("published", self.scales, clean=self.options.clean)
         refined = Plan(plain.tokenizer, tuple(replace(stage, refine=refine) for stage in plain.stages))

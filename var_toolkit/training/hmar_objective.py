@@ -1,6 +1,6 @@
 """Trains HMAR's next-scale branch (arXiv 2506.04421): VAR's recipe with other attention and other weights of scales.
 
-Letters: B pictures, L tokens, V vocabulary, K scales.
+Letters: B images, L tokens, V vocabulary, K scales.
 """
 
 from dataclasses import asdict, dataclass, fields

@@ -1,4 +1,4 @@
-"""What a run tells: JSON lines, TensorBoard where it is installed, and sheets of pictures."""
+"""What a run tells: JSON lines, TensorBoard where it is installed, and sheets of images."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from var_toolkit.files import write_whole
-from var_toolkit.pictures import to_uint8
+from var_toolkit.images import to_uint8
 
 
 class Journal:
@@ -65,20 +65,20 @@ class Journal:
             found |= {key: value for key, value in _fields(line).items() if isinstance(value, int | float)}
         return {key: value for key, value in found.items() if key != "step"}
 
-    def show(self, step: int, pictures: Tensor) -> None:
+    def show(self, step: int, images: Tensor) -> None:
         if self.active:
-            write_sheet(self.out / "samples" / f"{step:07d}.png", pictures)
+            write_sheet(self.out / "samples" / f"{step:07d}.png", images)
 
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
 
 
-def write_sheet(path: Path, pictures: Tensor, columns: int = 8) -> None:
-    """A PNG of pictures in [-1, 1], (B, 3, h, w), eight to a row."""
+def write_sheet(path: Path, images: Tensor, columns: int = 8) -> None:
+    """A PNG of images in [-1, 1], (B, 3, h, w), eight to a row."""
     from PIL import Image
 
-    bytes_BChw = to_uint8((pictures.detach().float() + 1) / 2).cpu()
+    bytes_BChw = to_uint8((images.detach().float() + 1) / 2).cpu()
     rows = [torch.cat(list(row), dim=2) for row in bytes_BChw.split(columns)]
     rows = [torch.nn.functional.pad(row, (0, rows[0].shape[2] - row.shape[2])) for row in rows]
     sheet = Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy())

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.tokenizers.kl import KLConfig, KLTokenizer
-from var_toolkit.training.data_sources import pictures_of, require_size
+from var_toolkit.training.data_sources import images_of, require_size
 from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.recipe import Recipe
-from var_toolkit.training.reconstruction import ReconstructionObjective, ReconstructionOptions, pictures
+from var_toolkit.training.reconstruction import ReconstructionObjective, ReconstructionOptions, images
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
 from var_toolkit.zoo.directory import save_network
 
-MEASURED = 512  # pictures whose latents decide the scaling factor
+MEASURED = 512  # images whose latents decide the scaling factor
 
 
 @dataclass(frozen=True)
 class KLOptions(ReconstructionOptions):
-    """The weight of the divergence from a standard normal, in nats a number of the picture, beside the other terms."""
+    """The weight of the divergence from a standard normal, in nats a number of the image, beside the other terms."""
 
     kl: float = 1e-6
 
@@ -34,7 +34,7 @@ class KLOptions(ReconstructionOptions):
 class KLObjective(ReconstructionObjective):
     """Reconstruction from a sample of the posterior, which a small weight keeps near a standard normal.
 
-    What is delivered has the scaling factor that gives latents of training pictures a standard deviation of 1.
+    What is delivered has the scaling factor that gives latents of training images a standard deviation of 1.
     """
 
     name = "autoencoder"
@@ -49,12 +49,12 @@ class KLObjective(ReconstructionObjective):
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         self.recipe, self.options = recipe, recipe.objective_options
         tokenizer = self.empty_network().to(workplace.team.device)
-        require_size(recipe.data, tokenizer.picture_side)
+        require_size(recipe.data, tokenizer.image_side)
         start_from(tokenizer.autoencoder, self.options.initial)
         self.device = workplace.team.device
         self._open(tokenizer, workplace)
         self.record = nn.Module()
-        self.source, self.held_out = pictures_of(recipe, workplace)
+        self.source, self.held_out = images_of(recipe, workplace)
 
     def empty_network(self) -> KLTokenizer:
         return KLTokenizer(self.recipe.model.build())
@@ -62,7 +62,7 @@ class KLObjective(ReconstructionObjective):
     def _reconstructed(self, real: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         result = self.networks["autoencoder"](real)
         kl = result.kl.float().mean()
-        return result.pictures, self.options.kl * kl / real[0].numel(), {"kl": kl}
+        return result.images, self.options.kl * kl / real[0].numel(), {"kl": kl}
 
     def _last_weight(self) -> Tensor:
         return self.autoencoder.autoencoder.decoder.conv_out.weight
@@ -74,8 +74,8 @@ class KLObjective(ReconstructionObjective):
 
     @torch.no_grad()
     def _spread(self, network: KLTokenizer) -> float:
-        """Standard deviation that latents drawn from the posteriors have, over pictures spread over all."""
+        """Standard deviation that latents drawn from the posteriors have, over images spread over all."""
         rows = torch.linspace(0, len(self.source) - 1, min(MEASURED, len(self.source))).long().split(32)
-        moments = torch.cat([network.moments(pictures(batch)).cpu() for batch in self.source.batches(rows, 0)])
+        moments = torch.cat([network.moments(images(batch)).cpu() for batch in self.source.batches(rows, 0)])
         means, log_variances = moments.double().chunk(2, dim=1)
-        return float((means.var() + log_variances.exp().mean()).sqrt())  # of what is between the pictures, and within
+        return float((means.var() + log_variances.exp().mean()).sqrt())  # of what is between the images, and within

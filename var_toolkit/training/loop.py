@@ -45,7 +45,7 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path, device: str = "auto") -
     says so and delivers again.
 
     Writes `checkpoint.pt`, `log.jsonl`, `samples/` and at the end `final/` under `out`. `cache_dir` keeps rendered
-    pictures and tokens for later runs. SIGINT and SIGTERM write a checkpoint and raise `TrainingStoppedError`.
+    images and tokens for later runs. SIGINT and SIGTERM write a checkpoint and raise `TrainingStoppedError`.
     """
     with team_of_this_process(device) as team:
         if recipe.batch_size % team.size:
@@ -90,7 +90,7 @@ class _Window:
 class _Run:
     def __init__(self, recipe: Recipe, out: Path, team: Team, objective: Objective) -> None:
         if len(objective.source) < recipe.batch_size:
-            raise ValueError(f"batch_size is {recipe.batch_size}, but there are only {len(objective.source)} pictures")
+            raise ValueError(f"batch_size is {recipe.batch_size}, but there are only {len(objective.source)} images")
         self.recipe, self.out, self.team, self.objective = recipe, out, team, objective
         self.steps = recipe.total_steps(len(objective.source))
         self.state = TrainingState(recipe, objective, team, self.steps)
@@ -154,7 +154,7 @@ class _Run:
         numbers = self.team.mean(self.window.means())
         self._refuse_broken(done, numbers)
         numbers["lr"] = self.state.learning_rate(done - 1)
-        numbers["pictures_per_second"] = self.window.steps_per_second() * self.recipe.batch_size
+        numbers["images_per_second"] = self.window.steps_per_second() * self.recipe.batch_size
         self.journal.write(done, numbers)
         self.window = _Window()
         return numbers
@@ -178,9 +178,9 @@ class _Run:
             if validate:
                 numbers = self.team.mean(self.objective.validate(network))
                 self.journal.write(done, {f"validation_{key}": value for key, value in numbers.items()})
-            pictures = self.objective.preview(network) if show else None
-        if pictures is not None:
-            self.journal.show(done, pictures)
+            images = self.objective.preview(network) if show else None
+        if images is not None:
+            self.journal.show(done, images)
         network.train(was_training)
         parallel.reshard(network)
         self.window.pause(time.perf_counter() - began)
@@ -209,8 +209,8 @@ class _Run:
             fresh = final.with_name(f".{final.name}-new")
             shutil.rmtree(fresh, ignore_errors=True)
             self.objective.save(network.eval(), fresh)
-            pictures, name = self.steps * self.recipe.batch_size, f"{self.out.resolve().name}/{final.name}"
-            note_training(fresh, self.recipe, pictures, self.journal.last_numbers(), name)
+            images, name = self.steps * self.recipe.batch_size, f"{self.out.resolve().name}/{final.name}"
+            note_training(fresh, self.recipe, images, self.journal.last_numbers(), name)
             if final.exists():
                 shutil.rmtree(final)  # delivered before by the same run, perhaps after fewer steps
             os.replace(fresh, final)

@@ -83,11 +83,11 @@ class Objective(ABC):
         return {}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """Means over this process's share of the held-out pictures, by the network that would be delivered."""
+        """Means over this process's share of the held-out images, by the network that would be delivered."""
         return {}
 
     def preview(self, network: nn.Module) -> Tensor | None:
-        """Pictures in [-1, 1], (B, 3, h, w), for a grid of eight columns; None if there is nothing to show."""
+        """Images in [-1, 1], (B, 3, h, w), for a grid of eight columns; None if there is nothing to show."""
         return None
 
     @abstractmethod

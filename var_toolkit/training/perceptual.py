@@ -1,4 +1,4 @@
-"""Distance between pictures in the eyes of the still-life classifier, in the manner of LPIPS (arXiv 1801.03924)."""
+"""Distance between images in the eyes of the still-life classifier, in the manner of LPIPS (arXiv 1801.03924)."""
 
 import torch
 from torch import Tensor, nn

@@ -32,14 +32,14 @@ class StillLifesData:
 
 @dataclass(frozen=True)
 class FoldersData:
-    """Pictures in one folder a class, as ImageNet is unpacked: `root` holds the class folders."""
+    """Images in one folder a class, as ImageNet is unpacked: `root` holds the class folders."""
 
     root: str
     size: int
     kind: Literal["folders"] = "folders"
     validation_root: str | None = None
     workers: int = 8
-    flip: bool = False  # mirror half of the training pictures
+    flip: bool = False  # mirror half of the training images
 
     def __post_init__(self) -> None:
         _require(self.size > 0, f"size is {self.size}; expected a number above 0")
@@ -48,7 +48,7 @@ class FoldersData:
 
 @dataclass(frozen=True)
 class SamplesData:
-    """Pictures of uniformly spread classes that the teacher of a drafter draws, once, kept on disk as tokens."""
+    """Images of uniformly spread classes that the teacher of a drafter draws, once, kept on disk as tokens."""
 
     kind: Literal["samples"] = "samples"
     count: int = 6_000
@@ -130,8 +130,8 @@ class Recipe:
         _require(self.ema is None or 0 < self.ema < 1, f"ema is {self.ema}; expected a decay in (0, 1), or null")
         _require(self.grad_clip is None or self.grad_clip > 0, f"grad_clip is {self.grad_clip}; expected > 0, or null")
 
-    def total_steps(self, pictures: int) -> int:
-        return self.steps if self.steps is not None else (self.epochs or 0) * (pictures // self.batch_size)
+    def total_steps(self, images: int) -> int:
+        return self.steps if self.steps is not None else (self.epochs or 0) * (images // self.batch_size)
 
 
 # These fields say how to run and when to look, not what is trained: a run may continue with other values.

@@ -47,7 +47,7 @@ class ReconstructionOptions:
 class ReconstructionObjective(Objective):
     """Generator phase, and a discriminator phase once the adversarial term is on.
 
-    Those that go on from it name the network (`name`), say what it returns for pictures (`_reconstructed`) and where
+    Those that go on from it name the network (`name`), say what it returns for images (`_reconstructed`) and where
     its last convolution is (`_last_weight`).
     """
 
@@ -78,7 +78,7 @@ class ReconstructionObjective(Objective):
 
     @abstractmethod
     def _reconstructed(self, real: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Pictures, what their code adds to the loss (weighted), and that by name (not weighted)."""
+        """Images, what their code adds to the loss (weighted), and that by name (not weighted)."""
 
     @abstractmethod
     def _last_weight(self) -> Tensor:
@@ -98,9 +98,9 @@ class ReconstructionObjective(Objective):
         return [first, Phase(("discriminator",), critic)] if self.discriminator is not None else [first]
 
     def _generator_loss(self, batch: Batch, made: "_Made", adversary: bool) -> Loss:
-        real, o = pictures(batch), self.options
+        real, o = images(batch), self.options
         drawn, code_loss, code_terms = self._reconstructed(real)
-        made.pictures = drawn.detach()
+        made.images = drawn.detach()
         drawn = drawn.float()
         terms = {"l1": F.l1_loss(drawn, real), "l2": F.mse_loss(drawn, real), **code_terms}
         total = o.l1 * terms["l1"] + o.l2 * terms["l2"]
@@ -122,14 +122,14 @@ class ReconstructionObjective(Objective):
         return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
 
     def _critic_loss(self, batch: Batch, made: "_Made") -> Loss:
-        both = torch.cat([pictures(batch), made.pictures.float()]).contiguous(memory_format=torch.channels_last)
+        both = torch.cat([images(batch), made.images.float()]).contiguous(memory_format=torch.channels_last)
         real, fake = self.networks["discriminator"](both).chunk(2)
         loss = hinge_loss(real, fake)
         verdicts = {"verdict_real": real.detach().mean(), "verdict_fake": fake.detach().mean()}
         return Loss(loss, {"critic": loss.detach(), **verdicts})
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        errors = [self._errors(network, pictures(batch)) for batch in self.held_out]
+        errors = [self._errors(network, images(batch)) for batch in self.held_out]
         return {"psnr": float((-10 * torch.log10(torch.cat(errors) / 4)).mean())} if errors else {}
 
     @staticmethod
@@ -137,22 +137,22 @@ class ReconstructionObjective(Objective):
         return (network.reconstruct(real) - real).square().mean((1, 2, 3))
 
     def preview(self, network: Any) -> Tensor | None:
-        """Rows of eight held-out pictures, each above its reconstruction."""
+        """Rows of eight held-out images, each above its reconstruction."""
         first = self.held_out.first()
         if first is None:
             return None
-        real = pictures(first)[:16]
+        real = images(first)[:16]
         pairs = zip(real.split(8), network.reconstruct(real).split(8), strict=True)
         return torch.cat([part for pair in pairs for part in pair])
 
 
 class _Made:
-    """The generator's pictures of one step, handed from its phase to the discriminator's."""
+    """The generator's images of one step, handed from its phase to the discriminator's."""
 
-    pictures: Tensor
+    images: Tensor
 
 
-def pictures(batch: Batch) -> Tensor:
-    """The pictures of a batch that has them."""
-    assert batch.pictures is not None
-    return batch.pictures
+def images(batch: Batch) -> Tensor:
+    """The images of a batch that has them."""
+    assert batch.images is not None
+    return batch.images

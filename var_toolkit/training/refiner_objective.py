@@ -1,6 +1,6 @@
 """Fine-tunes the small half of CoDe (arXiv 2411.17787, section 3.3): it learns the last scales from a larger VAR.
 
-Letters: B pictures, L tokens, V vocabulary.
+Letters: B images, L tokens, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ class RefinerObjective(CollaborativeObjective):
         return {"kl": losses_BL.mean(), **self._told(losses_BL, logits_BLV, tokens_BL)}
 
     def preview(self, network: nn.Module) -> Tensor:
-        """Sixteen pictures whose first scales the teacher draws: alone, a refiner forgets how."""
+        """Sixteen images whose first scales the teacher draws: alone, a refiner forgets how."""
         plan = code(self._plan(self.teacher), self._plan(network), draft_scales=self.options.draft_scales)
         return self._drawn(plan, 16)
 

@@ -1,6 +1,6 @@
-"""Pictures that a next-token model draws for its drafters to learn from, drawn once and kept on disk as tokens.
+"""Images that a next-token model draws for its drafters to learn from, drawn once and kept on disk as tokens.
 
-Letters: N pictures, L tokens.
+Letters: N images, L tokens.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from var_toolkit.sampling.plan import Plan
 from var_toolkit.training.code_cache import Kept, cached, hash_of, token_dtype
 from var_toolkit.training.draws import derived
 
-BATCH = 128  # pictures drawn at a time
+BATCH = 128  # images drawn at a time
 FIRST_SEEDS = {"train": 0, "validation": 2**32}
 
 
 def cached_samples(
     plan: Plan, count: int, split: str, directory: Path, *, progress: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens, a memory map (N, L), and labels (N,), int64, of `count` pictures that a plan of one stage draws.
+    """Tokens, a memory map (N, L), and labels (N,), int64, of `count` images that a plan of one stage draws.
 
     The file's name has a hash of the network and of how it is sampled. A killed run goes on where it was.
     """

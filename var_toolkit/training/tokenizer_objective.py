@@ -9,15 +9,15 @@ from torch import Tensor
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.codebook_upkeep import CodebookHits, Coded, initialise_codebook, revive, usage
-from var_toolkit.training.data_sources import pictures_of, require_size
+from var_toolkit.training.data_sources import images_of, require_size
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.recipe import Recipe
-from var_toolkit.training.reconstruction import ReconstructionObjective, ReconstructionOptions, pictures
+from var_toolkit.training.reconstruction import ReconstructionObjective, ReconstructionOptions, images
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
 
-FIRST_PICTURES = 64  # whose residuals become the first codes
+FIRST_IMAGES = 64  # whose residuals become the first codes
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TokenizerObjective(ReconstructionObjective):
     """Reconstruction through the quantiser.
 
     With `train_only: decoder` encoder, quant_conv and quantize are frozen: token ids stay what they are, so that a
-    transformer trained on them stays valid while decoder and post_quant_conv learn sharper pictures.
+    transformer trained on them stays valid while decoder and post_quant_conv learn sharper images.
     """
 
     name = "tokenizer"
@@ -59,10 +59,10 @@ class TokenizerObjective(ReconstructionObjective):
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         self.recipe, self.options = recipe, recipe.objective_options
         tokenizer = self.empty_network().to(workplace.team.device)
-        require_size(recipe.data, tokenizer.picture_side)
+        require_size(recipe.data, tokenizer.image_side)
         start_from(tokenizer, self.options.initial)
         self._open(tokenizer, workplace)
-        self.source, self.held_out = pictures_of(recipe, workplace)
+        self.source, self.held_out = images_of(recipe, workplace)
         self.record = CodebookHits(len(tokenizer.scales), recipe.model.vocab_size).to(workplace.team.device)
         self._prepare(tokenizer)
         self.last_revival = self.options.revive_until * recipe.total_steps(len(self.source))
@@ -73,11 +73,11 @@ class TokenizerObjective(ReconstructionObjective):
             for part in (tokenizer.encoder, tokenizer.quant_conv, tokenizer.quantize):
                 part.requires_grad_(False)
         if self.options.initial is None:
-            # Spread over all pictures: in class folders, neighbours are of one class.
-            rows = torch.linspace(0, len(self.source) - 1, min(len(self.source), FIRST_PICTURES)).long()
+            # Spread over all images: in class folders, neighbours are of one class.
+            rows = torch.linspace(0, len(self.source) - 1, min(len(self.source), FIRST_IMAGES)).long()
             first = next(iter(self.source.batches([rows], 0)))
             draws = Draws(self.recipe.seed, 0, 0, 1, len(rows), rows.device)
-            initialise_codebook(tokenizer, pictures(first), draws)
+            initialise_codebook(tokenizer, images(first), draws)
 
     def empty_network(self) -> Coded:
         return cast(Coded, self.network_type(self.recipe.model))
@@ -86,7 +86,7 @@ class TokenizerObjective(ReconstructionObjective):
         result = self.networks["tokenizer"](real)
         self.record.count(result.tokens)
         loss = result.quantizer_loss
-        return result.pictures, self.options.quantiser * loss, {"quantiser": loss}
+        return result.images, self.options.quantiser * loss, {"quantiser": loss}
 
     def _last_weight(self) -> Tensor:
         return self.autoencoder.decoder.conv_out.weight
@@ -97,5 +97,5 @@ class TokenizerObjective(ReconstructionObjective):
             return {}
         hits_SV = self.record.take()
         if self.options.train_only == "all" and done < self.last_revival:
-            revive(self.autoencoder, hits_SV.sum(0) == 0, pictures(batch), draws)
+            revive(self.autoencoder, hits_SV.sum(0) == 0, images(batch), draws)
         return usage(hits_SV)

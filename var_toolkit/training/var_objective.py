@@ -1,6 +1,6 @@
 """Trains the VAR transformer by teacher forcing, after the published recipe (arXiv 2404.02905 and its release).
 
-Letters: B pictures, L tokens, V vocabulary, K scales, C width, c latent channels.
+Letters: B images, L tokens, V vocabulary, K scales, C width, c latent channels.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from var_toolkit.training.batches import Batch, Source, TokenArray
 from var_toolkit.training.code_cache import cached_tokens
 from var_toolkit.training.data_sources import (
     HeldOut,
-    pictures_of,
+    images_of,
     require_size,
     require_still_life_classes,
     shares,
@@ -65,7 +65,7 @@ class VarObjective(Objective):
     """Cross-entropy on every token of every scale, all with the same weight.
 
     Objectives that go on from it change the network, its starting weights (`_begin`), what is minimised (`_loss`), how
-    held-out pictures are judged (`_judged`), or which scales the network computes (`trained`, the first of them).
+    held-out images are judged (`_judged`), or which scales the network computes (`trained`, the first of them).
     """
 
     options_type: ClassVar[type] = VarOptions
@@ -74,7 +74,7 @@ class VarObjective(Objective):
     sampling: Sampling = Sampling()  # default settings of what the run delivers
     log_note = (
         "accuracy is the share of tokens guessed exactly; low values are normal: many codes look alike, "
-        "and on ImageNet 4 to 6 % overall goes with good pictures"
+        "and on ImageNet 4 to 6 % overall goes with good images"
     )
 
     @classmethod
@@ -102,7 +102,7 @@ class VarObjective(Objective):
         device = workplace.team.device
         tokenizer = network_from(str(recipe.tokenizer), self.tokenizer_type, what="tokenizer")
         self._require_fit(tokenizer.config)
-        require_size(recipe.data, tokenizer.picture_side)
+        require_size(recipe.data, tokenizer.image_side)
         self.tokenizer = tokenizer.to(device).requires_grad_(False)
         self.scales: Scales = tokenizer.scales
         self.trained = self.scales
@@ -149,7 +149,7 @@ class VarObjective(Objective):
     def _data(self, workplace: Workplace) -> tuple[Source, HeldOut]:
         data, size = self.recipe.data, self.recipe.batch_size
         if isinstance(data, FoldersData):
-            return pictures_of(self.recipe, workplace, self.classes)
+            return images_of(self.recipe, workplace, self.classes)
         if isinstance(data, StillLifesData):
             require_still_life_classes(self.classes)
         held_out = self._token_array(workplace, data.validation_count, "validation")
@@ -163,9 +163,9 @@ class VarObjective(Objective):
 
         if not count:
             return None
-        pictures, labels = still_lifes(workplace, count, split)
+        images, labels = still_lifes(workplace, count, split)
         name, leads = f"still-lifes-v{VERSION}-{split}", workplace.team.leads
-        tokens = cached_tokens(self.tokenizer, pictures, workplace.cache_dir, name, progress=leads)
+        tokens = cached_tokens(self.tokenizer, images, workplace.cache_dir, name, progress=leads)
         return TokenArray(tokens, labels, workplace.team.device)
 
     def phases(self, step: int) -> list[Phase]:
@@ -198,8 +198,8 @@ class VarObjective(Objective):
     def _tokens(self, batch: Batch) -> list[Tensor]:
         if batch.tokens is not None:
             return self.scales.split(batch.tokens)
-        assert batch.pictures is not None
-        return self.tokenizer.encode(batch.pictures)
+        assert batch.images is not None
+        return self.tokenizer.encode(batch.images)
 
     def _by_scale(self, key: str, values_BL: Tensor, logits_BLV: Tensor, tokens_BL: Tensor) -> dict[str, Tensor]:
         """Accuracy, and the means over each scale of the values, called `key`, and of what was guessed right."""
@@ -211,7 +211,7 @@ class VarObjective(Objective):
         return terms
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """What `_judged` finds, over all held-out pictures."""
+        """What `_judged` finds, over all held-out images."""
         rows = [self._judged(network, batch) for batch in self.held_out]
         return {key: float(torch.stack([row[key] for row in rows]).mean()) for key in rows[0]} if rows else {}
 
@@ -225,7 +225,7 @@ class VarObjective(Objective):
         return {"loss": losses_BL.mean(), **self._by_scale("loss", losses_BL, logits_BLV, tokens_BL)}
 
     def preview(self, network: nn.Module) -> Tensor | None:
-        """Sixteen pictures of classes spread over all of them, the same classes and noise every time."""
+        """Sixteen images of classes spread over all of them, the same classes and noise every time."""
         return self._drawn(self._plan(network), 16)
 
     def _plan(self, network: nn.Module) -> Plan:
@@ -233,14 +233,14 @@ class VarObjective(Objective):
         return Plan(self.tokenizer, (Stage(network, range(len(self.scales)), **PREVIEW),))
 
     def _drawn(self, plan: Plan, count: int) -> Tensor:
-        """Pictures in [-1, 1], (count, 3, h, w), of classes spread over all of them."""
+        """Images in [-1, 1], (count, 3, h, w), of classes spread over all of them."""
         labels = torch.linspace(0, self.classes - 1, count).round().long()
         device = self.tokenizer.quant_conv.weight.device
         return self.tokenizer.decode(decode(plan, labels.to(device), Noise(range(count), device)).latent)
 
 
 def require_share(**values: float) -> None:
-    """Refuse options, given by name, that are no share of the pictures or of the certainty."""
+    """Refuse options, given by name, that are no share of the images or of the certainty."""
     for name, value in values.items():
         if not 0 <= value < 1:
             raise ValueError(f"{name} is {value}; expected a number in [0, 1)")

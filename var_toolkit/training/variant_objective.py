@@ -98,7 +98,7 @@ class VariantObjective(VarObjective):
         return found
 
     def preview(self, network: nn.Module) -> Tensor:
-        """A row of eight pictures by the whole network, and one of the same classes and noise for each subnet."""
+        """A row of eight images by the whole network, and one of the same classes and noise for each subnet."""
         whole = self._plan(network)
         plans = [whole, *(variant(whole, subnet=d, full_scales=self.options.full_scales) for d in self.subnets)]
         return torch.cat([self._drawn(plan, 8) for plan in plans])

@@ -1,10 +1,10 @@
 """The decoder of a tokenizer, and a step of VAR, as programs that run without this package: torch.export or ONNX.
 
-A program is traced from the modules that draw here, so there is no second implementation to keep equal. Pictures and
+A program is traced from the modules that draw here, so there is no second implementation to keep equal. Images and
 rows may be any number; everything else is as large as in the model. What lies around these programs, guidance, filters,
 chance and the way from tokens to the inputs of the next scale, is left to whoever runs them.
 
-Letters: B pictures, R rows (pictures, twice under guidance), N layers, H heads, L tokens, D head width, C channels.
+Letters: B images, R rows (images, twice under guidance), N layers, H heads, L tokens, D head width, C channels.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from var_toolkit.tokenizers.kl import KLTokenizer
 from var_toolkit.zoo.fitting import AnyTokenizer
 
 ENDINGS = (".pt2", ".onnx")
-KL_PICTURES = 63  # pictures; from 64 on diffusers copies what it enlarges, which is another program
+KL_IMAGES = 63  # images; from 64 on diffusers copies what it enlarges, which is another program
 LARGEST_ONNX = 2**31  # bytes, of one protobuf file
 
 
 def export_decoder(tokenizer: AnyTokenizer, path: Path | str) -> None:
-    """Write the decoder: `latent` (B, C, side, side), float32 -> `pictures` (B, 3, h, w), float32 in [-1, 1].
+    """Write the decoder: `latent` (B, C, side, side), float32 -> `images` (B, 3, h, w), float32 in [-1, 1].
 
-    That of an AutoencoderKL takes up to 63 pictures. A path ends in .pt2 (`torch.export.load`) or .onnx. ValueError in
+    That of an AutoencoderKL takes up to 63 images. A path ends in .pt2 (`torch.export.load`) or .onnx. ValueError in
     one line for anything that cannot be done.
     """
     side, device = tokenizer.scales.finest, next(tokenizer.parameters()).device
     latent = torch.zeros(2, tokenizer.channels, side, side, device=device)
-    most = KL_PICTURES if isinstance(tokenizer, KLTokenizer) else None
-    _export(_Decoder(tokenizer), {"latent": latent}, {"latent": 0}, ["pictures"], Path(path), most)
+    most = KL_IMAGES if isinstance(tokenizer, KLTokenizer) else None
+    _export(_Decoder(tokenizer), {"latent": latent}, {"latent": 0}, ["images"], Path(path), most)
 
 
 def export_step(backbone: VAR, scale: int, path: Path | str) -> None:

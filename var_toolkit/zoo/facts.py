@@ -30,10 +30,10 @@ class Facts:
     license: str | None = None  # as the hub names it, such as mit
     base_models: tuple[str, ...] = ()  # hub ids of what they were made from
     data: str | None = None  # what the backbone learned from, in words
-    pictures_seen: int | None = None
+    images_seen: int | None = None
     recipe: str | None = None  # of its training, YAML
     training: dict[str, float] = field(default_factory=dict)  # the last figures in the log of its training
-    figures: dict[str, str] = field(default_factory=dict)  # of pictures drawn with the default settings
+    figures: dict[str, str] = field(default_factory=dict)  # of images drawn with the default settings
     card: str | None = None  # one written by hand, which takes the place of ours; it lies in README.md
 
     def altered(self, how: str) -> Facts:
@@ -66,7 +66,7 @@ def of_entry(entry: Entry) -> Facts:
             base_models=tuple(dict.fromkeys(repository for repository, _ in entry.source.files.values())),
             data=data,
             figures={
-                f"{name.upper()}, 50,000 pictures, as its authors report": str(v) for name, v in entry.published.items()
+                f"{name.upper()}, 50,000 images, as its authors report": str(v) for name, v in entry.published.items()
             },
         )
     training = entry.training
@@ -74,7 +74,7 @@ def of_entry(entry: Entry) -> Facts:
     if training is None:
         return known
     return replace(
-        known, pictures_seen=training.pictures, recipe=_packaged_recipes(training.recipes), figures=training.figures()
+        known, images_seen=training.images, recipe=_packaged_recipes(training.recipes), figures=training.figures()
     )
 
 

@@ -25,7 +25,7 @@ HEADS = {width: heads for _, heads, width in PUBLISHED.values()}
 FIXED: dict[str, Any] = {
     "model_type": "c2i", "cls_token_num": 1, "rope_base": 10000, "norm_eps": 1e-5, "codebook_l2_norm": True,
 }  # fmt: skip
-USAGE = "quantize.codebook_used"  # which codes the last training pictures had
+USAGE = "quantize.codebook_used"  # which codes the last training images had
 LEVEL = re.compile(r"^(encoder|decoder)\.conv_blocks\.(\d+)\.(res|attn|downsample|upsample)\.")
 MIDDLE = {".mid.0.": ".mid.block_1.", ".mid.1.": ".mid.attn_1.", ".mid.2.": ".mid.block_2."}
 QKV = re.compile(r"^(.*\.)q(\.weight|\.bias)$")

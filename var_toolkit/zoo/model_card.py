@@ -59,7 +59,7 @@ def _front_matter(pipe: Pipeline) -> dict[str, Any]:
         told |= {"license": "other", "license_name": facts.license}
     elif facts.license is not None:
         told["license"] = facts.license
-    # The hub has no task of its own for pictures of classes; this one is what they are filed under.
+    # The hub has no task of its own for images of classes; this one is what they are filed under.
     told["pipeline_tag"] = "unconditional-image-generation"
     told["tags"] = list(dict.fromkeys(["image-generation", "autoregressive", "class-conditional", *names]))
     if facts.base_models:
@@ -69,9 +69,9 @@ def _front_matter(pipe: Pipeline) -> dict[str, Any]:
 
 def _summary(pipe: Pipeline) -> str:
     name, paper, how = _family(pipe.backbone)
-    side, classes = pipe.tokenizer.picture_side, pipe.backbone.config.num_classes
+    side, classes = pipe.tokenizer.image_side, pipe.backbone.config.num_classes
     what = LEARNED.get(pipe.data_set or "")
-    told = f"Draws pictures of {classes:,} classes{f' of {what}' if what else ''}, {side} x {side} pixels, with "
+    told = f"Draws images of {classes:,} classes{f' of {what}' if what else ''}, {side} x {side} pixels, with "
     if pipe.refiner is None:
         return f"{told}[{name}](https://arxiv.org/abs/{paper}), by {how}."
     second = _family(pipe.refiner.backbone)[0]
@@ -93,7 +93,7 @@ With var_toolkit installed:
 import var_toolkit
 
 pipe = var_toolkit.load("{source}")
-pipe({label}, seeds=0).images[0].save("picture.png")
+pipe({label}, seeds=0).images[0].save("image.png")
 ```"""
 
 
@@ -106,8 +106,8 @@ def _networks(pipe: Pipeline) -> list[tuple[str, str]]:
     return [
         *rows,
         ("tokenizer", _tokenizer(pipe.tokenizer)),
-        ("token maps", f"{maps} a side, {scales.total:,} tokens a picture"),
-        ("pictures", f"{pipe.tokenizer.picture_side} x {pipe.tokenizer.picture_side} pixels"),
+        ("token maps", f"{maps} a side, {scales.total:,} tokens an image"),
+        ("images", f"{pipe.tokenizer.image_side} x {pipe.tokenizer.image_side} pixels"),
         ("classes", f"{pipe.backbone.config.num_classes:,}, such as {label}: {names.name(label)}"),
     ]
 
@@ -128,7 +128,7 @@ def _training(facts: Facts) -> str:
     rows = [
         ("weights", facts.origin or UNKNOWN),
         ("data of the transformer", facts.data or UNKNOWN),
-        ("pictures seen", f"{facts.pictures_seen:,}" if facts.pictures_seen is not None else UNKNOWN),
+        ("images seen", f"{facts.images_seen:,}" if facts.images_seen is not None else UNKNOWN),
         *((f"{name.replace('_', ' ')} at the end", f"{value:g}") for name, value in facts.training.items()),
     ]
     recipe = f"The recipe:\n\n```yaml\n{facts.recipe.strip()}\n```" if facts.recipe else "The recipe is not known."
@@ -137,7 +137,7 @@ def _training(facts: Facts) -> str:
 
 def _figures(facts: Facts) -> str:
     if not facts.figures:
-        return "None are known of pictures that it draws."
+        return "None are known of images that it draws."
     return f"At the default settings of the weights named above.\n\n{_table(facts.figures.items())}"
 
 

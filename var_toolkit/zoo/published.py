@@ -28,7 +28,7 @@ class TokenizerFiles:
 
 @dataclass(frozen=True)
 class Family:
-    """How the files of one kind of backbone are read, and its pictures are drawn by default."""
+    """How the files of one kind of backbone are read, and its images are drawn by default."""
 
     network: type[nn.Module]
     config: type

@@ -79,7 +79,7 @@ class Training:
     """How the backbone of an embedded model was trained, and its samples judged at the default settings, in float32."""
 
     recipes: tuple[str, ...]  # of configs/, in order
-    pictures: int | None = None  # seen, over all of them
+    images: int | None = None  # seen, over all of them
     judged: int = 0  # samples that the figures are of; 0 if there are none
     agreement: float = 0.0  # percent of them whose class the classifier recognises
     distance: float | None = None  # Fréchet distance of the classifier's features to as many fresh renderings
@@ -88,7 +88,7 @@ class Training:
         """The figures that were measured, each with what it is."""
         if not self.judged:
             return {}
-        of = f"{self.judged:,} pictures, float32"
+        of = f"{self.judged:,} images, float32"
         found = {f"class agreement by the classifier of still lifes, {of}": f"{self.agreement} %"}
         if self.distance is not None:
             found[f"Fréchet distance of that classifier's features to fresh renderings, {of}"] = f"{self.distance:g}"
@@ -105,14 +105,14 @@ class Entry:
     source: Embedded | Hub
     class_names: str
     sampling: Sampling = Sampling()
-    published: Mapping[str, float] = field(default_factory=dict)  # as the authors report: FID on 50k pictures
+    published: Mapping[str, float] = field(default_factory=dict)  # as the authors report: FID on 50k images
     draft_scales: int = 0  # of a drafter and a refiner (CoDe): how many scales the drafter draws
     draft_models: Mapping[str, str] = field(default_factory=dict)  # by what speculates: what drafts if nothing is named
     training: Training | None = None  # of an embedded model
 
     @property
     def draws(self) -> bool:
-        """Whether the model draws pictures from class labels; a tokenizer or a classifier alone does not."""
+        """Whether the model draws images from class labels; a tokenizer or a classifier alone does not."""
         return isinstance(self.source, Hub) or self.source.backbone is not None
 
 
@@ -202,7 +202,7 @@ def flowar_sampling(width: int) -> Sampling:
 def _llamagen(
     size: str, parameters: int, fid: float, *, depth: int, heads: int, width: int, side: int = 24, name: str = ""
 ) -> Entry:
-    """LlamaGen for maps of `side` x `side` tokens; the published figures at 384 px are for pictures shrunk to 256."""
+    """LlamaGen for maps of `side` x `side` tokens; the published figures at 384 px are for images shrunk to 256."""
     file = f"c2i_{size}_{16 * side}.pt"
     source = Hub(
         {"tokenizer": VQ16_TOKENIZER, "backbone": ("FoundationVision/LlamaGen", file)},
@@ -310,7 +310,7 @@ ENTRIES: dict[str, Entry] = {
             "stilllife-raster-vq", "tokenizer of still lifes with one map, 16 x 16", tokenizer="stilllife-raster-vq"
         ),
         _still_life(
-            "stilllife-classifier", "judges which still life a picture shows", classifier="stilllife-classifier"
+            "stilllife-classifier", "judges which still life an image shows", classifier="stilllife-classifier"
         ),
         _var(16, 3.55),
         _var(20, 2.95),

@@ -67,12 +67,12 @@ def _title(told: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 def _panel(axes: Axes, rows: list[dict[str, Any]], heights: list[float], name: str, *, falling: bool = False) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-    speeds = [row["pictures_per_second"] for row in rows]
+    speeds = [row["images_per_second"] for row in rows]
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("pictures a second")
+    axes.set_xlabel("images a second")
     axes.set_ylabel(name)
     axes.margins(0.18)
     axes.grid(color="#eeeeee")
@@ -116,7 +116,7 @@ def _label(axes: Axes, rows: list[dict[str, Any]], heights: list[float]) -> None
     """Write each name beside its dot, at the first place of a few where it covers the least."""
     from matplotlib.transforms import Bbox
 
-    points = [(row["pictures_per_second"], y) for row, y in zip(rows, heights, strict=True)]
+    points = [(row["images_per_second"], y) for row, y in zip(rows, heights, strict=True)]
     pixels = [tuple(point) for point in axes.transData.transform(points)]
     radii = [area**0.5 / 2 for area in _areas(rows)]  # matplotlib's areas are those of the square around a dot
     taken = []  # boxes of dots and of labels already written

@@ -1,4 +1,4 @@
-"""What a row's pictures are worth: class agreement and the embedded Fréchet distance."""
+"""What a row's images are worth: class agreement and the embedded Fréchet distance."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ RENDERINGS = ENOUGH
 
 
 def judge(path: Path, classes: int, cache: Path) -> dict[str, Any]:
-    """Judge the pictures in a file, uint8 (N, 3, 64, 64), picture i of class i % classes.
+    """Judge the images in a file, uint8 (N, 3, 64, 64), image i of class i % classes.
 
     What they are compared with is rendered once and kept in the folder `cache`.
     """
-    pictures = torch.from_numpy(np.load(path))
+    images = torch.from_numpy(np.load(path))
     reference = fresh_statistics(RENDERINGS, cached=cache / "still-life-statistics.npz")
     return {
-        "pictures": len(pictures),
+        "images": len(images),
         "renderings": RENDERINGS,
-        "class_agreement": class_agreement(pictures, torch.arange(len(pictures)) % classes),
-        "distance": embedded_distance(pictures, reference),
+        "class_agreement": class_agreement(images, torch.arange(len(images)) % classes),
+        "distance": embedded_distance(images, reference),
     }

@@ -63,7 +63,7 @@ def _row(one: Measured, first: Measured) -> dict[str, Any]:
             "forward_passes": counted.forward_passes,
             "multiply_adds": counted.multiply_adds,
             "decoder_multiply_adds": one.size.decoder_multiply_adds,
-            "cache_bytes_per_picture": counted.cache_bytes(getattr(torch, one.row.dtype)),
+            "cache_bytes_per_image": counted.cache_bytes(getattr(torch, one.row.dtype)),
             "ratio": _work(first) / _work(one),
             "transformer_ratio": first.size.cost.multiply_adds / counted.multiply_adds,
         },
@@ -80,10 +80,10 @@ def _figures(one: Measured, first: Measured) -> dict[str, Any]:
     peak = max(turn["peak_memory_bytes"] for turn in one.turns)
     empty = 0 if one.facts["gpu"] else one.facts["process_memory_bytes"]
     return {
-        "seconds_per_picture": median(seconds),
-        "transformer_seconds_per_picture": median(_seconds(one, "transformer")),
-        "decoder_seconds_per_picture": median(_seconds(one, "decoder")),
-        "pictures_per_second": 1 / median(seconds),
+        "seconds_per_image": median(seconds),
+        "transformer_seconds_per_image": median(_seconds(one, "transformer")),
+        "decoder_seconds_per_image": median(_seconds(one, "decoder")),
+        "images_per_second": 1 / median(seconds),
         "ratio": asdict(paired_ratio(_seconds(first, "transformer", "decoder"), seconds)) if comparable else None,
         "transformer_ratio": asdict(paired_ratio(_seconds(first, "transformer"), _seconds(one, "transformer")))
         if comparable
@@ -91,14 +91,14 @@ def _figures(one: Measured, first: Measured) -> dict[str, Any]:
         "peak_memory_bytes": peak,
         "memory_growth_bytes": max(peak - empty, 0),
         "transformer_memory_bytes": one.turns[0]["transformer_memory_bytes"],
-        "cache_bytes_per_picture": one.turns[-1]["cache_bytes_per_picture"],
+        "cache_bytes_per_image": one.turns[-1]["cache_bytes_per_image"],
         "forward_passes": one.turns[-1]["forward_passes"],
         "speculation": one.turns[-1].get("speculation"),
     }
 
 
 def _seconds(one: Measured, *parts: str) -> list[float]:
-    """Seconds a picture of each round: the median of its batches, of one part or of parts added."""
+    """Seconds an image of each round: the median of its batches, of one part or of parts added."""
     return [median(map(sum, zip(*(turn[part] for part in parts), strict=True))) for turn in one.turns]
 
 
@@ -133,23 +133,23 @@ class Column:
 
 
 COLUMNS = (
-    Column("s/picture", lambda row: _number(row["seconds_per_picture"])),
-    Column("transformer", lambda row: _number(row["transformer_seconds_per_picture"])),
-    Column("decoder", lambda row: _number(row["decoder_seconds_per_picture"])),
-    Column("pictures/s", lambda row: _number(row["pictures_per_second"])),
+    Column("s/image", lambda row: _number(row["seconds_per_image"])),
+    Column("transformer", lambda row: _number(row["transformer_seconds_per_image"])),
+    Column("decoder", lambda row: _number(row["decoder_seconds_per_image"])),
+    Column("images/s", lambda row: _number(row["images_per_second"])),
     Column("ratio", lambda row: _ratio(row, "ratio")),
     Column("transformer ratio", lambda row: _ratio(row, "transformer_ratio")),
     Column("predicted", lambda row: _predicted(row)),
     Column("G mult-adds", lambda row: _number(row["predicted"]["multiply_adds"] / 1e9)),
     Column("passes", lambda row: str(row["forward_passes"])),
     Column("parameters", lambda row: _mega(row["parameters"])),
-    Column("KV MiB", lambda row: _mebi(row["cache_bytes_per_picture"])),
+    Column("KV MiB", lambda row: _mebi(row["cache_bytes_per_image"])),
     Column("work MiB", lambda row: _mebi(row["transformer_memory_bytes"])),
     Column("peak MiB", lambda row: f"{_mebi(row['peak_memory_bytes'])} (+{_mebi(row['memory_growth_bytes'])})"),
 )
 SPECULATION_COLUMNS = (
     Column("tokens/pass", lambda row: f"{row['speculation']['tokens_per_pass']:.2f}"),
-    Column("drafter passes", lambda row: f"{row['speculation']['drafter_passes_per_picture']:.0f}"),
+    Column("drafter passes", lambda row: f"{row['speculation']['drafter_passes_per_image']:.0f}"),
     Column("accepted", lambda row: _share(row["speculation"]["acceptance"])),
     Column("fallen back", lambda row: str(row["speculation"]["fall_backs"])),
 )
@@ -236,19 +236,19 @@ def legend(told: dict[str, Any]) -> list[str]:
         "the rows take turns",
         f"ratio: times as fast as {told['rows'][0]['name']}, median of the rounds (lowest to highest); predicted: the "
         "transformer's, from multiply-adds alone",
-        "KV: keys and values a picture; work: what the transformer adds to the weights for a batch, keys and values "
+        "KV: keys and values an image; work: what the transformer adds to the weights for a batch, keys and values "
         "included (on the CPU of the first batch, to within some 100 MiB); peak: memory of the process while it draws "
         "(beyond that of an empty process); on CUDA, both of torch's allocator",
     ]
     if has_speculation(told):
         lines.append(
-            "tokens/pass: tokens that a pass of the target settles for a picture; drafter passes: for a picture; "
-            "accepted: of the drafted tokens; fallen back: pictures of the last round that gave up drafting"
+            "tokens/pass: tokens that a pass of the target settles for an image; drafter passes: for an image; "
+            "accepted: of the drafted tokens; fallen back: images of the last round that gave up drafting"
         )
-    judged = sorted({row["quality_found"]["pictures"] for row in told["rows"] if row["quality_found"]})
+    judged = sorted({row["quality_found"]["images"] for row in told["rows"] if row["quality_found"]})
     if judged:
         lines.append(
-            f"agreement: the embedded classifier names the class, of {', '.join(map(str, judged))} pictures; distance: "
+            f"agreement: the embedded classifier names the class, of {', '.join(map(str, judged))} images; distance: "
             "Fréchet distance of its features to fresh renderings"
         )
     failed = {row["name"]: row["quality_error"] for row in told["rows"] if row["quality_error"] is not None}

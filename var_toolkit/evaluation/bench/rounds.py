@@ -69,7 +69,7 @@ def size_of(row: Row) -> Size:
     try:
         shape = skeleton(row.source)
         plan = shape.plan(**row.plan)
-        if row.quality and (shape.data_set != "still-lifes" or shape.tokenizer.picture_side != 64):
+        if row.quality and (shape.data_set != "still-lifes" or shape.tokenizer.image_side != 64):
             raise ValueError(f"quality is judged on still lifes of 64 px, which {row.source} does not draw")
     except (TypeError, ValueError) as error:  # a setting of the wrong type is compared with a number
         raise ValueError(f"row {row.name!r}: {error}") from None
@@ -87,7 +87,7 @@ def measure(table: Table, *, cache: Path, on_step: Step) -> list[Measured]:
     A row whose quality cannot be judged keeps its speed. What is interrupted by the keyboard returns what has been
     measured, or raises KeyboardInterrupt if nothing has.
 
-    `cache` is a folder that keeps what pictures are compared with.
+    `cache` is a folder that keeps what images are compared with.
     """
     found = [Measured(row, size_of(row)) for row in table.rows]
     if any(row.quality for row in table.rows):
@@ -116,7 +116,7 @@ def _round(table: Table, number: int, found: list[Measured], children: Children,
 
 def steps(table: Table) -> int:
     """How often `on_step` is called if no row fails."""
-    return table.rounds * len(table.rows) + len({row.pictures_key for row in table.rows if row.quality})
+    return table.rounds * len(table.rows) + len({row.images_key for row in table.rows if row.quality})
 
 
 class Children:
@@ -168,18 +168,18 @@ def _place(device: str) -> str:
 
 
 def _judge_all(found: list[Measured], children: Children, cache: Path, on_step: Step) -> None:
-    """The quality of the rows that ask for it, once for those that draw the same pictures."""
+    """The quality of the rows that ask for it, once for those that draw the same images."""
     judged: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "pictures.npy"
+        path = Path(folder) / "images.npy"
         for one in found:
             if not one.row.quality or one.error is not None:
                 continue
-            key = one.row.pictures_key
+            key = one.row.images_key
             if key not in judged:
-                on_step(f"quality, {one.row.quality} pictures: {one.row.name}")
+                on_step(f"quality, {one.row.quality} images: {one.row.name}")
                 try:
-                    judged[key] = judge(path, children.ask(one, pictures=str(path))["classes"], cache)
+                    judged[key] = judge(path, children.ask(one, images=str(path))["classes"], cache)
                 except (RowFailedError, OSError, ValueError) as error:
                     one.quality_error = str(error)
                     continue

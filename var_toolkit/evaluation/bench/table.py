@@ -29,7 +29,7 @@ class Row:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     batch: int = 8
-    quality: int = 0  # pictures to judge it by, of classes 0, 1, ...; 0 is off
+    quality: int = 0  # images to judge it by, of classes 0, 1, ...; 0 is off
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str):
@@ -39,11 +39,11 @@ class Row:
         refuse_unknown_keys(self.plan, plan_keywords(), where="plan")
         hints = get_type_hints(Settings)
         read = {key: convert(hints[key], value, where=f"plan: {key}") for key, value in self.plan.items()}
-        object.__setattr__(self, "plan", read)  # 1e-3 is text in YAML; and 0 and 0.0 draw the same pictures
+        object.__setattr__(self, "plan", read)  # 1e-3 is text in YAML; and 0 and 0.0 draw the same images
         if self.batch < 1:
             raise ValueError(f"batch is {self.batch}; expected 1 or more")
         if self.quality < 0 or self.quality == 1:
-            raise ValueError(f"quality is {self.quality}; expected 2 pictures or more, or 0 for none")
+            raise ValueError(f"quality is {self.quality}; expected 2 images or more, or 0 for none")
         if self.quality and self.weights == "random":
             raise ValueError("random weights have no quality; leave out quality or weights")
 
@@ -57,8 +57,8 @@ class Row:
         return build(two, self.model, where="model")
 
     @property
-    def pictures_key(self) -> str:
-        """Rows of one key draw the same pictures: the batch and the name change nothing."""
+    def images_key(self) -> str:
+        """Rows of one key draw the same images: the batch and the name change nothing."""
         return repr(dataclasses.replace(self, name="", batch=1))
 
 

@@ -21,8 +21,8 @@ from var_toolkit.devices import clock
 from var_toolkit.evaluation.bench.memory import forget_peak, held, peak
 from var_toolkit.evaluation.bench.random_weights import random_pipeline
 from var_toolkit.evaluation.bench.table import Row
+from var_toolkit.images import to_uint8
 from var_toolkit.loading import load
-from var_toolkit.pictures import to_uint8
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.sampling.engine import Decoded, decode
 from var_toolkit.sampling.noise import Noise
@@ -42,7 +42,7 @@ class Worker:
         self.row = row
         self.pipe = _pipeline(row).pack()
         self.plan = self.pipe.plan(**row.plan)
-        # The first run warms up. On the CPU one picture does: nothing there is tuned to the size of the batch.
+        # The first run warms up. On the CPU one image does: nothing there is tuned to the size of the batch.
         size = 1 if self.pipe.device.type == "cpu" else row.batch
         _draw(self.pipe, self.plan, self._labels(0, size), range(size))
         self.process_bytes = before
@@ -54,7 +54,7 @@ class Worker:
         return {"device": str(device), "gpu": name, "process_memory_bytes": self.process_bytes}
 
     def turn(self, number: int, seconds: float) -> dict[str, Any]:
-        """Draw batches for at least `seconds`: seconds a picture of each batch, memory, and what the engine counted."""
+        """Draw batches for at least `seconds`: seconds an image of each batch, memory, and what the engine counted."""
         drawing: list[float] = []
         tallies: list[Tally] = []
         decoding: list[float] = []
@@ -75,24 +75,24 @@ class Worker:
             "decoder": decoding,
             "peak_memory_bytes": peak(self.pipe.device),
             "transformer_memory_bytes": max(added, 0),
-            "cache_bytes_per_picture": one.run.cache_bytes // size,
+            "cache_bytes_per_image": one.run.cache_bytes // size,
             "forward_passes": one.run.forward_passes,
             "speculation": whole.as_json() if whole else None,
         }
 
-    def pictures(self, path: str) -> dict[str, Any]:
-        """Draw what the row's quality is judged by into a file: uint8 (N, 3, h, w), picture i of class and seed i."""
+    def images(self, path: str) -> dict[str, Any]:
+        """Draw what the row's quality is judged by into a file: uint8 (N, 3, h, w), image i of class and seed i."""
         import numpy as np
 
         np.save(path, torch.cat(list(self.drawn(self.row.quality))).numpy())
         return {"classes": self.pipe.backbone.config.num_classes}
 
     def drawn(self, count: int) -> Iterator[Tensor]:
-        """Batches of pictures, uint8 (B, 3, h, w), on the CPU: picture i of class i, counted around, and seed i."""
+        """Batches of images, uint8 (B, 3, h, w), on the CPU: image i of class i, counted around, and seed i."""
         for at in range(0, count, QUALITY_BATCH):
             size = min(QUALITY_BATCH, count - at)
             one = _draw(self.pipe, self.plan, self._labels(at, size), range(at, at + size))
-            yield to_uint8((one.pictures + 1) / 2).cpu()
+            yield to_uint8((one.images + 1) / 2).cpu()
 
     def _labels(self, first: int, count: int) -> Tensor:
         return torch.arange(first, first + count, device=self.pipe.device) % self.pipe.backbone.config.num_classes
@@ -104,12 +104,12 @@ def _pipeline(row: Row) -> Pipeline:
 
 
 class Drawn(NamedTuple):
-    """One batch: seconds of the transformer and of the tokenizer's decoder, tokens, and pictures in [-1, 1]."""
+    """One batch: seconds of the transformer and of the tokenizer's decoder, tokens, and images in [-1, 1]."""
 
     transformer: float
     decoder: float
     run: Decoded
-    pictures: Tensor
+    images: Tensor
     peak_bytes: int  # before the decoder
 
 
@@ -118,8 +118,8 @@ def _draw(pipe: Pipeline, plan: Plan, labels: Tensor, seeds: range) -> Drawn:
     began = clock(pipe.device)
     run = decode(plan, labels, noise)
     drawn, peak_bytes = clock(pipe.device), peak(pipe.device)
-    pictures = plan.tokenizer.decode(run.latent)
-    return Drawn(drawn - began, clock(pipe.device) - drawn, run, pictures, peak_bytes)
+    images = plan.tokenizer.decode(run.latent)
+    return Drawn(drawn - began, clock(pipe.device) - drawn, run, images, peak_bytes)
 
 
 def main() -> None:
@@ -137,7 +137,7 @@ def main() -> None:
             elif "turn" in order:
                 answer = worker.turn(order["turn"], order["seconds"])
             else:
-                answer = worker.pictures(order["pictures"])
+                answer = worker.images(order["images"])
         except Exception as error:  # whatever it is, it is this row's failure
             traceback.print_exc()
             answer = {"error": _in_one_line(error)}

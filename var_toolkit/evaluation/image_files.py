@@ -1,7 +1,7 @@
-"""Pictures on disk: files of their own, or members of shards, which are plain tar files as WebDataset reads them.
+"""Images on disk: files of their own, or members of shards, which are plain tar files as WebDataset reads them.
 
-A shard holds two members a picture, side by side and of one stem: `000207_class-207.png`, and `000207_class-207.cls`
-with the label in digits. Equal pictures give equal bytes: no member tells a time or an owner.
+A shard holds two members an image, side by side and of one stem: `000207_class-207.png`, and `000207_class-207.cls`
+with the label in digits. Equal images give equal bytes: no member tells a time or an owner.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHARD_ENDING, LABEL_ENDING = ".tar", ".cls"
-PICTURE = re.compile(r"(\d{6,})_class-(\d+)\.png")
+IMAGE = re.compile(r"(\d{6,})_class-(\d+)\.png")
 SHARD = re.compile(r"shard-(\d{5,})\.tar")
 
 
 @dataclass(frozen=True)
 class Member:
-    """A picture in a shard: where its bytes lie, so that it is read without the others."""
+    """An image in a shard: where its bytes lie, so that it is read without the others."""
 
     shard: Path
     name: str
@@ -38,10 +38,10 @@ class Member:
         return f"{self.shard}/{self.name}"
 
 
-PictureFile = Path | Member
+ImageFile = Path | Member
 
 
-def readable(file: PictureFile) -> Path | BytesIO:
+def readable(file: ImageFile) -> Path | BytesIO:
     """What Pillow opens."""
     if isinstance(file, Path):
         return file
@@ -50,14 +50,14 @@ def readable(file: PictureFile) -> Path | BytesIO:
         return BytesIO(shard.read(file.size))
 
 
-def label_in(file: PictureFile) -> int | None:
-    """The class that the name of a drawn picture tells; None if it tells none."""
-    match = PICTURE.fullmatch(file.name)
+def label_in(file: ImageFile) -> int | None:
+    """The class that the name of a drawn image tells; None if it tells none."""
+    match = IMAGE.fullmatch(file.name)
     return int(match[2]) if match else None
 
 
 def members(shard: Path) -> list[Member]:
-    """The pictures of a shard in its order; ValueError if it is damaged, or holds anything but pictures and labels."""
+    """The images of a shard in its order; ValueError if it is damaged, or holds anything but images and labels."""
     try:
         with tarfile.open(shard, "r:") as archive:
             found = [Member(shard, info.name, info.offset_data, info.size) for info in archive if info.isreg()]
@@ -65,25 +65,25 @@ def members(shard: Path) -> list[Member]:
         raise ValueError(f"{shard} is damaged, or is not a tar file: {error}") from None
     for member in found:
         if Path(member.name).suffix.lower() not in (*ENDINGS, LABEL_ENDING):
-            raise ValueError(f"{member} is no picture; a shard may hold {', '.join((*ENDINGS, LABEL_ENDING))} alone")
+            raise ValueError(f"{member} is no image; a shard may hold {', '.join((*ENDINGS, LABEL_ENDING))} alone")
     return [member for member in found if not member.name.endswith(LABEL_ENDING)]
 
 
-def write_picture(path: Path, picture: Image) -> None:
+def write_image(path: Path, image: Image) -> None:
     """A PNG file, whole or not at all."""
-    write_whole(path, lambda temporary: picture.save(temporary, format="png"))
+    write_whole(path, lambda temporary: image.save(temporary, format="png"))
 
 
-def write_shard(path: Path, pictures: Iterable[tuple[str, int, Image]]) -> None:
-    """A shard of pictures with their file names and labels, whole or not at all. Each is drawn as it is written."""
-    write_whole(path, lambda temporary: _fill(temporary, pictures))
+def write_shard(path: Path, images: Iterable[tuple[str, int, Image]]) -> None:
+    """A shard of images with their file names and labels, whole or not at all. Each is drawn as it is written."""
+    write_whole(path, lambda temporary: _fill(temporary, images))
 
 
-def _fill(path: Path, pictures: Iterable[tuple[str, int, Image]]) -> None:
+def _fill(path: Path, images: Iterable[tuple[str, int, Image]]) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, label, picture in pictures:
+        for name, label, image in images:
             png = BytesIO()
-            picture.save(png, format="png")
+            image.save(png, format="png")
             _add(archive, name, png.getvalue())
             _add(archive, Path(name).with_suffix(LABEL_ENDING).name, str(label).encode())
 

@@ -6,18 +6,18 @@ import tarfile
 import pytest
 from PIL import Image
 
-from var_toolkit.evaluation.picture_files import label_in, members, readable, write_shard
+from var_toolkit.evaluation.image_files import label_in, members, readable, write_shard
 
 
 @pytest.fixture
 def shard(tmp_path):
-    """A shard of five pictures of noise."""
-    pictures = [(f"{i:06d}_class-{i % 3}.png", i % 3, Image.effect_noise((8, 6), 90)) for i in range(5)]
-    write_shard(tmp_path / "shard-00000.tar", pictures)
+    """A shard of five images of noise."""
+    images = [(f"{i:06d}_class-{i % 3}.png", i % 3, Image.effect_noise((8, 6), 90)) for i in range(5)]
+    write_shard(tmp_path / "shard-00000.tar", images)
     return tmp_path / "shard-00000.tar"
 
 
-def test_each_picture_of_a_shard_is_read_without_the_others(shard):
+def test_each_image_of_a_shard_is_read_without_the_others(shard):
     found = members(shard)
     assert [label_in(member) for member in found] == [0, 1, 2, 0, 1]
     with tarfile.open(shard) as archive:
@@ -32,12 +32,12 @@ def test_no_member_tells_when_and_by_whom_it_was_written(shard):
 
 
 def test_an_error_on_the_way_leaves_no_shard(tmp_path):
-    def pictures():
+    def images():
         yield "000000_class-0.png", 0, Image.new("RGB", (4, 4))
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="the disk is full"):
-        write_shard(tmp_path / "shard-00000.tar", pictures())
+        write_shard(tmp_path / "shard-00000.tar", images())
     assert not list(tmp_path.iterdir())
 
 
@@ -59,5 +59,5 @@ def test_a_shard_of_other_things_is_refused(tmp_path):
         header = tarfile.TarInfo("notes.txt")
         header.size = 4
         archive.addfile(header, io.BytesIO(b"text"))
-    with pytest.raises(ValueError, match=r"a\.tar/notes\.txt is no picture; a shard may hold \.png"):
+    with pytest.raises(ValueError, match=r"a\.tar/notes\.txt is no image; a shard may hold \.png"):
         members(tmp_path / "a.tar")

@@ -1,8 +1,8 @@
 """Draws still lifes into a file once, with all processors, and hands the file out afterwards.
 
-torch is not imported here, so that the drawing processes start fast. Pictures are drawn in chunks, each a file of
+torch is not imported here, so that the drawing processes start fast. Images are drawn in chunks, each a file of
 its own that appears whole; when all are there they are joined into one file under its final name. A drawing that was
-killed goes on with the chunks it lacks, and a longer file takes over the pictures of the shorter one.
+killed goes on with the chunks it lacks, and a longer file takes over the images of the shorter one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from var_toolkit.data.ray_tracing import draw
 from var_toolkit.data.still_life_names import CLASSES, parts
 
-VERSION = 1  # part of the file's name: raise it whenever pictures change
+VERSION = 1  # part of the file's name: raise it whenever images change
 SIZE = 64
 SPLITS = ("train", "validation")
 CHUNK = 250
@@ -30,7 +30,7 @@ _FIRST_SEEDS = dict(zip(SPLITS, (0, 2**40), strict=True))
 
 
 def item(index: int, split: str) -> tuple[int, int]:
-    """Return the label and the seed of a split's picture. ValueError for an unknown split."""
+    """Return the label and the seed of a split's image. ValueError for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} must be one of {', '.join(SPLITS)}")
     return index % CLASSES, _FIRST_SEEDS[split] + index
@@ -39,20 +39,20 @@ def item(index: int, split: str) -> tuple[int, int]:
 def cached(
     directory: str | os.PathLike[str], count: int, split: str, *, progress: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first `count` pictures of a split from a file in `directory`, drawing those that it lacks.
+    """Return the first `count` images of a split from a file in `directory`, drawing those that it lacks.
 
-    The first n pictures of a longer file are those of a shorter one. Processes that want the same file at the same
+    The first n images of a longer file are those of a shorter one. Processes that want the same file at the same
     time wait for one another. A script that calls this needs the usual `if __name__ == "__main__":` guard, as the
     drawing processes are spawned.
 
     Args:
         directory: where the file is kept; made if missing.
-        count: how many pictures, at least 1.
+        count: how many images, at least 1.
         split: "train" or "validation".
         progress: show a progress bar on stderr, if that is a terminal.
 
     Returns:
-        The pictures, a read-only memory map of uint8 (count, 3, 64, 64), and their labels, int64 (count,).
+        The images, a read-only memory map of uint8 (count, 3, 64, 64), and their labels, int64 (count,).
 
     Raises:
         ValueError: if the count is below 1 or the split is unknown.
@@ -83,7 +83,7 @@ def _extend(file: Path, count: int, split: str, progress: bool) -> None:
     tasks = [(start, split, _chunk_file(chunks, start)) for start in starts]
     missing = [task for task in tasks if not task[2].exists()]
     quiet = None if progress else True  # None: quiet unless stderr is a terminal
-    for _ in tqdm(_drawn(missing), f"drawing {split}", len(missing), disable=quiet, unit=" pictures", unit_scale=CHUNK):
+    for _ in tqdm(_drawn(missing), f"drawing {split}", len(missing), disable=quiet, unit=" images", unit_scale=CHUNK):
         pass
     _join(file, kept, count, chunks)
 
@@ -100,14 +100,14 @@ def _drawn(missing: list[tuple[int, str, Path]]) -> Iterator[None]:
 
 def _draw_chunk(task: tuple[int, str, Path]) -> None:
     start, split, file = task
-    pictures = np.empty((CHUNK, 3, SIZE, SIZE), dtype=np.uint8)
+    images = np.empty((CHUNK, 3, SIZE, SIZE), dtype=np.uint8)
     for offset in range(CHUNK):
         label, seed = item(start + offset, split)
-        pictures[offset] = draw(parts(label), seed, SIZE)
+        images[offset] = draw(parts(label), seed, SIZE)
     # A worker outlives its killed parent by one chunk, and must not write into the file of the one that replaces it.
     unfinished = file.with_suffix(f".{os.getpid()}.unfinished")
     with unfinished.open("wb") as handle:
-        np.save(handle, pictures)
+        np.save(handle, images)
     unfinished.replace(file)
 
 

@@ -1,4 +1,4 @@
-"""Pictures as files hold them, and as tensors."""
+"""Images as files hold them, and as tensors."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ KINDS = (
 )  # that are read; Pillow would run a program for EPS
 
 
-def open_picture(path: Path) -> Image:
-    """A PIL picture from a file, of an animation the first one; ValueError in one line if it is no picture."""
+def open_image(path: Path) -> Image:
+    """A PIL image from a file, of an animation the first one; ValueError in one line if it is no image."""
     from PIL import UnidentifiedImageError
     from PIL.Image import DecompressionBombError
     from PIL.Image import open as opened
@@ -33,30 +33,30 @@ def open_picture(path: Path) -> Image:
         image = opened(path, formats=KINDS)
         image.load()
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is not a picture that can be read; use PNG, JPEG, WebP, GIF or TIFF") from None
+        raise ValueError(f"{path} is not an image that can be read; use PNG, JPEG, WebP, GIF or TIFF") from None
     except (SyntaxError, DecompressionBombError, OSError) as error:
         if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
             raise
-        raise ValueError(f"{path} is a damaged picture: {error}") from None
+        raise ValueError(f"{path} is a damaged image: {error}") from None
     return image
 
 
 class Square(NamedTuple):
-    """A square part of a picture, in pixels."""
+    """A square part of an image, in pixels."""
 
     left: int
     top: int
     side: int
 
 
-def picture_tensor(image: Image, side: int) -> Tensor:
-    """A PIL picture, upright, in RGB, cut to the square in its middle, scaled: (3, side, side), float in [0, 1]."""
+def image_tensor(image: Image, side: int) -> Tensor:
+    """A PIL image, upright, in RGB, cut to the square in its middle, scaled: (3, side, side), float in [0, 1]."""
     upright = upright_rgb(image)
     return square_tensor(upright, middle_square(*upright.size), side)
 
 
-def upright_rgb(image: Image, behind: str = "white", what: str = "the picture") -> Image:
-    """A PIL picture as people see it: turned as its camera says, in RGB, on a colour where it is transparent.
+def upright_rgb(image: Image, behind: str = "white", what: str = "the image") -> Image:
+    """A PIL image as people see it: turned as its camera says, in RGB, on a colour where it is transparent.
 
     ValueError for floating-point pixels, of which nobody says what is black and what is white.
     """
@@ -74,13 +74,13 @@ def upright_rgb(image: Image, behind: str = "white", what: str = "the picture") 
 
 
 def middle_square(width: int, height: int) -> Square:
-    """The largest square in the middle of a picture."""
+    """The largest square in the middle of an image."""
     side = min(width, height)
     return Square((width - side) // 2, (height - side) // 2, side)
 
 
 def square_tensor(image: Image, square: Square, side: int) -> Tensor:
-    """A square of an RGB picture, scaled, (3, side, side), float in [0, 1]."""
+    """A square of an RGB image, scaled, (3, side, side), float in [0, 1]."""
     from PIL.Image import Resampling
 
     left, top, length = square
@@ -89,19 +89,19 @@ def square_tensor(image: Image, square: Square, side: int) -> Tensor:
 
 
 def pixels(image: Image) -> Tensor:
-    """The bytes of a PIL picture, uint8 (C, h, w)."""
+    """The bytes of a PIL image, uint8 (C, h, w)."""
     found = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return found.view(image.height, image.width, -1).permute(2, 0, 1)
 
 
-def to_uint8(pictures: Tensor) -> Tensor:
-    """Pictures of any shape, float in [0, 1], as the bytes that a file holds: uint8, rounded to the nearest."""
-    return (pictures.float().clamp(0, 1) * 255).round().to(torch.uint8)
+def to_uint8(images: Tensor) -> Tensor:
+    """Images of any shape, float in [0, 1], as the bytes that a file holds: uint8, rounded to the nearest."""
+    return (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def as_output(pictures_B3hw: Tensor, output_type: str) -> Any:
-    """Pictures in [-1, 1] as what the caller asked for."""
-    unit = (pictures_B3hw + 1) / 2
+def as_output(images_B3hw: Tensor, output_type: str) -> Any:
+    """Images in [-1, 1] as what the caller asked for."""
+    unit = (images_B3hw + 1) / 2
     if output_type == "pt":
         return unit
     last = unit.permute(0, 2, 3, 1).contiguous()
@@ -109,4 +109,4 @@ def as_output(pictures_B3hw: Tensor, output_type: str) -> Any:
         return last.numpy()
     from PIL.Image import fromarray
 
-    return [fromarray(picture) for picture in to_uint8(last).numpy()]
+    return [fromarray(image) for image in to_uint8(last).numpy()]

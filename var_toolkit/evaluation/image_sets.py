@@ -1,6 +1,6 @@
-"""Sets of pictures to be measured: a folder, an `.npz` of the ADM evaluator, or freshly rendered still lifes.
+"""Sets of images to be measured: a folder, an `.npz` of the ADM evaluator, or freshly rendered still lifes.
 
-Everything that can be wrong with a set is found when it is opened, before anyone computes with it: a picture that is
+Everything that can be wrong with a set is found when it is opened, before anyone computes with it: an image that is
 damaged or of another size, a file that is none, an array of the wrong kind. Item i of a set is uint8 (3, h, w).
 """
 
@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from var_toolkit.data.still_lifes import SIZE, render
 from var_toolkit.evaluation.adm_npz import shuffled
 from var_toolkit.evaluation.frechet import Statistics
-from var_toolkit.evaluation.picture_files import ENDINGS, SHARD_ENDING, PictureFile, label_in, members, readable
+from var_toolkit.evaluation.image_files import ENDINGS, SHARD_ENDING, ImageFile, label_in, members, readable
 from var_toolkit.evaluation.sample_folder import SETTINGS
 from var_toolkit.zoo.directory import read_json
 
@@ -32,13 +32,13 @@ STILL_LIFES = "stilllife"  # names the reference that is rendered
 CLASSES = 1000
 FRESH_SEED = 2**41  # beyond the seeds of both splits of the still lifes: no training saw these
 CHUNK = 2**24  # bytes
-PICTURES, STATISTICS, SPATIAL = "arr_0", ("mu", "sigma"), ("mu_s", "sigma_s")  # in files of the ADM evaluator
+IMAGES, STATISTICS, SPATIAL = "arr_0", ("mu", "sigma"), ("mu_s", "sigma_s")  # in files of the ADM evaluator
 
 
-class PictureFiles(Dataset[Tensor]):
-    """Pictures in files or shards that were checked; with a `side`, cut to squares of it."""
+class ImageFiles(Dataset[Tensor]):
+    """Images in files or shards that were checked; with a `side`, cut to squares of it."""
 
-    def __init__(self, paths: list[PictureFile], side: int | None = None) -> None:
+    def __init__(self, paths: list[ImageFile], side: int | None = None) -> None:
         self._paths, self._side = paths, side
 
     def __len__(self) -> int:
@@ -49,16 +49,16 @@ class PictureFiles(Dataset[Tensor]):
 
         path = self._paths[index]
         try:
-            with Image.open(readable(path)) as picture:
-                whole = picture.convert("RGB")
+            with Image.open(readable(path)) as image:
+                whole = image.convert("RGB")
                 pixels = np.array(whole if self._side is None else cut_square(whole, self._side))
         except OSError as error:  # a JPEG that ends too soon has a perfect header
             raise ValueError(f"{path} is damaged: {error}") from None
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-class PictureArray(Dataset[Tensor]):
-    """Pictures in an array, uint8 (N, h, w, 3)."""
+class ImageArray(Dataset[Tensor]):
+    """Images in an array, uint8 (N, h, w, 3)."""
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
@@ -85,7 +85,7 @@ class FreshStillLifes(Dataset[Tensor]):
 
 
 class Part(Dataset[Tensor]):
-    """Some pictures of a set, in its order."""
+    """Some images of a set, in its order."""
 
     def __init__(self, whole: Dataset[Tensor], indices: list[int]) -> None:
         self._whole, self._indices = whole, indices
@@ -98,115 +98,115 @@ class Part(Dataset[Tensor]):
 
 
 @dataclass(frozen=True)
-class PictureSet:
-    """Pictures, statistics that were made elsewhere, or both."""
+class ImageSet:
+    """Images, statistics that were made elsewhere, or both."""
 
     source: str
-    pictures: Any = None  # one of the data sets above
+    images: Any = None  # one of the data sets above
     size: tuple[int, int] | None = None  # height and width
     statistics: Statistics | None = None  # mu, sigma
     spatial: Statistics | None = None  # mu_s, sigma_s
     settings: dict[str, Any] | None = None  # what was sampled, where the set says it
-    labels: list[int] | None = None  # the class of each picture, where all of their names tell it
-    shuffled: bool = False  # whether the first pictures stand for all of them, as in the evaluator's files
+    labels: list[int] | None = None  # the class of each image, where all of their names tell it
+    shuffled: bool = False  # whether the first images stand for all of them, as in the evaluator's files
 
     @property
     def count(self) -> int:
-        """How many pictures; 0 if there are statistics alone."""
-        return 0 if self.pictures is None else len(self.pictures)
+        """How many images; 0 if there are statistics alone."""
+        return 0 if self.images is None else len(self.images)
 
 
-def open_images(source: str | Path, count: int | None = None) -> PictureSet:
-    """The set that is measured: a folder or an `.npz` with pictures; of them `count` at random, the same every time.
+def open_images(source: str | Path, count: int | None = None) -> ImageSet:
+    """The set that is measured: a folder or an `.npz` with images; of them `count` at random, the same every time.
 
     ValueError in one line if it is no such thing.
     """
     found = _opened(source)
-    if found.pictures is None:
-        raise ValueError(f"{source} holds statistics but no pictures ({PICTURES}); it can only be a reference")
+    if found.images is None:
+        raise ValueError(f"{source} holds statistics but no images ({IMAGES}); it can only be a reference")
     if count is None or count == found.count:
         return found
     if not 1 <= count < found.count:
-        raise ValueError(f"{count} pictures are asked for; {source} holds {found.count}")
+        raise ValueError(f"{count} images are asked for; {source} holds {found.count}")
     numbers = chosen(found.count, count)
     labels = [found.labels[i] for i in numbers] if found.labels else None
-    return PictureSet(
-        found.source, Part(found.pictures, numbers), found.size, settings=found.settings, labels=labels,
+    return ImageSet(
+        found.source, Part(found.images, numbers), found.size, settings=found.settings, labels=labels,
         shuffled=found.shuffled,
     )  # fmt: skip
 
 
-def open_reference(source: str | Path, images: int, side: int | None = None) -> PictureSet:
+def open_reference(source: str | Path, images: int, side: int | None = None) -> ImageSet:
     """The set that is measured against: a folder, an `.npz`, or "stilllife" for as many fresh renderings as `images`.
 
-    Fresh renderings are rounded up to whole thousands, so that every class is there equally often. Pictures of several
+    Fresh renderings are rounded up to whole thousands, so that every class is there equally often. Images of several
     sizes in a folder, as those of ImageNet are, are cut to squares of `side`.
     """
     if str(source) == STILL_LIFES:
         count = -(-images // CLASSES) * CLASSES
-        return PictureSet(f"{count} fresh still lifes", FreshStillLifes(count), (SIZE, SIZE))
+        return ImageSet(f"{count} fresh still lifes", FreshStillLifes(count), (SIZE, SIZE))
     return _opened(source, side)
 
 
-def cut_square(picture: Image, side: int) -> Image:
-    """The middle of a picture as a square of `side` pixels, as the ADM evaluator's references were prepared."""
+def cut_square(image: Image, side: int) -> Image:
+    """The middle of an image as a square of `side` pixels, as the ADM evaluator's references were prepared."""
     from PIL.Image import Resampling
 
-    while min(picture.size) >= 2 * side:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Resampling.BOX)
-    scale = side / min(picture.size)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Resampling.BICUBIC)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.crop((left, top, left + side, top + side))
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
+    scale = side / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def chosen(of: int, count: int) -> list[int]:
-    """Numbers of `count` pictures out of `of`: at random, in ascending order, and the same every time."""
+    """Numbers of `count` images out of `of`: at random, in ascending order, and the same every time."""
     return sorted(shuffled(of)[:count])
 
 
-def _opened(source: str | Path, side: int | None = None) -> PictureSet:
+def _opened(source: str | Path, side: int | None = None) -> ImageSet:
     path = Path(source)
     if path.is_dir():
         return _open_folder(path, side)
     if path.is_file() and path.suffix.lower() == ".npz":
         return _open_npz(path)
     problem = "is neither a folder nor an .npz file" if path.exists() else "is not there"
-    raise ValueError(f"{source} {problem}; give a folder of pictures or an .npz file")
+    raise ValueError(f"{source} {problem}; give a folder of images or an .npz file")
 
 
 class _Header(NamedTuple):
-    path: PictureFile
+    path: ImageFile
     size: tuple[int, int]
 
 
-def _open_folder(folder: Path, side: int | None) -> PictureSet:
-    paths = _picture_files(folder)
+def _open_folder(folder: Path, side: int | None) -> ImageSet:
+    paths = _image_files(folder)
     if not paths:
-        raise ValueError(f"{folder} holds no pictures")
+        raise ValueError(f"{folder} holds no images")
     with ThreadPoolExecutor(8) as pool:
         headers = list(pool.map(_verified, paths))
     other = next((header for header in headers if header.size != headers[0].size), None)
     if other is not None and side is not None:
-        return PictureSet(f"{folder}, cut to {side}x{side}", PictureFiles(paths, side), (side, side))
+        return ImageSet(f"{folder}, cut to {side}x{side}", ImageFiles(paths, side), (side, side))
     if other is not None:
         raise ValueError(
-            f"the pictures of {folder} have several sizes: {_told(headers[0])}, {_told(other)}; "
+            f"the images of {folder} have several sizes: {_told(headers[0])}, {_told(other)}; "
             "scale and crop them to one size first"
         )
     labels = [label_in(path) for path in paths]
-    return PictureSet(
+    return ImageSet(
         str(folder),
-        PictureFiles(paths),
+        ImageFiles(paths),
         headers[0].size,
         settings=_settings(folder),
         labels=None if None in labels else labels,  # type: ignore[arg-type]
     )
 
 
-def _picture_files(folder: Path) -> list[PictureFile]:
-    """Every picture in a folder, in folders of it and in shards, by name; ValueError for a file that is none."""
-    found: list[PictureFile] = []
+def _image_files(folder: Path) -> list[ImageFile]:
+    """Every image in a folder, in folders of it and in shards, by name; ValueError for a file that is none."""
+    found: list[ImageFile] = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and not _is_aside(p.relative_to(folder))):
         if path.suffix.lower() == SHARD_ENDING:
             found += members(path)
@@ -214,7 +214,7 @@ def _picture_files(folder: Path) -> list[PictureFile]:
             found.append(path)
         else:
             allowed = ", ".join((*ENDINGS, SHARD_ENDING))
-            raise ValueError(f"{path} is no picture; beside {SETTINGS} and .npz the folder may hold {allowed} alone")
+            raise ValueError(f"{path} is no image; beside {SETTINGS} and .npz the folder may hold {allowed} alone")
     return found
 
 
@@ -223,7 +223,7 @@ def _settings(folder: Path) -> dict[str, Any] | None:
 
 
 def _is_aside(path: Path) -> bool:
-    """Whether a file belongs to a set without being one of its pictures."""
+    """Whether a file belongs to a set without being one of its images."""
     return path.name == SETTINGS or path.suffix == ".npz" or any(part.startswith(".") for part in path.parts)
 
 
@@ -232,52 +232,52 @@ def _told(header: _Header) -> str:
     return f"{header.path} is {width}x{height}"
 
 
-def _verified(path: PictureFile) -> _Header:
-    """Size of a picture; for a PNG every checksum is compared too."""
+def _verified(path: ImageFile) -> _Header:
+    """Size of an image; for a PNG every checksum is compared too."""
     from PIL import Image
 
     try:
-        with Image.open(readable(path)) as picture:
-            size, mode = (picture.height, picture.width), picture.mode
-            picture.verify()
+        with Image.open(readable(path)) as image:
+            size, mode = (image.height, image.width), image.mode
+            image.verify()
     except Exception as error:  # Pillow raises anything from SyntaxError to struct.error
-        raise ValueError(f"{path} is damaged, or is not a picture: {error}") from None
+        raise ValueError(f"{path} is damaged, or is not an image: {error}") from None
     if mode[0] in "IF":
         raise ValueError(f"{path} holds pixels of {mode}; the metrics take 8 bits a channel")
     return _Header(path, size)
 
 
-def _open_npz(path: Path) -> PictureSet:
+def _open_npz(path: Path) -> ImageSet:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-            array = _pictures(path, archive) if PICTURES in names else None
+            array = _images(path, archive) if IMAGES in names else None
         with np.load(path, allow_pickle=False) as arrays:
             pooled, spatial = (_statistics(path, arrays, names, keys) for keys in (STATISTICS, SPATIAL))
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         raise ValueError(f"{path} is damaged, or is not an .npz file: {error}") from None
     if array is None and pooled is None:
         listed = ", ".join(names[:6]) or "nothing"
-        raise ValueError(f"{path} holds {listed}; it must hold pictures as {PICTURES}, or mu and sigma")
+        raise ValueError(f"{path} holds {listed}; it must hold images as {IMAGES}, or mu and sigma")
     if array is None:
-        return PictureSet(str(path), statistics=pooled, spatial=spatial)
+        return ImageSet(str(path), statistics=pooled, spatial=spatial)
     size = (array.shape[1], array.shape[2])
-    settings = _settings(path.parent)  # where `vargen evaluate sample` packed it among its pictures
-    return PictureSet(str(path), PictureArray(array), size, pooled, spatial, settings, shuffled=True)
+    settings = _settings(path.parent)  # where `vargen evaluate sample` packed it among its images
+    return ImageSet(str(path), ImageArray(array), size, pooled, spatial, settings, shuffled=True)
 
 
-def _pictures(path: Path, archive: zipfile.ZipFile) -> np.ndarray:
-    """The pictures, mapped rather than read where the archive stores them as they are, as `np.savez` does."""
-    member = archive.getinfo(f"{PICTURES}.npy")
+def _images(path: Path, archive: zipfile.ZipFile) -> np.ndarray:
+    """The images, mapped rather than read where the archive stores them as they are, as `np.savez` does."""
+    member = archive.getinfo(f"{IMAGES}.npy")
     with archive.open(member) as file:
         shape, in_columns, dtype = _header(path, file)
         while file.read(CHUNK):  # to the end, where the archive's checksum is compared
             pass
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or in_columns or 0 in shape:
-        raise ValueError(f"{path}: {PICTURES} is {dtype} {shape}; it must be uint8 pictures (N, height, width, 3)")
+        raise ValueError(f"{path}: {IMAGES} is {dtype} {shape}; it must be uint8 images (N, height, width, 3)")
     if member.compress_type != zipfile.ZIP_STORED:
         with np.load(path, allow_pickle=False) as arrays:
-            return arrays[PICTURES]
+            return arrays[IMAGES]
     with path.open("rb") as raw:
         raw.seek(member.header_offset + 26)  # the two lengths of a zip's local header, which end its 30 bytes
         lengths = np.frombuffer(raw.read(4), "<u2")
@@ -291,7 +291,7 @@ def _header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtyp
         read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
         return read(file)
     except ValueError as error:
-        raise ValueError(f"{path}: {PICTURES} is damaged: {error}") from None
+        raise ValueError(f"{path}: {IMAGES} is damaged: {error}") from None
 
 
 def _statistics(path: Path, arrays: Any, names: list[str], keys: tuple[str, str]) -> Statistics | None:

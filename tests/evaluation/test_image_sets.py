@@ -1,4 +1,4 @@
-"""Folders, files of the ADM evaluator and fresh renderings as sets of pictures; and everything wrong with them."""
+"""Folders, files of the ADM evaluator and fresh renderings as sets of images; and everything wrong with them."""
 
 import json
 import pickle
@@ -7,43 +7,43 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from evaluation.conftest import write_pictures
+from evaluation.conftest import write_images
 from PIL import Image
 
 from var_toolkit.data.still_lifes import render
-from var_toolkit.evaluation.picture_sets import FRESH_SEED, FreshStillLifes, open_images, open_reference
+from var_toolkit.evaluation.image_sets import FRESH_SEED, FreshStillLifes, open_images, open_reference
 
 
-def pixels(pictures) -> torch.Tensor:
-    """All pictures of a set, uint8 (N, 3, h, w)."""
-    return torch.stack([pictures[i] for i in range(len(pictures))])
+def pixels(images) -> torch.Tensor:
+    """All images of a set, uint8 (N, 3, h, w)."""
+    return torch.stack([images[i] for i in range(len(images))])
 
 
 @pytest.fixture
 def noise() -> np.ndarray:
-    """Pictures as the evaluator holds them, uint8 (6, 8, 10, 3)."""
+    """Images as the evaluator holds them, uint8 (6, 8, 10, 3)."""
     return np.random.default_rng(0).integers(0, 256, (6, 8, 10, 3), dtype=np.uint8)
 
 
 def test_a_folder_and_its_class_folders_are_one_set(tmp_path, noise):
-    pictures = torch.from_numpy(noise).permute(0, 3, 1, 2)
-    write_pictures(tmp_path / "a", pictures[:2])
-    write_pictures(tmp_path / "b", pictures[2:])
+    images = torch.from_numpy(noise).permute(0, 3, 1, 2)
+    write_images(tmp_path / "a", images[:2])
+    write_images(tmp_path / "b", images[2:])
     (tmp_path / ".cache").mkdir()
-    (tmp_path / ".cache" / "notes.txt").write_text("hidden files are nobody's pictures")
-    (tmp_path / "packed.npz").write_bytes(b"the same pictures again")
+    (tmp_path / ".cache" / "notes.txt").write_text("hidden files are nobody's images")
+    (tmp_path / "packed.npz").write_bytes(b"the same images again")
     (tmp_path / "settings.json").write_text(json.dumps({"model": "var-d16"}))
     found = open_images(tmp_path)
     assert (found.count, found.size, found.settings) == (6, (8, 10), {"model": "var-d16"})
-    assert torch.equal(pixels(found.pictures), pictures)
+    assert torch.equal(pixels(found.images), images)
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
-def test_an_evaluator_file_gives_back_its_pictures_and_statistics(write, tmp_path, noise):
+def test_an_evaluator_file_gives_back_its_images_and_statistics(write, tmp_path, noise):
     write(tmp_path / "set.npz", arr_0=noise, mu=np.ones(3), sigma=np.eye(3), mu_s=np.ones(2), sigma_s=np.eye(2))
     found = open_reference(tmp_path / "set.npz", 6)
     assert (found.count, found.size, found.shuffled) == (6, (8, 10), True)
-    assert torch.equal(pixels(found.pictures), torch.from_numpy(noise).permute(0, 3, 1, 2))
+    assert torch.equal(pixels(found.images), torch.from_numpy(noise).permute(0, 3, 1, 2))
     assert found.statistics is not None
     assert found.spatial is not None
     assert torch.equal(found.statistics.mu, torch.ones(3, dtype=torch.float64))
@@ -52,7 +52,7 @@ def test_an_evaluator_file_gives_back_its_pictures_and_statistics(write, tmp_pat
 
 def test_a_large_file_is_mapped_and_not_read(tmp_path, noise):
     np.savez(tmp_path / "set.npz", arr_0=noise)
-    assert isinstance(open_images(tmp_path / "set.npz").pictures._array, np.memmap)
+    assert isinstance(open_images(tmp_path / "set.npz").images._array, np.memmap)
 
 
 def test_a_file_with_statistics_alone_is_a_reference_and_no_set_of_images(tmp_path):
@@ -61,40 +61,40 @@ def test_a_file_with_statistics_alone_is_a_reference_and_no_set_of_images(tmp_pa
     assert (found.count, found.size, found.spatial) == (0, None, None)
     assert found.statistics is not None
     assert found.statistics.mu.dtype == torch.float64
-    with pytest.raises(ValueError, match="statistics but no pictures"):
+    with pytest.raises(ValueError, match="statistics but no images"):
         open_images(tmp_path / "set.npz")
 
 
 def test_fresh_still_lifes_hold_every_class_equally_often_and_are_drawn_anew():
     found = open_reference("stilllife", 1200)
     assert found.count == 2000
-    assert torch.equal(found.pictures[1003], render([3], [FRESH_SEED + 1003])[0])
-    assert torch.equal(FreshStillLifes(5, first=1000)[3], found.pictures[1003])
+    assert torch.equal(found.images[1003], render([3], [FRESH_SEED + 1003])[0])
+    assert torch.equal(FreshStillLifes(5, first=1000)[3], found.images[1003])
 
 
-def test_a_file_packed_among_the_pictures_has_their_settings(tmp_path, noise):
+def test_a_file_packed_among_the_images_has_their_settings(tmp_path, noise):
     np.savez(tmp_path / "set.npz", arr_0=noise)
     assert open_images(tmp_path / "set.npz").settings is None
     (tmp_path / "settings.json").write_text(json.dumps({"model": "x"}))
     assert open_images(tmp_path / "set.npz").settings == {"model": "x"}
 
 
-def test_some_of_the_pictures_are_the_same_ones_every_time(tmp_path, noise):
+def test_some_of_the_images_are_the_same_ones_every_time(tmp_path, noise):
     np.savez(tmp_path / "set.npz", arr_0=noise)
-    few = [pixels(open_images(tmp_path / "set.npz", 4).pictures) for _ in range(2)]
+    few = [pixels(open_images(tmp_path / "set.npz", 4).images) for _ in range(2)]
     assert torch.equal(*few)
     assert len(few[0]) == 4
-    with pytest.raises(ValueError, match=r"7 pictures are asked for; .*set.npz holds 6"):
+    with pytest.raises(ValueError, match=r"7 images are asked for; .*set.npz holds 6"):
         open_images(tmp_path / "set.npz", 7)
 
 
 def test_sixteen_bits_and_truncated_files_are_named(tmp_path, noise):
-    folder = write_pictures(tmp_path / "set", torch.from_numpy(noise).permute(0, 3, 1, 2))
+    folder = write_images(tmp_path / "set", torch.from_numpy(noise).permute(0, 3, 1, 2))
     broken = folder / "000003_class-3.png"
     whole = broken.read_bytes()
-    for content in (whole[: len(whole) // 2], b"no picture", whole[:-60] + b"\0" * 60, b""):
+    for content in (whole[: len(whole) // 2], b"no image", whole[:-60] + b"\0" * 60, b""):
         broken.write_bytes(content)
-        with pytest.raises(ValueError, match=r"000003_class-3.png is damaged, or is not a picture"):
+        with pytest.raises(ValueError, match=r"000003_class-3.png is damaged, or is not an image"):
             open_images(folder)
     Image.new("I;16", (10, 8)).save(broken)
     with pytest.raises(ValueError, match=r"000003_class-3.png holds pixels of I;16"):
@@ -105,7 +105,7 @@ def test_a_jpeg_that_ends_too_soon_is_named_when_it_is_read(tmp_path):
     Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-900])
     with pytest.raises(ValueError, match=r"a.jpg is damaged"):
-        open_images(tmp_path).pictures[0]
+        open_images(tmp_path).images[0]
 
 
 def test_mixed_sizes_name_two_files(tmp_path):
@@ -115,11 +115,11 @@ def test_mixed_sizes_name_two_files(tmp_path):
         open_images(tmp_path)
 
 
-def test_folders_without_pictures_and_with_other_files_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no pictures"):
+def test_folders_without_images_and_with_other_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no images"):
         open_images(tmp_path)
     (tmp_path / "notes.txt").write_text("text")
-    with pytest.raises(ValueError, match=r"notes.txt is no picture; beside settings.json"):
+    with pytest.raises(ValueError, match=r"notes.txt is no image; beside settings.json"):
         open_images(tmp_path)
     with pytest.raises(ValueError, match=r"notes.txt is neither a folder nor an .npz file"):
         open_images(tmp_path / "notes.txt")
@@ -130,11 +130,11 @@ def test_folders_without_pictures_and_with_other_files_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"images": np.zeros(3)}, "holds images; it must hold pictures as arr_0, or mu and sigma"),
+        ({"images": np.zeros(3)}, "holds images; it must hold images as arr_0, or mu and sigma"),
         ({"mu": np.zeros(3)}, "holds mu; it must hold"),
         ({"arr_0": np.zeros((2, 8, 8, 3), np.float32)}, "arr_0 is float32"),
-        ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, r"must be uint8 pictures \(N, height, width, 3\)"),
-        ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, r"must be uint8 pictures"),
+        ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, r"must be uint8 images \(N, height, width, 3\)"),
+        ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, r"must be uint8 images"),
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"mu is \(3,\) and sigma \(4, 4\)"),
         ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "no mean and covariance"),
         ({"mu": np.zeros(2), "sigma": np.array([[1.0, 9], [0, 1]])}, "no mean and covariance"),
@@ -179,22 +179,22 @@ def test_damaged_archives_are_refused(tmp_path, noise):
 def test_an_archive_with_other_names_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
         archive.writestr("arr_0", b"no array")
-    with pytest.raises(ValueError, match="holds nothing; it must hold pictures as arr_0"):
+    with pytest.raises(ValueError, match="holds nothing; it must hold images as arr_0"):
         open_images(tmp_path / "set.npz")
 
 
 def test_a_reference_of_several_sizes_is_cut_to_squares_from_the_middle(tmp_path):
     for name, size in (("a", (40, 16)), ("b", (33, 70))):
         (tmp_path / name).mkdir()
-        picture = Image.new("RGB", size, "red")
-        picture.paste("blue", (size[0] // 2 - 8, size[1] // 2 - 8, size[0] // 2 + 8, size[1] // 2 + 8))
-        picture.save(tmp_path / name / "picture.png")
+        image = Image.new("RGB", size, "red")
+        image.paste("blue", (size[0] // 2 - 8, size[1] // 2 - 8, size[0] // 2 + 8, size[1] // 2 + 8))
+        image.save(tmp_path / name / "image.png")
     with pytest.raises(ValueError, match="several sizes"):
         open_reference(tmp_path, 2)
     found = open_reference(tmp_path, 2, side=16)
     assert found.size == (16, 16)
     assert found.source.endswith("cut to 16x16")
-    assert torch.equal(found.pictures[0], torch.tensor([0, 0, 255], dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16))
-    assert found.pictures[1].shape == (3, 16, 16)
-    assert found.pictures[1][:, 8, 8].tolist() == [0, 0, 255]
-    assert found.pictures[1][:, 0, 0].tolist() == [255, 0, 0]
+    assert torch.equal(found.images[0], torch.tensor([0, 0, 255], dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16))
+    assert found.images[1].shape == (3, 16, 16)
+    assert found.images[1][:, 8, 8].tolist() == [0, 0, 255]
+    assert found.images[1][:, 0, 0].tolist() == [255, 0, 0]
