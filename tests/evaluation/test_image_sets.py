@@ -1,8 +1,6 @@
 """Folders, files of the ADM evaluator and fresh renderings as sets of images; and everything wrong with them."""
 
 import json
-import pickle
-import zipfile
 
 import numpy as np
 import pytest
@@ -125,62 +123,6 @@ def test_folders_without_images_and_with_other_files_are_refused(tmp_path):
         open_images(tmp_path / "notes.txt")
     with pytest.raises(ValueError, match=r"nowhere is not there"):
         open_images(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize(
-    ("arrays", "words"),
-    [
-        ({"images": np.zeros(3)}, "holds images; it must hold images as arr_0, or mu and sigma"),
-        ({"mu": np.zeros(3)}, "holds mu; it must hold"),
-        ({"arr_0": np.zeros((2, 8, 8, 3), np.float32)}, "arr_0 is float32"),
-        ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, r"must be uint8 images \(N, height, width, 3\)"),
-        ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, r"must be uint8 images"),
-        ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"mu is \(3,\) and sigma \(4, 4\)"),
-        ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "no mean and covariance"),
-        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 9], [0, 1]])}, "no mean and covariance"),
-        ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "a negative variance"),
-        ({"mu": np.zeros(2, complex), "sigma": np.eye(2)}, "cannot be read as numbers"),
-        ({"mu": np.array(["a"]), "sigma": np.eye(1)}, "cannot be read as numbers"),
-    ],
-)
-def test_arrays_of_the_wrong_kind_are_refused(arrays, words, tmp_path):
-    np.savez(tmp_path / "set.npz", **arrays)
-    with pytest.raises(ValueError, match=words):
-        open_reference(tmp_path / "set.npz", 6)
-
-
-class Trap:
-    """Does something when it is unpickled."""
-
-    def __reduce__(self):
-        return pytest.fail, ("a file ran code",)
-
-
-def test_no_file_runs_code(tmp_path):
-    np.savez(tmp_path / "set.npz", mu=np.array([Trap()], dtype=object), sigma=np.eye(1))
-    with pytest.raises(ValueError, match="cannot be read as numbers"):
-        open_reference(tmp_path / "set.npz", 6)
-    np.savez(tmp_path / "set.npz", arr_0=np.array([Trap()], dtype=object))
-    with pytest.raises(ValueError, match="arr_0 is object"):
-        open_images(tmp_path / "set.npz")
-
-
-def test_damaged_archives_are_refused(tmp_path, noise):
-    np.savez(tmp_path / "set.npz", arr_0=noise)
-    whole = (tmp_path / "set.npz").read_bytes()
-    damaged = bytearray(whole)
-    damaged[len(whole) // 2] ^= 1  # one bit of one pixel
-    for content in (b"", whole[:500], pickle.dumps("text"), bytes(damaged)):
-        (tmp_path / "set.npz").write_bytes(content)
-        with pytest.raises(ValueError, match=r"is damaged, or is not an .npz file"):
-            open_images(tmp_path / "set.npz")
-
-
-def test_an_archive_with_other_names_is_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
-        archive.writestr("arr_0", b"no array")
-    with pytest.raises(ValueError, match="holds nothing; it must hold images as arr_0"):
-        open_images(tmp_path / "set.npz")
 
 
 def test_a_reference_of_several_sizes_is_cut_to_squares_from_the_middle(tmp_path):

@@ -6,15 +6,13 @@ damaged or of another size, a file that is none, an array of the wrong kind. Ite
 
 from __future__ import annotations
 
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -22,6 +20,15 @@ from var_toolkit.data.still_lifes import SIZE, render
 from var_toolkit.evaluation.adm_npz import shuffled
 from var_toolkit.evaluation.frechet import Statistics
 from var_toolkit.evaluation.image_files import ENDINGS, SHARD_ENDING, ImageFile, label_in, members, readable
+from var_toolkit.evaluation.npz_files import (
+    IMAGES,
+    POOLED,
+    SPATIAL,
+    held_by,
+    images_in,
+    open_archive,
+    statistics_in,
+)
 from var_toolkit.evaluation.sample_folder import SETTINGS
 from var_toolkit.zoo.directory import read_json
 
@@ -31,8 +38,6 @@ if TYPE_CHECKING:
 STILL_LIFES = "stilllife"  # names the reference that is rendered
 CLASSES = 1000
 FRESH_SEED = 2**41  # beyond the seeds of both splits of the still lifes: no training saw these
-CHUNK = 2**24  # bytes
-IMAGES, STATISTICS, SPATIAL = "arr_0", ("mu", "sigma"), ("mu_s", "sigma_s")  # in files of the ADM evaluator
 
 
 class ImageFiles(Dataset[Tensor]):
@@ -248,64 +253,13 @@ def _verified(path: ImageFile) -> _Header:
 
 
 def _open_npz(path: Path) -> ImageSet:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-            array = _images(path, archive) if IMAGES in names else None
-        with np.load(path, allow_pickle=False) as arrays:
-            pooled, spatial = (_statistics(path, arrays, names, keys) for keys in (STATISTICS, SPATIAL))
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged, or is not an .npz file: {error}") from None
+    with open_archive(path) as archive:
+        pooled, spatial = (statistics_in(archive, keys) for keys in (POOLED, SPATIAL))
+        array, held = images_in(archive), held_by(archive)
     if array is None and pooled is None:
-        listed = ", ".join(names[:6]) or "nothing"
-        raise ValueError(f"{path} holds {listed}; it must hold images as {IMAGES}, or mu and sigma")
+        raise ValueError(f"{path} holds {held}; it must hold images as {IMAGES}, or mu and sigma")
     if array is None:
         return ImageSet(str(path), statistics=pooled, spatial=spatial)
     size = (array.shape[1], array.shape[2])
     settings = _settings(path.parent)  # where `vargen evaluate sample` packed it among its images
     return ImageSet(str(path), ImageArray(array), size, pooled, spatial, settings, shuffled=True)
-
-
-def _images(path: Path, archive: zipfile.ZipFile) -> np.ndarray:
-    """The images, mapped rather than read where the archive stores them as they are, as `np.savez` does."""
-    member = archive.getinfo(f"{IMAGES}.npy")
-    with archive.open(member) as file:
-        shape, in_columns, dtype = _header(path, file)
-        while file.read(CHUNK):  # to the end, where the archive's checksum is compared
-            pass
-    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or in_columns or 0 in shape:
-        raise ValueError(f"{path}: {IMAGES} is {dtype} {shape}; it must be uint8 images (N, height, width, 3)")
-    if member.compress_type != zipfile.ZIP_STORED:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays[IMAGES]
-    with path.open("rb") as raw:
-        raw.seek(member.header_offset + 26)  # the two lengths of a zip's local header, which end its 30 bytes
-        lengths = np.frombuffer(raw.read(4), "<u2")
-        raw.seek(int(lengths.sum()), 1)
-        _header(path, raw)
-        return np.memmap(path, np.uint8, "r", offset=raw.tell(), shape=shape)
-
-
-def _header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    try:
-        read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
-        return read(file)
-    except ValueError as error:
-        raise ValueError(f"{path}: {IMAGES} is damaged: {error}") from None
-
-
-def _statistics(path: Path, arrays: Any, names: list[str], keys: tuple[str, str]) -> Statistics | None:
-    """A mean and a covariance, checked, in float64; None if they are not there."""
-    if not all(key in names for key in keys):
-        return None
-    try:
-        mu, sigma = (arrays[key].astype(np.float64, casting="same_kind") for key in keys)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {' and '.join(keys)} cannot be read as numbers: {error}") from None
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise ValueError(f"{path}: {keys[0]} is {mu.shape} and {keys[1]} {sigma.shape}; expected (C,) and (C, C)")
-    finite = bool(np.isfinite(mu).all() and np.isfinite(sigma).all())
-    if not (finite and np.allclose(sigma, sigma.T) and sigma.diagonal().min() >= 0):
-        complaint = "not finite, not symmetric, or a negative variance"
-        raise ValueError(f"{path}: {' and '.join(keys)} are no mean and covariance: {complaint}")
-    return Statistics(torch.from_numpy(mu), torch.from_numpy(sigma))
