@@ -8,15 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_toolkit.evaluation.classifier import StillLifeClassifier
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.data_sources import HeldOut
 from var_toolkit.training.discriminator import PatchDiscriminator, hinge_loss
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
-from var_toolkit.training.perceptual import PerceptualDistance
+from var_toolkit.training.perceptual import PerceptualDistance, perceptual_network
 from var_toolkit.training.recipe import Recipe
-from var_toolkit.training.starting_weights import network_from
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class ReconstructionOptions:
     l1: float = 0.2
     l2: float = 1.0
     perceptual: float = 0.0
-    perceptual_network: str | None = None  # directory of a trained still-life classifier
+    perceptual_network: str | None = None  # timm:NAME, or the directory of a trained still-life classifier
     adversarial: float = 0.0
     adversarial_start: int = 0  # first step of the generator's adversarial term
     adaptive: bool = False  # scale the adversarial term to the reconstruction's gradient at the last layer
@@ -36,7 +34,10 @@ class ReconstructionOptions:
     def __post_init__(self) -> None:
         self._require_not_negative("l1", "l2", "perceptual", "adversarial", "adversarial_start")
         if self.perceptual and self.perceptual_network is None:
-            raise ValueError("perceptual needs perceptual_network: the directory of a trained still-life classifier")
+            raise ValueError(
+                "perceptual needs perceptual_network: timm:NAME (such as timm:vgg16.tv_in1k), or the directory of a "
+                "trained still-life classifier"
+            )
 
     def _require_not_negative(self, *names: str) -> None:
         for name in names:
@@ -66,15 +67,13 @@ class ReconstructionObjective(Objective):
         device, options = workplace.team.device, self.options
         self.autoencoder = autoencoder
         self.networks = {self.name: autoencoder}
-        self.distance = self._distance().to(device) if options.perceptual else None
+        self.distance: PerceptualDistance | None = None
+        if options.perceptual:
+            self.distance = PerceptualDistance(perceptual_network(options.perceptual_network)).to(device)
         self.discriminator: PatchDiscriminator | None = None
         if options.adversarial:
             self.discriminator = PatchDiscriminator(options.discriminator_width).to(device)
             self.networks["discriminator"] = self.discriminator
-
-    def _distance(self) -> PerceptualDistance:
-        classifier = network_from(self.options.perceptual_network, StillLifeClassifier, what="perceptual_network")
-        return PerceptualDistance(classifier)
 
     @abstractmethod
     def _reconstructed(self, real: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
