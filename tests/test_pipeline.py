@@ -65,6 +65,30 @@ def test_packing_changes_speed_and_nothing_else(small_tokenizer, small_var):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+NAMES = [*"abcdefghi", "a cat\n"]
+
+
+def test_names_of_classes_are_saved_with_a_model(tmp_path, small_tokenizer, small_var):
+    Pipeline(small_tokenizer, small_var, class_names=NAMES).save_pretrained(tmp_path / "named")
+    for again in (load(tmp_path / "named", device="cpu"), skeleton(tmp_path / "named")):
+        assert again.class_names.resolve("c") == 2
+        assert again.class_names.name(9) == "a cat?"  # which a terminal can show
+        assert again.data_set is None
+    assert "9: a cat?" in (tmp_path / "named" / "README.md").read_text()
+    assert load(tmp_path / "named", device="cpu")("a cat", seeds=0).class_labels == [9]
+
+
+@pytest.mark.parametrize("names", [["a", "b"], "imagenet", "cifar"])
+def test_names_that_do_not_fit_the_classes_are_refused(small_tokenizer, small_var, names):
+    with pytest.raises(ValueError, match="class_names"):
+        Pipeline(small_tokenizer, small_var, class_names=names)
+
+
+def test_a_pair_has_the_names_of_its_drafter(small_tokenizer, small_var):
+    named = Pipeline(small_tokenizer, small_var, class_names=NAMES)
+    assert pair(named, Pipeline(small_tokenizer, small_var_network(depth=2)), 2).class_names.resolve("c") == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

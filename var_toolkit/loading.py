@@ -16,6 +16,8 @@ from var_toolkit.speculative.settings import DraftModel
 from var_toolkit.tokenizers.codebook import CodebookTokenizer
 from var_toolkit.tokenizers.kl import KLTokenizer
 from var_toolkit.zoo import registry
+from var_toolkit.zoo.class_names import Named
+from var_toolkit.zoo.class_names import read as read_class_names
 from var_toolkit.zoo.directory import DRAFT_HEADS, EXPECTED, INDEX, PARTS, build, empty_network, load_network, read_json
 from var_toolkit.zoo.facts import Facts, of_entry, read_facts
 from var_toolkit.zoo.fitting import AnyTokenizer, fitted
@@ -161,7 +163,9 @@ def _from_directory(folder: Path, given: Mapping[str, Part], weights: bool) -> P
         for key in ("_sampling", "_refiner_sampling")
     ]
     draft_scales = strict_fields.convert(int, index.get("_draft_scales", 0), where=f"{folder / INDEX}: _draft_scales")
-    return _together(parts, samplings, index.get("_class_names"), draft_scales, _with(given, read_facts(folder)))
+    classes = parts["backbone"].network.config.num_classes
+    class_names = read_class_names(index.get("_class_names"), classes, f"{folder / INDEX}: _class_names")
+    return _together(parts, samplings, class_names, draft_scales, _with(given, read_facts(folder)))
 
 
 def _from_entry(found: Entry, given: Mapping[str, Part], weights: bool) -> Pipeline:
@@ -184,7 +188,7 @@ def _read(folders: Mapping[str, Path], weights: bool) -> dict[str, Part]:
 
 
 def _together(
-    parts: Mapping[str, Part], samplings: Sequence[Sampling], names: str | None, draft_scales: int, facts: Facts
+    parts: Mapping[str, Part], samplings: Sequence[Sampling], names: Named, draft_scales: int, facts: Facts
 ) -> Pipeline:
     """The parts of a model as a pipeline; the second sampling is the refiner's."""
     tokenizer = parts["tokenizer"]

@@ -6,7 +6,7 @@ pipe(class_labels=[207, "red sphere on sand"], seeds=[0, 1]).images[0]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -32,7 +32,7 @@ from var_toolkit.settings import OUTPUT_TYPES, Drawing, Labels, Settings, is_one
 from var_toolkit.speculative.settings import SETTINGS as SPECULATIVE
 from var_toolkit.speculative.settings import DraftModel, speculative
 from var_toolkit.speculative.tally import Tally, together
-from var_toolkit.zoo.class_names import ClassNames, class_names
+from var_toolkit.zoo.class_names import ClassNames, class_names, kept
 from var_toolkit.zoo.directory import INDEX, write_json, write_network, written_whole
 from var_toolkit.zoo.facts import Facts, of_both, write_facts
 from var_toolkit.zoo.hub import upload, with_revision
@@ -69,7 +69,8 @@ class PipelineOutput:
 class Pipeline:
     """A tokenizer and a backbone that draw images of classes.
 
-    `sampling` holds the default settings; `data_set` says whose class names the labels have. With a `refiner`, itself
+    `sampling` holds the default settings. `class_names` are a name for each label in order, or "imagenet" or
+    "still-lifes" for the names of these data sets; they are saved with the model. With a `refiner`, itself
     a pipeline on the same tokenizer, the backbone draws the first `draft_scales` scales and the refiner's the others.
     A `draft_model` drafts where the setting `speculate` asks for it. `facts` say where the weights come from.
     """
@@ -79,7 +80,7 @@ class Pipeline:
         tokenizer: AnyTokenizer,
         backbone: AnyBackbone,
         sampling: Sampling | None = None,
-        data_set: str | None = None,
+        class_names: str | Iterable[str] | None = None,
         *,
         refiner: Pipeline | None = None,
         draft_scales: int = 0,
@@ -88,7 +89,7 @@ class Pipeline:
     ) -> None:
         self.tokenizer, self.backbone = tokenizer, backbone
         self.sampling = sampling or Sampling()
-        self.data_set = data_set
+        self._named = kept(class_names, backbone.config.num_classes)
         self.refiner, self.draft_scales = refiner, draft_scales
         self.draft_model = draft_model
         self.facts = facts or Facts()
@@ -96,7 +97,12 @@ class Pipeline:
     @property
     def class_names(self) -> ClassNames:
         """The names of the classes."""
-        return class_names(self.data_set, self.backbone.config.num_classes)
+        return class_names(self._named, self.backbone.config.num_classes)
+
+    @property
+    def data_set(self) -> str | None:
+        """Whose classes the labels are, "imagenet" or "still-lifes", where that is known."""
+        return self._named if isinstance(self._named, str) else None
 
     @property
     def device(self) -> torch.device:
@@ -336,7 +342,7 @@ class Pipeline:
                 (folder / part).mkdir()
                 write_network(network, folder / part, dtype)
                 index[part] = [type(network).__module__.partition(".")[0], type(network).__name__]
-            index |= {"_sampling": asdict(self.sampling), "_class_names": self.data_set}
+            index |= {"_sampling": asdict(self.sampling), "_class_names": self._named}
             if self.refiner is not None:
                 index |= {"_refiner_sampling": asdict(self.refiner.sampling), "_draft_scales": self.draft_scales}
             write_json(folder / INDEX, index)
@@ -402,6 +408,6 @@ def pair(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
     if drafter.refiner or refiner.refiner:
         raise ValueError("one of the two is itself a pair; combine plans of more than two models by `code` in Python")
     code(drafter, refiner, draft_scales=draft_scales)  # which refuses what does not fit
-    shared = Pipeline(drafter.tokenizer, refiner.backbone, refiner.sampling, refiner.data_set)
-    ours = (drafter.tokenizer, drafter.backbone, drafter.sampling, drafter.data_set)
+    shared = Pipeline(drafter.tokenizer, refiner.backbone, refiner.sampling, refiner.class_names.named)
+    ours = (drafter.tokenizer, drafter.backbone, drafter.sampling, drafter.class_names.named)
     return Pipeline(*ours, refiner=shared, draft_scales=draft_scales, facts=of_both(drafter.facts, refiner.facts))

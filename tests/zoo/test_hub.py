@@ -122,7 +122,7 @@ def test_a_published_model_is_drawn_from_by_its_name(hub, tmp_path, small_tokeni
         f"from var_toolkit.cli import main; e = registry.ENTRIES[{name!r}]; "
         "sizes = {part: {'patch_nums': (1, 2, 3, 4)} for part in e.source.configs}; "
         "sampling = replace(e.sampling, temperature=(1.1, 1.0, 1.0, 1.0)); "
-        f"registry.ENTRIES[{name!r}] = replace(e, class_names='none', sampling=sampling, "
+        f"registry.ENTRIES[{name!r}] = replace(e, class_names=None, sampling=sampling, "
         "draft_scales=min(e.draft_scales, 2), source=replace(e.source, configs=sizes)); "
         f"sys.exit(main(['sample', '--class', '3', '--model', {name!r}, '--top-k', '5', '--out', {str(tmp_path)!r}]))"
     )
