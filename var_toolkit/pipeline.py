@@ -18,6 +18,7 @@ from torch import Tensor
 
 from var_toolkit.backbones.linear import pack_linears
 from var_toolkit.editing import as_image, prepare
+from var_toolkit.files import written_whole
 from var_toolkit.images import as_output, image_tensor
 from var_toolkit.sampling.collaborative import code, require_one_tokenizer
 from var_toolkit.sampling.engine import ScaleEvent, decode
@@ -33,7 +34,7 @@ from var_toolkit.speculative.settings import SETTINGS as SPECULATIVE
 from var_toolkit.speculative.settings import DraftModel, speculative
 from var_toolkit.speculative.tally import Tally, together
 from var_toolkit.zoo.class_names import ClassNames, class_names, kept
-from var_toolkit.zoo.directory import INDEX, write_json, write_network, written_whole
+from var_toolkit.zoo.directory import INDEX, write_json, write_network
 from var_toolkit.zoo.facts import Facts, of_both, write_facts
 from var_toolkit.zoo.hub import upload, with_revision
 from var_toolkit.zoo.model_card import write_card

@@ -20,7 +20,7 @@ from var_toolkit.zoo.directory import read_json, write_json
 
 SETTINGS = "settings.json"
 LOCK = ".lock"
-# What `write_whole` leaves of a file that it was writing when its process was killed.
+# What versions before `files.sweep` left of a file that they were writing when they were killed.
 TEMPORARY = re.compile(rf"\.({IMAGE.pattern}|{SHARD.pattern}|settings\.json)-\w{{8}}")
 WAY_OUT = "choose another folder with --out"
 

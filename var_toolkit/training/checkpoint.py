@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from var_toolkit.files import write_whole
+from var_toolkit.files import sweep, write_whole
 from var_toolkit.training.recipe import FREE_TO_CHANGE, Recipe
 
 
@@ -22,8 +22,7 @@ def write_checkpoint(path: Path, content: object) -> None:
             handle.flush()
             os.fsync(handle.fileno())
 
-    for left in path.parent.glob(f".{path.name}-*"):
-        left.unlink(missing_ok=True)  # of a run that was killed while it wrote
+    sweep(path.parent)  # of a run that was killed while it wrote
     write_whole(path, write)
 
 

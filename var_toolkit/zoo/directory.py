@@ -9,9 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -25,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from var_toolkit import strict_fields
-from var_toolkit.files import write_whole
+from var_toolkit.files import write_whole, written_whole
 from var_toolkit.zoo.registry import CONFIG, WEIGHTS
 
 INDEX = "model_index.json"  # of a model directory, which holds a folder for each part
@@ -48,21 +45,6 @@ NETWORKS = {
     "StillLifeClassifier": "var_toolkit.evaluation.classifier",
     "AutoencoderKL": "diffusers",
 }
-
-
-@contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """A temporary folder that takes the name `target` once the block ends well; nothing is left if it does not."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists already; choose another name or remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
