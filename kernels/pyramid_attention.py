@@ -104,10 +104,10 @@ def _warn_once(message: str) -> None:
 def _no_triton(q_RHLD: Tensor) -> str | None:
     """Why Triton cannot be had for these queries; None if it can."""
     try:
-        from var_toolkit.kernels.triton_attention import obstacle
+        from var_toolkit.kernels.triton_attention import unsupported
     except ImportError as error:
         return f"triton cannot be imported ({error})"
-    return obstacle(q_RHLD.shape[-1], q_RHLD.dtype, q_RHLD.device)
+    return unsupported(q_RHLD.shape[-1], q_RHLD.dtype, q_RHLD.device)
 
 
 # Each backend: q, k, v (R, H, L, D), tokens of each scale, pattern, scale, logit scale (H) or None -> (R, H, L, D).

@@ -75,7 +75,7 @@ class Problem(NamedTuple):
 
 
 @torch.compiler.assume_constant_result
-def obstacle(width: int, dtype: torch.dtype, device: torch.device) -> str | None:
+def unsupported(width: int, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why the kernels cannot take heads of this width, in words; None if they can."""
     if not WIDTHS[0] <= width <= WIDTHS[1]:
         return f"head width is {width}; the kernels take {WIDTHS[0]} to {WIDTHS[1]}"
@@ -121,7 +121,7 @@ def launch(name: str, config: Config, problem: Problem, tensors: Mapping[str, Te
 
 
 @lru_cache(maxsize=256)
-def chosen(name: str, problem: Problem, tuned: bool) -> Config:
+def choose_config(name: str, problem: Problem, tuned: bool) -> Config:
     """The configuration to use: `tuned`, the fastest, measured once a process on numbers of its own; else the first.
 
     Where images are drawn nothing is tuned, because another configuration rounds otherwise, and every process shall
@@ -178,7 +178,7 @@ def pyramid_attention(
     problem = Problem.of(q, lengths, pattern)
     out, lse = _empty_forward(q)
     tensors = {"q": q, "k": k, "v": v, "logit_scale": logit_scale, "out": out, "lse": lse}
-    launch("forward", chosen("forward", problem, tuned), problem, tensors, scale)
+    launch("forward", choose_config("forward", problem, tuned), problem, tensors, scale)
     return out, lse
 
 
@@ -204,8 +204,8 @@ def pyramid_attention_backward(
         "q": q, "k": k, "v": v, "out": out, "dout": dout, "lse": lse, "logit_scale": logit_scale,
         "delta": delta, "product": product, "dq": dq, "dk": dk, "dv": dv,
     }  # fmt: skip
-    launch("dq", chosen("dq", problem, True), problem, tensors, scale)
-    launch("dkv", chosen("dkv", problem, True), problem, tensors, scale)
+    launch("dq", choose_config("dq", problem, True), problem, tensors, scale)
+    launch("dkv", choose_config("dkv", problem, True), problem, tensors, scale)
     return dq, dk, dv, lse.new_empty(0) if logit_scale is None else product.sum((0, 2)) * scale
 
 
@@ -214,7 +214,7 @@ def _empty_backward(q_RHLD: Tensor, logit_scale_H: Tensor | None) -> tuple[Tenso
     return dq, dk, dv, q_RHLD.new_empty(0 if logit_scale_H is None else len(logit_scale_H), dtype=torch.float32)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, logit_scale, ctx.scale, ctx.lengths, ctx.pattern, _ = inputs
     ctx.save_for_backward(q, k, v, *output, logit_scale)
 
@@ -232,4 +232,4 @@ pyramid_attention.register_fake(lambda q, *_: _empty_forward(q))
 pyramid_attention_backward.register_fake(
     lambda dout, q, k, v, out, lse, logit_scale, *_: _empty_backward(q, logit_scale)
 )
-pyramid_attention.register_autograd(_gradients, setup_context=_keep)
+pyramid_attention.register_autograd(_gradients, setup_context=_save_for_backward)

@@ -108,10 +108,10 @@ def _forward_step(
         new_max_M = tl.maximum(max_M, tl.max(score_MN, 1) * factor)
         anchor_M = new_max_M
         p_MN = tl.exp2(score_MN * factor - anchor_M[:, None])
-    keep_M = tl.exp2(max_M - anchor_M)
+    rescale_M = tl.exp2(max_M - anchor_M)
     v_ND = _load(v_ptr, columns, length, v_stride, dims, v_dim, D, MASKED)
-    acc_MD = acc_MD * keep_M[:, None] + _dot(p_MN.to(v_ND.dtype), v_ND)
-    return acc_MD, sum_M * keep_M + tl.sum(p_MN, 1), new_max_M
+    acc_MD = acc_MD * rescale_M[:, None] + _dot(p_MN.to(v_ND.dtype), v_ND)
+    return acc_MD, sum_M * rescale_M + tl.sum(p_MN, 1), new_max_M
 
 
 @triton.jit(do_not_specialize=COUNTS)

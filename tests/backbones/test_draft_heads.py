@@ -53,17 +53,17 @@ def test_a_guess_follows_from_tokens_and_features_up_to_its_place_alone(target, 
 
 
 def test_tokens_stand_behind_the_class(target, features, guesses):
-    """Token i turns as the target turns it, whatever stands before it in the cache."""
+    """Token i is rotated as the target rotates it, whatever precedes it in the cache."""
     head = eagle(num_heads=target.config.num_heads)
     embedded = head.fuse(torch.cat((target.tok_embeddings(TOKENS), features), dim=-1))
-    turns = type(target.turns())(*(table[1:16] for table in target.turns()))
+    rotation = type(target.rotation())(*(table[1:16] for table in target.rotation()))
     seen = torch.ones(15, 15, dtype=torch.bool).tril()
 
     def attend(q, k, v, scale):
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
 
     with torch.no_grad():
-        expected = head.block(embedded, turns, attend, None, 0)
+        expected = head.block(embedded, rotation, attend, None, 0)
         assert_close(head.next_features(target, TOKENS, features), expected, atol=1e-5, rtol=0)
 
 

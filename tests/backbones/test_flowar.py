@@ -38,7 +38,7 @@ def test_velocities_are_the_published_ones(name):
     x, hidden = case.tensors["x_t"], case.tensors["cond"]
     with torch.no_grad():
         field = network.field(hidden, 2)
-        packed = network.flownet(x, case.tensors["t"][:, None], field.seen, field.turn, to_all)
+        packed = network.flownet(x, case.tensors["t"][:, None], field.condition, field.rotation, to_all)
         assert_close(packed, case.tensors["velocity"], atol=1e-4, rtol=0)
         for row, time in enumerate(case.tensors["t"].tolist()):  # as the sampler asks, one time for all rows
             assert_close(field(x, time)[row], case.tensors["velocity"][row], atol=1e-4, rtol=0)
@@ -159,13 +159,13 @@ def test_the_head_on_a_scale_sees_that_scale_alone(cross):
     own = slice(scales.offsets[2], scales.offsets[3])
     others = torch.ones(scales.total, dtype=torch.bool)
     others[own] = False
-    turn = network._turn(range(4), HEAD_DIM)
+    rotation = network._rotation(range(4), HEAD_DIM)
     attend, levels = to_allowed(scales.block_diagonal_mask()), scales.level_ids()
     with torch.no_grad():
         hidden = network.hidden(network.condition(LABELS), inputs, scales=range(4))
 
         def velocities(hidden, noisy, times):
-            return network.flownet(noisy, times, network.flownet.seen(hidden, turn), turn, attend, levels)
+            return network.flownet(noisy, times, network.flownet.condition(hidden, rotation), rotation, attend, levels)
 
         expected = velocities(hidden, noisy, times)
         assert_close(network(LABELS, inputs, noisy, times), expected, atol=1e-5, rtol=1e-5)
@@ -174,7 +174,7 @@ def test_the_head_on_a_scale_sees_that_scale_alone(cross):
         assert torch.equal(network(LABELS, inputs, *foreign[1:])[:, own], network(LABELS, inputs, noisy, times)[:, own])
         for changed in ([foreign[0], noisy, times], [hidden, foreign[1], times], [hidden, noisy, foreign[2]]):
             assert not torch.allclose(velocities(*changed)[:, others], expected[:, others], atol=1e-3)
-        # Within the scale each token counts for all, and features of one token steer the others where they look at it.
+        # Within the scale each token counts for all, and features of one token affect the others that attend to it.
         noisy[:, scales.offsets[2]] += 1
         assert (velocities(hidden, noisy, times) - expected)[:, own].abs().amax(-1).gt(1e-6).all()
 

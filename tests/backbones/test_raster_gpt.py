@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from var_toolkit.backbones.raster_gpt import Branches, RasterGPT, RasterGPTConfig
-from var_toolkit.backbones.rotary import Turn
+from var_toolkit.backbones.rotary import Rotation
 from var_toolkit.zoo.registry import entry
 
 SIZES = json.loads((FOLDER / "llamagen-published-settings" / "case.json").read_text())["class_conditional"]
@@ -37,11 +37,13 @@ def test_key_names_are_the_published_ones():
 
 def test_the_class_has_no_place_rather_than_the_first(monkeypatch):
     network = golden_gpt()
-    cos, sin = network.turns()
+    cos, sin = network.rotation()
     assert cos[0].eq(0).all()
     assert sin[0].eq(0).all()
-    assert cos[1].eq(1).all()  # the corner of the map, which does not turn either
-    monkeypatch.setattr(RasterGPT, "turns", lambda self: Turn(torch.cat((torch.ones_like(cos[:1]), cos[1:])), sin))
+    assert cos[1].eq(1).all()  # the corner of the map has angle zero
+    monkeypatch.setattr(
+        RasterGPT, "rotation", lambda self: Rotation(torch.cat((torch.ones_like(cos[:1]), cos[1:])), sin)
+    )
     assert (golden_logits(network) - load_case("llamagen-logits").tensors["logits"]).abs().max() > 0.5
 
 
@@ -81,7 +83,7 @@ def test_a_token_counts_for_what_comes_after_it_alone():
 
 def test_rows_and_columns_turn_halves_of_a_head():
     """What stands between two tokens is how far apart they are, down and across."""
-    cos, sin = (table[1:] for table in tiny_gpt(side=4).turns())
+    cos, sin = (table[1:] for table in tiny_gpt(side=4).rotation())
     assert cos.shape == sin.shape == (16, 8)
     for table in (cos, sin):
         grid = table.view(4, 4, 8)
@@ -201,7 +203,7 @@ def test_a_tree_sees_its_own_branch_and_the_branch_that_stays_is_a_fresh_prefill
         found = network.next_hidden(None, torch.cat((root, left, right), 1), cache=cache, branches=branches)
         sequence = torch.cat((prefix, root, right), dim=1)
         assert_close(found[:, 2], network.next_hidden(labels, sequence)[:, -1], atol=2e-5, rtol=0)
-        cache.keep(torch.tensor([4, 4]), torch.tensor([[5], [5]]))
+        cache.move(torch.tensor([4, 4]), torch.tensor([[5], [5]]))
         cache.rewind(5)
         fresh = network.new_ragged_cache(2, 20)
         network.next_hidden(labels, sequence, cache=fresh)

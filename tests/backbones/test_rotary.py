@@ -1,25 +1,25 @@
-"""Rotary positions turn channels as complex numbers do, and coarse grids lie stretched over fine ones."""
+"""RoPE rotates channel pairs as complex numbers, and coarse grids are stretched over fine ones."""
 
 import torch
 from torch.testing import assert_close
 
-from var_toolkit.backbones.rotary import turn_on_grids
+from var_toolkit.backbones.rotary import rotation_on_grids
 
 CPU = torch.device("cpu")
 
 
 def test_neighbouring_channels_turn_as_a_complex_number_does():
-    turn = turn_on_grids((2, 3), 6, 8, CPU)
+    rotation = rotation_on_grids((2, 3), 6, 8, CPU)
     x = torch.randn(2, 3, 13, 8)
     places = [(3 * i, 3 * j) for i in range(2) for j in range(2)] + [(2 * i, 2 * j) for i in range(3) for j in range(3)]
     # Two frequencies for the row, then the same two for the column.
     angles = torch.tensor([[row, row / 100, column, column / 100] for row, column in places])
     expected = torch.view_as_complex(x.unflatten(-1, (4, 2))) * torch.polar(torch.ones_like(angles), angles)
-    assert_close(turn(x), torch.view_as_real(expected).flatten(-2), atol=1e-5, rtol=0)
+    assert_close(rotation(x), torch.view_as_real(expected).flatten(-2), atol=1e-5, rtol=0)
 
 
 def test_a_place_has_the_same_angles_on_every_grid():
-    coarse, fine = turn_on_grids((4,), 16, 32, CPU), turn_on_grids((8,), 16, 32, CPU)
+    coarse, fine = rotation_on_grids((4,), 16, 32, CPU), rotation_on_grids((8,), 16, 32, CPU)
     of_fine = fine.cos.unflatten(0, (8, 8))[::2, ::2].flatten(0, 1)
     assert torch.equal(coarse.cos, of_fine)
     assert coarse.cos[1, 8:].lt(1).any()
@@ -27,21 +27,23 @@ def test_a_place_has_the_same_angles_on_every_grid():
 
 
 def test_scores_depend_on_how_far_apart_two_places_are_and_on_nothing_else():
-    turn = turn_on_grids((8,), 16, 32, CPU)
+    rotation = rotation_on_grids((8,), 16, 32, CPU)
     q, k = torch.randn(2, 32).unsqueeze(1).expand(2, 64, 32)
-    scores = (turn(q) @ turn(k).T).unflatten(0, (8, 8)).unflatten(-1, (8, 8))  # [row, column] of the query, of the key
+    scores = (
+        (rotation(q) @ rotation(k).T).unflatten(0, (8, 8)).unflatten(-1, (8, 8))
+    )  # [row, column] of the query, of the key
     assert_close(scores[1, 2, 3, 6], scores[4, 1, 6, 5], atol=1e-4, rtol=0)
     assert (scores[1, 2, 3, 6] - scores[1, 2, 3, 5]).abs() > 1e-3
 
 
 def test_half_precision_comes_back_as_it_went_in():
-    turn = turn_on_grids((2,), 16, 8, CPU)
+    rotation = rotation_on_grids((2,), 16, 8, CPU)
     x = torch.randn(1, 1, 4, 8)
-    assert turn(x.bfloat16()).dtype == torch.bfloat16
-    assert_close(turn(x.bfloat16()).float(), turn(x), atol=0.05, rtol=0.02)
+    assert rotation(x.bfloat16()).dtype == torch.bfloat16
+    assert_close(rotation(x.bfloat16()).float(), rotation(x), atol=0.05, rtol=0.02)
 
 
 def test_compiled_it_is_the_same():
-    turn, x = turn_on_grids((3,), 16, 8, CPU), torch.randn(2, 3, 9, 8)
-    compiled = torch.compile(lambda x: turn(x), backend="aot_eager", fullgraph=True)
-    assert_close(compiled(x), turn(x), atol=1e-6, rtol=0)
+    rotation, x = rotation_on_grids((3,), 16, 8, CPU), torch.randn(2, 3, 9, 8)
+    compiled = torch.compile(lambda x: rotation(x), backend="aot_eager", fullgraph=True)
+    assert_close(compiled(x), rotation(x), atol=1e-6, rtol=0)

@@ -45,7 +45,7 @@ def tiles(monkeypatch):
 
     def choose(rows, columns):
         config = triton_attention.Config(rows, columns, 4, 1)
-        monkeypatch.setattr(triton_attention, "chosen", lambda name, problem, tuned: config)
+        monkeypatch.setattr(triton_attention, "choose_config", lambda name, problem, tuned: config)
 
     return choose
 

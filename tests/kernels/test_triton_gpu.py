@@ -29,10 +29,10 @@ def gradients(packed, backend, pattern):
     ids=str,
 )
 def test_every_configuration_equals_the_reference(name, width, config, pattern, dtype, monkeypatch):
-    def chosen(kernel, problem, tuned):
+    def choose_config(kernel, problem, tuned):
         return config if kernel == name else triton_attention.CONFIGS[kernel, width][0]
 
-    monkeypatch.setattr(triton_attention, "chosen", chosen)
+    monkeypatch.setattr(triton_attention, "choose_config", choose_config)
     packed = torch.randn(2, SCALES.total, 3, 3, width, device="cuda", dtype=dtype)
     try:
         found = gradients(packed, "triton", pattern)

@@ -106,7 +106,7 @@ def test_what_is_to_be_coded_and_how_badly_it_is(images):
     tokenizer = tiny_vq()
     with torch.no_grad():
         features = tokenizer.features(images)
-    vectors, errors = tokenizer.quantize.wanted(features)
+    vectors, errors = tokenizer.quantize.targets_and_errors(features)
     codes = tokenizer.quantize.embed(tokenizer.encode(images)[0]).flatten(0, 1)
     assert_close(vectors, F.normalize(features, dim=1).flatten(2).mT.flatten(0, 1))
     assert_close(errors, (vectors - codes).square().sum(1))

@@ -126,9 +126,9 @@ def test_codes_that_nobody_uses_are_moved_onto_what_is_coded_badly(build):
     objective, batch = build("raster-tokenizer", perceptual=0.0, adversarial=0.0)
     tokenizer = objective.autoencoder
     with torch.no_grad():
-        tokenizer.quantize.embedding.weight[8:] = -tokenizer.quantize.wanted(tokenizer.features(batch.images))[0].mean(
-            0
-        )
+        tokenizer.quantize.embedding.weight[8:] = -tokenizer.quantize.targets_and_errors(
+            tokenizer.features(batch.images)
+        )[0].mean(0)
     before = tokenizer.quantize.embedding.weight.detach().clone()
     objective.phases(0)[0].loss(batch, draws(0))
     hits = objective.record.hits_SV.clone()

@@ -52,7 +52,7 @@ def step_of(backbone, scale, given):
     condition = backbone.condition(given["labels"])
     inputs = given["inputs"] if scale else None
     logits = backbone.logits(condition, backbone.hidden(condition, inputs, scales=range(scale, scale + 1), cache=cache))
-    kinds = zip(*(cache.held(layer) for layer in range(backbone.config.depth)), strict=True)
+    kinds = zip(*(cache.contents(layer) for layer in range(backbone.config.depth)), strict=True)
     return logits, *(torch.stack([one[:, :, begin:] for one in kind]) for kind in kinds)
 
 

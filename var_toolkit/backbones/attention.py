@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from var_toolkit.backbones.cache import KVCache
 from var_toolkit.backbones.linear import Linear, linear
-from var_toolkit.backbones.rotary import Turn
+from var_toolkit.backbones.rotary import Rotation
 from var_toolkit.kernels.pyramid_attention import attention as attend_in_pyramid
 from var_toolkit.kernels.tiles import Pattern
 from var_toolkit.scales import Scales
@@ -28,11 +28,11 @@ Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # queries, keys, val
 def to_all(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Every query looks at every key."""
     if q.shape[2] == 1 and q.is_cpu:
-        return _of_one(q, k, v, scale)
+        return _single_query(q, k, v, scale)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
-def _of_one(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def _single_query(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Attention of one query as two products in float32: torch's kernel takes a CPU up to four times as long."""
     scores = (q.float() * scale) @ k.float().mT
     return (scores.softmax(dim=-1) @ v.float()).to(v.dtype)
@@ -48,15 +48,15 @@ def within_pyramid(scales: Scales, pattern: Pattern) -> Attend:
     return partial(_pyramid, scales=scales, pattern=pattern)
 
 
-def block_causal(scales: Scales, taken: range, device: torch.device, dropout: float = 0.0) -> Attend:
-    """How the tokens of the scales `taken` look at themselves and at those before, which a cache holds."""
+def block_causal(scales: Scales, computed: range, device: torch.device, dropout: float = 0.0) -> Attend:
+    """How the tokens of the scales `computed` look at themselves and at those before, which a cache holds."""
     if dropout > 0:
-        return to_allowed(scales.block_causal_mask(taken.start, taken.stop).to(device), dropout)
-    if len(taken) <= 1:
+        return to_allowed(scales.block_causal_mask(computed.start, computed.stop).to(device), dropout)
+    if len(computed) <= 1:
         return to_all
-    if taken.start == 0:
+    if computed.start == 0:
         return within_pyramid(scales, "block-causal")
-    return to_allowed(scales.block_causal_mask(taken.start, taken.stop).to(device))
+    return to_allowed(scales.block_causal_mask(computed.start, computed.stop).to(device))
 
 
 def _pyramid(q: Tensor, k: Tensor, v: Tensor, scale: float, *, scales: Scales, pattern: Pattern) -> Tensor:
@@ -110,11 +110,11 @@ class RotaryAttention(nn.Module):
         self.proj_drop = nn.Dropout(dropout)
 
     def forward(
-        self, x_RLC: Tensor, turn: Turn, attend: Attend, cache: KVCache | None = None, layer: int = 0
+        self, x_RLC: Tensor, rotation: Rotation, attend: Attend, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
         """Attend over the new tokens, and over all cached ones if there is a cache."""
         q, k, v = rearrange(self.qkv(x_RLC), "r l (three h d) -> three r h l d", three=3, h=self.heads)
-        q, k = turn(q), turn(k)
+        q, k = rotation(q), rotation(k)
         if cache is not None:
             k, v = cache.append(layer, k, v)
             q = q.to(k.dtype)  # the cache keeps the dtype of the weights, also under autocast
@@ -132,11 +132,11 @@ class RotaryCrossAttention(nn.Module):
         self.kv = Linear(memory_width, 2 * width, bias=False)
         self.proj = Linear(width, width)
 
-    def remember(self, memory_RLC: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, memory_RLC: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Keys and values (R, H, L, D) of the memory: they serve any number of queries."""
         k, v = rearrange(self.kv(memory_RLC), "r l (two h d) -> two r h l d", two=2, h=self.heads)
-        return turn(k), v
+        return rotation(k), v
 
-    def forward(self, x_RLC: Tensor, memory: tuple[Tensor, Tensor], turn: Turn, attend: Attend) -> Tensor:
-        q = turn(rearrange(self.q(x_RLC), "r l (h d) -> r h l d", h=self.heads))
+    def forward(self, x_RLC: Tensor, memory: tuple[Tensor, Tensor], rotation: Rotation, attend: Attend) -> Tensor:
+        q = rotation(rearrange(self.q(x_RLC), "r l (h d) -> r h l d", h=self.heads))
         return self.proj(rearrange(attend(q, *memory, q.shape[-1] ** -0.5), "r h l d -> r l (h d)"))

@@ -16,17 +16,16 @@ from var_toolkit.scales import Scales
 
 
 class KVCache:
-    """Keys and values of every layer, (R, H, room, D) each, allocated at once and filled from the front.
+    """Keys and values of every layer, (R, H, capacity, D) each, allocated at once and filled from the front.
 
-    `rooms` says for how many tokens each layer has room. Layers may differ: one that the rest of an image does not
-    run through needs none.
+    `capacities` are the tokens that each layer can hold. A layer that the rest of an image skips needs none.
     """
 
     even = True  # every row holds the same number of tokens
 
     def __init__(
         self,
-        rooms: Sequence[int],
+        capacities: Sequence[int],
         *,
         rows: int,
         heads: int,
@@ -36,8 +35,8 @@ class KVCache:
     ) -> None:
         self._shape = (rows, heads, head_dim)
         self._like = torch.empty(0, dtype=dtype, device=device)
-        self._keys = [self._room(room) for room in rooms]
-        self._values = [self._room(room) for room in rooms]
+        self._keys = [self._allocate(capacity) for capacity in capacities]
+        self._values = [self._allocate(capacity) for capacity in capacities]
         self._rows: Tensor | slice = slice(None)
         self.length = 0
 
@@ -47,22 +46,22 @@ class KVCache:
         seen._rows, seen.length = rows, length
         return seen
 
-    def _room(self, room: int) -> Tensor:
+    def _allocate(self, capacity: int) -> Tensor:
         rows, heads, head_dim = self._shape
-        return self._like.new_empty(rows, heads, room, head_dim)
+        return self._like.new_empty(rows, heads, capacity, head_dim)
 
-    def resize(self, rooms: Sequence[int]) -> None:
-        """Give each layer the room named, keeping what it holds as far as that fits; 0 frees a layer.
+    def resize(self, capacities: Sequence[int]) -> None:
+        """Give each layer the capacity named, keeping what it holds as far as that fits; 0 frees a layer.
 
         Layers that shrink go first, and one tensor is moved at a time, so the old and the new never lie side by side.
         """
-        for layer in sorted(range(len(rooms)), key=lambda layer: rooms[layer] - self._keys[layer].shape[2]):
+        for layer in sorted(range(len(capacities)), key=lambda layer: capacities[layer] - self._keys[layer].shape[2]):
             for tensors in (self._keys, self._values):
                 old = tensors[layer]
-                if old.shape[2] == rooms[layer]:
+                if old.shape[2] == capacities[layer]:
                     continue
-                tensors[layer] = self._room(rooms[layer])
-                kept = min(self.length, old.shape[2], rooms[layer])
+                tensors[layer] = self._allocate(capacities[layer])
+                kept = min(self.length, old.shape[2], capacities[layer])
                 tensors[layer][:, :, :kept] = old[:, :, :kept]
 
     def append(self, layer: int, k_RHLD: Tensor, v_RHLD: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,9 +69,9 @@ class KVCache:
 
         The length moves only with `advance`, once all layers have written, so an error in between leaves it right.
         """
-        end, room = self.length + k_RHLD.shape[2], self._keys[layer].shape[2]
-        if end > room:
-            raise ValueError(f"the cache has room for {room} tokens in layer {layer}; {end} were asked of it")
+        end, capacity = self.length + k_RHLD.shape[2], self._keys[layer].shape[2]
+        if end > capacity:
+            raise ValueError(f"the cache has a capacity of {capacity} tokens in layer {layer}; {end} are needed")
         keys, values = self._keys[layer], self._values[layer]
         keys[self._rows, :, self.length : end] = k_RHLD.to(keys.dtype)
         values[self._rows, :, self.length : end] = v_RHLD.to(values.dtype)
@@ -82,7 +81,7 @@ class KVCache:
         """Count `tokens` more as cached, after every layer has appended them."""
         self.length += tokens
 
-    def held(self, layer: int) -> tuple[Tensor, Tensor]:
+    def contents(self, layer: int) -> tuple[Tensor, Tensor]:
         """The keys and values of a layer so far, (R, H, length, D) each, as views if they are of all rows."""
         return tuple(kept[layer][self._rows, :, : self.length] for kept in (self._keys, self._values))  # type: ignore[return-value]
 
@@ -104,22 +103,22 @@ class RaggedCache(KVCache):
     `length` is that of the longest row. While all rows are `even` it works as `KVCache` does, at its cost.
     """
 
-    def __init__(self, rooms: Sequence[int], *, rows: int, **shape: Any) -> None:
-        super().__init__(rooms, rows=rows, **shape)
+    def __init__(self, capacities: Sequence[int], *, rows: int, **shape: Any) -> None:
+        super().__init__(capacities, rows=rows, **shape)
         self.lengths = [0] * rows
-        self._places: tuple[Tensor, Tensor] | None = None  # where the tokens of a pass go: rows and slots
+        self._targets: tuple[Tensor, Tensor] | None = None  # where the tokens of a pass go: rows and slots
 
-    def _room(self, room: int) -> Tensor:
-        return super()._room(room).zero_()  # shorter rows show slots never written, where weight 0 times NaN is NaN
+    def _allocate(self, capacity: int) -> Tensor:
+        return super()._allocate(capacity).zero_()  # unwritten slots of shorter rows are read, and 0 * NaN is NaN
 
     def append(self, layer: int, k_RHLD: Tensor, v_RHLD: Tensor) -> tuple[Tensor, Tensor]:
         """Write new keys and values behind what each row holds; return views as long as the longest row."""
         if self.even:
             return super().append(layer, k_RHLD, v_RHLD)
-        end, room = self.length + k_RHLD.shape[2], self._keys[layer].shape[2]
-        if end > room:
-            raise ValueError(f"the cache has room for {room} tokens in layer {layer}; {end} were asked of it")
-        rows_R1, slots_RL = self._places = self._places or self._slots(k_RHLD.shape[2])
+        end, capacity = self.length + k_RHLD.shape[2], self._keys[layer].shape[2]
+        if end > capacity:
+            raise ValueError(f"the cache has a capacity of {capacity} tokens in layer {layer}; {end} are needed")
+        rows_R1, slots_RL = self._targets = self._targets or self._slots(k_RHLD.shape[2])
         for kept, new_RHLD in ((self._keys[layer], k_RHLD), (self._values[layer], v_RHLD)):
             kept[rows_R1, :, slots_RL] = new_RHLD.transpose(1, 2).to(kept.dtype)
         return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
@@ -145,7 +144,7 @@ class RaggedCache(KVCache):
             raise ValueError(f"cannot rewind rows of {self.lengths} tokens to {wanted}")
         self._set(wanted)
 
-    def keep(self, begin_R: Tensor, slots_RL: Tensor) -> None:
+    def move(self, begin_R: Tensor, slots_RL: Tensor) -> None:
         """Move what lies in some slots of each row, (R, L), to those from `begin` on: the path of a tree that stays.
 
         Rewind afterwards to forget the rest.
@@ -156,24 +155,28 @@ class RaggedCache(KVCache):
             kept[rows_R1, :, target_RL] = kept[rows_R1, :, slots_RL]
 
     def _set(self, lengths: list[int]) -> None:
-        self.lengths, self._places = lengths, None
+        self.lengths, self._targets = lengths, None
         self.length, self.even = max(lengths), min(lengths) == max(lengths)
 
 
-def cache_of(network: Any, rows: int, rooms: Sequence[int] | None, kind: Callable[..., KVCache] = KVCache) -> KVCache:
+def cache_of(
+    network: Any, rows: int, capacities: Sequence[int] | None, kind: Callable[..., KVCache] = KVCache
+) -> KVCache:
     """An empty cache for a network all of whose layers keep every token, in the dtype and on the device of its weights.
 
-    `rooms` are the tokens that each layer will hold at most; None stands for a whole image in every layer.
+    `capacities` are the tokens that each layer will hold at most; None stands for a whole image in every layer.
     """
     config, weight = network.config, next(network.parameters())
-    rooms = [network.scales.total] * config.depth if rooms is None else rooms
+    capacities = [network.scales.total] * config.depth if capacities is None else capacities
     shape = {"rows": rows, "heads": config.num_heads, "head_dim": config.embed_dim // config.num_heads}
-    return kind(rooms, **shape, dtype=weight.dtype, device=weight.device)
+    return kind(capacities, **shape, dtype=weight.dtype, device=weight.device)
 
 
-def span_behind(cache: KVCache | None, scales: Scales, taken: range) -> tuple[int, int]:
-    """Where the tokens of the scales `taken` begin and end. ValueError unless the cache holds exactly those before."""
-    begin, end = scales.offsets[taken.start], scales.offsets[taken.stop]
+def token_span(cache: KVCache | None, scales: Scales, computed: range) -> tuple[int, int]:
+    """Start and end of the tokens of scales `computed`. ValueError unless the cache holds exactly the tokens before."""
+    begin, end = scales.offsets[computed.start], scales.offsets[computed.stop]
     if (cache.length if cache is not None else 0) != begin:
-        raise ValueError(f"scales {taken.start} to {taken.stop - 1} need a cache that holds the {begin} tokens before")
+        raise ValueError(
+            f"scales {computed.start} to {computed.stop - 1} need a cache that holds the {begin} tokens before"
+        )
     return begin, end

@@ -23,10 +23,10 @@ from var_toolkit.backbones.raster_gpt import (
     RasterBlock,
     RasterGPT,
     RasterGPTConfig,
-    placed,
-    turn_behind_class,
+    rotation_and_attend,
+    rotation_with_class,
 )
-from var_toolkit.backbones.rotary import Turn
+from var_toolkit.backbones.rotary import Rotation
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ExitHeadConfig(EagleHeadConfig):
 class EagleHead(nn.Module):
     """Tokens and the features that predicted them -> a guess of the features that predict the next tokens.
 
-    The published block has no norm before its attention, and features are taken behind the target's last norm; here the
+    The published block has no norm before its attention, and features are taken after the target's last norm; here the
     block is one of the target's, norms included, and features are those before the last norm (`RasterGPT.next_hidden`).
     """
 
@@ -78,9 +78,9 @@ class EagleHead(nn.Module):
         """ValueError if the head was made for another target than one of these sizes."""
         _require_same(self.config.block, target.config, ("embed_dim", "side", "vocab_size"))
 
-    def new_ragged_cache(self, rows: int, room: int) -> RaggedCache:
-        """An empty cache with room for `room` tokens a row; slot j is for token j of the image, at place 1 + j."""
-        return cast(RaggedCache, cache_of(self, rows, [room], RaggedCache))
+    def new_ragged_cache(self, rows: int, capacity: int) -> RaggedCache:
+        """An empty cache of `capacity` tokens per row; slot j is for token j of the image, at position 1 + j."""
+        return cast(RaggedCache, cache_of(self, rows, [capacity], RaggedCache))
 
     def next_features(
         self,
@@ -111,10 +111,10 @@ class EagleHead(nn.Module):
         """The same from embeddings of the tokens."""
         x_RLC = self.fuse(torch.cat((embeddings_RLC, features_RLC), dim=-1))
         if branches is not None:
-            branches = branches._replace(places=branches.places - 1)  # as the table below begins with token 0
-        on_map = Turn(*(table[1:] for table in _turns(self.config, x_RLC.device)))
-        turn, attend = placed(on_map, cache, x_RLC.shape[1], branches)
-        x_RLC = self.block(x_RLC, turn, attend, cache, 0)
+            branches = branches._replace(positions=branches.positions - 1)  # as the table below begins with token 0
+        on_map = Rotation(*(table[1:] for table in _rotation(self.config, x_RLC.device)))
+        rotation, attend = rotation_and_attend(on_map, cache, x_RLC.shape[1], branches)
+        x_RLC = self.block(x_RLC, rotation, attend, cache, 0)
         if cache is not None:
             cache.advance(x_RLC.shape[1])
         return x_RLC
@@ -133,8 +133,8 @@ class ExitHead(nn.Module):
 
     def forward(self, features_RLC: Tensor) -> Tensor:
         """The training pass: features of the class and the tokens behind it -> those for the output, (R, L, C)."""
-        turn, attend = placed(_turns(self.config, features_RLC.device), None, features_RLC.shape[1])
-        return self.block(features_RLC, turn, attend, None, 0)
+        rotation, attend = rotation_and_attend(_rotation(self.config, features_RLC.device), None, features_RLC.shape[1])
+        return self.block(features_RLC, rotation, attend, None, 0)
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -166,8 +166,8 @@ def early_exit(target: RasterGPT, layers: int, head: ExitHead | None = None) -> 
     return shallow.train(target.training)
 
 
-def _turns(config: EagleHeadConfig, device: torch.device) -> Turn:
-    return turn_behind_class(config.side, config.embed_dim // config.num_heads, device)
+def _rotation(config: EagleHeadConfig, device: torch.device) -> Rotation:
+    return rotation_with_class(config.side, config.embed_dim // config.num_heads, device)
 
 
 def _require_same(head: RasterGPTConfig, target: RasterGPTConfig, names: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from var_toolkit.backbones.attention import Attend, RotaryAttention, RotaryCrossAttention
 from var_toolkit.backbones.gated_mlp import GatedMLP, RMSNorm, modulated
 from var_toolkit.backbones.linear import Linear
-from var_toolkit.backbones.rotary import Turn
+from var_toolkit.backbones.rotary import Rotation
 
 HEAD_DIM = 64
 MLP_RATIO = 4
@@ -25,25 +25,25 @@ FREQUENCIES = 256
 LONGEST = 10_000  # of the sinusoids of the time, in thousandths
 
 
-class Seen(NamedTuple):
+class HeadCondition(NamedTuple):
     """What does not change while a map is drawn: made once, used at every step."""
 
-    condition: Tensor  # (R, L, W)
+    embedding: Tensor  # (R, L, W)
     memories: list[tuple[Tensor, Tensor]]  # keys and values of each block's cross-attention, (R, H, L, D); or none
 
-    def rows(self, count: int) -> Seen:
+    def rows(self, count: int) -> HeadCondition:
         """Of the first rows alone."""
-        return Seen(self.condition[:count], [(k[:count], v[:count]) for k, v in self.memories])
+        return HeadCondition(self.embedding[:count], [(k[:count], v[:count]) for k, v in self.memories])
 
 
-class Pace(NamedTuple):
+class Conditioning(NamedTuple):
     """How the time steers the blocks: by itself, and with the condition of each token."""
 
     time: Tensor  # SiLU of (R, K, W)
     both: Tensor  # SiLU of (R, L, W)
     levels: Tensor | None  # which of the K times is that of each token, (L); None where there is one
 
-    def spread(self, by_time_RKW: Tensor) -> Tensor:
+    def per_token(self, by_time_RKW: Tensor) -> Tensor:
         """What was made of each time, for each token."""
         return by_time_RKW if self.levels is None else by_time_RKW[:, self.levels]
 
@@ -74,9 +74,9 @@ class HeadBlock(nn.Module):
         self.mlp = GatedMLP(width, int(width * MLP_RATIO * 2 / 3))
         self.ada_lin = Linear(width, 6 * width)
 
-    def forward(self, x_RLW: Tensor, pace: Pace, turn: Turn, attend: Attend) -> Tensor:
-        gate1, gate2, scale1, scale2, shift1, shift2 = self.ada_lin(pace.both).chunk(6, dim=-1)
-        x_RLW = torch.addcmul(x_RLW, self.attn(modulated(x_RLW, scale1, shift1), turn, attend), gate1)
+    def forward(self, x_RLW: Tensor, cond: Conditioning, rotation: Rotation, attend: Attend) -> Tensor:
+        gate1, gate2, scale1, scale2, shift1, shift2 = self.ada_lin(cond.both).chunk(6, dim=-1)
+        x_RLW = torch.addcmul(x_RLW, self.attn(modulated(x_RLW, scale1, shift1), rotation, attend), gate1)
         return torch.addcmul(x_RLW, self.mlp(modulated(x_RLW, scale2, shift2)), gate2)
 
 
@@ -91,15 +91,17 @@ class CrossHeadBlock(nn.Module):
         self.mlp = GatedMLP(width, int(width * MLP_RATIO * 2 / 3))
         self.ada_lin_attn, self.ada_lin_mlp = Linear(width, 3 * width), Linear(width, 3 * width)
 
-    def remember(self, hidden_RLC: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, hidden_RLC: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Keys and values of the condition."""
-        return self.crossattn.remember(self.norm2_2(hidden_RLC), turn)
+        return self.crossattn.keys_and_values(self.norm2_2(hidden_RLC), rotation)
 
-    def forward(self, x_RLW: Tensor, pace: Pace, turn: Turn, attend: Attend, memory: tuple[Tensor, Tensor]) -> Tensor:
-        gate1, scale1, shift1 = pace.spread(self.ada_lin_attn(pace.time)).chunk(3, dim=-1)
-        gate2, scale2, shift2 = self.ada_lin_mlp(pace.both).chunk(3, dim=-1)
-        x_RLW = torch.addcmul(x_RLW, self.attn(modulated(x_RLW, scale1, shift1), turn, attend), gate1)
-        x_RLW = x_RLW + self.crossattn(self.norm2_1(x_RLW), memory, turn, attend)
+    def forward(
+        self, x_RLW: Tensor, cond: Conditioning, rotation: Rotation, attend: Attend, memory: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        gate1, scale1, shift1 = cond.per_token(self.ada_lin_attn(cond.time)).chunk(3, dim=-1)
+        gate2, scale2, shift2 = self.ada_lin_mlp(cond.both).chunk(3, dim=-1)
+        x_RLW = torch.addcmul(x_RLW, self.attn(modulated(x_RLW, scale1, shift1), rotation, attend), gate1)
+        x_RLW = x_RLW + self.crossattn(self.norm2_1(x_RLW), memory, rotation, attend)
         return torch.addcmul(x_RLW, self.mlp(modulated(x_RLW, scale2, shift2)), gate2)
 
 
@@ -111,8 +113,8 @@ class FinalLayer(nn.Module):
         self.linear = Linear(width, channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
-    def forward(self, x_RLW: Tensor, pace: Pace) -> Tensor:
-        shift, scale = self.adaLN_modulation[1](pace.both).chunk(2, dim=-1)
+    def forward(self, x_RLW: Tensor, cond: Conditioning) -> Tensor:
+        shift, scale = self.adaLN_modulation[1](cond.both).chunk(2, dim=-1)
         return self.linear(modulated(x_RLW, scale, shift))
 
 
@@ -129,20 +131,26 @@ class FlowHead(nn.Module):
         )
         self.final_layer = FinalLayer(width, channels)
 
-    def seen(self, hidden_RLC: Tensor, turn: Turn) -> Seen:
+    def condition(self, hidden_RLC: Tensor, rotation: Rotation) -> HeadCondition:
         """What all steps on the same features share."""
         blocks = self.res_blocks if self.cross_attention else ()
-        memories = [cast(CrossHeadBlock, block).remember(hidden_RLC, turn) for block in blocks]
-        return Seen(self.cond_embed(hidden_RLC), memories)
+        memories = [cast(CrossHeadBlock, block).keys_and_values(hidden_RLC, rotation) for block in blocks]
+        return HeadCondition(self.cond_embed(hidden_RLC), memories)
 
     def forward(
-        self, x_RLc: Tensor, times_RK: Tensor, seen: Seen, turn: Turn, attend: Attend, levels_L: Tensor | None = None
+        self,
+        x_RLc: Tensor,
+        times_RK: Tensor,
+        condition: HeadCondition,
+        rotation: Rotation,
+        attend: Attend,
+        levels_L: Tensor | None = None,
     ) -> Tensor:
         """Velocities. Without `levels_L`, which says for each token which of the times is its own, K is 1."""
         time = self.time_embed(times_RK)
-        pace = Pace(F.silu(time), time, levels_L)
-        pace = pace._replace(both=F.silu(seen.condition + pace.spread(time)))
+        cond = Conditioning(F.silu(time), time, levels_L)
+        cond = cond._replace(both=F.silu(condition.embedding + cond.per_token(time)))
         x_RLW = self.input_proj(x_RLc.to(self.input_proj.weight.dtype))
         for i, block in enumerate(self.res_blocks):
-            x_RLW = block(x_RLW, pace, turn, attend, *seen.memories[i : i + 1])
-        return self.final_layer(x_RLW, pace)
+            x_RLW = block(x_RLW, cond, rotation, attend, *condition.memories[i : i + 1])
+        return self.final_layer(x_RLW, cond)

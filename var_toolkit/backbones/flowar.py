@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.backbones.attention import Attend, RotaryAttention, block_causal, to_all, within_pyramid
-from var_toolkit.backbones.cache import KVCache, cache_of, span_behind
-from var_toolkit.backbones.flow_head import HEAD_DIM, MLP_RATIO, FlowHead, Seen
+from var_toolkit.backbones.cache import KVCache, cache_of, token_span
+from var_toolkit.backbones.flow_head import HEAD_DIM, MLP_RATIO, FlowHead, HeadCondition
 from var_toolkit.backbones.gated_mlp import GatedMLP, RMSNorm, modulated
 from var_toolkit.backbones.linear import Linear
 from var_toolkit.backbones.next_scale import Modulation
-from var_toolkit.backbones.rotary import Turn, turn_on_grids
+from var_toolkit.backbones.rotary import Rotation, rotation_on_grids
 from var_toolkit.backbones.subnet import Subnet
 from var_toolkit.scales import Scales
 
@@ -84,17 +84,17 @@ class Field(NamedTuple):
     """The velocity field of one scale: which way the tokens move at a time, from noise at 1 to data at 0."""
 
     head: FlowHead
-    seen: Seen
-    turn: Turn
+    condition: HeadCondition
+    rotation: Rotation
 
     def rows(self, count: int) -> Field:
         """That of the first rows alone."""
-        return self._replace(seen=self.seen.rows(count))
+        return self._replace(condition=self.condition.rows(count))
 
     def __call__(self, x_RLc: Tensor, time: float) -> Tensor:
         """Noisy tokens -> velocities (R, L, c), in the dtype of the weights."""
         times = torch.full((1, 1), time, dtype=torch.float32, device=x_RLc.device)
-        return self.head(x_RLc, times, self.seen, self.turn, to_all)
+        return self.head(x_RLc, times, self.condition, self.rotation, to_all)
 
 
 class FlowARBlock(nn.Module):
@@ -112,9 +112,9 @@ class FlowARBlock(nn.Module):
         return Modulation(*self.ada_lin(class_RC).unsqueeze(1).chunk(6, dim=-1))
 
     def forward(
-        self, x_RLC: Tensor, m: Modulation, turn: Turn, attend: Attend, cache: KVCache | None, layer: int
+        self, x_RLC: Tensor, m: Modulation, rotation: Rotation, attend: Attend, cache: KVCache | None, layer: int
     ) -> Tensor:
-        h = self.attn(modulated(x_RLC, m.scale1, m.shift1), turn, attend, cache, layer)
+        h = self.attn(modulated(x_RLC, m.scale1, m.shift1), rotation, attend, cache, layer)
         x_RLC = torch.addcmul(x_RLC, h, m.gate1)
         return torch.addcmul(x_RLC, self.mlp(modulated(x_RLC, m.scale2, m.shift2)), m.gate2)
 
@@ -156,9 +156,9 @@ class FlowAR(nn.Module):
         """The layers of both stacks, in order."""
         return [cast(FlowARBlock, block) for block in chain(self.encoder_blocks, self.decoder_blocks)]
 
-    def new_cache(self, rows: int, rooms: Sequence[int] | None = None) -> KVCache:
+    def new_cache(self, rows: int, capacities: Sequence[int] | None = None) -> KVCache:
         """An empty cache for `rows` rows (`backbones.cache.cache_of`)."""
-        return cache_of(self, rows, rooms)
+        return cache_of(self, rows, capacities)
 
     def cache_values(self, tokens: int) -> int:
         """How many numbers the cache of one row holds for `tokens` tokens of one layer."""
@@ -197,8 +197,8 @@ class FlowAR(nn.Module):
         """
         if subnet is not None:
             raise ValueError("FlowAR has no subnets: its layers were not trained to be skipped; use VAR for VARiant")
-        begin, end = span_behind(cache, self.scales, scales)
-        turn = self._turn(scales, self.config.embed_dim // self.config.num_heads)
+        begin, end = token_span(cache, self.scales, scales)
+        rotation = self._rotation(scales, self.config.embed_dim // self.config.num_heads)
         dropout = self.config.dropout if self.training else 0.0
         attend = block_causal(self.scales, scales, self.class_emb.weight.device, dropout)
         words = self._embed(condition, inputs_RLc, scales)
@@ -206,15 +206,15 @@ class FlowAR(nn.Module):
         for layer, block in enumerate(self.blocks):
             if layer == self.config.encoder_depth:
                 x_RLC = self.decoder_embed(self.encoder_norm(x_RLC)) + self.decoder_pos_embed_learned[:, begin:end]
-            x_RLC = block(x_RLC, condition.blocks[layer], turn, attend, cache, layer)
+            x_RLC = block(x_RLC, condition.blocks[layer], rotation, attend, cache, layer)
         if cache is not None:
             cache.advance(end - begin)
         return self.decoder_norm(x_RLC) + self.diffusion_pos_embed_learned[:, begin:end]
 
     def field(self, hidden_RLC: Tensor, scale: int) -> Field:
         """The velocity field of one scale from its features."""
-        turn = self._turn(range(scale, scale + 1), HEAD_DIM)
-        return Field(self.flownet, self.flownet.seen(hidden_RLC, turn), turn)
+        rotation = self._rotation(range(scale, scale + 1), HEAD_DIM)
+        return Field(self.flownet, self.flownet.condition(hidden_RLC, rotation), rotation)
 
     def forward(self, labels_B: Tensor, inputs_BLc: Tensor, noisy_BLc: Tensor, times_BK: Tensor) -> Tensor:
         """The packed training pass: inputs of scales 1 .. K-1, noisy maps, times -> velocities (B, L, c), float32.
@@ -223,14 +223,16 @@ class FlowAR(nn.Module):
         """
         scales = range(len(self.scales))
         hidden = self.hidden(self.condition(labels_B), inputs_BLc, scales=scales)
-        turn = self._turn(scales, HEAD_DIM)
+        rotation = self._rotation(scales, HEAD_DIM)
         attend = within_pyramid(self.scales, "block-diagonal")
         levels_L = self.scales.level_ids().to(hidden.device)
-        return self.flownet(noisy_BLc, times_BK, self.flownet.seen(hidden, turn), turn, attend, levels_L).float()
+        return self.flownet(
+            noisy_BLc, times_BK, self.flownet.condition(hidden, rotation), rotation, attend, levels_L
+        ).float()
 
-    def _turn(self, scales: range, head_dim: int) -> Turn:
+    def _rotation(self, scales: range, head_dim: int) -> Rotation:
         sides = self.scales.patch_nums[scales.start : scales.stop]
-        return turn_on_grids(sides, GRID, head_dim, self.class_emb.weight.device)
+        return rotation_on_grids(sides, GRID, head_dim, self.class_emb.weight.device)
 
     def _embed(self, condition: Condition, inputs_RLc: Tensor | None, scales: range) -> Tensor:
         parts = []

@@ -54,7 +54,7 @@ class Condition(NamedTuple):
     """Everything that depends on the labels alone: made once a run, used at every scale."""
 
     start_RC: Tensor  # noqa: N815
-    steer: Tensor  # what modulates any block
+    modulation_input: Tensor  # what modulates any block
     next_scale: Branch
 
 
@@ -90,7 +90,7 @@ class HMAR(NextScaleTransformer):
         """The layers of a masked pass."""
         return [cast(Block, block) for block in (*self.base_blocks, *self.mask_blocks)]
 
-    def new_cache(self, rows: int, rooms: Sequence[int] | None = None) -> KVCache:
+    def new_cache(self, rows: int, capacities: Sequence[int] | None = None) -> KVCache:
         """A cache that holds nothing."""
         c, weight = self.config, self.ns_head.weight
         shape = {"rows": rows, "heads": c.num_heads, "head_dim": c.embed_dim // c.num_heads}
@@ -103,14 +103,16 @@ class HMAR(NextScaleTransformer):
     def condition(self, labels_R: Tensor) -> Condition:
         """What the labels (R, int64, num_classes for the null class) mean to every block and to the heads."""
         start_RC = self.class_emb(labels_R)
-        steer = self._steer(start_RC)
-        return Condition(start_RC, steer, Branch(_steered(self.blocks, steer), *self.ns_head_nm(start_RC)))
+        modulation_input = self._modulation_input(start_RC)
+        return Condition(
+            start_RC, modulation_input, Branch(_steered(self.blocks, modulation_input), *self.ns_head_nm(start_RC))
+        )
 
     def _masked_branch(self, condition: Condition, rows: int) -> Branch:
         """Of the first rows. Made when it is asked for, since many runs have no masked pass."""
         shared = condition.next_scale.blocks[: len(self.base_blocks)]
         base = [Modulation(*(part[:rows] for part in block)) for block in shared]
-        own = _steered(_each(self.mask_blocks), condition.steer[:rows])
+        own = _steered(_each(self.mask_blocks), condition.modulation_input[:rows])
         return Branch(base + own, *self.mask_head_nm(condition.start_RC[:rows]))
 
     def hidden(
@@ -142,7 +144,7 @@ class HMAR(NextScaleTransformer):
         """Logits (R, L, V), float32, of `scales` in the masked branch: what stands where the mask (bool) is true?
 
         `current_RLc` is what the tokens of a scale add to the latent, shrunk to that scale. Scale 0, which is the
-        class alone, has neither. The condition may have more rows; the first R are taken.
+        class alone, has neither. The condition may have more rows; the first R are used.
         """
         rows = len(inputs_RLc)
         branch = self._masked_branch(condition, rows)
@@ -174,7 +176,9 @@ class HMAR(NextScaleTransformer):
 
     def _embed(self, start_RC: Tensor, words_RLC: Tensor | None, scales: range) -> Tensor:
         start = [start_RC.unsqueeze(1) + self.pos_start] if scales.start == 0 else []
-        return torch.cat([*start, *([] if words_RLC is None else [words_RLC])], dim=1) + self._places(scales)
+        return torch.cat([*start, *([] if words_RLC is None else [words_RLC])], dim=1) + self._position_embeddings(
+            scales
+        )
 
     def _run(self, blocks: Sequence[Block], branch: Branch, x_RLC: Tensor, scales: range) -> Tensor:
         attend: Attend = to_all
@@ -195,5 +199,5 @@ def _each(blocks: Iterable[nn.Module]) -> list[Block]:
     return [cast(Block, block) for block in blocks]
 
 
-def _steered(blocks: Iterable[Block], steer: Tensor) -> list[Modulation]:
-    return [block.modulation(steer) for block in blocks]
+def _steered(blocks: Iterable[Block], modulation_input: Tensor) -> list[Modulation]:
+    return [block.modulation(modulation_input) for block in blocks]

@@ -102,14 +102,14 @@ class Block(nn.Module):
         self, x_RLC: Tensor, m: Modulation, attend: Attend, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
         h = self.attn(self._modulated(x_RLC, m.scale1, m.shift1), attend, cache, layer)
-        x_RLC = torch.addcmul(x_RLC, self._kept(h), m.gate1)
+        x_RLC = torch.addcmul(x_RLC, self._stochastic_depth(h), m.gate1)
         h = self.ffn(self._modulated(x_RLC, m.scale2, m.shift2))
-        return torch.addcmul(x_RLC, self._kept(h), m.gate2)
+        return torch.addcmul(x_RLC, self._stochastic_depth(h), m.gate2)
 
     def _modulated(self, x_RLC: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         return torch.addcmul(shift, F.layer_norm(x_RLC, (self.width,), eps=self.eps), scale)
 
-    def _kept(self, h_RLC: Tensor) -> Tensor:
+    def _stochastic_depth(self, h_RLC: Tensor) -> Tensor:
         """Stochastic depth: in training, drop the branch of some images and scale up the rest."""
         if not self.training or self.drop_path == 0:
             return h_RLC
@@ -157,13 +157,13 @@ class NextScaleTransformer(nn.Module):
         """Multiply-adds of the logits of `drawn` tokens."""
         return drawn * self.config.embed_dim * self.config.vocab_size
 
-    def _steer(self, class_RC: Tensor) -> Tensor:
+    def _modulation_input(self, class_RC: Tensor) -> Tensor:
         """What `Block.modulation` takes."""
         if not self.config.shared_aln:
             return class_RC
         return self.shared_ada_lin(class_RC).view(-1, 1, 6, self.config.embed_dim)
 
-    def _places(self, scales: range) -> Tensor:
+    def _position_embeddings(self, scales: range) -> Tensor:
         """Embeddings of level and position of the tokens of some scales, (1, L, C)."""
         span = slice(self.scales.offsets[scales.start], self.scales.offsets[scales.stop])
         levels_L = self.scales.level_ids()[span].to(self.pos_1LC.device)
@@ -195,9 +195,9 @@ class NextScaleTransformer(nn.Module):
                 block.ada_gss[:, :, :2].mul_(adaln_gamma)
                 block.ada_gss[:, :, 2:].mul_(0.5)
             else:
-                steer = cast(nn.Linear, block.ada_lin[1])
-                steer.weight[: 2 * width].mul_(adaln_gamma)
-                steer.weight[2 * width :].mul_(0.5)
+                ada_lin = cast(nn.Linear, block.ada_lin[1])
+                ada_lin.weight[: 2 * width].mul_(adaln_gamma)
+                ada_lin.weight[2 * width :].mul_(0.5)
 
 
 def drop_rates(config: NextScaleConfig) -> list[float]:

@@ -20,7 +20,7 @@ from var_toolkit.backbones.attention import Attend, to_all, to_allowed
 from var_toolkit.backbones.cache import KVCache, RaggedCache, cache_of
 from var_toolkit.backbones.gated_mlp import RMSNorm
 from var_toolkit.backbones.linear import Linear, linear_silu
-from var_toolkit.backbones.rotary import Turn, turn_on_grids
+from var_toolkit.backbones.rotary import Rotation, rotation_on_grids
 from var_toolkit.scales import Scales
 
 EPS = 1e-5
@@ -78,18 +78,20 @@ class RasterGPTConfig:
 class Branches(NamedTuple):
     """New tokens that are not one sequence, such as a tree of drafts."""
 
-    places: Tensor  # (R, L), int64: where each stands; the class is at 0, token i at 1 + i
-    sees: Tensor  # (R, L, K), bool: which of the K slots of the cache, the new ones among them, each looks at
+    positions: Tensor  # (R, L), int64: where each stands; the class is at 0, token i at 1 + i
+    mask: Tensor  # (R, L, K), bool: which of the K slots of the cache, the new ones among them, each looks at
 
 
-def placed(turns: Turn, cache: KVCache | None, new: int, branches: Branches | None = None) -> tuple[Turn, Attend]:
-    """How new tokens behind a cache turn, given the turns of every place, and what they look at."""
+def rotation_and_attend(
+    rotation: Rotation, cache: KVCache | None, new: int, branches: Branches | None = None
+) -> tuple[Rotation, Attend]:
+    """How new tokens behind a cache rotation, given the rotation of every place, and what they look at."""
     if branches is None and (cache is None or cache.even):
         begin = cache.length if cache is not None else 0
-        return Turn(*(table[begin : begin + new] for table in turns)), _causal(begin, new, turns.cos.device)
-    places_RL, sees_RLK = branches or _behind(cast(RaggedCache, cache), new, turns.cos.device)
-    on_map_RL = places_RL.clamp(max=len(turns.cos) - 1)  # what shorter rows carry along may stand behind its end
-    return Turn(*(table[on_map_RL].unsqueeze(1) for table in turns)), to_allowed(sees_RLK.unsqueeze(1))
+        return Rotation(*(table[begin : begin + new] for table in rotation)), _causal(begin, new, rotation.cos.device)
+    positions_RL, mask_RLK = branches or _behind(cast(RaggedCache, cache), new, rotation.cos.device)
+    on_map_RL = positions_RL.clamp(max=len(rotation.cos) - 1)  # what shorter rows carry along may stand behind its end
+    return Rotation(*(table[on_map_RL].unsqueeze(1) for table in rotation)), to_allowed(mask_RLK.unsqueeze(1))
 
 
 def _causal(begin: int, new: int, device: torch.device) -> Attend:
@@ -102,21 +104,21 @@ def _causal(begin: int, new: int, device: torch.device) -> Attend:
 
 def _behind(cache: RaggedCache, new: int, device: torch.device) -> Branches:
     """Sequences behind rows of different lengths."""
-    places_RL = cache.lengths_R.to(device).unsqueeze(1) + torch.arange(new, device=device)
+    positions_RL = cache.lengths_R.to(device).unsqueeze(1) + torch.arange(new, device=device)
     slots_K = torch.arange(cache.length + new, device=device)
-    return Branches(places_RL, slots_K <= places_RL.unsqueeze(-1))
+    return Branches(positions_RL, slots_K <= positions_RL.unsqueeze(-1))
 
 
 @lru_cache(maxsize=8)
-def turn_behind_class(side: int, head_dim: int, device: torch.device) -> Turn:
+def rotation_with_class(side: int, head_dim: int, device: torch.device) -> Rotation:
     """Turns (1 + side * side, D / 2) of a class that stands nowhere and of a map."""
     with torch.inference_mode(False):  # or training could not use a table that sampling made
-        grid = turn_on_grids((side,), side, head_dim, device)
-        return Turn(*(F.pad(table, (0, 0, 1, 0)) for table in grid))
+        grid = rotation_on_grids((side,), side, head_dim, device)
+        return Rotation(*(F.pad(table, (0, 0, 1, 0)) for table in grid))
 
 
 class RasterAttention(nn.Module):
-    """Multi-head self-attention without biases; positions turn queries and keys."""
+    """Multi-head self-attention without biases; positions rotation queries and keys."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -124,9 +126,9 @@ class RasterAttention(nn.Module):
         self.wqkv, self.wo = Linear(width, 3 * width, bias=False), Linear(width, width, bias=False)
         self.resid_dropout = nn.Dropout(dropout)
 
-    def forward(self, x_RLC: Tensor, turn: Turn, attend: Attend, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x_RLC: Tensor, rotation: Rotation, attend: Attend, cache: KVCache | None, layer: int) -> Tensor:
         qkv = self.wqkv(x_RLC).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, R, H, L, D)
-        (q, k), v = turn(qkv[:2]), qkv[2]
+        (q, k), v = rotation(qkv[:2]), qkv[2]
         if cache is not None:
             k, v = cache.append(layer, k, v)
             q = q.to(k.dtype)  # the cache keeps the dtype of the weights, also under autocast
@@ -157,8 +159,8 @@ class RasterBlock(nn.Module):
         self.feed_forward = RasterMLP(width, config.hidden, config.dropout)
         self.attention_norm, self.ffn_norm = RMSNorm(width, EPS), RMSNorm(width, EPS)
 
-    def forward(self, x_RLC: Tensor, turn: Turn, attend: Attend, cache: KVCache | None, layer: int) -> Tensor:
-        x_RLC = x_RLC + self.attention(self.attention_norm(x_RLC), turn, attend, cache, layer)
+    def forward(self, x_RLC: Tensor, rotation: Rotation, attend: Attend, cache: KVCache | None, layer: int) -> Tensor:
+        x_RLC = x_RLC + self.attention(self.attention_norm(x_RLC), rotation, attend, cache, layer)
         return x_RLC + self.feed_forward(self.ffn_norm(x_RLC))
 
 
@@ -196,13 +198,13 @@ class RasterGPT(nn.Module):
         """The layers, in order."""
         return [cast(RasterBlock, block) for block in self.layers]
 
-    def new_cache(self, rows: int, rooms: Sequence[int] | None = None) -> KVCache:
+    def new_cache(self, rows: int, capacities: Sequence[int] | None = None) -> KVCache:
         """An empty cache for `rows` rows (`backbones.cache.cache_of`)."""
-        return cache_of(self, rows, rooms)
+        return cache_of(self, rows, capacities)
 
-    def new_ragged_cache(self, rows: int, room: int) -> RaggedCache:
-        """The same with rows that may differ in length, and room for `room` tokens each."""
-        return cast(RaggedCache, cache_of(self, rows, [room] * self.config.depth, RaggedCache))
+    def new_ragged_cache(self, rows: int, capacity: int) -> RaggedCache:
+        """The same with rows that may differ in length, and capacity for `capacity` tokens each."""
+        return cast(RaggedCache, cache_of(self, rows, [capacity] * self.config.depth, RaggedCache))
 
     def cache_values(self, tokens: int) -> int:
         """How many numbers the cache of one row holds for `tokens` tokens of one layer."""
@@ -233,9 +235,9 @@ class RasterGPT(nn.Module):
         """
         parts = [] if labels_R is None else [self.cls_embedding.embedding_table(labels_R).unsqueeze(1)]
         x_RLC = self.tok_dropout(torch.cat([*parts, self.tok_embeddings(tokens_RL)], dim=1))
-        turn, attend = placed(self.turns(), cache, x_RLC.shape[1], branches)
+        rotation, attend = rotation_and_attend(self.rotation(), cache, x_RLC.shape[1], branches)
         for layer, block in enumerate(self.blocks):
-            x_RLC = block(x_RLC, turn, attend, cache, layer)
+            x_RLC = block(x_RLC, rotation, attend, cache, layer)
         if cache is not None:
             cache.advance(x_RLC.shape[1])
         return x_RLC
@@ -248,10 +250,10 @@ class RasterGPT(nn.Module):
         """The training pass: labels (B), all tokens of the image but the last -> logits of all (B, L + 1, V)."""
         return self.next_logits(self.next_hidden(labels_B, tokens_BL))
 
-    def turns(self) -> Turn:
+    def rotation(self) -> Rotation:
         """Of every place. The class stands nowhere: as published its cosine and sine are zero, so are query and key."""
         c = self.config
-        return turn_behind_class(c.side, c.embed_dim // c.num_heads, self.output.weight.device)
+        return rotation_with_class(c.side, c.embed_dim // c.num_heads, self.output.weight.device)
 
     @torch.no_grad()
     def init_weights(self) -> None:

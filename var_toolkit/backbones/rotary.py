@@ -1,4 +1,4 @@
-"""Rotary positions on a square grid: half of a head's channels turn with the row, half with the column.
+"""Rotary positions on a square grid: half of a head's channels rotation with the row, half with the column.
 
 Letters: R rows, H heads, L tokens, D head width.
 """
@@ -12,24 +12,26 @@ import torch
 from torch import Tensor
 
 
-class Turn(NamedTuple):
-    """Cosines and sines by which pairs of neighbouring channels turn, each (L, D / 2), float32."""
+class Rotation(NamedTuple):
+    """Cosines and sines by which pairs of neighbouring channels rotation, each (L, D / 2), float32."""
 
     cos: Tensor
     sin: Tensor
 
     def __call__(self, x_RHLD: Tensor) -> Tensor:
-        """Queries or keys, turned, in their own dtype."""
+        """Queries or keys, rotated, in their own dtype."""
         pairs = x_RHLD.float().unflatten(-1, (-1, 2))
         if torch.compiler.is_compiling():  # which fuses these into one kernel, and has none for complex numbers
             even, odd = pairs.unbind(-1)
-            turned = torch.stack((even * self.cos - odd * self.sin, odd * self.cos + even * self.sin), dim=-1)
+            rotated = torch.stack((even * self.cos - odd * self.sin, odd * self.cos + even * self.sin), dim=-1)
         else:
-            turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(self.cos, self.sin))
-        return turned.flatten(-2).to(x_RHLD.dtype)
+            rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(self.cos, self.sin))
+        return rotated.flatten(-2).to(x_RHLD.dtype)
 
 
-def turn_on_grids(sides: Iterable[int], grid: int, head_dim: int, device: torch.device, theta: float = 1e4) -> Turn:
+def rotation_on_grids(
+    sides: Iterable[int], grid: int, head_dim: int, device: torch.device, theta: float = 1e4
+) -> Rotation:
     """Positions of square maps, one after another, each stretched to `grid` x `grid`: places keep their angles."""
     frequencies = theta ** -(torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device) / (head_dim // 2))
     angles = []
@@ -38,4 +40,4 @@ def turn_on_grids(sides: Iterable[int], grid: int, head_dim: int, device: torch.
         down, across = torch.meshgrid(line, line, indexing="ij")
         angles.append(torch.cat([place.reshape(-1, 1) * frequencies for place in (down, across)], dim=1))
     whole = torch.cat(angles)
-    return Turn(whole.cos(), whole.sin())
+    return Rotation(whole.cos(), whole.sin())

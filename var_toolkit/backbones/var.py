@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.backbones.attention import block_causal
-from var_toolkit.backbones.cache import KVCache, cache_of, span_behind
+from var_toolkit.backbones.cache import KVCache, cache_of, token_span
 from var_toolkit.backbones.linear import Linear
 from var_toolkit.backbones.next_scale import (
     Block,
@@ -65,9 +65,9 @@ class VAR(NextScaleTransformer):
     def _blocks(self) -> list[Block]:
         return [cast(Block, block) for block in self.blocks]
 
-    def new_cache(self, rows: int, rooms: Sequence[int] | None = None) -> KVCache:
+    def new_cache(self, rows: int, capacities: Sequence[int] | None = None) -> KVCache:
         """An empty cache for `rows` rows (`backbones.cache.cache_of`)."""
-        return cache_of(self, rows, rooms)
+        return cache_of(self, rows, capacities)
 
     def cache_values(self, tokens: int) -> int:
         """How many numbers the cache of one row holds for `tokens` tokens of one layer."""
@@ -76,8 +76,10 @@ class VAR(NextScaleTransformer):
     def condition(self, labels_R: Tensor) -> Condition:
         """What the labels (R, int64, num_classes for the null class) mean to every block and to the head."""
         start_RC = self.class_emb(labels_R)
-        steer = self._steer(start_RC)
-        return Condition(start_RC, [block.modulation(steer) for block in self._blocks], *self.head_nm(start_RC))
+        modulation_input = self._modulation_input(start_RC)
+        return Condition(
+            start_RC, [block.modulation(modulation_input) for block in self._blocks], *self.head_nm(start_RC)
+        )
 
     def hidden(
         self,
@@ -94,12 +96,12 @@ class VAR(NextScaleTransformer):
         must hold exactly the scales before `scales`, and holds these too afterwards. With a `subnet`, skipped layers
         see the first scales alone; that needs no other mask, because coarse tokens never look at finer ones.
         """
-        begin, end = span_behind(cache, self.scales, scales)
+        begin, end = token_span(cache, self.scales, scales)
         x_RLC = self._embed(condition, inputs_RLc, scales)
         for layer, block in enumerate(self._blocks):
             deep = end - begin if subnet is None else subnet.depth_tokens(layer, self.scales, scales)
-            taken = range(scales.start, self.scales.offsets.index(begin + deep))
-            attend = block_causal(self.scales, taken, x_RLC.device)
+            computed = range(scales.start, self.scales.offsets.index(begin + deep))
+            attend = block_causal(self.scales, computed, x_RLC.device)
             if deep == end - begin:
                 x_RLC = block(x_RLC, condition.blocks[layer], attend, cache, layer)
             elif deep:
@@ -128,7 +130,7 @@ class VAR(NextScaleTransformer):
             parts.append(condition.start_RC.unsqueeze(1) + self.pos_start)
         if inputs_RLc is not None:
             parts.append(self.word_embed(inputs_RLc.to(self.word_embed.weight.dtype)))
-        return torch.cat(parts, dim=1) + self._places(scales)
+        return torch.cat(parts, dim=1) + self._position_embeddings(scales)
 
     @torch.no_grad()
     def init_weights(self, *, adaln_gamma: float = 1e-3, head: float = 0.02) -> None:

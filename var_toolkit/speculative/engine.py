@@ -241,7 +241,7 @@ class Target:
         tokens_BA = self._tokens(draft, p, verdict, nodes_BA, paths)
         if not draft.topology.is_chain:  # which lies where it belongs already
             root_B1 = run.places_B.unsqueeze(1)
-            self.cache.keep(run.places_B.repeat(run.stage.rows), (root_B1 + nodes_BA).repeat(run.stage.rows, 1))
+            self.cache.move(run.places_B.repeat(run.stage.rows), (root_B1 + nodes_BA).repeat(run.stage.rows, 1))
         return Checked(draft, p, verdict, new, tokens_BA, along(hidden_RLC, nodes_BA.repeat(run.stage.rows, 1)))
 
     def _read(self, draft: Draft | None) -> Tensor:

@@ -78,7 +78,7 @@ class CodebookTokenizer(nn.Module):
         features = self.features(images)
         with torch.autocast(features.device.type, enabled=False):
             quantized = self.quantize(features)
-        return Reconstruction(self._draw(quantized.latent), quantized.loss, quantized.tokens)
+        return Reconstruction(self._decode_latent(quantized.latent), quantized.loss, quantized.tokens)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> list[Tensor]:
@@ -101,12 +101,12 @@ class CodebookTokenizer(nn.Module):
     @torch.no_grad()
     def decode(self, latent_BChw: Tensor) -> Tensor:
         """A latent, after the last scale or any other, -> images in [-1, 1], float32 (B, 3, h, w)."""
-        return self._draw(latent_BChw).float().clamp_(-1, 1)
+        return self._decode_latent(latent_BChw).float().clamp_(-1, 1)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """What the tokenizer keeps of the images, in [-1, 1]."""
         return self.decode(self.latents(self.encode(images))[-1])
 
-    def _draw(self, latent_BChw: Tensor) -> Tensor:
+    def _decode_latent(self, latent_BChw: Tensor) -> Tensor:
         latent_BChw = latent_BChw.to(self.post_quant_conv.weight.dtype, memory_format=torch.channels_last)
         return self.decoder(self.post_quant_conv(latent_BChw))

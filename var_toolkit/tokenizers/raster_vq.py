@@ -61,15 +61,15 @@ class CosineQuantizer(nn.Module):
         """Token ids -> codes of unit length (B, L, C)."""
         return F.normalize(self.embedding(tokens_BL), dim=-1)
 
-    def nearest(self, wanted_BLC: Tensor) -> Tensor:
+    def nearest(self, target_BLC: Tensor) -> Tensor:
         """The tokens whose codes have the least angle to vectors of any length, (B, L)."""
         codes_VC = F.normalize(self.embedding.weight.detach(), dim=-1)
-        return (F.normalize(wanted_BLC, dim=-1) @ codes_VC.T).argmax(dim=-1)
+        return (F.normalize(target_BLC, dim=-1) @ codes_VC.T).argmax(dim=-1)
 
-    def wanted(self, features_BChw: Tensor) -> tuple[Tensor, Tensor]:
+    def targets_and_errors(self, features_BChw: Tensor) -> tuple[Tensor, Tensor]:
         """What has to be coded, (N, C), and how far the nearest code is from it, squared, (N,)."""
-        wanted = F.normalize(_sequence(features_BChw), dim=-1)
-        return wanted.flatten(0, 1), (wanted - self.embed(self.nearest(wanted))).square().sum(-1).flatten()
+        target = F.normalize(_sequence(features_BChw), dim=-1)
+        return target.flatten(0, 1), (target - self.embed(self.nearest(target))).square().sum(-1).flatten()
 
     def encode(self, features_BChw: Tensor) -> list[Tensor]:
         """Features -> the one token map (B, L), row by row."""
@@ -86,11 +86,11 @@ class CosineQuantizer(nn.Module):
 
     def forward(self, features_BChw: Tensor) -> Quantized:
         """Quantise for training: straight-through latent, loss and tokens, in float32."""
-        wanted = F.normalize(_sequence(features_BChw.float()), dim=-1)
-        tokens_BL = self.nearest(wanted)
+        target = F.normalize(_sequence(features_BChw.float()), dim=-1)
+        tokens_BL = self.nearest(target)
         codes = self.embed(tokens_BL)
-        loss = F.mse_loss(codes, wanted.detach()) + self.beta * F.mse_loss(codes.detach(), wanted)
-        straight = wanted + (codes - wanted).detach()
+        loss = F.mse_loss(codes, target.detach()) + self.beta * F.mse_loss(codes.detach(), target)
+        straight = target + (codes - target).detach()
         return Quantized(self.grow(None, straight, 0), loss, [tokens_BL])
 
 

@@ -120,15 +120,15 @@ class ResidualQuantizer(nn.Module):
             found = distance_NV.addmm_(rows_NC, codebook_VC.T, alpha=-2).argmin(dim=1)
         return found.view(codes_BLC.shape[:2])
 
-    def wanted(self, features_BChw: Tensor) -> tuple[Tensor, Tensor]:
+    def targets_and_errors(self, features_BChw: Tensor) -> tuple[Tensor, Tensor]:
         """What each scale has to code, (N, C), and how far the nearest code is from it, squared, (N,)."""
         rest, vectors, errors = features_BChw, [], []
         for scale in range(len(self.scales)):
-            wanted = self.shrink(rest, scale)
-            codes = self.embed(self.nearest(wanted))
+            target = self.shrink(rest, scale)
+            codes = self.embed(self.nearest(target))
             rest = rest - self.contribution(codes, scale)
-            vectors.append(wanted.flatten(0, 1))
-            errors.append((wanted - codes).square().sum(-1).flatten())
+            vectors.append(target.flatten(0, 1))
+            errors.append((target - codes).square().sum(-1).flatten())
         return torch.cat(vectors), torch.cat(errors)
 
     @torch.no_grad()

@@ -56,7 +56,7 @@ def usage(hits_SV: Tensor) -> dict[str, float]:
 @torch.no_grad()
 def residual_vectors(tokenizer: Coded, images: Tensor) -> tuple[Tensor, Tensor]:
     """What of the images has to be coded, (N, C), and how far the nearest code is from it, squared, (N,)."""
-    return tokenizer.quantize.wanted(tokenizer.features(images).float())
+    return tokenizer.quantize.targets_and_errors(tokenizer.features(images).float())
 
 
 @torch.no_grad()

@@ -89,7 +89,7 @@ class _Step(nn.Module):
         cache.advance(begin)
         condition = backbone.condition(labels)
         hidden = backbone.hidden(condition, inputs, scales=range(self.scale, self.scale + 1), cache=cache)
-        held = [cache.held(layer) for layer in layers]
+        held = [cache.contents(layer) for layer in layers]
         new_keys, new_values = (torch.stack([one[:, :, begin:] for one in kind]) for kind in zip(*held, strict=True))
         return backbone.logits(condition, hidden), new_keys, new_values
 
