@@ -1,1 +1,1 @@
-"""Triton kernels beside their plain PyTorch references; installed as `var_toolkit.kernels`."""
+"""Triton kernels and their plain PyTorch references; installed as `var_toolkit.kernels`."""

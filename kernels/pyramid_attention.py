@@ -21,7 +21,7 @@ from var_toolkit.scales import Scales
 
 Backend = Literal["auto", "triton", "flex", "sdpa", "reference"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
-GROUPED_TOKENS = 64  # scales that end within so many tokens are computed together, under a mask
+GROUPED_TOKENS = 64  # scales that end within this many tokens share one masked call
 
 
 def attention(
@@ -38,23 +38,23 @@ def attention(
     """softmax(scale * logit_scale * q k^T) v over the keys that the pattern allows, (R, H, L, D) in the inputs' dtype.
 
     The L tokens are the first scales of the schedule, or all of them. In "block-causal" (VAR, arXiv 2404.02905) a token
-    sees its own scale and every coarser one; in "block-diagonal" (Markov next-scale prediction: HMAR, arXiv 2506.04421,
-    which skips the other blocks in training) its own scale alone. `scale` is 1 / sqrt(D) unless given; `logit_scale_H`
-    is one number for each head. Inputs may have any strides; the result lies in memory as (R, L, H, D). Under autocast,
-    queries, keys and values are cast as torch's own attention casts them.
+    attends to its own scale and every coarser one; in "block-diagonal" (Markov next-scale prediction: HMAR, arXiv
+    2506.04421, which skips the other blocks in training) only to its own scale. `scale` defaults to 1 / sqrt(D);
+    `logit_scale_H` is one factor per head. Inputs may have any strides; the result is stored as (R, L, H, D). Under
+    autocast, queries, keys and values are cast as torch's own attention casts them.
 
-    "auto" is the Triton kernels for float16 and bfloat16 on a CUDA device, and SDPA without a large mask elsewhere.
-    Every backend is differentiable, in `logit_scale_H` too, except "flex" on the CPU. For float64 use "reference" or
+    "auto" uses the Triton kernels for float16 and bfloat16 on CUDA devices, and SDPA without a large mask elsewhere.
+    Every backend is differentiable, also in `logit_scale_H`, except "flex" on the CPU. For float64 use "reference" or
     "sdpa".
 
-    Raises ValueError for tensors that do not fit together or are not the schedule's first scales, for unknown names,
-    and where the backend that was asked for cannot take the inputs.
+    Raises ValueError for tensors of different shapes or dtypes, for a number of tokens that is not a number of whole
+    scales, for an unknown pattern or backend, and if the requested backend does not support the inputs.
     """
     lengths = _lengths(q_RHLD, k_RHLD, v_RHLD, scales, logit_scale_H)
     if pattern not in PATTERNS:
-        raise ValueError(f"pattern {pattern!r} is not known; known are {', '.join(PATTERNS)}")
+        raise ValueError(f"pattern is {pattern!r}; it must be one of {', '.join(PATTERNS)}")
     if backend not in BACKENDS:
-        raise ValueError(f"attention backend {backend!r} is not known; known are {', '.join(BACKENDS)}")
+        raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
     scale = 1 / sqrt(q_RHLD.shape[-1]) if scale is None else scale
     qkv = _under_autocast(q_RHLD, k_RHLD, v_RHLD)
     if backend == "auto":
@@ -65,17 +65,17 @@ def attention(
 
 
 def _lengths(q: Tensor, k: Tensor, v: Tensor, scales: Scales, logit_scale_H: Tensor | None) -> tuple[int, ...]:
-    """Tokens of each scale that the inputs hold."""
+    """Number of tokens of each scale in the inputs; ValueError if the inputs do not match."""
     if q.ndim != 4 or q.shape != k.shape or q.shape != v.shape or not q.dtype == k.dtype == v.dtype:
         given = ", ".join(f"{name} {tuple(x.shape)} {x.dtype}" for name, x in zip("qkv", (q, k, v), strict=True))
-        raise ValueError(f"q, k and v must be (rows, heads, tokens, head width) of one shape and dtype; given {given}")
-    if logit_scale_H is not None and logit_scale_H.shape != q.shape[1:2]:
         raise ValueError(
-            f"logit_scale_H is {tuple(logit_scale_H.shape)}; it must be ({q.shape[1]},), one for each head"
+            f"q, k and v must be (rows, heads, tokens, head width) of the same shape and dtype; given {given}"
         )
+    if logit_scale_H is not None and logit_scale_H.shape != q.shape[1:2]:
+        raise ValueError(f"logit_scale_H is {tuple(logit_scale_H.shape)}; it must be ({q.shape[1]},), one per head")
     whole = scales.offsets[1:]
     if q.shape[2] not in whole:
-        raise ValueError(f"{q.shape[2]} tokens are no whole scales; the schedule has {', '.join(map(str, whole))}")
+        raise ValueError(f"q has {q.shape[2]} tokens; whole scales of the schedule have {', '.join(map(str, whole))}")
     return scales.lengths[: whole.index(q.shape[2]) + 1]
 
 
@@ -88,7 +88,7 @@ def _under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _best_backend(q_RHLD: Tensor) -> Backend:
     if q_RHLD.device.type != "cuda" or q_RHLD.dtype == torch.float32:
-        return "sdpa"  # float32 has no tensor cores in the kernels, which keep its precision
+        return "sdpa"  # the kernels compute float32 at full precision, without tensor cores
     reason = _no_triton(q_RHLD)
     if reason is None:
         return "triton"
@@ -102,7 +102,7 @@ def _warn_once(message: str) -> None:
 
 
 def _no_triton(q_RHLD: Tensor) -> str | None:
-    """Why Triton cannot be had for these queries; None if it can."""
+    """Why the Triton kernels do not support these queries; None if they do."""
     try:
         from var_toolkit.kernels.triton_attention import unsupported
     except ImportError as error:
@@ -124,7 +124,7 @@ def _triton(
 ) -> Tensor:
     reason = _no_triton(q)
     if reason is not None:
-        raise ValueError(f"attention backend 'triton' cannot be used: {reason}")
+        raise ValueError(f"backend 'triton' cannot be used: {reason}")
     from var_toolkit.kernels.triton_attention import pyramid_attention
 
     learning = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, logits))
@@ -134,10 +134,10 @@ def _triton(
 def _sdpa(
     q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], pattern: Pattern, scale: float, logits: Tensor | None
 ) -> Tensor:
-    """One call for the small scales under a mask, and one for each other scale against the keys it sees, without.
+    """One masked call for the small scales, and one unmasked call per other scale with the keys it attends to.
 
-    A dense mask would compute every pair. On the CPU, where the half-precision kernel's backward pass is slower than
-    float32's, training computes in float32.
+    A dense mask would compute every pair. Half-precision training on the CPU computes in float32, whose backward pass
+    is faster there.
     """
     dtype = q.dtype
     half_training = q.device.type == "cpu" and dtype.itemsize == 2 and torch.is_grad_enabled() and q.requires_grad
@@ -170,11 +170,11 @@ def _flex(
 
 
 def _flex_on_cpu(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], pattern: Pattern, scale: float) -> Tensor:
-    """Not compiled: that takes half a minute, and torch has no backward pass either way."""
+    """Runs eagerly: compilation takes half a minute and torch has no backward pass on the CPU either way."""
     from torch.nn.attention.flex_attention import flex_attention
 
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-        raise ValueError("attention backend 'flex' has no backward pass on the CPU; use 'sdpa'")
+        raise ValueError("backend 'flex' has no backward pass on the CPU; use 'sdpa'")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
         return flex_attention(q, k, v, block_mask=_block_mask(lengths, pattern, q.device), scale=scale)
@@ -184,12 +184,12 @@ def _with_logit_scale(q: Tensor, logit_scale_H: Tensor | None) -> Tensor:
     return q if logit_scale_H is None else (q * logit_scale_H[:, None, None]).to(q.dtype)
 
 
-# Constants of a schedule. They outlive the call that builds them, so they must not be inference tensors, which a later
-# training step could not save for its backward pass.
+# Cached constants of a schedule. They must not be inference tensors, which a later training step could not save for its
+# backward pass.
 
 
 def _mask(lengths: tuple[int, ...], pattern: Pattern, device: torch.device) -> Tensor:
-    if torch.compiler.is_compiling():  # a constant of the graph; the compiler does not look into caches
+    if torch.compiler.is_compiling():  # a constant of the graph; the compiler cannot trace lru_cache
         return attention_mask(lengths, pattern).to(device)
     return _cached_mask(lengths, pattern, device)
 

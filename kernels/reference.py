@@ -1,4 +1,4 @@
-"""Attention over a pyramid of token maps in plain PyTorch: slow, obvious, what every other implementation must equal.
+"""Attention over a pyramid of token maps in plain PyTorch: slow and simple; every other implementation must equal it.
 
 Letters: R rows, H heads, L tokens, D head width.
 """
@@ -12,7 +12,7 @@ from var_toolkit.kernels.tiles import Pattern, allowed_keys, per_token
 
 
 def attention_mask(lengths: tuple[int, ...], pattern: Pattern) -> Tensor:
-    """Who may look at whom, bool (L queries, L keys), for scales of these lengths."""
+    """Attention mask, bool (L queries, L keys), for scales of these lengths."""
     begin, end = torch.tensor(per_token(lengths, allowed_keys(lengths, pattern))).unbind(1)
     keys = torch.arange(sum(lengths))
     return (begin[:, None] <= keys) & (keys < end[:, None])

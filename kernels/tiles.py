@@ -1,8 +1,8 @@
-"""Which tiles of the score matrix attention over a pyramid needs: plain Python, built once a schedule.
+"""The tiles of the score matrix that attention over a pyramid needs: plain Python, computed once per schedule.
 
-In both patterns each token may look at one interval of tokens, and is looked at by one interval; neither end of the
-interval moves back from one scale to the next. A kernel therefore needs, for each run of its own rows, one interval of
-columns, and inside it the part that is allowed to all rows and needs no mask.
+In both patterns each token attends to one interval of tokens and is attended to by one interval; both ends of the
+interval are monotonic in the scale. So a kernel needs, for each run of rows, one interval of columns, and within it the
+part that is allowed for all rows and needs no mask.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ Interval = tuple[int, int]
 
 
 class RowTile(NamedTuple):
-    """A run of rows and the column tiles it needs, all of one width, the first at `column`.
+    """A run of rows and the column tiles that it needs; these have equal widths and start at `column`.
 
-    The first `head` column tiles need a mask, the next `full` do not, and the rest of `tiles` do.
+    Of the `tiles` column tiles the first `head` need a mask, the next `full` do not, and the rest do.
     """
 
     row: int
@@ -31,13 +31,13 @@ class RowTile(NamedTuple):
 
 
 def allowed_keys(lengths: Sequence[int], pattern: Pattern) -> list[Interval]:
-    """For each scale, the interval of keys that its queries see."""
+    """For each scale, the interval of keys that its queries attend to."""
     bounds = list(pairwise(accumulate(lengths, initial=0)))
     return bounds if pattern == "block-diagonal" else [(0, end) for _, end in bounds]
 
 
 def allowed_queries(lengths: Sequence[int], pattern: Pattern) -> list[Interval]:
-    """For each scale, the interval of queries that see its keys: the transpose of `allowed_keys`."""
+    """For each scale, the interval of queries that attend to its keys: the transpose of `allowed_keys`."""
     bounds = list(pairwise(accumulate(lengths, initial=0)))
     return bounds if pattern == "block-diagonal" else [(begin, sum(lengths)) for begin, _ in bounds]
 
@@ -48,11 +48,11 @@ def per_token(lengths: Sequence[int], allowed: Sequence[Interval]) -> list[Inter
 
 
 def row_tiles(lengths: Sequence[int], allowed: Sequence[Interval], rows: int, columns: int) -> list[RowTile]:
-    """All rows in tiles of at most `rows`, each with its column tiles of `columns`; the longest first.
+    """All rows in tiles of at most `rows`, each with its column tiles of width `columns`; the longest first.
 
-    `allowed` is the interval of columns of each scale's rows. Tiles begin anew where a scale begins if that is less
-    work, which is how small scales come to share a tile and large ones do not straddle two. A row tile counts as one
-    column tile more than it has, for what it loads and stores itself.
+    `allowed` is the interval of columns of each scale's rows. A new row tile starts at a scale boundary if that is less
+    work; so small scales share a tile and large ones do not straddle two. The cost of a row tile is its number of
+    column tiles plus one for its own loads and stores.
     """
     offsets = [0, *accumulate(lengths)]
     best: list[tuple[int, list[RowTile]]] = [(0, [])]  # the cheapest way to tile the rows before each scale
@@ -66,7 +66,7 @@ def row_tiles(lengths: Sequence[int], allowed: Sequence[Interval], rows: int, co
 
 
 def _run(offsets: Sequence[int], allowed: Sequence[Interval], rows: int, columns: int) -> list[RowTile]:
-    """Consecutive scales tiled from their first row on, with no regard to where they meet."""
+    """Tile consecutive scales from their first row on, across scale boundaries."""
     tiles = []
     first = last = 0
     for row in range(offsets[0], offsets[-1], rows):

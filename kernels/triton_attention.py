@@ -1,6 +1,6 @@
 """Attention over a pyramid with the Triton kernels: tile lists on the device, tuning, and the differentiable operator.
 
-Needs triton; nothing imports this file before Triton is asked for.
+Requires triton, so this module is imported only when the Triton backend is used.
 
 Letters: R rows, H heads, L tokens, D head width.
 """
@@ -25,7 +25,7 @@ WIDTHS = (32, 128)  # the narrowest and the widest head
 
 
 class Config(NamedTuple):
-    """Sizes of a tile, in own rows and in columns, with warps and pipeline stages."""
+    """Tile sizes in rows and columns, with warps and pipeline stages."""
 
     rows: int
     columns: int
@@ -33,8 +33,8 @@ class Config(NamedTuple):
     stages: int
 
 
-# What is tried for each kernel, by padded head width. The first needs less than 99 KB of shared memory on any card and
-# none more than 129 KB; none spills more than a few registers (compiled for sm_80 and sm_90).
+# Candidates for each kernel by padded head width. The first needs less than 99 KB of shared memory, none more than
+# 129 KB; none spills more than a few registers (compiled for sm_80 and sm_90).
 CONFIGS: dict[tuple[str, int], tuple[Config, ...]] = {
     ("forward", 64): (Config(64, 64, 4, 3), Config(128, 64, 4, 3), Config(128, 64, 8, 3), Config(128, 128, 8, 2)),
     ("forward", 128): (Config(64, 64, 4, 2), Config(128, 32, 8, 3), Config(128, 64, 8, 3)),
@@ -49,7 +49,7 @@ KERNELS: dict[str, Any] = {
     "dq": triton_kernels.dq_kernel,
     "dkv": triton_kernels.dkv_kernel,
 }
-# In the order of each kernel's arguments: the tensors it is given, then those whose strides it is given.
+# Tensor arguments of each kernel in order, and the tensors whose strides follow.
 POINTERS = {
     "forward": "q k v out lse logit_scale",
     "dq": "q k v out dout lse delta dq product logit_scale",
@@ -59,7 +59,7 @@ STRIDED = {"forward": "q k v out", "dq": "q k v out dout dq", "dkv": "q k v dout
 
 
 class Problem(NamedTuple):
-    """All that the choice of a configuration depends on; the number of rows is not part of it."""
+    """Everything that the choice of a configuration depends on; the number of rows does not matter."""
 
     lengths: tuple[int, ...]
     pattern: Pattern
@@ -76,23 +76,23 @@ class Problem(NamedTuple):
 
 @torch.compiler.assume_constant_result
 def unsupported(width: int, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why the kernels cannot take heads of this width, in words; None if they can."""
+    """Why the kernels do not support this head width, dtype and device; None if they do."""
     if not WIDTHS[0] <= width <= WIDTHS[1]:
-        return f"head width is {width}; the kernels take {WIDTHS[0]} to {WIDTHS[1]}"
+        return f"head width is {width}; the kernels support {WIDTHS[0]} to {WIDTHS[1]}"
     if dtype not in DTYPES:
-        return f"dtype is {dtype}; the kernels take {', '.join(map(str, DTYPES))}"
+        return f"dtype is {dtype}; the kernels support {', '.join(map(str, DTYPES))}"
     if not isinstance(triton_kernels.forward_kernel, JITFunction):  # interpreted, on any device
-        return f"dtype is {dtype}, which Triton's interpreter cannot multiply" if dtype == torch.bfloat16 else None
+        return f"dtype is {dtype}, which Triton's interpreter does not support" if dtype == torch.bfloat16 else None
     if device.type != "cuda":
         return f"device is {device}; the kernels run on cuda, or on the cpu under TRITON_INTERPRET=1"
     if torch.cuda.get_device_capability(device) < (8, 0):
-        return f"{torch.cuda.get_device_name(device)} is too old; the kernels need compute capability 8.0 or newer"
+        return f"{torch.cuda.get_device_name(device)} is too old; the kernels need compute capability 8.0 or higher"
     return None
 
 
 @lru_cache(maxsize=256)
 def _tiles(problem: Problem, transposed: bool, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Row tiles, int32 (tiles, 6), and each row's interval of columns, int32 (2, L), on the device."""
+    """On the device: row tiles, int32 (tiles, 6), and the column interval of each row, int32 (2, L)."""
     allowed = (allowed_queries if transposed else allowed_keys)(problem.lengths, problem.pattern)
     tiles = torch.tensor(row_tiles(problem.lengths, allowed, rows, columns), dtype=torch.int32)
     spans = torch.tensor(per_token(problem.lengths, allowed), dtype=torch.int32).T.contiguous()
@@ -100,13 +100,13 @@ def _tiles(problem: Problem, transposed: bool, rows: int, columns: int) -> tuple
 
 
 def _empty_like(x_RHLD: Tensor) -> Tensor:
-    """In memory (R, L, H, D), so that joining the heads afterwards copies nothing."""
+    """Empty (R, H, L, D), stored as (R, L, H, D) so that joining the heads afterwards needs no copy."""
     rows, heads, length, width = x_RHLD.shape
     return x_RHLD.new_empty(rows, length, heads, width).transpose(1, 2)
 
 
 def launch(name: str, config: Config, problem: Problem, tensors: Mapping[str, Tensor | None], scale: float) -> None:
-    """Start a kernel over all row tiles of all heads."""
+    """Launch a kernel over all row tiles of all heads."""
     tiles, spans = _tiles(problem, name == "dkv", config.rows, config.columns)
     queries, keys = (config.columns, config.rows) if name == "dkv" else (config.rows, config.columns)
     numbers = (len(tiles), scale, problem.heads, sum(problem.lengths))
@@ -122,10 +122,9 @@ def launch(name: str, config: Config, problem: Problem, tensors: Mapping[str, Te
 
 @lru_cache(maxsize=256)
 def choose_config(name: str, problem: Problem, tuned: bool) -> Config:
-    """The configuration to use: `tuned`, the fastest, measured once a process on numbers of its own; else the first.
+    """The configuration to use: if `tuned` the fastest, measured once per process on random data; else the first.
 
-    Where images are drawn nothing is tuned, because another configuration rounds otherwise, and every process shall
-    draw the same image.
+    Sampling never tunes: configurations round differently, and every process must draw the same image.
     """
     if problem.dtype == torch.float32:
         return FLOAT32
@@ -138,9 +137,9 @@ def choose_config(name: str, problem: Problem, tuned: bool) -> Config:
 
 
 def _sample(problem: Problem) -> dict[str, Tensor | None]:
-    """Enough rows to fill a card, of every tensor that some kernel takes."""
+    """Random inputs and empty outputs of all kernels, with enough rows to fill a GPU."""
     heads, length, rows = problem.heads, sum(problem.lengths), max(1, 8192 // sum(problem.lengths))
-    own = torch.Generator(problem.device).manual_seed(0)  # torch's global one belongs to whoever trains
+    own = torch.Generator(problem.device).manual_seed(0)  # leave the global random state of torch alone
     shape = (rows, length, heads, problem.width)
     q = torch.randn(shape, generator=own, dtype=problem.dtype, device=problem.device).transpose(1, 2)
     lse = torch.zeros(rows, heads, length, device=problem.device)
@@ -150,7 +149,7 @@ def _sample(problem: Problem) -> dict[str, Tensor | None]:
 
 
 def _milliseconds(name: str, config: Config, problem: Problem, tensors: Mapping[str, Tensor | None]) -> float:
-    """Median time of one launch; infinite where the card has too little shared memory for the tiles."""
+    """Median time of one launch in milliseconds; infinite if the GPU has too little shared memory for the tiles."""
     try:
         launch(name, config, problem, tensors, 1.0)
     except OutOfResources:
@@ -170,10 +169,10 @@ def pyramid_attention(
     q: Tensor, k: Tensor, v: Tensor, logit_scale: Tensor | None, scale: float, lengths: Sequence[int], pattern: str,
     tuned: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Attention, (R, H, L, D), and the scores' log-sum-exp in base 2, float32 (R, H, L).
+    """Attention output (R, H, L, D) and the base-2 log-sum-exp of the scores, float32 (R, H, L).
 
-    The first `tuned` call for a schedule, dtype and number of heads measures the configurations: capture no CUDA graph
-    of it.
+    The first `tuned` call for a schedule, dtype and number of heads measures the configurations, so it must not be
+    captured in a CUDA graph.
     """
     problem = Problem.of(q, lengths, pattern)
     out, lse = _empty_forward(q)
@@ -196,7 +195,7 @@ def pyramid_attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, logit_scale: Tensor | None, scale: float,
     lengths: Sequence[int], pattern: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v and, where there is one, of the logit scale, float32 (H)."""
+    """Gradients of q, k and v, and of the logit scale, float32 (H), or (0) without one."""
     problem = Problem.of(q, lengths, pattern)
     dq, dk, dv, _ = _empty_backward(q, logit_scale)
     delta, product = torch.empty_like(lse), torch.empty_like(lse)
@@ -220,7 +219,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 
 def _gradients(ctx: Any, dout: Tensor, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The log-sum-exp is for this alone and has no gradient of its own."""
+    """Gradients of the inputs. The log-sum-exp output exists only for this pass, so its own gradient is ignored."""
     *tensors, logit_scale = ctx.saved_tensors
     dq, dk, dv, dlogit_scale = pyramid_attention_backward(
         dout, *tensors, logit_scale, ctx.scale, ctx.lengths, ctx.pattern

@@ -1,13 +1,13 @@
 # mypy: allow-untyped-defs
-# Triton reads a kernel's annotations itself, and only constants have any.
+# Triton interprets the annotations of a kernel itself; only constants have any.
 """Block-sparse flash attention as three Triton kernels: forward, gradient of queries, gradients of keys and values.
 
 The algorithm is FlashAttention-2 (arXiv 2307.08691) over the tiles that a pyramid of token maps needs, as HMAR (arXiv
 2506.04421) skips them in training. Each program owns one run of rows (queries, or keys in the last kernel) of one head
-and walks over its columns: first the tiles that are allowed as a whole, then those that need a mask. Everything is
-written once, by its owner, in a fixed order, so one configuration gives the same bits at every call.
+and loops over its columns: first the tiles that are allowed entirely, then those that need a mask. Every output is
+written once, by its owner, in a fixed order, so one configuration gives the same bits in every call.
 
-Scores are kept in base 2: a log-sum-exp here is log2 of a sum of powers of two.
+Scores are in base 2: a log-sum-exp here is log2 of a sum of powers of two.
 
 Letters: R rows, H heads, L tokens, D head width; M queries and N keys of a tile.
 """
@@ -23,9 +23,9 @@ COUNTS = ("tile_count", "heads", "length")  # one compiled kernel serves every s
 
 @triton.jit
 def _program(tiles_ptr, tile_count, heads):
-    """This program's row tile, image and head.
+    """The row tile, row and head of this program.
 
-    Tiles of one head run next to one another, which keeps its keys and values in the L2 cache; the longest begin first.
+    Tiles of one head are adjacent, so that its keys and values stay in the L2 cache; the longest start first.
     """
     program = tl.program_id(0)
     head = program // tile_count
@@ -35,14 +35,14 @@ def _program(tiles_ptr, tile_count, heads):
 
 @triton.jit
 def _masked_column(tile, index, WIDTH: tl.constexpr):
-    """Where the index-th masked tile begins: those before the unmasked ones, then those after."""
+    """First column of the index-th masked tile: those before the unmasked tiles, then those after."""
     full = tl.load(tile + 4)
     return tl.load(tile + 2) + (index + tl.where(index < tl.load(tile + 3), 0, full)) * WIDTH
 
 
 @triton.jit
 def _score_scale(logit_scale_ptr, head, scale):
-    """What a head's scores are multiplied by; float32, since a Python float may arrive as float64."""
+    """The factor of a head's scores, in float32, since a Python float may arrive as float64."""
     factor = tl.cast(scale, tl.float32)
     if logit_scale_ptr is not None:
         factor *= tl.load(logit_scale_ptr + head).to(tl.float32)
@@ -51,13 +51,13 @@ def _score_scale(logit_scale_ptr, head, scale):
 
 @triton.jit
 def _block(ptr, index, stride, dims, dim_stride, D: tl.constexpr):
-    """Pointers to some tokens' vectors, (tokens, D), and which of them lie inside the head's width."""
+    """Pointers to the vectors of some tokens, (tokens, D), and a mask of the columns within the head width."""
     return ptr + index[:, None] * stride + dims[None, :] * dim_stride, (dims < D)[None, :]
 
 
 @triton.jit
 def _load(ptr, index, end, stride, dims, dim_stride, D: tl.constexpr, BOUNDED: tl.constexpr):
-    """Some tokens' vectors, (tokens, D); zeros outside the head's width and, if BOUNDED, from token `end` on."""
+    """Load vectors of some tokens, (tokens, D); zero beyond the head width and, if BOUNDED, from token `end` on."""
     pointers, inside = _block(ptr, index, stride, dims, dim_stride, D)
     if BOUNDED:
         return tl.load(pointers, mask=inside & (index < end)[:, None], other=0.0)
@@ -75,13 +75,13 @@ def _store(ptr, value, index, end, stride, dims, dim_stride, D: tl.constexpr):
 
 @triton.jit
 def _dot(a, b):
-    """Accumulates in float32; float32 inputs are multiplied as such, not as TF32."""
+    """Matrix product accumulated in float32; float32 inputs are not rounded to TF32."""
     return tl.dot(a, b, input_precision="ieee")
 
 
 @triton.jit
 def _allowed(spans_ptr, rows, row_end, columns, length):
-    """Which pairs of a tile are allowed: each row has one interval of columns."""
+    """Mask of the allowed pairs of a tile: each row has one interval of columns."""
     begin = tl.load(spans_ptr + rows, mask=rows < row_end, other=0)
     end = tl.load(spans_ptr + length + rows, mask=rows < row_end, other=0)
     return (begin[:, None] <= columns[None, :]) & (columns[None, :] < end[:, None])
@@ -101,7 +101,7 @@ def _forward_step(
     if MASKED:
         score_MN = tl.where(_allowed(spans_ptr, rows, row_end, columns, length), score_MN * factor, float("-inf"))
         new_max_M = tl.maximum(max_M, tl.max(score_MN, 1))
-        # A row may meet columns of other scales only, before its own: no difference of infinities then.
+        # A row may see only masked columns before its own scale; avoid -inf - (-inf).
         anchor_M = tl.where(new_max_M == float("-inf"), 0.0, new_max_M)
         p_MN = tl.exp2(score_MN - anchor_M[:, None])
     else:
@@ -127,7 +127,7 @@ def forward_kernel(
     v_ptr += r * v_r + h * v_h
     q_MD = _load(q_ptr + r * q_r + h * q_h, rows, row_end, q_l, dims, q_d, D, True)
     factor = _score_scale(logit_scale_ptr, h, scale) * LOG2E
-    # The largest score is the scaled largest product only under a positive scale; a sign changes no bits of q.
+    # The running maximum assumes a positive scale, so move the sign to q, which is exact.
     q_MD = tl.where(factor < 0, -q_MD, q_MD)
     factor = tl.abs(factor)
 
@@ -175,7 +175,7 @@ def dq_kernel(
     do_r, do_h, do_l, do_d, dq_r, dq_h, dq_l, dq_d,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Also leaves for others: delta, the sum of out * dout, and, where there is a logit scale, its gradient's terms."""
+    """Also writes delta = sum(out * dout) and, with a logit scale, the terms of its gradient."""
     tile, r, h = _program(tiles_ptr, tile_count, heads)
     row_end, column, full, count = tl.load(tile + 1), tl.load(tile + 2), tl.load(tile + 4), tl.load(tile + 5)
     rows, dims = tl.load(tile) + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
@@ -242,7 +242,7 @@ def dkv_kernel(
     do_r, do_h, do_l, do_d, dk_r, dk_h, dk_l, dk_d, dv_r, dv_h, dv_l, dv_d,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Runs after `dq_kernel`, whose delta it reads. Its row tiles are keys, their columns queries."""
+    """Runs after `dq_kernel`, whose delta it reads. Rows are keys, columns are queries."""
     tile, r, h = _program(tiles_ptr, tile_count, heads)
     row_end, column, full, count = tl.load(tile + 1), tl.load(tile + 2), tl.load(tile + 4), tl.load(tile + 5)
     rows, dims = tl.load(tile) + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)

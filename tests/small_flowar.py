@@ -1,4 +1,4 @@
-"""Small FlowARs and a small autoencoder, which several folders of tests draw and learn with."""
+"""Small FlowARs and a small autoencoder, which several folders of tests share."""
 
 import torch
 from golden.cases import fill
@@ -11,19 +11,19 @@ from var_toolkit.tokenizers.kl import KLConfig, KLTokenizer
 
 
 def golden_flowar(cross: bool) -> FlowAR:
-    """The network of the golden cases, whose maps grow to 16 x 16 before they shrink."""
+    """The network of the golden cases, whose maps are enlarged to 16 x 16 first."""
     sizes = {"embed_dim": 64, "encoder_depth": 2, "decoder_depth": 2, "num_heads": 2, "head_width": 128}
     return fill(FlowAR(FlowARConfig(patch_nums=(1, 2, 4), input_side=16, cross_attention=cross, **sizes)))
 
 
 def tiny_config(**changes) -> FlowARConfig:
-    """Five classes, maps of 1, 2 and 3 tokens a side with four channels."""
+    """Five classes, maps of side 1, 2 and 3 with four channels."""
     sizes = {"embed_dim": 32, "encoder_depth": 1, "decoder_depth": 2, "num_heads": 2, "head_width": 64, "head_depth": 2}
     return FlowARConfig(**{"num_classes": 5, "patch_nums": (1, 2, 3), "latent_channels": 4, **sizes, **changes})
 
 
 def tiny_flowar(**changes) -> FlowAR:
-    """A network in which every part has a say; at the published start the gates of the blocks are all but shut."""
+    """A network in which every part affects the output; at the published initialisation block gates are almost 0."""
     network = fill(FlowAR(tiny_config(**changes)))
     torch.nn.init.normal_(network.class_emb.weight, generator=torch.Generator().manual_seed(0))
     return network

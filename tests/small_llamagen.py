@@ -1,4 +1,4 @@
-"""The networks of LlamaGen's golden cases, and smaller ones, which several folders of tests draw and learn with."""
+"""The networks of LlamaGen's golden cases, and smaller ones, which several folders of tests share."""
 
 import torch
 from golden.cases import fill, load_case
@@ -34,7 +34,7 @@ def tiny_gpt_config(**changes) -> RasterGPTConfig:
 
 
 def tiny_gpt(**changes) -> RasterGPT:
-    """A network in which every part has a say; at the published start all tokens are equally likely."""
+    """A network in which every part affects the output; at initialisation all tokens are equally likely."""
     return fill(RasterGPT(tiny_gpt_config(**changes)))
 
 
@@ -45,5 +45,5 @@ def tiny_vq(**changes) -> RasterVQ:
 
 
 def plan_of(tokenizer, backbone, **settings) -> Plan:
-    """A plan of the one stage that a map needs."""
+    """A plan of one stage."""
     return Plan(tokenizer, (Stage(backbone, range(1), **settings),))

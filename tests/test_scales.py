@@ -1,4 +1,4 @@
-"""The pyramid's arithmetic."""
+"""Lengths, offsets and masks of the pyramid."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_masks_have_the_published_number_of_entries():
     assert int(scales.block_diagonal_mask().sum()) == 110_468
 
 
-def test_the_mask_of_some_scales_is_a_cut_of_the_whole():
+def test_the_mask_of_some_scales_is_a_slice_of_the_whole():
     scales = Scales((1, 2, 4))
     whole = scales.block_causal_mask()
     assert torch.equal(scales.block_causal_mask(1, 2), whole[1:5, :5])
@@ -38,11 +38,11 @@ def test_split_undoes_packing():
 
 
 @pytest.mark.parametrize("sides", [(), (0, 1), (2, 1), (1, 1), (1, "2"), (1.0, 2)])
-def test_lists_that_are_no_pyramid_are_refused(sides):
+def test_invalid_patch_nums_are_refused(sides):
     with pytest.raises(ValueError, match="patch_nums"):
         Scales(sides)
 
 
-def test_an_unknown_schedule_name_lists_the_known_ones():
+def test_an_unknown_schedule_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="256, 512, 1024"):
         Scales.named("300")

@@ -1,4 +1,4 @@
-"""The pyramid of token maps: sizes, offsets, level ids and masks. Everyone reads it; it reads nobody.
+"""The pyramid of token maps: sizes, offsets, level ids and masks. It imports no other part of the package.
 
 Letters: L tokens of the whole pyramid, K scales.
 """
@@ -24,7 +24,7 @@ SCHEDULES: dict[str, tuple[int, ...]] = {
 class Scales:
     """A schedule of square token maps, coarse to fine.
 
-    `patch_nums` are the sides of the maps, as the field calls them: strictly growing positive integers.
+    `patch_nums` are the sides of the maps: strictly increasing positive integers. ValueError otherwise.
     """
 
     patch_nums: tuple[int, ...]
@@ -35,13 +35,13 @@ class Scales:
         if not sides or not all(isinstance(side, int) and side > 0 for side in sides):
             raise ValueError(f"patch_nums is {list(sides)}; it must be a list of positive integers, such as 1 2 3 4")
         if any(fine <= coarse for coarse, fine in pairwise(sides)):
-            raise ValueError(f"patch_nums is {list(sides)}; each scale must be finer than the one before")
+            raise ValueError(f"patch_nums is {list(sides)}; it must be strictly increasing")
 
     @classmethod
     def named(cls, name: str) -> Scales:
-        """The published schedule for images of 256, 512 or 1024 px."""
+        """The published schedule for images of 256, 512 or 1024 px. ValueError for another name."""
         if name not in SCHEDULES:
-            raise ValueError(f"schedule {name!r} is not known; known are {', '.join(SCHEDULES)}")
+            raise ValueError(f"schedule is {name!r}; it must be one of {', '.join(SCHEDULES)}")
         return cls(SCHEDULES[name])
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class Scales:
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Where each scale begins in the packed sequence, and its end: (K + 1)."""
+        """Start of each scale in the packed sequence, and the end of the last: (K + 1)."""
         return (0, *accumulate(self.lengths))
 
     @property
@@ -68,7 +68,7 @@ class Scales:
         return self.patch_nums[-1]
 
     def progress(self, scale: int) -> float:
-        """Position of a scale between 0 (first) and 1 (last): what guidance ramps and phi choices run on."""
+        """Position of a scale from 0 (first) to 1 (last), used by guidance ramps and the choice of phis."""
         return scale / (len(self) - 1) if len(self) > 1 else 1.0
 
     def split(self, packed: torch.Tensor) -> list[torch.Tensor]:
@@ -82,15 +82,15 @@ class Scales:
         return torch.cat([torch.full((length,), scale) for scale, length in enumerate(self.lengths)])
 
     def block_causal_mask(self, first: int = 0, last: int | None = None) -> torch.Tensor:
-        """Who may look at whom when scales first .. last-1 are computed in one pass, bool (queries, keys).
+        """Attention mask when scales first .. last-1 are computed in one pass, bool (queries, keys).
 
-        Keys are the tokens of scales 0 .. last-1. A token sees its own scale and every coarser one.
+        Keys are the tokens of scales 0 .. last-1. A token attends to its own scale and every coarser one.
         """
         last = len(self) if last is None else last
         levels = self.level_ids()[: self.offsets[last]]
         return levels[self.offsets[first] :, None] >= levels[None, :]
 
     def block_diagonal_mask(self) -> torch.Tensor:
-        """Each scale sees itself alone, bool (L, L): Markov next-scale prediction."""
+        """Attention mask of Markov next-scale prediction, bool (L, L): a token attends only to its own scale."""
         levels = self.level_ids()
         return levels[:, None] == levels[None, :]

@@ -62,7 +62,7 @@ def test_a_scale_alone_equals_that_scale_in_the_packed_pass(l2_norm, shared_aln)
                 assert_close(alone, packed_masked[:, offsets[k] : offsets[k + 1]], atol=1e-5, rtol=1e-5)
 
 
-def test_a_scale_sees_no_other_and_a_masked_token_is_not_seen():
+def test_a_scale_does_not_depend_on_others_nor_on_its_masked_tokens():
     hmar, labels = random_hmar(), torch.tensor([2])
     inputs, current = torch.randn(1, 38, 4), torch.randn(1, 38, 4)
     masked = torch.zeros(1, 38, dtype=torch.bool)
@@ -108,5 +108,5 @@ def test_every_parameter_gets_a_gradient_from_one_of_the_two_branches():
 
 @pytest.mark.parametrize("branch_depth", [0, 4])
 def test_a_branch_deeper_than_the_network_is_refused(branch_depth):
-    with pytest.raises(ValueError, match=f"branch_depth is {branch_depth}; it must be from 1 to the depth, 3"):
+    with pytest.raises(ValueError, match=f"branch_depth is {branch_depth}; .* 3"):
         HMARConfig(depth=3, embed_dim=48, num_heads=3, branch_depth=branch_depth)

@@ -1,4 +1,4 @@
-"""The fast linear layers give what torch's give."""
+"""The fast linear layers equal those of torch."""
 
 from copy import deepcopy
 
@@ -22,14 +22,14 @@ def test_without_gradients_the_result_is_the_same(rows, bias):
         assert_close(linear_silu(x, weight, b), F.silu(F.linear(x, weight, b)), atol=2e-5, rtol=1e-5)
 
 
-def test_views_that_are_not_contiguous_are_taken():
+def test_non_contiguous_inputs_work():
     x, weight = torch.randn(3, 5, 66)[:, ::2, ::2], torch.randn(17, 66)[:, ::2]
     with torch.no_grad():
         assert_close(linear(x, weight, None), F.linear(x, weight), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("product", [linear, linear_gelu, linear_silu])
-def test_gradients_flow_when_they_are_wanted(product):
+def test_gradients_flow_if_enabled(product):
     x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(3, 8, requires_grad=True)
     product(x, weight, None).sum().backward()
     assert x.grad.abs().sum() > 0
@@ -66,7 +66,7 @@ def test_a_packed_layer_is_saved_moved_copied_and_trained_like_any_other(layer):
     assert layer.weight.grad is not None
 
 
-def test_weights_load_into_a_packed_network_that_is_made_ready_to_train(layer):
+def test_weights_load_into_a_packed_network_after_it_is_set_to_train(layer):
     layer.pack()
     layer.train().load_state_dict({"weight": torch.ones(24, 40), "bias": torch.zeros(24)})
     assert layer.weight.min() == 1

@@ -14,7 +14,7 @@ from var_toolkit.backbones.rotary import Rotation
 from var_toolkit.zoo.registry import entry
 
 SIZES = json.loads((FOLDER / "llamagen-published-settings" / "case.json").read_text())["class_conditional"]
-LABELS = torch.tensor([1, 5])  # a class and none
+LABELS = torch.tensor([1, 5])  # a class and the null class
 TOKENS = torch.randint(16, (2, 8), generator=torch.Generator().manual_seed(0))
 
 
@@ -35,7 +35,7 @@ def test_key_names_are_the_published_ones():
     }
 
 
-def test_the_class_has_no_place_rather_than_the_first(monkeypatch):
+def test_the_class_has_zero_rope_instead_of_the_first_position(monkeypatch):
     network = golden_gpt()
     cos, sin = network.rotation()
     assert cos[0].eq(0).all()
@@ -70,7 +70,7 @@ def test_several_tokens_on_a_cache_equal_one_at_a_time(counts):
     assert cache.length == 9
 
 
-def test_a_token_counts_for_what_comes_after_it_alone():
+def test_a_token_affects_only_the_tokens_after_it():
     network, changed = tiny_gpt(), TOKENS.clone()
     changed[:, 3] = (changed[:, 3] + 1) % 16
     with torch.no_grad():
@@ -78,11 +78,11 @@ def test_a_token_counts_for_what_comes_after_it_alone():
         other = (network(LABELS.flip(0), TOKENS) - network(LABELS, TOKENS)).abs().amax(dim=(0, 2))
     assert moved[:4].eq(0).all()
     assert moved[4:].gt(1e-4).all()
-    assert other.gt(1e-4).all()  # the class counts for every token
+    assert other.gt(1e-4).all()  # the class affects every token
 
 
-def test_rows_and_columns_turn_halves_of_a_head():
-    """What stands between two tokens is how far apart they are, down and across."""
+def test_rows_and_columns_each_rotate_half_of_a_head():
+    """The relative rotation of two tokens is their distance in rows and in columns."""
     cos, sin = (table[1:] for table in tiny_gpt(side=4).rotation())
     assert cos.shape == sin.shape == (16, 8)
     for table in (cos, sin):
@@ -106,7 +106,7 @@ def test_published_sizes_have_the_published_number_of_parameters(size, parameter
 
 
 @pytest.mark.parametrize("kept", ["tok_dropout", "resid_dropout", "ffn_dropout"])
-def test_dropout_acts_in_training_alone_and_at_every_place(kept):
+def test_dropout_acts_only_in_training_and_at_every_position(kept):
     plain, network = tiny_gpt(), tiny_gpt(dropout=0.3)
     with torch.no_grad():
         assert torch.equal(network(LABELS, TOKENS), plain(LABELS, TOKENS))
@@ -126,7 +126,7 @@ def test_bfloat16_is_close_to_float32_on_average():
     assert network.new_cache(2).nbytes == golden_gpt().new_cache(2).nbytes / 2
 
 
-def test_at_the_published_start_every_token_is_equally_likely():
+def test_at_initialisation_every_token_is_equally_likely():
     torch.manual_seed(0)
     network = RasterGPT(tiny_gpt_config())
     network.init_weights()
@@ -151,36 +151,36 @@ def test_it_learns_a_fixed_batch_with_every_parameter():
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"),
+    ("setting", "found"),
     [
-        ({"depth": 0}, "depth is 0; it must be a positive integer"),
+        ({"depth": 0}, "depth is 0"),
         ({"side": 0}, "side is 0"),
-        ({"embed_dim": 36}, r"embed_dim is 36; it must be a multiple of 4 \* num_heads, 2"),
+        ({"embed_dim": 36}, "embed_dim is 36; .* num_heads, 2"),
         ({"mlp_hidden": 0}, "mlp_hidden is 0"),
-        ({"dropout": 1.0}, "dropout is 1.0; it must be at least 0 and below 1"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused_by_name(setting, words):
-    with pytest.raises(ValueError, match=words):
+def test_impossible_sizes_are_refused_by_name(setting, found):
+    with pytest.raises(ValueError, match=found):
         tiny_gpt_config(**setting)
 
 
 @pytest.fixture
 def poisoned():
-    """Memory that nobody has written holds NaN."""
+    """Unwritten memory holds NaN."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.usefixtures("poisoned")
-def test_rows_of_different_lengths_go_on_as_if_each_were_alone():
+def test_rows_of_different_lengths_continue_as_if_each_were_alone():
     network, tokens = golden_gpt(), torch.randint(0, 64, (3, 12), generator=torch.Generator().manual_seed(4))
     labels, kept = torch.tensor([1, 4, 7]), [3, 7, 1]
     with torch.inference_mode():
         cache = network.new_ragged_cache(3, 20)
         network.next_hidden(labels, tokens[:, :7], cache=cache)
-        cache.rewind(kept)  # the class counts
+        cache.rewind(kept)  # the class is one position
         fed = torch.stack([row[length - 1 : length + 3] for row, length in zip(tokens, kept, strict=True)])
         found = [network.next_hidden(None, part, cache=cache) for part in fed.split((3, 1), dim=1)]
         for row, length in enumerate(kept):
@@ -189,7 +189,7 @@ def test_rows_of_different_lengths_go_on_as_if_each_were_alone():
     assert cache.lengths_R.tolist() == [7, 11, 5]
 
 
-def test_a_tree_sees_its_own_branch_and_the_branch_that_stays_is_a_fresh_prefill():
+def test_a_tree_node_attends_to_its_branch_and_an_accepted_branch_equals_a_fresh_prefill():
     network, tokens = golden_gpt(), torch.randint(0, 64, (2, 5), generator=torch.Generator().manual_seed(5))
     labels = torch.tensor([2, 3])
     prefix, (root, left, right) = tokens[:, :2], tokens[:, 2:].split(1, dim=1)
@@ -214,5 +214,5 @@ def test_a_tree_sees_its_own_branch_and_the_branch_that_stays_is_a_fresh_prefill
 def test_a_ragged_cache_refuses_what_it_does_not_hold():
     cache = golden_gpt().new_ragged_cache(2, 4)
     cache.advance(3)
-    with pytest.raises(ValueError, match=r"rows of \[3, 3\] tokens to \[1, 4\]"):
+    with pytest.raises(ValueError, match=r"length is \[1, 4\].*\[3, 3\]"):
         cache.rewind([1, 4])

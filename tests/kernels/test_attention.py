@@ -1,4 +1,4 @@
-"""Attention over a pyramid on the CPU: the reference, the backends that equal it, and input that is refused.
+"""Attention over a pyramid on the CPU: the reference, the backends that equal it, and invalid input.
 
 Letters: R rows, H heads, L tokens, D head width.
 """
@@ -79,8 +79,8 @@ def test_flex_equals_the_reference_forward(pattern, tokens):
     torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_flex_says_in_one_line_that_it_has_no_backward_pass_on_the_cpu():
-    with pytest.raises(ValueError, match=r"^attention backend 'flex' has no backward pass on the CPU; use 'sdpa'$"):
+def test_flex_on_the_cpu_refuses_gradients_in_one_line():
+    with pytest.raises(ValueError, match=r"^backend 'flex' .* 'sdpa'$"):
         run(*inputs(), backend="flex")
 
 
@@ -110,7 +110,7 @@ def test_autocast_casts_as_torch_does(backend, pattern):
     assert logit_scale_H.grad.dtype == torch.float32
 
 
-def test_a_schedule_first_met_in_inference_mode_can_be_trained_on():
+def test_a_schedule_first_used_in_inference_mode_can_be_trained():
     scales = Scales((1, 2, 4))
     q, k, v = torch.randn(3, 1, 2, 21, 32)
     with torch.inference_mode():
@@ -120,13 +120,13 @@ def test_a_schedule_first_met_in_inference_mode_can_be_trained_on():
     assert q.grad.abs().sum() > 0
 
 
-def test_joining_the_heads_of_the_result_copies_nothing():
+def test_joining_the_heads_of_the_result_needs_no_copy():
     found = run(*inputs())
     assert found.transpose(1, 2).is_contiguous()
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_the_compiler_takes_it_as_one_graph(pattern):
+def test_it_compiles_to_one_graph(pattern):
     packed, logit_scale_H = inputs()
     compiled = torch.compile(lambda x, s: run(x * 1, s, pattern=pattern), backend="aot_eager", fullgraph=True)
     found, wanted = compiled(packed, logit_scale_H), run(packed, logit_scale_H, pattern=pattern)
@@ -135,7 +135,7 @@ def test_the_compiler_takes_it_as_one_graph(pattern):
     torch.testing.assert_close(*grads)
 
 
-def test_a_token_does_not_see_what_its_pattern_forbids():
+def test_a_token_does_not_depend_on_masked_tokens():
     packed, _ = inputs()
     for pattern in PATTERNS:
         other = packed.detach().clone()
@@ -147,53 +147,53 @@ def test_a_token_does_not_see_what_its_pattern_forbids():
 
 
 def line(message):
-    """The whole message is this one line."""
+    """A pattern for the whole message, which must be one line."""
     return f"^{message}$"
 
 
 @pytest.mark.parametrize("backend", ["auto", "triton", "flex", "sdpa", "reference"])
-def test_tokens_that_are_no_whole_scales_are_refused(backend):
+def test_a_partial_scale_is_refused(backend):
     q = torch.randn(1, 1, 15, 32)
-    with pytest.raises(ValueError, match=line("15 tokens are no whole scales; the schedule has 1, 5, 14, 39, 88")):
+    with pytest.raises(ValueError, match=line("q has 15 tokens.* 1, 5, 14, 39, 88")):
         attention(q, q, q, SCALES, backend=backend)
 
 
-def test_unknown_names_are_refused_with_the_known_ones():
+def test_unknown_patterns_and_backends_are_refused_with_the_allowed_ones():
     q = torch.randn(1, 1, 5, 32)
-    with pytest.raises(ValueError, match=line("pattern 'causal' is not known; known are block-causal, block-diagonal")):
+    with pytest.raises(ValueError, match=line("pattern is 'causal'.* block-causal, block-diagonal")):
         attention(q, q, q, SCALES, pattern="causal")
     known = "auto, triton, flex, sdpa, reference"
-    with pytest.raises(ValueError, match=line(f"attention backend 'cuda' is not known; known are {known}")):
+    with pytest.raises(ValueError, match=line(f"backend is 'cuda'.* {known}")):
         attention(q, q, q, SCALES, backend="cuda")
 
 
-def test_tensors_that_do_not_fit_together_are_refused():
+def test_tensors_of_different_shapes_or_dtypes_are_refused():
     q = torch.randn(1, 2, 5, 32)
     for k in (q[:, :1], q[..., :16], q.double(), q[0]):
-        with pytest.raises(ValueError, match="of one shape and dtype; given q "):
+        with pytest.raises(ValueError, match="q, k and v .* given q "):
             attention(q, k, q, SCALES)
-    with pytest.raises(ValueError, match=r"^logit_scale_H is \(3,\); it must be \(2,\), one for each head$"):
+    with pytest.raises(ValueError, match=r"^logit_scale_H is \(3,\); .*\(2,\)"):
         attention(q, q, q, SCALES, logit_scale_H=torch.ones(3))
 
 
 @pytest.mark.parametrize(
     ("width", "dtype", "reason"),
     [
-        (16, torch.float16, "head width is 16; the kernels take 32 to 128"),
-        (256, torch.float16, "head width is 256; the kernels take 32 to 128"),
-        (64, torch.float64, "dtype is torch.float64; the kernels take torch.float16, torch.bfloat16, torch.float32"),
-        (64, torch.float16, "device is cpu; the kernels run on cuda, or on the cpu under TRITON_INTERPRET=1"),
+        (16, torch.float16, "head width is 16; .* 32 to 128"),
+        (256, torch.float16, "head width is 256; .* 32 to 128"),
+        (64, torch.float64, "dtype is torch.float64; .* torch.float16, torch.bfloat16, torch.float32"),
+        (64, torch.float16, "device is cpu; .* TRITON_INTERPRET=1"),
     ],
 )
-def test_triton_says_what_it_cannot_take(width, dtype, reason):
+def test_triton_names_the_unsupported_input(width, dtype, reason):
     pytest.importorskip("triton")
     q = torch.randn(1, 2, 5, width, dtype=dtype)
-    with pytest.raises(ValueError, match=line(f"attention backend 'triton' cannot be used: {reason}")):
+    with pytest.raises(ValueError, match=line(f"backend 'triton' .* {reason}")):
         attention(q, q, q, SCALES, backend="triton")
 
 
 class CUDAQueries:
-    """What the choice of a backend looks at, without a card."""
+    """The attributes that the choice of a backend reads, without a GPU."""
 
     device = torch.device("cuda")
 
@@ -211,12 +211,12 @@ def fresh_warnings():
 def test_auto_warns_once_for_each_reason_and_falls_back(fresh_warnings):
     pytest.importorskip("triton")
     for queries in (CUDAQueries(width=256), CUDAQueries(dtype=torch.float64)):
-        with pytest.warns(UserWarning, match="^attention falls back from Triton to SDPA: ") as caught:
+        with pytest.warns(UserWarning, match="Triton .* SDPA") as caught:
             assert [pyramid_attention._best_backend(queries) for _ in range(3)] == ["sdpa"] * 3
         assert len(caught) == 1
 
 
-def test_without_triton_auto_is_sdpa_and_triton_says_so(fresh_warnings, monkeypatch):
+def test_without_triton_auto_is_sdpa_and_triton_is_refused(fresh_warnings, monkeypatch):
     monkeypatch.setitem(sys.modules, "var_toolkit.kernels.triton_attention", None)
     with pytest.warns(UserWarning, match="triton cannot be imported"):
         assert pyramid_attention._best_backend(CUDAQueries()) == "sdpa"
@@ -225,14 +225,14 @@ def test_without_triton_auto_is_sdpa_and_triton_says_so(fresh_warnings, monkeypa
         attention(q, q, q, SCALES, backend="triton")
 
 
-def test_auto_leaves_float32_and_other_devices_to_sdpa_in_silence(fresh_warnings):
+def test_auto_uses_sdpa_for_float32_and_other_devices_without_a_warning(fresh_warnings):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert pyramid_attention._best_backend(CUDAQueries(dtype=torch.float32)) == "sdpa"
         assert pyramid_attention._best_backend(torch.randn(1, 2, 5, 64)) == "sdpa"
 
 
-def test_attention_works_where_neither_triton_nor_flex_attention_can_be_imported():
+def test_attention_works_without_triton_and_flex_attention():
     code = (
         "import sys, torch\n"
         "sys.modules['triton'] = sys.modules['torch.nn.attention.flex_attention'] = None\n"

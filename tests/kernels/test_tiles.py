@@ -1,4 +1,4 @@
-"""Tile lists: every allowed pair once, nothing unmasked that is not allowed, and work that is really skipped."""
+"""Tile lists: every allowed pair once, no forbidden pair unmasked, and forbidden work skipped."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def test_each_token_has_the_interval_of_its_scale(pattern):
         ("1024", "block-causal", 0.98),
     ],
 )
-def test_most_of_the_work_in_tiles_is_work_that_is_needed(name, pattern, least):
+def test_most_of_the_work_in_tiles_is_needed(name, pattern, least):
     lengths = Scales.named(name).lengths
     for allowed in (allowed_keys(lengths, pattern), allowed_queries(lengths, pattern)):
         needed = sum(n * (end - begin) for n, (begin, end) in zip(lengths, allowed, strict=True))

@@ -1,4 +1,4 @@
-"""The Triton kernels against the float64 reference: on a GPU where there is one, else through Triton's interpreter.
+"""The Triton kernels against the float64 reference: on a GPU if there is one, else in Triton's interpreter.
 
 Letters: R rows, H heads, L tokens, D head width.
 """
@@ -19,7 +19,10 @@ TOLERANCES = {  # of the output, then of gradients
     torch.float16: (2e-3, 8e-3),
     torch.bfloat16: (1e-2, 6e-2),
 }
-HALF = [torch.float16, *([torch.bfloat16] if torch.cuda.is_available() else [])]  # the interpreter knows one alone
+HALF = [
+    torch.float16,
+    *([torch.bfloat16] if torch.cuda.is_available() else []),
+]  # the interpreter supports only float16
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def device():
 
 @pytest.fixture(autouse=True)
 def _memory_begins_as_nan():
-    """What a kernel forgets to write stays NaN."""
+    """Fill scratch memory with NaN, so that unwritten outputs show."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -41,7 +44,7 @@ def _memory_begins_as_nan():
 
 @pytest.fixture
 def tiles(monkeypatch):
-    """Set the sizes of a tile, in own rows and columns, for all three kernels."""
+    """Set the tile sizes, rows and columns, of all three kernels."""
 
     def choose(rows, columns):
         config = triton_attention.Config(rows, columns, 4, 1)
@@ -51,7 +54,7 @@ def tiles(monkeypatch):
 
 
 def packed_views(rows, heads, tokens, width, dtype, device):
-    """q, k and v as views of one packed tensor, with NaN before, between and after what belongs to them."""
+    """q, k and v as views of one packed tensor, with NaN before, between and after them."""
     memory = torch.full((rows, tokens + 40, 3, heads, width + 2), torch.nan, dtype=dtype, device=device)
     qkv = memory[:, 20 : 20 + tokens, :, :, :width]
     qkv.copy_(torch.randn(qkv.shape, generator=torch.Generator().manual_seed(0)))
@@ -59,13 +62,13 @@ def packed_views(rows, heads, tokens, width, dtype, device):
 
 
 def transposed_views(rows, heads, tokens, width, dtype, device):
-    """q, k and v whose last dimension is not the dense one."""
+    """q, k and v whose last dimension is not contiguous."""
     memory = torch.randn(3, rows, heads, width, tokens, generator=torch.Generator().manual_seed(0))
     return memory.to(device, dtype).transpose(-1, -2).unbind(0)
 
 
 def check(q, k, v, scales, logit_scale_H=None, **options):
-    """Output and all gradients, for an uneven gradient of the output that is a view as well."""
+    """Compare output and all gradients, for a non-uniform output gradient that is a view."""
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
     wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
     if logit_scale_H is not None:
@@ -95,11 +98,11 @@ def check(q, k, v, scales, logit_scale_H=None, **options):
     [
         ((1, 2, 3, 5), 39, 3, 32, 16, 16),  # three scales share a tile, the last has three with a ragged tail
         ((1, 2, 3, 5, 6), 39, 1, 48, 32, 16),  # the first scales of a longer schedule; padded head width
-        ((2, 7), 53, 1, 80, 16, 32),  # a schedule that does not begin with one token
-        ((1, 2, 3, 4, 5), 55, 1, 32, 64, 16),  # rows that meet only columns of other scales before their own
-        ((6,), 36, 1, 64, 16, 16),  # one scale alone: no tile needs a mask but the last of each row
+        ((2, 7), 53, 1, 80, 16, 32),  # a schedule that does not start with one token
+        ((1, 2, 3, 4, 5), 55, 1, 32, 64, 16),  # rows that see only masked columns before their own scale
+        ((6,), 36, 1, 64, 16, 16),  # a single scale: only the last tile of each row needs a mask
         ((1,), 1, 5, 32, 16, 16),  # one token
-        ((1, 2, 3), 14, 1, 128, 64, 64),  # all in one tile that is larger than the whole
+        ((1, 2, 3), 14, 1, 128, 64, 64),  # one tile that is larger than the whole
     ],
     ids=lambda x: str(x).replace(" ", ""),
 )
@@ -145,14 +148,14 @@ def test_large_scores_stay_finite(device, tiles):
     torch.testing.assert_close(out, wanted)
 
 
-def test_the_configuration_that_is_used_without_measuring_is_right(device):
+def test_the_default_configuration_equals_the_reference(device):
     check(*packed_views(1, 1, 14, 64, torch.float16, device), Scales((1, 2, 3)))
 
 
-def test_the_interpreter_refuses_bfloat16_which_it_cannot_multiply(device):
+def test_the_interpreter_refuses_bfloat16(device):
     q = torch.zeros(1, 1, 5, 32, dtype=torch.bfloat16)
     if device.type == "cpu":
-        with pytest.raises(ValueError, match="which Triton's interpreter cannot multiply"):
+        with pytest.raises(ValueError, match="dtype is torch.bfloat16.* interpreter"):
             attention(q, q, q, Scales((1, 2)), backend="triton")
 
 
@@ -174,13 +177,13 @@ def test_autocast_casts_as_torch_does(device, tiles):
     assert q.grad.dtype == torch.float32
 
 
-def test_joining_the_heads_of_the_result_copies_nothing(device, tiles):
+def test_joining_the_heads_of_the_result_needs_no_copy(device, tiles):
     tiles(16, 16)
     q, k, v = packed_views(1, 2, 5, 32, torch.float32, device)
     assert attention(q, k, v, Scales((1, 2)), backend="triton").transpose(1, 2).is_contiguous()
 
 
-def test_the_operator_keeps_what_it_promises_the_compiler(device, tiles):
+def test_the_operator_passes_opcheck(device, tiles):
     tiles(16, 16)
     q, k, v = (x.requires_grad_() for x in packed_views(1, 2, 5, 32, torch.float32, device))
     logit_scale_H = torch.ones(2, device=device, requires_grad=True)
@@ -189,7 +192,7 @@ def test_the_operator_keeps_what_it_promises_the_compiler(device, tiles):
         torch.library.opcheck(triton_attention.pyramid_attention, arguments)
 
 
-def test_the_compiler_takes_it_as_one_graph(device, tiles):
+def test_it_compiles_to_one_graph(device, tiles):
     tiles(16, 16)
     q, k, v = (x.requires_grad_() for x in packed_views(1, 2, 14, 32, torch.float32, device))
 

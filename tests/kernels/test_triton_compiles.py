@@ -1,4 +1,4 @@
-"""The kernels compile for cards that need not be there: what they ask of registers and shared memory.
+"""The kernels compile for GPUs that are not present: their registers and shared memory.
 
 Goes through triton's own compiler and the assembler that comes with it.
 """
@@ -46,7 +46,7 @@ def compiled(name, config, width, dtype, capability):
 
 
 def stack_bytes(binary):
-    """What each thread keeps in memory for want of registers."""
+    """Registers that each thread spills to memory."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     if not tool.exists():
         pytest.skip("this triton comes without cuobjdump")

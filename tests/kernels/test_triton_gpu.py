@@ -1,4 +1,4 @@
-"""What only a GPU can show of the Triton kernels: every configuration at a published size, and the same bits twice."""
+"""GPU tests of the Triton kernels: every configuration at a published size, and the same bits twice."""
 
 import pytest
 import torch
@@ -43,14 +43,14 @@ def test_every_configuration_equals_the_reference(name, width, config, pattern, 
 
 
 @pytest.mark.parametrize("width", [32, 48, 64, 80, 96, 128])
-def test_auto_takes_the_measured_configuration_and_gives_the_same_bits_twice(width):
+def test_auto_uses_the_tuned_configuration_and_gives_the_same_bits_twice(width):
     packed = torch.randn(3, SCALES.total, 3, 5, width, device="cuda", dtype=torch.bfloat16)
     assert pyramid_attention._best_backend(packed[:, :, 0]) == "triton"
     for x, y in zip(gradients(packed, "auto", "block-causal"), gradients(packed, "auto", "block-causal"), strict=True):
         assert torch.equal(x, y)
 
 
-def test_drawing_never_tunes(monkeypatch):
+def test_sampling_never_tunes(monkeypatch):
     monkeypatch.setattr(triton_attention, "_milliseconds", lambda *_: pytest.fail("a configuration was measured"))
     packed = torch.randn(1, SCALES.total, 3, 7, 64, device="cuda", dtype=torch.float16)
     with torch.inference_mode():

@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 
 def test_the_kernels_equal_the_reference_through_the_interpreter():
-    """In a process of its own: the variable counts when triton is first imported, and others may have done that."""
+    """In its own process: TRITON_INTERPRET is read when triton is first imported, which other tests may have done."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", str(HERE / "test_triton_attention.py")]

@@ -16,7 +16,7 @@ from var_toolkit.zoo.registry import WEIGHTS
 
 @pytest.fixture
 def tokenizer() -> KLTokenizer:
-    """One whose latents are shifted as well, as some autoencoders ask."""
+    """A tokenizer with a shift factor, as some autoencoders have."""
     tokenizer = tiny_kl(1, 2, 4)
     tokenizer.autoencoder.register_to_config(shift_factor=0.3)
     return tokenizer
@@ -27,7 +27,7 @@ def images() -> torch.Tensor:
     return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_latents_are_shifted_and_scaled_and_back(tokenizer, images):
+def test_latents_are_shifted_and_scaled_in_both_directions(tokenizer, images):
     with torch.no_grad():
         mode = tokenizer.autoencoder.encode(images).latent_dist.mode()
         expected = tokenizer.autoencoder.decode(mode).sample.clamp(-1, 1)
@@ -38,7 +38,7 @@ def test_latents_are_shifted_and_scaled_and_back(tokenizer, images):
     assert_close(tokenizer.reconstruct(images), expected, atol=1e-5, rtol=0)
 
 
-def test_each_channel_may_have_a_mean_and_a_spread_of_its_own(tokenizer, images):
+def test_each_channel_may_have_its_own_mean_and_standard_deviation(tokenizer, images):
     means, spreads = [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]
     tokenizer.autoencoder.register_to_config(latents_mean=means, latents_std=spreads)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_each_channel_may_have_a_mean_and_a_spread_of_its_own(tokenizer, images)
     assert_close(tokenizer.decode(latent), expected, atol=1e-5, rtol=0)
 
 
-def test_noise_draws_latents_from_the_posteriors(tokenizer, images):
+def test_noise_samples_latents_from_the_posteriors(tokenizer, images):
     with torch.no_grad():
         moments, posterior = tokenizer.moments(images), tokenizer.autoencoder.encode(images).latent_dist
     noise = torch.randn(2, 4, 4, 4)
@@ -75,11 +75,11 @@ def test_a_coarser_latent_is_enlarged_before_it_is_decoded(tokenizer):
 
 
 def test_images_of_another_size_are_refused(tokenizer):
-    with pytest.raises(ValueError, match=r"shape \(1, 3, 16, 16\); this tokenizer reads \(B, 3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"images .*\(1, 3, 16, 16\).*\(B, 3, 8, 8\)"):
         tokenizer.encode(torch.zeros(1, 3, 16, 16))
 
 
-def test_without_a_schedule_there_is_one_scale_of_the_size_it_was_made_for():
+def test_without_a_schedule_there_is_one_scale_of_sample_size():
     tokenizer = KLTokenizer(tiny_kl(4).autoencoder)
     assert (tokenizer.scales, tokenizer.image_side, tokenizer.channels) == (Scales((4,)), 8, 4)
 
@@ -93,14 +93,14 @@ def test_without_a_schedule_there_is_one_scale_of_the_size_it_was_made_for():
         (True, None, torch.float32),
     ],
 )
-def test_float16_becomes_float32_where_the_autoencoder_asks_for_it(tokenizer, images, upcast, dtype, found):
+def test_float16_becomes_float32_if_the_autoencoder_has_force_upcast(tokenizer, images, upcast, dtype, found):
     tokenizer.autoencoder.register_to_config(force_upcast=upcast)
     tokenizer.place("cpu", dtype)
     assert tokenizer.autoencoder.dtype == found
     assert tokenizer.encode(images).dtype == tokenizer.reconstruct(images).dtype == torch.float32
 
 
-def test_what_a_latent_stands_for_includes_its_scaling(tokenizer):
+def test_the_identity_of_a_latent_space_includes_its_scaling(tokenizer):
     ours = tokenizer.meaning()
     for name, value, kind in (("scaling_factor", 0.4, "factor"), ("shift_factor", 0.0, "shift")):
         other = tiny_kl(1, 2, 4)
@@ -111,22 +111,22 @@ def test_what_a_latent_stands_for_includes_its_scaling(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"),
+    ("setting", "found"),
     [
-        ({"layers_per_block": 0}, "layers_per_block is 0; it must be a positive integer"),
+        ({"layers_per_block": 0}, "layers_per_block is 0"),
         ({"latent_channels": -1}, "latent_channels is -1"),
         ({"norm_num_groups": 0}, "norm_num_groups is 0"),
         ({"block_out_channels": ()}, "block_out_channels is"),
-        ({"block_out_channels": (32, 40)}, "each must be a multiple of norm_num_groups, 32"),
-        ({"sample_size": 24}, "sample_size is 24; it must halve at every level but the last"),
+        ({"block_out_channels": (32, 40)}, "block_out_channels is .* norm_num_groups, 32"),
+        ({"sample_size": 24}, "sample_size is 24"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused_by_name(setting, words):
-    with pytest.raises(ValueError, match=words):
+def test_impossible_sizes_are_refused_by_name(setting, found):
+    with pytest.raises(ValueError, match=found):
         KLConfig(**setting)
 
 
-def test_encoder_attention_is_there_if_asked_for():
+def test_encoder_attention_is_optional():
     names = {flag: [*tiny_kl(4, encoder_attention=flag).state_dict()] for flag in (True, False)}
     attentions = {flag: sum("encoder.down_blocks.1.attentions" in name for name in names[flag]) for flag in names}
     assert attentions[True] > attentions[False] == 0
@@ -138,7 +138,7 @@ def folder(tokenizer, tmp_path):
     return tmp_path / "saved"
 
 
-def test_a_saved_autoencoder_is_one_of_diffusers_and_ours_again(tokenizer, folder, images):
+def test_a_saved_autoencoder_loads_in_diffusers_and_here(tokenizer, folder, images):
     theirs, ours = AutoencoderKL.from_pretrained(folder).eval(), KLTokenizer(load_network(folder), tokenizer.scales)
     for config in (theirs.config, ours.autoencoder.config):
         assert (config.scaling_factor, config.shift_factor, config.sample_size) == (0.5, 0.3, 8)
@@ -166,19 +166,19 @@ def not_finite(tensors):
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "found"),
     [
         (without_one, "decoder.conv_in.weight"),
         (with_one_more, "surplus"),
-        (of_another_size, "saved cannot be read as AutoencoderKL"),
-        (not_finite, "encoder.conv_in.bias holds values that are not finite"),
+        (of_another_size, "saved"),
+        (not_finite, "encoder.conv_in.bias"),
     ],
 )
-def test_odd_weights_are_refused_in_one_line(folder, damage, words):
+def test_wrong_weights_are_refused_in_one_line(folder, damage, found):
     tensors = load_file(folder / WEIGHTS)
     damage(tensors)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=words) as error:
+    with pytest.raises(ValueError, match=found) as error:
         load_network(folder)
     assert len(str(error.value).splitlines()) == 1
 

@@ -1,4 +1,4 @@
-"""LlamaGen's tokenizer agrees with the published one, looks codes up by their angle, and learns."""
+"""LlamaGen's tokenizer agrees with the published one, finds codes by cosine similarity, and learns."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_a_map_of_another_side_has_the_same_weights(golden, case):
     assert smaller.encode(case["image"][..., :32, :32])[0].shape == (2, 4)
 
 
-def test_the_code_of_least_angle_is_found_whatever_the_lengths(quantizer):
+def test_the_code_of_largest_cosine_is_found_for_any_lengths(quantizer):
     wanted = torch.randn(2, 9, 4)
     found = quantizer.nearest(wanted)
     angles = F.cosine_similarity(wanted.unsqueeze(2), quantizer.embedding.weight, dim=-1)
@@ -80,7 +80,7 @@ def test_gradients_pass_straight_through_to_the_normalised_features(quantizer):
     assert_close(result.latent, codes.transpose(1, 2).unflatten(2, (3, 3)))
 
 
-def test_the_loss_draws_codes_to_features_and_features_to_codes_by_beta(quantizer):
+def test_the_loss_moves_codes_to_features_and_features_to_codes_by_beta(quantizer):
     features = torch.randn(2, 4, 3, 3, requires_grad=True)
     result, table = quantizer(features), quantizer.embedding.weight
     distance = F.mse_loss(
@@ -102,7 +102,7 @@ def test_the_training_pass_reconstructs_and_reaches_every_parameter(images):
     assert_close(found.images.detach().clamp(-1, 1), tokenizer.reconstruct(images), atol=1e-5, rtol=0)
 
 
-def test_what_is_to_be_coded_and_how_badly_it_is(images):
+def test_targets_and_errors_are_the_normalised_features_and_their_distances(images):
     tokenizer = tiny_vq()
     with torch.no_grad():
         features = tokenizer.features(images)
@@ -112,7 +112,7 @@ def test_what_is_to_be_coded_and_how_badly_it_is(images):
     assert_close(errors, (vectors - codes).square().sum(1))
 
 
-def test_in_bfloat16_the_codebook_stays_as_it_is(images):
+def test_in_bfloat16_the_codebook_stays_in_float32(images):
     tokenizer = tiny_vq().place("cpu", torch.bfloat16)
     assert tokenizer.quantize.embedding.weight.dtype == torch.float32
     assert tokenizer.encoder.conv_in.weight.dtype == torch.bfloat16
@@ -130,19 +130,19 @@ def test_saving_and_loading_gives_the_same_bits(tmp_path, images):
 
 
 def test_images_of_another_size_are_refused():
-    with pytest.raises(ValueError, match=r"shape \(1, 3, 8, 8\); this tokenizer reads \(B, 3, 6, 6\)"):
+    with pytest.raises(ValueError, match=r"images .*\(1, 3, 8, 8\).*\(B, 3, 6, 6\)"):
         tiny_vq().encode(torch.zeros(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"),
+    ("setting", "found"),
     [
-        ({"code_dim": 0}, "code_dim is 0; it must be a positive integer"),
+        ({"code_dim": 0}, "code_dim is 0"),
         ({"side": -1}, "side is -1"),
-        ({"ch_mult": ()}, "norm_groups is 32; it must divide ch"),
-        ({"ch": 48}, "norm_groups is 32; it must divide ch"),
+        ({"ch_mult": ()}, "norm_groups is 32"),
+        ({"ch": 48}, "norm_groups is 32"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused_by_name(setting, words):
-    with pytest.raises(ValueError, match=words):
+def test_impossible_sizes_are_refused_by_name(setting, found):
+    with pytest.raises(ValueError, match=found):
         RasterVQConfig(**setting)

@@ -1,1 +1,1 @@
-"""Networks that predict token maps, their shared attention, and the cache. No decoding state lives here."""
+"""Networks that predict token maps, their shared attention, and the key-value cache. They hold no decoding state."""

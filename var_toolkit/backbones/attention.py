@@ -1,4 +1,4 @@
-"""Attention of the transformers: with L2-normalised queries and keys, with rotary positions, or plain.
+"""Attention layers of the transformers: with L2-normalised queries and keys, with RoPE, or plain.
 
 Letters: R rows, L tokens, C width, H heads, D head width.
 """
@@ -22,34 +22,34 @@ from var_toolkit.kernels.tiles import Pattern
 from var_toolkit.scales import Scales
 
 MAX_LOG_SCALE = log(100)
-Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # queries, keys, values (R, H, L, D), scale of the scores
+Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # queries, keys, values (R, H, L, D), score scale
 
 
 def to_all(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Every query looks at every key."""
+    """Every query attends to every key."""
     if q.shape[2] == 1 and q.is_cpu:
         return _single_query(q, k, v, scale)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
 def _single_query(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attention of one query as two products in float32: torch's kernel takes a CPU up to four times as long."""
+    """Attention of a single query as two float32 products; torch's kernel is up to four times slower on a CPU."""
     scores = (q.float() * scale) @ k.float().mT
     return (scores.softmax(dim=-1) @ v.float()).to(v.dtype)
 
 
 def to_allowed(mask_QL: Tensor, dropout: float = 0.0) -> Attend:
-    """Where the mask, bool (queries, keys), is true, less a share of the scores that is dropped."""
+    """Queries attend where the mask, bool (queries, keys), is true; `dropout` applies to the attention weights."""
     return lambda q, k, v, scale: F.scaled_dot_product_attention(q, k, v, mask_QL, dropout, scale=scale)
 
 
 def within_pyramid(scales: Scales, pattern: Pattern) -> Attend:
-    """Over the first scales of a pyramid in one pass, without the work that its mask would throw away."""
+    """Attention over the first scales of a pyramid in one pass, without computing the scores that its mask discards."""
     return partial(_pyramid, scales=scales, pattern=pattern)
 
 
 def block_causal(scales: Scales, computed: range, device: torch.device, dropout: float = 0.0) -> Attend:
-    """How the tokens of the scales `computed` look at themselves and at those before, which a cache holds."""
+    """Attention of the tokens of the scales `computed` to themselves and to the coarser scales in the cache."""
     if dropout > 0:
         return to_allowed(scales.block_causal_mask(computed.start, computed.stop).to(device), dropout)
     if len(computed) <= 1:
@@ -66,7 +66,7 @@ def _pyramid(q: Tensor, k: Tensor, v: Tensor, scale: float, *, scales: Scales, p
 class SelfAttention(nn.Module):
     """Multi-head attention with query and value biases and no key bias, as published for VAR.
 
-    With `l2_norm`, queries and keys have unit length and each head learns a logit scale exp(min(s, ln 100)); without,
+    With `l2_norm`, queries and keys have unit length and each head learns a logit scale exp(min(s, ln 100)); without it
     the logit scale is 0.25 / sqrt(D).
     """
 
@@ -81,13 +81,13 @@ class SelfAttention(nn.Module):
         self.proj = Linear(width, width)
 
     def forward(self, x_RLC: Tensor, attend: Attend, cache: KVCache | None, layer: int) -> Tensor:
-        """Attend over the new tokens, and over all cached ones if there is a cache."""
+        """Attend to the new tokens and, if there is a cache, to all cached ones."""
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = linear(x_RLC, self.mat_qkv.weight, bias)
         q, k, v = rearrange(qkv, "r l (three h d) -> three r h l d", three=3, h=self.heads)
         scale = 0.25 / sqrt(q.shape[-1])
         if self.l2_norm:
-            # In float32, because half precision loses the unit length; back in v's dtype before anything is cached.
+            # Normalise in float32, since half precision loses the unit length; cast to v's dtype before caching.
             q = (F.normalize(q.float(), dim=-1) * self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()).to(
                 v.dtype
             )
@@ -100,7 +100,7 @@ class SelfAttention(nn.Module):
 
 
 class RotaryAttention(nn.Module):
-    """Multi-head self-attention with rotary positions, which are in the keys before these are cached."""
+    """Multi-head self-attention with RoPE. Keys are rotated before they are cached."""
 
     def __init__(self, width: int, heads: int, *, bias: bool, dropout: float = 0.0) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class RotaryAttention(nn.Module):
     def forward(
         self, x_RLC: Tensor, rotation: Rotation, attend: Attend, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
-        """Attend over the new tokens, and over all cached ones if there is a cache."""
+        """Attend to the new tokens and, if there is a cache, to all cached ones."""
         q, k, v = rearrange(self.qkv(x_RLC), "r l (three h d) -> three r h l d", three=3, h=self.heads)
         q, k = rotation(q), rotation(k)
         if cache is not None:
@@ -123,7 +123,7 @@ class RotaryAttention(nn.Module):
 
 
 class RotaryCrossAttention(nn.Module):
-    """Tokens look at the memory at the same places of a grid; neither side has biases before the last layer."""
+    """Cross-attention of tokens to a memory on the same grid, with RoPE; only the output projection has a bias."""
 
     def __init__(self, width: int, heads: int, memory_width: int) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class RotaryCrossAttention(nn.Module):
         self.proj = Linear(width, width)
 
     def keys_and_values(self, memory_RLC: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        """Keys and values (R, H, L, D) of the memory: they serve any number of queries."""
+        """Keys and values (R, H, L, D) of the memory, computed once for any number of queries."""
         k, v = rearrange(self.kv(memory_RLC), "r l (two h d) -> two r h l d", two=2, h=self.heads)
         return rotation(k), v
 

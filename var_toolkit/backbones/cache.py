@@ -1,4 +1,4 @@
-"""Keys and values of one decoding run. The caller makes it, passes it in and drops it; networks never hold one.
+"""Key-value caches of one decoding run. The caller creates, passes and drops them; networks never store one.
 
 Letters: R rows (images, twice under guidance), H heads, L tokens, D head width.
 """
@@ -41,7 +41,7 @@ class KVCache:
         self.length = 0
 
     def of_rows(self, rows: Tensor | slice, length: int) -> Self:
-        """This cache as some of its rows use it, which hold `length` tokens: what they append lies in this one."""
+        """A view of some rows that hold `length` tokens each; appends to it write to this cache."""
         seen = copy(self)
         seen._rows, seen.length = rows, length
         return seen
@@ -51,9 +51,9 @@ class KVCache:
         return self._like.new_empty(rows, heads, capacity, head_dim)
 
     def resize(self, capacities: Sequence[int]) -> None:
-        """Give each layer the capacity named, keeping what it holds as far as that fits; 0 frees a layer.
+        """Change the capacity of each layer and preserve the tokens that fit; 0 frees a layer.
 
-        Layers that shrink go first, and one tensor is moved at a time, so the old and the new never lie side by side.
+        Layers that shrink come first and tensors are copied one at a time, which bounds the peak memory.
         """
         for layer in sorted(range(len(capacities)), key=lambda layer: capacities[layer] - self._keys[layer].shape[2]):
             for tensors in (self._keys, self._values):
@@ -65,9 +65,10 @@ class KVCache:
                 tensors[layer][:, :, :kept] = old[:, :, :kept]
 
     def append(self, layer: int, k_RHLD: Tensor, v_RHLD: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new keys and values behind what is there; return everything so far, as views if it is of all rows.
+        """Append new keys and values; return all so far, as views unless only some rows are selected.
 
-        The length moves only with `advance`, once all layers have written, so an error in between leaves it right.
+        `advance` updates the length after all layers have appended, so an error in between leaves it correct.
+        ValueError if the capacity is too small.
         """
         end, capacity = self.length + k_RHLD.shape[2], self._keys[layer].shape[2]
         if end > capacity:
@@ -78,41 +79,41 @@ class KVCache:
         return keys[self._rows, :, :end], values[self._rows, :, :end]
 
     def advance(self, tokens: int) -> None:
-        """Count `tokens` more as cached, after every layer has appended them."""
+        """Increase the length by `tokens`, after every layer has appended them."""
         self.length += tokens
 
     def contents(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The keys and values of a layer so far, (R, H, length, D) each, as views if they are of all rows."""
+        """Keys and values of a layer so far, (R, H, length, D) each, as views unless only some rows are selected."""
         return tuple(kept[layer][self._rows, :, : self.length] for kept in (self._keys, self._values))  # type: ignore[return-value]
 
     def rewind(self, length: int) -> None:
-        """Forget everything behind the first `length` tokens."""
+        """Drop all but the first `length` tokens; ValueError if the cache holds fewer."""
         if not 0 <= length <= self.length:
-            raise ValueError(f"cannot rewind a cache of {self.length} tokens to {length}")
+            raise ValueError(f"length is {length}; a cache of {self.length} tokens rewinds to 0 to {self.length}")
         self.length = length
 
     @property
     def nbytes(self) -> int:
-        """Memory of all keys and values, in bytes."""
+        """Allocated memory of all keys and values, in bytes."""
         return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
 
 
 class RaggedCache(KVCache):
-    """A cache whose rows hold different numbers of tokens, each from the front: `lengths`.
+    """A cache whose rows may hold different numbers of tokens (`lengths`), each filled from the front.
 
-    `length` is that of the longest row. While all rows are `even` it works as `KVCache` does, at its cost.
+    `length` is that of the longest row. While all rows are `even` it takes the faster path of `KVCache`.
     """
 
     def __init__(self, capacities: Sequence[int], *, rows: int, **shape: Any) -> None:
         super().__init__(capacities, rows=rows, **shape)
         self.lengths = [0] * rows
-        self._targets: tuple[Tensor, Tensor] | None = None  # where the tokens of a pass go: rows and slots
+        self._targets: tuple[Tensor, Tensor] | None = None  # rows and slots that a pass writes
 
     def _allocate(self, capacity: int) -> Tensor:
         return super()._allocate(capacity).zero_()  # unwritten slots of shorter rows are read, and 0 * NaN is NaN
 
     def append(self, layer: int, k_RHLD: Tensor, v_RHLD: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new keys and values behind what each row holds; return views as long as the longest row."""
+        """Append new keys and values to each row; return views as long as the longest row."""
         if self.even:
             return super().append(layer, k_RHLD, v_RHLD)
         end, capacity = self.length + k_RHLD.shape[2], self._keys[layer].shape[2]
@@ -125,7 +126,7 @@ class RaggedCache(KVCache):
 
     @property
     def lengths_R(self) -> Tensor:  # noqa: N802
-        """The lengths, int64, on the CPU."""
+        """`lengths` as a tensor, int64 (R), on the CPU."""
         return torch.tensor(self.lengths)
 
     def _slots(self, new: int) -> tuple[Tensor, Tensor]:
@@ -134,20 +135,20 @@ class RaggedCache(KVCache):
         return torch.arange(len(lengths_R1), device=device).unsqueeze(1), lengths_R1 + torch.arange(new, device=device)
 
     def advance(self, tokens: int) -> None:
-        """Count `tokens` more as cached in every row, after every layer has appended them."""
+        """Increase the length of every row by `tokens`, after every layer has appended them."""
         self._set([length + tokens for length in self.lengths])
 
     def rewind(self, length: int | Sequence[int]) -> None:
-        """Forget everything behind the first `length` tokens, one number for all rows or one for each."""
+        """Drop all but the first `length` tokens, one number or one per row; ValueError if a row has fewer."""
         wanted = [length] * len(self.lengths) if isinstance(length, int) else list(length)
         if any(not 0 <= kept <= held for kept, held in zip(wanted, self.lengths, strict=True)):
-            raise ValueError(f"cannot rewind rows of {self.lengths} tokens to {wanted}")
+            raise ValueError(f"length is {length}; rows of {self.lengths} tokens rewind to at most their own lengths")
         self._set(wanted)
 
     def move(self, begin_R: Tensor, slots_RL: Tensor) -> None:
-        """Move what lies in some slots of each row, (R, L), to those from `begin` on: the path of a tree that stays.
+        """Copy some slots of each row to consecutive slots from `begin_R` on: the accepted path of a draft tree.
 
-        Rewind afterwards to forget the rest.
+        Call `rewind` afterwards to drop the rest.
         """
         rows_R1, new = torch.arange(len(slots_RL), device=slots_RL.device).unsqueeze(1), slots_RL.shape[1]
         target_RL = begin_R.to(slots_RL.device).unsqueeze(1) + torch.arange(new, device=slots_RL.device)
@@ -162,9 +163,9 @@ class RaggedCache(KVCache):
 def cache_of(
     network: Any, rows: int, capacities: Sequence[int] | None, kind: Callable[..., KVCache] = KVCache
 ) -> KVCache:
-    """An empty cache for a network all of whose layers keep every token, in the dtype and on the device of its weights.
+    """An empty cache for a network whose layers all cache every token, in the dtype and on the device of its weights.
 
-    `capacities` are the tokens that each layer will hold at most; None stands for a whole image in every layer.
+    `capacities` are the tokens that each layer can hold; None is a whole image in every layer.
     """
     config, weight = network.config, next(network.parameters())
     capacities = [network.scales.total] * config.depth if capacities is None else capacities
@@ -177,6 +178,6 @@ def token_span(cache: KVCache | None, scales: Scales, computed: range) -> tuple[
     begin, end = scales.offsets[computed.start], scales.offsets[computed.stop]
     if (cache.length if cache is not None else 0) != begin:
         raise ValueError(
-            f"scales {computed.start} to {computed.stop - 1} need a cache that holds the {begin} tokens before"
+            f"scales {computed.start} to {computed.stop - 1} need a cache of exactly the {begin} tokens before them"
         )
     return begin, end

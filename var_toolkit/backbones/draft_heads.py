@@ -1,8 +1,8 @@
-"""Small networks that draft for a larger GPT (`backbones.raster_gpt`) by reading what it has computed already.
+"""Small networks that draft for a larger GPT (`backbones.raster_gpt`) from the features it has already computed.
 
-EAGLE (arXiv 2401.15077) guesses the features of the next place from those of this one and the token drawn there.
-Kangaroo (arXiv 2404.18911) leaves the target after its first layers, through a block that makes up for the others. The
-target's embeddings, last norm and output layer serve both, and are in the weights of neither.
+EAGLE (arXiv 2401.15077) predicts the features of the next position from those of the current one and its sampled token.
+Kangaroo (arXiv 2404.18911) exits the target after its first layers through one block that replaces the others. Both use
+the target's embeddings, last norm and output layer, which are not part of their own weights.
 
 Letters: R rows (images, twice under guidance), L tokens, C width.
 """
@@ -31,7 +31,7 @@ from var_toolkit.backbones.rotary import Rotation
 
 @dataclass(frozen=True)
 class EagleHeadConfig:
-    """Sizes of the one block; `embed_dim`, `side` and `vocab_size` are those of the target."""
+    """Sizes of the single block; `embed_dim`, `side` and `vocab_size` equal those of the target."""
 
     embed_dim: int = 768
     num_heads: int = 12
@@ -40,18 +40,18 @@ class EagleHeadConfig:
     vocab_size: int = 16384
 
     def __post_init__(self) -> None:
-        _ = self.block  # which refuses sizes that cannot be
+        _ = self.block  # raises ValueError for impossible sizes
 
     @property
     def block(self) -> RasterGPTConfig:
-        """The block as a network of one layer."""
+        """The block as the config of a network of one layer."""
         sizes = {name: getattr(self, name) for name in ("embed_dim", "num_heads", "mlp_hidden", "side", "vocab_size")}
         return RasterGPTConfig(depth=1, **sizes)
 
 
 @dataclass(frozen=True)
 class ExitHeadConfig(EagleHeadConfig):
-    """The same, every size that of the target, and how many of its layers come before the exit."""
+    """Sizes of the block, all equal to the target's, and the number of target layers before the exit."""
 
     layers: int = 2
 
@@ -62,10 +62,10 @@ class ExitHeadConfig(EagleHeadConfig):
 
 
 class EagleHead(nn.Module):
-    """Tokens and the features that predicted them -> a guess of the features that predict the next tokens.
+    """Tokens and the features that predicted them -> estimates of the features that predict the next tokens.
 
-    The published block has no norm before its attention, and features are taken after the target's last norm; here the
-    block is one of the target's, norms included, and features are those before the last norm (`RasterGPT.next_hidden`).
+    The published block has no norm before its attention and reads features after the target's last norm. Here the
+    block has the target's layout, norms included, and reads features before that norm (`RasterGPT.next_hidden`).
     """
 
     def __init__(self, config: EagleHeadConfig) -> None:
@@ -75,7 +75,7 @@ class EagleHead(nn.Module):
         self.block = RasterBlock(config.block)
 
     def require_fit(self, target: RasterGPT) -> None:
-        """ValueError if the head was made for another target than one of these sizes."""
+        """ValueError if the head was built for a target of other sizes."""
         _require_same(self.config.block, target.config, ("embed_dim", "side", "vocab_size"))
 
     def new_ragged_cache(self, rows: int, capacity: int) -> RaggedCache:
@@ -91,12 +91,12 @@ class EagleHead(nn.Module):
         cache: KVCache | None = None,
         branches: Branches | None = None,
     ) -> Tensor:
-        """Guesses of the features at the places of tokens that follow what the cache holds, (R, L, C).
+        """Estimated features at the positions of tokens that follow those in the cache, (R, L, C).
 
-        `features` are those that predicted each token: the target's own, at the place before it, or guesses of them.
-        `target.next_logits` of the guesses tells the tokens behind these. The cache holds these tokens too afterwards.
-        `branches` are as in `RasterGPT.next_hidden`: the place of token i is 1 + i, and the cache has no slot for the
-        class.
+        `features` predicted each token: the target's own features at the position before it, or estimates of them.
+        `target.next_logits` of the result gives the logits of the tokens that follow. The tokens are added to the
+        cache. `branches` are as in `RasterGPT.next_hidden`: the position of token i is 1 + i, and the cache has no
+        slot for the class.
         """
         return self(target.tok_embeddings(tokens_RL), features_RLC, cache=cache, branches=branches)
 
@@ -108,10 +108,10 @@ class EagleHead(nn.Module):
         cache: KVCache | None = None,
         branches: Branches | None = None,
     ) -> Tensor:
-        """The same from embeddings of the tokens."""
+        """`next_features` from token embeddings (R, L, C)."""
         x_RLC = self.fuse(torch.cat((embeddings_RLC, features_RLC), dim=-1))
         if branches is not None:
-            branches = branches._replace(positions=branches.positions - 1)  # as the table below begins with token 0
+            branches = branches._replace(positions=branches.positions - 1)  # the table below starts with token 0
         on_map = Rotation(*(table[1:] for table in _rotation(self.config, x_RLC.device)))
         rotation, attend = rotation_and_attend(on_map, cache, x_RLC.shape[1], branches)
         x_RLC = self.block(x_RLC, rotation, attend, cache, 0)
@@ -121,9 +121,9 @@ class EagleHead(nn.Module):
 
 
 class ExitHead(nn.Module):
-    """Features behind the first layers of a target -> features for its last norm and output layer.
+    """Features after the first layers of a target -> features for its last norm and output layer.
 
-    The published adapter has attention and norms alone; here it is a block like the target's, MLP included.
+    The published adapter has attention and norms only; here it is a block like the target's, MLP included.
     """
 
     def __init__(self, config: ExitHeadConfig) -> None:
@@ -132,30 +132,32 @@ class ExitHead(nn.Module):
         self.block = RasterBlock(config.block)
 
     def forward(self, features_RLC: Tensor) -> Tensor:
-        """The training pass: features of the class and the tokens behind it -> those for the output, (R, L, C)."""
+        """The training pass: features of the class and all tokens -> features for the output layer, (R, L, C)."""
         rotation, attend = rotation_and_attend(_rotation(self.config, features_RLC.device), None, features_RLC.shape[1])
         return self.block(features_RLC, rotation, attend, None, 0)
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """A block that adds nothing yet: training begins at the plain exit."""
+        """Initialise the block to the identity, so that training starts from the plain exit."""
         for layer in (self.block.attention.wo, self.block.feed_forward.w2):
             nn.init.zeros_(layer.weight)
 
 
 def early_exit(target: RasterGPT, layers: int, head: ExitHead | None = None) -> RasterGPT:
-    """The first `layers` layers of a target, the block of a head if there is one, and the output, as one network.
+    """The first `layers` layers of a target, the block of `head` if given, and the output layer, as one network.
 
-    It shares the modules of both and adds no weights. ValueError unless 1 to depth - 1 layers are asked for, and the
-    head was made for that many of such a target.
+    It shares the modules of both and adds no weights. ValueError unless `layers` is 1 to depth - 1 and the head was
+    built for that many layers of a target of these sizes.
     """
     last = target.config.depth - 1
     if not 1 <= layers <= last:
-        raise ValueError(f"layers is {layers}; an early exit of {last + 1} layers has from 1 to {last}")
+        raise ValueError(f"layers is {layers}; an early exit from {last + 1} layers takes 1 to {last}")
     blocks: list[nn.Module] = list(target.blocks[:layers])
     if head is not None:
         if head.config.layers != layers:
-            raise ValueError(f"layers is {layers}, but the head is for an exit behind {head.config.layers}")
+            raise ValueError(
+                f"layers is {layers}, but the head was trained for an exit after {head.config.layers} layers"
+            )
         _require_same(head.config.block, target.config, ("embed_dim", "num_heads", "hidden", "side", "vocab_size"))
         blocks.append(head.block)
     with torch.device("meta"):
@@ -174,4 +176,6 @@ def _require_same(head: RasterGPTConfig, target: RasterGPTConfig, names: Iterabl
     for name in names:
         ours, theirs = getattr(head, name), getattr(target, name)
         if ours != theirs:
-            raise ValueError(f"the head has {name} {ours}, but the target has {theirs}; use a head trained for it")
+            raise ValueError(
+                f"{name} is {ours} in the head but {theirs} in the target; use a head trained for this target"
+            )

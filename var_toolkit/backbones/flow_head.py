@@ -1,8 +1,8 @@
 """FlowAR's velocity network (arXiv 2412.15205, section 3.3): a small transformer over the tokens of one scale.
 
-It sees a noisy token map, the time, and what the transformer says of every token of that map.
+Its inputs are a noisy token map, the time, and the features that the transformer predicts for each token of that map.
 
-Letters: R rows, L tokens, C width of the transformer, W width of the head, c latent channels, K times a row.
+Letters: R rows, L tokens, C width of the transformer, W width of the head, c latent channels, K times per row.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ from var_toolkit.backbones.rotary import Rotation
 HEAD_DIM = 64
 MLP_RATIO = 4
 FREQUENCIES = 256
-LONGEST = 10_000  # of the sinusoids of the time, in thousandths
+LONGEST = 10_000  # longest period of the time sinusoids, in thousandths
 
 
 class HeadCondition(NamedTuple):
-    """What does not change while a map is drawn: made once, used at every step."""
+    """What does not depend on the time: computed once per map, used at every solver step."""
 
     embedding: Tensor  # (R, L, W)
-    memories: list[tuple[Tensor, Tensor]]  # keys and values of each block's cross-attention, (R, H, L, D); or none
+    memories: list[tuple[Tensor, Tensor]]  # keys and values (R, H, L, D) of each cross-attention; else empty
 
     def rows(self, count: int) -> HeadCondition:
-        """Of the first rows alone."""
+        """The first `count` rows."""
         return HeadCondition(self.embedding[:count], [(k[:count], v[:count]) for k, v in self.memories])
 
 
 class Conditioning(NamedTuple):
-    """How the time steers the blocks: by itself, and with the condition of each token."""
+    """Inputs of the AdaLN layers: from the time alone, and from the time plus the features of each token."""
 
     time: Tensor  # SiLU of (R, K, W)
     both: Tensor  # SiLU of (R, L, W)
-    levels: Tensor | None  # which of the K times is that of each token, (L); None where there is one
+    levels: Tensor | None  # index into the K times for each token, (L); None if K is 1
 
     def per_token(self, by_time_RKW: Tensor) -> Tensor:
-        """What was made of each time, for each token."""
+        """Values per time (R, K, W) -> values per token (R, L, W)."""
         return by_time_RKW if self.levels is None else by_time_RKW[:, self.levels]
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of the time and an MLP."""
+    """Sinusoidal time embedding followed by an MLP."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(Linear(FREQUENCIES, width), nn.SiLU(), Linear(width, width))
 
     def forward(self, times_RK: Tensor) -> Tensor:
-        """Times from 0 to 1, cut down to whole thousandths as float32 has them, -> (R, K, W)."""
+        """Times in [0, 1] -> (R, K, W). As published, times are truncated to whole thousandths in float32."""
         thousandths = (times_RK.float() * 1000).long()
         half = FREQUENCIES // 2
         frequencies = (torch.arange(half, device=times_RK.device) * (-log(LONGEST) / half)).exp()
@@ -66,7 +66,7 @@ class TimeEmbedding(nn.Module):
 
 
 class HeadBlock(nn.Module):
-    """Self-attention and MLP, both steered by time and condition."""
+    """Self-attention and MLP, both modulated (AdaLN) by the time and the features."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class HeadBlock(nn.Module):
 
 
 class CrossHeadBlock(nn.Module):
-    """Self-attention steered by the time, cross-attention to the condition, and an MLP steered by both."""
+    """Self-attention modulated by the time, cross-attention to the features, and an MLP modulated by both."""
 
     def __init__(self, width: int, memory_width: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class CrossHeadBlock(nn.Module):
         self.ada_lin_attn, self.ada_lin_mlp = Linear(width, 3 * width), Linear(width, 3 * width)
 
     def keys_and_values(self, hidden_RLC: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        """Keys and values of the condition."""
+        """Keys and values (R, H, L, D) of the features."""
         return self.crossattn.keys_and_values(self.norm2_2(hidden_RLC), rotation)
 
     def forward(
@@ -106,7 +106,7 @@ class CrossHeadBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Steered norm and a linear layer."""
+    """Modulated norm and a linear layer."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class FlowHead(nn.Module):
         self.final_layer = FinalLayer(width, channels)
 
     def condition(self, hidden_RLC: Tensor, rotation: Rotation) -> HeadCondition:
-        """What all steps on the same features share."""
+        """What all solver steps on the same features share."""
         blocks = self.res_blocks if self.cross_attention else ()
         memories = [cast(CrossHeadBlock, block).keys_and_values(hidden_RLC, rotation) for block in blocks]
         return HeadCondition(self.cond_embed(hidden_RLC), memories)
@@ -146,7 +146,7 @@ class FlowHead(nn.Module):
         attend: Attend,
         levels_L: Tensor | None = None,
     ) -> Tensor:
-        """Velocities. Without `levels_L`, which says for each token which of the times is its own, K is 1."""
+        """Velocities (R, L, c). `levels_L` is the index into the K times for each token; without it K must be 1."""
         time = self.time_embed(times_RK)
         cond = Conditioning(F.silu(time), time, levels_L)
         cond = cond._replace(both=F.silu(condition.embedding + cond.per_token(time)))

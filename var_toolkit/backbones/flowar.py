@@ -1,8 +1,8 @@
-"""The FlowAR transformer (arXiv 2412.15205): next-scale prediction of continuous tokens, each map drawn by a flow.
+"""The FlowAR transformer (arXiv 2412.15205): next-scale prediction of continuous tokens, each map sampled with a flow.
 
-Key-compatible with `FlowAR-S.pth`, `FlowAR-L.pth` and `FlowAR-H.pth`. The transformer says of every token of a scale
-what the coarser scales mean for it; a small network (`backbones.flow_head`) turns that into a velocity field, which
-carries noise to the tokens of the scale.
+Key-compatible with `FlowAR-S.pth`, `FlowAR-L.pth` and `FlowAR-H.pth`. The transformer predicts features for
+every token of a scale from the coarser scales; a small network (`backbones.flow_head`) maps them to a velocity field
+that transports noise to the tokens of the scale.
 
 Letters: R rows (images, twice under guidance), L tokens, C width, K scales, c latent channels.
 """
@@ -27,7 +27,7 @@ from var_toolkit.backbones.rotary import Rotation, rotation_on_grids
 from var_toolkit.backbones.subnet import Subnet
 from var_toolkit.scales import Scales
 
-GRID = 16  # on which rotary positions lie, whatever the schedule
+GRID = 16  # side of the grid of RoPE positions, for any schedule
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class FlowARConfig:
     head_depth: int = 2
     head_width: int = 1024
     cross_attention: bool = False
-    input_side: int | None = None  # to which a map grows before it shrinks to the next scale; None: the finest
-    dropout: float = 0.0  # of attention scores and of what attention and MLP return, in training
+    input_side: int | None = None  # maps are enlarged to this before resizing to the next scale; None: finest
+    dropout: float = 0.0  # of attention weights and of the outputs of attention and MLP, in training
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch_nums", Scales(tuple(self.patch_nums)).patch_nums)
@@ -61,34 +61,34 @@ class FlowARConfig:
         if self.head_width % HEAD_DIM:
             raise ValueError(f"head_width is {self.head_width}; it must be a multiple of {HEAD_DIM}")
         if int(self.embed_dim * self.mlp_ratio * 2 / 3) < 1:
-            raise ValueError(f"mlp_ratio is {self.mlp_ratio}; it must leave the MLP a channel or more")
+            raise ValueError(f"mlp_ratio is {self.mlp_ratio}; it must be large enough for one MLP channel")
         if self.input_side is not None and self.input_side < 1:
-            raise ValueError(f"input_side is {self.input_side}; it must be a positive integer, or nothing")
+            raise ValueError(f"input_side is {self.input_side}; it must be a positive integer or null")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
     @property
     def depth(self) -> int:
-        """Layers of both stacks."""
+        """Number of layers of both stacks."""
         return self.encoder_depth + self.decoder_depth
 
 
 class Condition(NamedTuple):
-    """Everything that depends on the labels alone: made once a run, used at every scale."""
+    """Everything that depends only on the labels: computed once per run, used at every scale."""
 
     start_RC: Tensor  # noqa: N815
     blocks: list[Modulation]
 
 
 class Field(NamedTuple):
-    """The velocity field of one scale: which way the tokens move at a time, from noise at 1 to data at 0."""
+    """The velocity field of one scale; time runs from noise at 1 to data at 0."""
 
     head: FlowHead
     condition: HeadCondition
     rotation: Rotation
 
     def rows(self, count: int) -> Field:
-        """That of the first rows alone."""
+        """The field of the first `count` rows."""
         return self._replace(condition=self.condition.rows(count))
 
     def __call__(self, x_RLc: Tensor, time: float) -> Tensor:
@@ -108,7 +108,7 @@ class FlowARBlock(nn.Module):
         self.ada_lin = nn.Sequential(nn.SiLU(), Linear(width, 6 * width))
 
     def modulation(self, class_RC: Tensor) -> Modulation:
-        """From the class embedding: gates, scales (to which one is added) and shifts, (R, 1, C) each."""
+        """Class embedding (R, C) -> gates, scales (used as 1 + scale) and shifts, (R, 1, C) each."""
         return Modulation(*self.ada_lin(class_RC).unsqueeze(1).chunk(6, dim=-1))
 
     def forward(
@@ -120,7 +120,7 @@ class FlowARBlock(nn.Module):
 
 
 class FlowAR(nn.Module):
-    """Labels and the maps before -> features of each token of a scale, and from these the field that draws the map.
+    """Labels and the coarser maps -> features of each token of a scale -> the velocity field that generates the map.
 
     `forward` is the packed training pass; decoding calls `condition` once, then `hidden` and `field` scale by scale
     with a cache. Both are the same computation. The null class of guidance is `num_classes`.
@@ -132,7 +132,7 @@ class FlowAR(nn.Module):
         super().__init__()
         self.config, self.scales = config, Scales(config.patch_nums)
         width, total = config.embed_dim, self.scales.total
-        # Not nn.Embedding(n, c): its random start would load the compiler when built without memory. See init_weights.
+        # Not nn.Embedding(n, c): its initialisation imports torch.compile on the meta device. See init_weights.
         self.class_emb = nn.Embedding.from_pretrained(torch.zeros(config.num_classes + 1, width), freeze=False)
         self.z_proj, self.z_proj_ln = Linear(config.latent_channels, width), RMSNorm(width)
         self.encoder_pos_embed_learned = nn.Parameter(torch.zeros(1, total, width))
@@ -161,11 +161,11 @@ class FlowAR(nn.Module):
         return cache_of(self, rows, capacities)
 
     def cache_values(self, tokens: int) -> int:
-        """How many numbers the cache of one row holds for `tokens` tokens of one layer."""
+        """Number of cached values per row for `tokens` tokens of one layer."""
         return 2 * tokens * self.config.embed_dim
 
     def layer_work(self, new: int, context: int) -> int:
-        """Multiply-adds of one layer and row: `new` tokens that look at `context` tokens, themselves included."""
+        """Multiply-adds per layer and row of `new` tokens that attend to `context` tokens, themselves included."""
         c = self.config
         return round(new * ((4 + 2 * c.mlp_ratio) * c.embed_dim**2 + 2 * context * c.embed_dim))
 
@@ -177,7 +177,7 @@ class FlowAR(nn.Module):
         return drawn * (c.head_depth * (weights * width**2 + attention) + 2 * width**2 + 2 * width * c.latent_channels)
 
     def condition(self, labels_R: Tensor) -> Condition:
-        """What the labels (R, int64, num_classes for the null class) mean to every block."""
+        """Labels (R, int64; `num_classes` is the null class) -> the modulation of every block."""
         start_RC = self.class_emb(labels_R)
         return Condition(start_RC, [block.modulation(start_RC) for block in self.blocks])
 
@@ -192,11 +192,14 @@ class FlowAR(nn.Module):
     ) -> Tensor:
         """Features (R, L, C) of the tokens of `scales`, computed in one block-causal pass.
 
-        `inputs_RLc` are the maps before, resized (`tokenizers.latent_pyramid`); scale 0 has none, it starts from the
-        class. A cache must hold exactly the scales before `scales`, and holds these too afterwards.
+        `inputs_RLc` are the previous maps, resized (`tokenizers.latent_pyramid`); scale 0 has none, since it starts
+        from the class. A cache must hold exactly the scales before `scales`; these are appended. ValueError if it does
+        not, or for a `subnet`.
         """
         if subnet is not None:
-            raise ValueError("FlowAR has no subnets: its layers were not trained to be skipped; use VAR for VARiant")
+            raise ValueError(
+                "FlowAR has no subnets, since its layers were not trained to be skipped; use a VAR, or remove --subnet"
+            )
         begin, end = token_span(cache, self.scales, scales)
         rotation = self._rotation(scales, self.config.embed_dim // self.config.num_heads)
         dropout = self.config.dropout if self.training else 0.0
@@ -212,14 +215,14 @@ class FlowAR(nn.Module):
         return self.decoder_norm(x_RLC) + self.diffusion_pos_embed_learned[:, begin:end]
 
     def field(self, hidden_RLC: Tensor, scale: int) -> Field:
-        """The velocity field of one scale from its features."""
+        """The velocity field of one scale from its features (R, L, C)."""
         rotation = self._rotation(range(scale, scale + 1), HEAD_DIM)
         return Field(self.flownet, self.flownet.condition(hidden_RLC, rotation), rotation)
 
     def forward(self, labels_B: Tensor, inputs_BLc: Tensor, noisy_BLc: Tensor, times_BK: Tensor) -> Tensor:
         """The packed training pass: inputs of scales 1 .. K-1, noisy maps, times -> velocities (B, L, c), float32.
 
-        Every scale of every image has its own time; tokens of the head look at those of their own scale alone.
+        Every scale of every image has its own time. In the head, tokens attend only to their own scale.
         """
         scales = range(len(self.scales))
         hidden = self.hidden(self.condition(labels_B), inputs_BLc, scales=scales)
@@ -244,7 +247,7 @@ class FlowAR(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """The published initialisation: that of every linear layer, which undoes the zeros of the head's last one."""
+        """The published initialisation, which applies to every linear layer, also to the head's last one."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

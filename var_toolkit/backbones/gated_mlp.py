@@ -1,4 +1,4 @@
-"""Parts that transformers of the Llama kind share: a norm without a mean, and a gated MLP."""
+"""Parts of Llama-style transformers: RMSNorm and a gated MLP."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ EPS = 1e-6
 
 
 def rms_norm(x: Tensor, eps: float = EPS) -> Tensor:
-    """x over the root of its mean square along the last dimension, computed in float32, in x's dtype."""
+    """x divided by its root mean square over the last dimension; the square is in float32, the result in x's dtype."""
     mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square() / x.shape[-1]
     return x * (mean_square + eps).rsqrt().to(x.dtype)
 
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """The norm of x, times one plus a scale, plus a shift."""
+    """rms_norm(x) * (1 + scale) + shift."""
     return torch.addcmul(shift, rms_norm(x), 1 + scale)
 
 
 class RMSNorm(nn.Module):
-    """`rms_norm` with a learnt gain."""
+    """`rms_norm` with a learned gain."""
 
     def __init__(self, width: int, eps: float = EPS) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class RMSNorm(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """fc2(gelu(fc1_g x) * fc1_x x) with exact GELU, as FlowAR was trained, though its code calls it SwiGLU."""
+    """fc2(gelu(fc1_g x) * fc1_x x) with exact GELU, as FlowAR was trained (its code calls this SwiGLU)."""
 
     def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The HMAR transformer (arXiv 2506.04421): each scale sees itself alone, and can be drawn in several masked passes.
+"""The HMAR transformer (arXiv 2506.04421): each scale attends only to itself and may take several masked passes.
 
-Key-compatible with `hmar-d16.pth` ... `hmar-d30.pth`. What earlier scales drew reaches a scale through its input, the
-latent so far; so nothing is cached, and any scale can be computed by itself.
+Key-compatible with `hmar-d16.pth` ... `hmar-d30.pth`. Coarser scales reach a scale only through its input, the
+latent so far. So nothing is cached, and any scale can be computed on its own.
 
 Letters: R rows (images, twice under guidance), L tokens, C width, V vocabulary, c latent channels.
 """
@@ -32,7 +32,7 @@ from var_toolkit.scales import Scales
 
 @dataclass(frozen=True)
 class HMARConfig(NextScaleConfig):
-    """Sizes of HMAR: `depth` layers draw a scale, the last `branch_depth` of them also exist for masked passes."""
+    """Sizes of HMAR: `depth` layers predict a scale; masked passes have their own copy of the last `branch_depth`."""
 
     branch_depth: int = 8
 
@@ -43,7 +43,7 @@ class HMARConfig(NextScaleConfig):
 
 
 class Branch(NamedTuple):
-    """How the class steers one way through the network."""
+    """Class modulation of one of the two branches."""
 
     blocks: list[Modulation]
     head_scale: Tensor  # one plus scale, (R, 1, C)
@@ -51,15 +51,15 @@ class Branch(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """Everything that depends on the labels alone: made once a run, used at every scale."""
+    """Everything that depends only on the labels: computed once per run, used at every scale."""
 
     start_RC: Tensor  # noqa: N815
-    modulation_input: Tensor  # what modulates any block
+    modulation_input: Tensor  # input of `Block.modulation`
     next_scale: Branch
 
 
 class HMAR(NextScaleTransformer):
-    """Labels and the tokenizer's inputs -> logits for the tokens of each scale, and for those that are drawn anew.
+    """Labels and the tokenizer's inputs -> logits for the tokens of each scale, and for masked tokens.
 
     Both branches share the base layers: `hidden` and `logits` go through the next-scale one, `refined` through the
     masked one. `forward` is the packed training pass of either.
@@ -82,26 +82,26 @@ class HMAR(NextScaleTransformer):
 
     @property
     def blocks(self) -> list[Block]:
-        """The layers that draw a scale."""
+        """The layers of the next-scale branch."""
         return [cast(Block, block) for block in (*self.base_blocks, *self.ns_blocks)]
 
     @property
     def masked_path(self) -> list[Block]:
-        """The layers of a masked pass."""
+        """The layers of the masked branch."""
         return [cast(Block, block) for block in (*self.base_blocks, *self.mask_blocks)]
 
     def new_cache(self, rows: int, capacities: Sequence[int] | None = None) -> KVCache:
-        """A cache that holds nothing."""
+        """A cache without layers, since HMAR caches nothing."""
         c, weight = self.config, self.ns_head.weight
         shape = {"rows": rows, "heads": c.num_heads, "head_dim": c.embed_dim // c.num_heads}
         return KVCache((), **shape, dtype=weight.dtype, device=weight.device)
 
     def cache_values(self, tokens: int) -> int:
-        """None, however many tokens."""
+        """Number of cached values: 0 for any number of tokens."""
         return 0
 
     def condition(self, labels_R: Tensor) -> Condition:
-        """What the labels (R, int64, num_classes for the null class) mean to every block and to the heads."""
+        """Labels (R, int64; `num_classes` is the null class) -> the modulation of every block and of the heads."""
         start_RC = self.class_emb(labels_R)
         modulation_input = self._modulation_input(start_RC)
         return Condition(
@@ -109,7 +109,7 @@ class HMAR(NextScaleTransformer):
         )
 
     def _masked_branch(self, condition: Condition, rows: int) -> Branch:
-        """Of the first rows. Made when it is asked for, since many runs have no masked pass."""
+        """Modulation of the first `rows` rows. Computed on demand, since many runs have no masked pass."""
         shared = condition.next_scale.blocks[: len(self.base_blocks)]
         base = [Modulation(*(part[:rows] for part in block)) for block in shared]
         own = _steered(_each(self.mask_blocks), condition.modulation_input[:rows])
@@ -124,12 +124,15 @@ class HMAR(NextScaleTransformer):
         cache: KVCache | None = None,
         subnet: Subnet | None = None,
     ) -> Tensor:
-        """Features (R, L, C) of the tokens of `scales`, each scale by itself; a cache stays as it is.
+        """Features (R, L, C) of the tokens of `scales`, each scale on its own; the cache is not used.
 
-        `inputs_RLc` are the tokenizer's inputs of these scales; scale 0 has none (it starts from the class).
+        `inputs_RLc` are the tokenizer's inputs of these scales; scale 0 has none, since it starts from the class.
+        ValueError for a `subnet`.
         """
         if subnet is not None:
-            raise ValueError("HMAR has no subnets: its layers were not trained to be skipped; use VAR for VARiant")
+            raise ValueError(
+                "HMAR has no subnets, since its layers were not trained to be skipped; use a VAR, or remove --subnet"
+            )
         words = None if inputs_RLc is None else self._words(inputs_RLc) + self.word_embed_bias
         return self._run(self.blocks, condition.next_scale, self._embed(condition.start_RC, words, scales), scales)
 
@@ -141,10 +144,10 @@ class HMAR(NextScaleTransformer):
     def refined(
         self, condition: Condition, inputs_RLc: Tensor, current_RLc: Tensor, masked_RL: Tensor, *, scales: range
     ) -> Tensor:
-        """Logits (R, L, V), float32, of `scales` in the masked branch: what stands where the mask (bool) is true?
+        """Logits (R, L, V), float32, of `scales` in the masked branch; `masked_RL` (bool) marks the tokens to predict.
 
-        `current_RLc` is what the tokens of a scale add to the latent, shrunk to that scale. Scale 0, which is the
-        class alone, has neither. The condition may have more rows; the first R are used.
+        `current_RLc` is the contribution of the current tokens of a scale to the latent, downsampled to that scale.
+        Scale 0, which is the class alone, is not allowed. The condition may have more rows; the first R are used.
         """
         rows = len(inputs_RLc)
         branch = self._masked_branch(condition, rows)
@@ -163,7 +166,7 @@ class HMAR(NextScaleTransformer):
     ) -> Tensor:
         """The packed training pass: labels (B), inputs of scales 1 .. K-1 -> logits (B, L, V), float32.
 
-        With `current_BLc` and `masked_BL`, of the same scales, those of the masked branch.
+        With `current_BLc` and `masked_BL` of the same scales, the logits are those of the masked branch.
         """
         condition = self.condition(labels_B)
         scales = range(self.scales.offsets.index(inputs_BLc.shape[1] + self.scales.lengths[0]))
@@ -190,7 +193,7 @@ class HMAR(NextScaleTransformer):
 
     @torch.no_grad()
     def init_weights(self, *, adaln_gamma: float = 1e-3, head: float = 0.02) -> None:
-        """VAR's published initialisation, for both branches (`VAR.init_weights`)."""
+        """VAR's published initialisation for both branches (see `VAR.init_weights`)."""
         heads = [(self.ns_head_nm, self.ns_head), (self.mask_head_nm, self.mask_head)]
         self._init_shared([*self.blocks, *_each(self.mask_blocks)], heads, adaln_gamma=adaln_gamma, head=head)
 

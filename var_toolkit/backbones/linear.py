@@ -1,9 +1,9 @@
-"""Linear layers that take the fastest library on the CPU.
+"""Linear layers that use the fastest library on the CPU.
 
-Without gradients, on the CPU, products go to oneDNN by the operators that torch.compile uses for the same purpose. In
-float32 MKL, torch's own choice, is 1.1 (many rows) to 1.9 times (few) slower on processors with AVX-512 that are not
-Intel's; GELU or SiLU is computed while the product is still in registers; and a weight that lies packed as oneDNN wants
-it saves a rearrangement at every call, which is 2.6 times the speed at two rows.
+On the CPU without gradients, matrix products call oneDNN through the operators that torch.compile uses. In float32 this
+is 1.1 (many rows) to 1.9 times (few rows) as fast as MKL, torch's default, on non-Intel processors with AVX-512. GELU
+or SiLU is fused into the product. A weight that is prepacked in oneDNN's layout is not reordered at every call, which
+is 2.6 times as fast at two rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ROWS = 512  # the number of rows to pack for; the layout serves any other as well
+ROWS = 512  # the number of rows to optimise the packed layout for; it works with any other
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -41,13 +41,13 @@ def linear_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """nn.Linear by `linear`. A packed one looks like any other: it unpacks to be moved, copied, saved or trained."""
+    """nn.Linear computed by `linear`. A packed layer unpacks itself to be moved, copied, saved or trained."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
     def pack(self) -> None:
-        """Lay the weight out as oneDNN wants it, in place, where that serves; it then has no gradient."""
+        """Reorder the weight to oneDNN's layout in place, where supported. A packed weight has no gradient."""
         if not self.weight.is_mkldnn and _supported(self.weight):
             packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), ROWS)
             self.weight = nn.Parameter(packed, requires_grad=False)
@@ -76,7 +76,7 @@ class Linear(nn.Linear):
 
 
 def pack_linears(network: nn.Module) -> None:
-    """Pack every `Linear` of a network that will only draw."""
+    """Pack every `Linear` of a network that is used for inference only."""
     for module in network.modules():
         if isinstance(module, Linear):
             module.pack()

@@ -1,4 +1,4 @@
-"""What the next-scale transformers share: sizes, the class-modulated block, embeddings, initial weights.
+"""What VAR and HMAR share: sizes, the class-modulated block, embeddings, initialisation.
 
 Letters: R rows (images, twice under guidance), L tokens, C width, V vocabulary, K scales, c latent channels.
 """
@@ -22,7 +22,7 @@ from var_toolkit.scales import SCHEDULES, Scales
 
 @dataclass(frozen=True)
 class NextScaleConfig:
-    """Sizes of the transformer. The published ones follow from the depth (`published`)."""
+    """Sizes of the transformer. The published sizes follow from the depth (`published`)."""
 
     depth: int = 16
     embed_dim: int = 1024
@@ -49,12 +49,12 @@ class NextScaleConfig:
 
     @classmethod
     def published(cls, depth: int, **changes: object) -> Self:
-        """The family of the papers: width 64 * depth, one head per 64 channels."""
+        """The published family: width 64 * depth, one head per 64 channels."""
         return cls(**{"depth": depth, "embed_dim": 64 * depth, "num_heads": depth, **changes})  # type: ignore[arg-type]
 
 
 class Modulation(NamedTuple):
-    """How the class steers one block, each (R, 1, C): gates, one plus scales, and shifts of its two halves."""
+    """AdaLN values of one block, each (R, 1, C): gates, scales (one already added) and shifts of attention and MLP."""
 
     gate1: Tensor
     gate2: Tensor
@@ -91,7 +91,7 @@ class Block(nn.Module):
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def modulation(self, condition: Tensor) -> Modulation:
-        """From the class embedding (R, C), or from the shared (R, 1, 6, C) of `shared_aln`."""
+        """Class embedding (R, C), or with `shared_aln` the shared values (R, 1, 6, C) -> AdaLN values."""
         six = (
             condition + self.ada_gss if hasattr(self, "ada_gss") else self.ada_lin(condition).view(-1, 1, 6, self.width)
         )
@@ -110,7 +110,7 @@ class Block(nn.Module):
         return torch.addcmul(shift, F.layer_norm(x_RLC, (self.width,), eps=self.eps), scale)
 
     def _stochastic_depth(self, h_RLC: Tensor) -> Tensor:
-        """Stochastic depth: in training, drop the branch of some images and scale up the rest."""
+        """Stochastic depth: in training, drop the residual branch of some images and scale up the others."""
         if not self.training or self.drop_path == 0:
             return h_RLC
         keep = 1 - self.drop_path
@@ -118,7 +118,7 @@ class Block(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """Class-modulated norm before the head. Its own linear layer, also with `shared_aln`."""
+    """Class-modulated norm before the head. It has its own linear layer also with `shared_aln`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class HeadNorm(nn.Module):
 
 
 class NextScaleTransformer(nn.Module):
-    """Embeddings, and what follows from the sizes alone. The null class of guidance is `num_classes`."""
+    """Embeddings and operation counts. The null class of guidance is `num_classes`."""
 
     config: NextScaleConfig
 
@@ -140,7 +140,7 @@ class NextScaleTransformer(nn.Module):
         self.scales = Scales(config.patch_nums)
         width = config.embed_dim
         self.word_embed = nn.Linear(config.latent_channels, width, bias=word_bias)
-        # Not nn.Embedding(n, c): its random start would load the compiler when built without memory. See _init_shared.
+        # Not nn.Embedding(n, c): its initialisation imports torch.compile on the meta device. See _init_shared.
         self.class_emb = nn.Embedding.from_pretrained(torch.zeros(config.num_classes + 1, width), freeze=False)
         self.pos_start = nn.Parameter(torch.zeros(1, self.scales.lengths[0], width))
         self.pos_1LC = nn.Parameter(torch.zeros(1, self.scales.total, width))
@@ -149,7 +149,7 @@ class NextScaleTransformer(nn.Module):
             self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def layer_work(self, new: int, context: int) -> int:
-        """Multiply-adds of one layer and row: `new` tokens that look at `context` tokens, themselves included."""
+        """Multiply-adds per layer and row of `new` tokens that attend to `context` tokens, themselves included."""
         c = self.config
         return round(new * ((4 + 2 * c.mlp_ratio) * c.embed_dim**2 + 2 * context * c.embed_dim))
 
@@ -158,13 +158,13 @@ class NextScaleTransformer(nn.Module):
         return drawn * self.config.embed_dim * self.config.vocab_size
 
     def _modulation_input(self, class_RC: Tensor) -> Tensor:
-        """What `Block.modulation` takes."""
+        """The input of `Block.modulation`."""
         if not self.config.shared_aln:
             return class_RC
         return self.shared_ada_lin(class_RC).view(-1, 1, 6, self.config.embed_dim)
 
     def _position_embeddings(self, scales: range) -> Tensor:
-        """Embeddings of level and position of the tokens of some scales, (1, L, C)."""
+        """Sum of scale and position embeddings of the tokens of some scales, (1, L, C)."""
         span = slice(self.scales.offsets[scales.start], self.scales.offsets[scales.stop])
         levels_L = self.scales.level_ids()[span].to(self.pos_1LC.device)
         return self.lvl_embed(levels_L) + self.pos_1LC[:, span]
@@ -201,5 +201,5 @@ class NextScaleTransformer(nn.Module):
 
 
 def drop_rates(config: NextScaleConfig) -> list[float]:
-    """Stochastic depth of every layer, growing linearly from 0."""
+    """Stochastic depth rate of every layer, growing linearly from 0."""
     return [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]

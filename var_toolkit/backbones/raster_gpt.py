@@ -1,6 +1,6 @@
-"""The GPT of LlamaGen (arXiv 2406.06525): next-token prediction over one map of tokens, row by row.
+"""The GPT of LlamaGen (arXiv 2406.06525): next-token prediction over one token map in raster order.
 
-Key-compatible with `c2i_B_256.pt` ... `c2i_3B_384.pt`. A sequence begins with the class; token i is at place 1 + i.
+Key-compatible with `c2i_B_256.pt` ... `c2i_3B_384.pt`. The class is at position 0, token i at position 1 + i.
 
 Letters: R rows (images, twice under guidance), L tokens, C width, V vocabulary, D head width.
 """
@@ -30,7 +30,7 @@ PUBLISHED = {"b": (12, 12, 768), "l": (24, 16, 1024), "xl": (36, 20, 1280), "xxl
 
 
 def usual_hidden(width: int) -> int:
-    """The published width of the MLP: two thirds of four times the width, rounded up."""
+    """The published width of the MLP: 8/3 of the width, rounded up to a multiple of 256."""
     return -(-int(8 * width / 3) // HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
 
 
@@ -45,7 +45,7 @@ class RasterGPTConfig:
     num_classes: int = 1000
     vocab_size: int = 16384
     side: int = 16  # of the token map
-    dropout: float = 0.0  # of tokens and of what attention and MLP return, in training
+    dropout: float = 0.0  # of token embeddings and of the outputs of attention and MLP, in training
 
     def __post_init__(self) -> None:
         for name in ("depth", "embed_dim", "num_heads", "num_classes", "vocab_size", "side"):
@@ -54,13 +54,13 @@ class RasterGPTConfig:
         if self.embed_dim % (4 * self.num_heads):
             raise ValueError(f"embed_dim is {self.embed_dim}; it must be a multiple of 4 * num_heads, {self.num_heads}")
         if self.mlp_hidden is not None and self.mlp_hidden < 1:
-            raise ValueError(f"mlp_hidden is {self.mlp_hidden}; it must be a positive integer, or nothing")
+            raise ValueError(f"mlp_hidden is {self.mlp_hidden}; it must be a positive integer or null")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
     @classmethod
     def published(cls, size: str, **changes: object) -> Self:
-        """One of the published sizes: b, l, xl, xxl or 3b."""
+        """A published size: b, l, xl, xxl or 3b."""
         depth, heads, width = PUBLISHED[size]
         return cls(**{"depth": depth, "num_heads": heads, "embed_dim": width, **changes})  # type: ignore[arg-type]
 
@@ -71,26 +71,26 @@ class RasterGPTConfig:
 
     @property
     def tokens(self) -> int:
-        """Tokens of an image."""
+        """Number of tokens of an image."""
         return self.side**2
 
 
 class Branches(NamedTuple):
-    """New tokens that are not one sequence, such as a tree of drafts."""
+    """Positions and mask of new tokens that do not form one sequence, such as a draft tree."""
 
-    positions: Tensor  # (R, L), int64: where each stands; the class is at 0, token i at 1 + i
-    mask: Tensor  # (R, L, K), bool: which of the K slots of the cache, the new ones among them, each looks at
+    positions: Tensor  # (R, L), int64: the class is at 0, token i at 1 + i
+    mask: Tensor  # (R, L, K), bool: which of the K cache slots, new ones included, each attends to
 
 
 def rotation_and_attend(
     rotation: Rotation, cache: KVCache | None, new: int, branches: Branches | None = None
 ) -> tuple[Rotation, Attend]:
-    """How new tokens behind a cache rotation, given the rotation of every place, and what they look at."""
+    """RoPE and attention of `new` tokens that follow a cache, given the rotation of every position."""
     if branches is None and (cache is None or cache.even):
         begin = cache.length if cache is not None else 0
         return Rotation(*(table[begin : begin + new] for table in rotation)), _causal(begin, new, rotation.cos.device)
     positions_RL, mask_RLK = branches or _behind(cast(RaggedCache, cache), new, rotation.cos.device)
-    on_map_RL = positions_RL.clamp(max=len(rotation.cos) - 1)  # what shorter rows carry along may stand behind its end
+    on_map_RL = positions_RL.clamp(max=len(rotation.cos) - 1)  # padding of shorter rows may lie beyond the end
     return Rotation(*(table[on_map_RL].unsqueeze(1) for table in rotation)), to_allowed(mask_RLK.unsqueeze(1))
 
 
@@ -103,7 +103,7 @@ def _causal(begin: int, new: int, device: torch.device) -> Attend:
 
 
 def _behind(cache: RaggedCache, new: int, device: torch.device) -> Branches:
-    """Sequences behind rows of different lengths."""
+    """New tokens that follow rows of different lengths."""
     positions_RL = cache.lengths_R.to(device).unsqueeze(1) + torch.arange(new, device=device)
     slots_K = torch.arange(cache.length + new, device=device)
     return Branches(positions_RL, slots_K <= positions_RL.unsqueeze(-1))
@@ -111,14 +111,14 @@ def _behind(cache: RaggedCache, new: int, device: torch.device) -> Branches:
 
 @lru_cache(maxsize=8)
 def rotation_with_class(side: int, head_dim: int, device: torch.device) -> Rotation:
-    """Turns (1 + side * side, D / 2) of a class that stands nowhere and of a map."""
-    with torch.inference_mode(False):  # or training could not use a table that sampling made
+    """Rotation (1 + side * side, D / 2) of the class, which is all zeros, and of a map."""
+    with torch.inference_mode(False):  # training could not use an inference tensor
         grid = rotation_on_grids((side,), side, head_dim, device)
         return Rotation(*(F.pad(table, (0, 0, 1, 0)) for table in grid))
 
 
 class RasterAttention(nn.Module):
-    """Multi-head self-attention without biases; positions rotation queries and keys."""
+    """Multi-head self-attention with RoPE and without biases."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class RasterMLP(nn.Module):
 
 
 class RasterBlock(nn.Module):
-    """Attention and MLP, each behind a norm."""
+    """Attention and MLP, each preceded by a norm."""
 
     def __init__(self, config: RasterGPTConfig) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class RasterBlock(nn.Module):
 
 
 class _ClassEmbedding(nn.Module):
-    """A row for each class, and one for the null class of guidance."""
+    """One row per class, and one for the null class of guidance."""
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class _ClassEmbedding(nn.Module):
 
 
 class RasterGPT(nn.Module):
-    """Labels and the tokens so far -> logits for the next one. The null class of guidance is `num_classes`."""
+    """Labels and the tokens so far -> logits of the next token. The null class of guidance is `num_classes`."""
 
     markov = False
 
@@ -190,7 +190,7 @@ class RasterGPT(nn.Module):
 
     @property
     def class_emb(self) -> nn.Embedding:
-        """The table of the classes."""
+        """The class embeddings."""
         return self.cls_embedding.embedding_table
 
     @property
@@ -203,15 +203,15 @@ class RasterGPT(nn.Module):
         return cache_of(self, rows, capacities)
 
     def new_ragged_cache(self, rows: int, capacity: int) -> RaggedCache:
-        """The same with rows that may differ in length, and capacity for `capacity` tokens each."""
+        """An empty cache of `capacity` tokens per row, whose rows may differ in length."""
         return cast(RaggedCache, cache_of(self, rows, [capacity] * self.config.depth, RaggedCache))
 
     def cache_values(self, tokens: int) -> int:
-        """How many numbers the cache of one row holds for `tokens` tokens of one layer."""
+        """Number of cached values per row for `tokens` tokens of one layer."""
         return 2 * tokens * self.config.embed_dim
 
     def layer_work(self, new: int, context: int) -> int:
-        """Multiply-adds of one layer and row: `new` tokens that look at those before, the last at `context` tokens."""
+        """Multiply-adds per layer and row of `new` causal tokens, the last of which attends to `context` tokens."""
         c = self.config
         seen = context - (new - 1) / 2  # on average
         return round(new * (4 * c.embed_dim**2 + 3 * c.embed_dim * c.hidden + 2 * seen * c.embed_dim))
@@ -228,10 +228,10 @@ class RasterGPT(nn.Module):
         cache: KVCache | None = None,
         branches: Branches | None = None,
     ) -> Tensor:
-        """Features of the class, if labels are given, and of tokens that follow what the cache holds, (R, L, C).
+        """Features of the class, if labels are given, and of the tokens that follow those in the cache, (R, L, C).
 
-        Those at place i are for the token i of the image. The cache holds these places too afterwards. With
-        `branches` the new ones are not a sequence: they say where each stands and what it sees.
+        The features at position i predict token i of the image. The new positions are appended to the cache. If the
+        new tokens are not one sequence, `branches` gives their positions and mask.
         """
         parts = [] if labels_R is None else [self.cls_embedding.embedding_table(labels_R).unsqueeze(1)]
         x_RLC = self.tok_dropout(torch.cat([*parts, self.tok_embeddings(tokens_RL)], dim=1))
@@ -247,17 +247,17 @@ class RasterGPT(nn.Module):
         return self.output(self.norm(hidden_RLC)).float()
 
     def forward(self, labels_B: Tensor, tokens_BL: Tensor) -> Tensor:
-        """The training pass: labels (B), all tokens of the image but the last -> logits of all (B, L + 1, V)."""
+        """The training pass: labels (B), all tokens but the last (B, L) -> logits of all tokens (B, L + 1, V)."""
         return self.next_logits(self.next_hidden(labels_B, tokens_BL))
 
     def rotation(self) -> Rotation:
-        """Of every place. The class stands nowhere: as published its cosine and sine are zero, so are query and key."""
+        """RoPE of every position. As published, those of the class are zero, so that its query and key are zero."""
         c = self.config
         return rotation_with_class(c.side, c.embed_dim // c.num_heads, self.output.weight.device)
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """The published initialisation: normal with deviation 0.02, and a last layer of zeros."""
+        """The published initialisation: normal with standard deviation 0.02, and an output layer of zeros."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)

@@ -1,4 +1,4 @@
-"""Rotary positions on a square grid: half of a head's channels rotation with the row, half with the column.
+"""2D RoPE on a square grid: half of a head's channels encode the row, half the column.
 
 Letters: R rows, H heads, L tokens, D head width.
 """
@@ -13,15 +13,15 @@ from torch import Tensor
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines by which pairs of neighbouring channels rotation, each (L, D / 2), float32."""
+    """Cosines and sines that rotate pairs of neighbouring channels, each (L, D / 2), float32."""
 
     cos: Tensor
     sin: Tensor
 
     def __call__(self, x_RHLD: Tensor) -> Tensor:
-        """Queries or keys, rotated, in their own dtype."""
+        """Apply RoPE to queries or keys, in their own dtype."""
         pairs = x_RHLD.float().unflatten(-1, (-1, 2))
-        if torch.compiler.is_compiling():  # which fuses these into one kernel, and has none for complex numbers
+        if torch.compiler.is_compiling():  # the compiler fuses these, but not complex numbers
             even, odd = pairs.unbind(-1)
             rotated = torch.stack((even * self.cos - odd * self.sin, odd * self.cos + even * self.sin), dim=-1)
         else:
@@ -38,6 +38,6 @@ def rotation_on_grids(
     for side in sides:
         line = torch.arange(side, dtype=torch.float32, device=device) / side * grid
         down, across = torch.meshgrid(line, line, indexing="ij")
-        angles.append(torch.cat([place.reshape(-1, 1) * frequencies for place in (down, across)], dim=1))
+        angles.append(torch.cat([axis.reshape(-1, 1) * frequencies for axis in (down, across)], dim=1))
     whole = torch.cat(angles)
     return Rotation(whole.cos(), whole.sin())

@@ -32,7 +32,7 @@ class VARConfig(NextScaleConfig):
 
 
 class Condition(NamedTuple):
-    """Everything that depends on the labels alone: made once a run, used at every scale."""
+    """Everything that depends only on the labels: computed once per run, used at every scale."""
 
     start_RC: Tensor  # noqa: N815
     blocks: list[Modulation]
@@ -40,7 +40,7 @@ class Condition(NamedTuple):
     head_shift: Tensor
 
     def of_rows(self, rows: Tensor | slice) -> Condition:
-        """The same for some of the rows."""
+        """The condition of some of the rows."""
         blocks = [Modulation(*(one[rows] for one in block)) for block in self.blocks]
         return Condition(self.start_RC[rows], blocks, self.head_scale[rows], self.head_shift[rows])
 
@@ -70,11 +70,11 @@ class VAR(NextScaleTransformer):
         return cache_of(self, rows, capacities)
 
     def cache_values(self, tokens: int) -> int:
-        """How many numbers the cache of one row holds for `tokens` tokens of one layer."""
+        """Number of cached values per row for `tokens` tokens of one layer."""
         return 2 * tokens * self.config.embed_dim
 
     def condition(self, labels_R: Tensor) -> Condition:
-        """What the labels (R, int64, num_classes for the null class) mean to every block and to the head."""
+        """Labels (R, int64; `num_classes` is the null class) -> the modulation of every block and of the head."""
         start_RC = self.class_emb(labels_R)
         modulation_input = self._modulation_input(start_RC)
         return Condition(
@@ -92,9 +92,10 @@ class VAR(NextScaleTransformer):
     ) -> Tensor:
         """Features (R, L, C) of the tokens of `scales`, computed in one block-causal pass.
 
-        `inputs_RLc` are the tokenizer's inputs of these scales; scale 0 has none (it starts from the class). A cache
-        must hold exactly the scales before `scales`, and holds these too afterwards. With a `subnet`, skipped layers
-        see the first scales alone; that needs no other mask, because coarse tokens never look at finer ones.
+        `inputs_RLc` are the tokenizer's inputs of these scales; scale 0 has none, since it starts from the class. A
+        cache must hold exactly the scales before `scales`; these are appended. ValueError if it does not. With a
+        `subnet`, skipped layers compute only the first scales; this needs no other mask, because coarse tokens never
+        attend to finer ones.
         """
         begin, end = token_span(cache, self.scales, scales)
         x_RLC = self._embed(condition, inputs_RLc, scales)
@@ -118,7 +119,7 @@ class VAR(NextScaleTransformer):
     def forward(self, labels_B: Tensor, inputs_BLc: Tensor, subnet: Subnet | None = None) -> Tensor:
         """The packed training pass: labels (B), teacher inputs of scales 1 .. K-1 -> logits (B, L, V), float32.
 
-        Inputs of fewer scales give the logits of these alone.
+        Inputs of the first scales only give the logits of these.
         """
         condition = self.condition(labels_B)
         scales = range(self.scales.offsets.index(inputs_BLc.shape[1] + self.scales.lengths[0]))

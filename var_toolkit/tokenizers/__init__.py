@@ -1,1 +1,1 @@
-"""Images to tokens and back."""
+"""Tokenizers: images to token maps and back."""

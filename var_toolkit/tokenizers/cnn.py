@@ -1,7 +1,7 @@
 """The convolutional encoder and decoder of latent-diffusion tokenizers (VQGAN family), key-compatible with VAR's files.
 
-Structure after Esser et al., "Taming Transformers" (arXiv 2012.09841) and Rombach et al. (arXiv 2112.10752). Everything
-runs in whatever memory format its input has; channels-last is the fast one, on the CPU as on the GPU.
+Structure after Esser et al., "Taming Transformers" (arXiv 2012.09841) and Rombach et al. (arXiv 2112.10752). Any
+memory format works; channels-last is the fastest, on the CPU and on the GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 class ResnetBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, beside a shortcut."""
+    """Twice norm, SiLU and convolution, with a shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Stride-2 convolution; pads right and bottom only, as the published files expect."""
+    """Stride-2 convolution that pads right and bottom only, as the published weights expect."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a convolution."""
+    """Nearest-neighbour upsampling by 2, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -76,10 +76,10 @@ class Upsample(nn.Module):
 
 
 def doubled_then_convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Nearest-neighbour doubling and a 3x3 convolution of padding 1, at 4/9 of the multiplications.
+    """Nearest-neighbour upsampling by 2 and a 3x3 convolution with padding 1, with 4/9 of the multiplications.
 
-    Three taps on a doubled image meet only two pixels of the original, so each of the four kinds of output pixel is a
-    2x2 convolution of the original.
+    Three taps on the upsampled image read only two pixels of the original, so each of the four output phases is a 2x2
+    convolution of the original.
     """
     batch, _, height, width = x.shape
     shape = (batch, len(weight), 2 * height, 2 * width)
@@ -87,19 +87,19 @@ def doubled_then_convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
     for i, rows in enumerate(_merged_taps(weight, 2)):
         for j, kernel in enumerate(_merged_taps(rows, 3)):
             kernel = kernel.contiguous(memory_format=torch.channels_last)
-            drawn = F.conv2d(x, kernel, bias, padding=1)
-            out[:, :, i::2, j::2] = drawn[:, :, i : i + height, j : j + width]
+            convolved = F.conv2d(x, kernel, bias, padding=1)
+            out[:, :, i::2, j::2] = convolved[:, :, i : i + height, j : j + width]
     return out
 
 
 def _merged_taps(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Three taps as the two that even and odd output positions see."""
+    """Merge three taps into the two that apply at even and at odd output positions."""
     before, here, after = weight.unbind(dim)
     return torch.stack((before, here + after), dim), torch.stack((before + here, after), dim)
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, then the way to the next. Attention follows each block at the coarsest only."""
+    """The blocks of one resolution, then resampling. At the coarsest resolution attention follows each block."""
 
     def __init__(
         self, in_channels: int, out_channels: int, blocks: int, groups: int, *, attention: bool, resample: str | None
@@ -182,5 +182,5 @@ class Decoder(nn.Module):
 
 
 def to_channels_last(module: nn.Module) -> nn.Module:
-    """Store convolution weights channels-last: the layout in which CPU and GPU convolutions are fastest."""
+    """Store convolution weights channels-last, the fastest layout for convolutions on CPU and GPU."""
     return module.to(memory_format=torch.channels_last)

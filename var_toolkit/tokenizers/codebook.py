@@ -1,4 +1,4 @@
-"""What tokenizers with a codebook share: a convolutional encoder, a quantiser in the middle, and the way back.
+"""What tokenizers with a codebook share: a convolutional encoder, a quantiser and a convolutional decoder.
 
 Images are float in [-1, 1], (B, 3, h, w). Letters: B images, C channels of a code.
 """
@@ -15,7 +15,7 @@ from var_toolkit.tokenizers.cnn import Decoder, Encoder
 
 
 class Quantized(NamedTuple):
-    """What a quantiser returns for training."""
+    """The result of a quantiser in training."""
 
     latent: Tensor  # (B, C, h, w), with straight-through gradients
     loss: Tensor
@@ -23,7 +23,7 @@ class Quantized(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """What a training pass returns."""
+    """The result of a training pass."""
 
     images: Tensor  # (B, 3, h, w), about [-1, 1]
     quantizer_loss: Tensor
@@ -31,7 +31,7 @@ class Reconstruction(NamedTuple):
 
 
 class CodebookTokenizer(nn.Module):
-    """Images to features, through `quantize`, and back. The quantiser computes in float32 whatever the rest does."""
+    """Images -> features -> tokens -> images. The quantiser always computes in float32."""
 
     config: Any
     scales: Scales
@@ -43,37 +43,37 @@ class CodebookTokenizer(nn.Module):
 
     @property
     def pyramid(self) -> Any:
-        """How codes become a latent, and what of it the next scale sees."""
+        """Maps codes to latents, and latents to the inputs of the next scale."""
         return self.quantize
 
     @property
     def channels(self) -> int:
-        """Channels of the latents."""
+        """Number of channels of the latents."""
         return self.post_quant_conv.in_channels
 
     @property
     def image_side(self) -> int:
-        """Height and width, in pixels, of the images this tokenizer reads and draws."""
+        """Height and width, in pixels, of the images that this tokenizer encodes and decodes."""
         return int(self.scales.finest * self.config.downsample)
 
     def place(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move in place; the quantiser stays in float32, since its sums and its nearest codes need that."""
+        """Move in place. The quantiser stays in float32, since its sums and nearest-code search need the precision."""
         for part in self.children():
             part.to(device=device, dtype=None if part is self.quantize else dtype)
         return self
 
     def features(self, images: Tensor) -> Tensor:
-        """The latent before quantisation, (B, C, h, w)."""
+        """The latent before quantisation, (B, C, h, w). ValueError for images of another size."""
         side = self.image_side
         if images.shape[1:] != (3, side, side):
-            raise ValueError(f"images have shape {tuple(images.shape)}; this tokenizer reads (B, 3, {side}, {side})")
+            raise ValueError(f"images have shape {tuple(images.shape)}; this tokenizer takes (B, 3, {side}, {side})")
         images = images.to(self.quant_conv.weight.dtype, memory_format=torch.channels_last)
         return self.quant_conv(self.encoder(images))
 
     def forward(self, images: Tensor) -> Reconstruction:
         """Reconstruct for training, with gradients through the straight-through estimator.
 
-        Under autocast the quantiser stays in float32, as published: half precision moves many a nearest code.
+        Under autocast the quantiser stays in float32, as published: half precision changes many nearest codes.
         """
         features = self.features(images)
         with torch.autocast(features.device.type, enabled=False):
@@ -89,22 +89,22 @@ class CodebookTokenizer(nn.Module):
             return found
 
     def token_maps(self, images: Tensor) -> list[Tensor]:
-        """Images -> the K token maps that a backbone would have to draw: what `encode` finds."""
+        """Images -> the K token maps that a backbone predicts: those of `encode`."""
         return self.encode(images)
 
     @torch.no_grad()
     def latents(self, tokens: list[Tensor]) -> list[Tensor]:
-        """The latent after every given scale, each (B, C, h, w): decode any of them for a preview."""
+        """The latent after every given scale, each (B, C, h, w). Any of them can be decoded as a preview."""
         found: list[Tensor] = self.quantize.latents(tokens)
         return found
 
     @torch.no_grad()
     def decode(self, latent_BChw: Tensor) -> Tensor:
-        """A latent, after the last scale or any other, -> images in [-1, 1], float32 (B, 3, h, w)."""
+        """The latent after any scale -> images in [-1, 1], float32 (B, 3, h, w)."""
         return self._decode_latent(latent_BChw).float().clamp_(-1, 1)
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """What the tokenizer keeps of the images, in [-1, 1]."""
+        """Encode and decode images; the result is in [-1, 1], float32 (B, 3, h, w)."""
         return self.decode(self.latents(self.encode(images))[-1])
 
     def _decode_latent(self, latent_BChw: Tensor) -> Tensor:

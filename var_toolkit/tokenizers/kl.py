@@ -1,4 +1,4 @@
-"""Continuous tokenizers: any AutoencoderKL of diffusers, KL-16 of MAR and FlowAR among them, seen as a pyramid.
+"""Continuous tokenizers: any AutoencoderKL of diffusers, such as KL-16 of MAR and FlowAR, used as a pyramid.
 
 Letters: B images, C channels.
 """
@@ -25,7 +25,7 @@ class KLConfig:
     latent_channels: int = 16
     norm_num_groups: int = 32
     sample_size: int = 256
-    encoder_attention: bool = True  # at the coarsest level of the encoder, beside the one that both halves have
+    encoder_attention: bool = True  # at the coarsest encoder level, in addition to the middle block
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
@@ -38,7 +38,9 @@ class KLConfig:
                 f"each must be a multiple of norm_num_groups, {self.norm_num_groups}"
             )
         if self.sample_size % 2 ** (len(self.block_out_channels) - 1):
-            raise ValueError(f"sample_size is {self.sample_size}; it must halve at every level but the last")
+            raise ValueError(
+                f"sample_size is {self.sample_size}; it must be divisible by 2 at every level but the last"
+            )
 
     def build(self, scaling_factor: float = 1.0) -> Any:
         """An AutoencoderKL of these sizes."""
@@ -59,17 +61,17 @@ class KLConfig:
 
 
 class Reconstruction(NamedTuple):
-    """What a training pass returns."""
+    """The result of a training pass."""
 
     images: Tensor  # (B, 3, h, w), about [-1, 1]
-    kl: Tensor  # divergence of the posteriors from a standard normal, nats an image
+    kl: Tensor  # divergence of the posteriors from a standard normal, nats per image
 
 
 class KLTokenizer(nn.Module):
-    """Images to latents and back. Images are float in [-1, 1], (B, 3, h, w); latents have a variance about 1.
+    """Images to latents and back. Images are float in [-1, 1], (B, 3, h, w); latents have a variance of about 1.
 
-    `autoencoder` is an AutoencoderKL. Without `scales` the pyramid has one, the latent of the images it was made for;
-    `side` is that of `LatentPyramid`.
+    `autoencoder` is an AutoencoderKL. Without `scales` the pyramid has a single scale, the latent of an image of
+    `sample_size`; `side` is that of `LatentPyramid`.
     """
 
     def __init__(self, autoencoder: Any, scales: Scales | None = None, side: int | None = None) -> None:
@@ -80,11 +82,11 @@ class KLTokenizer(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Channels of the latents, C."""
+        """Number of channels of the latents, C."""
         return int(self.autoencoder.config.latent_channels)
 
     def meaning(self) -> dict[str, Tensor]:
-        """What decides what a latent stands for: how the decoder begins, and the scaling."""
+        """Tensors that identify the latent space: parts of models with equal ones can be combined."""
         shift, factor = self._scaling(torch.device("cpu"))
         side = torch.tensor(self.pyramid.side)
         return {"shift": shift, "factor": factor, "side": side, "conv_in": self.autoencoder.decoder.conv_in.weight}
@@ -96,25 +98,25 @@ class KLTokenizer(nn.Module):
 
     @property
     def image_side(self) -> int:
-        """Height and width, in pixels, of the images this tokenizer reads and draws."""
+        """Height and width, in pixels, of the images that this tokenizer encodes and decodes."""
         return self.scales.finest * self.downsample
 
     def place(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> KLTokenizer:
-        """Move in place. Autoencoders that ask for it (`force_upcast`) stay in float32 instead of float16."""
+        """Move in place. Autoencoders with `force_upcast` stay in float32 instead of float16."""
         upcast = dtype == torch.float16 and self.autoencoder.config.force_upcast
         self.to(device=device, dtype=torch.float32 if upcast else dtype)
         return self
 
     def moments(self, images: Tensor) -> Tensor:
-        """Mean and log variance of the posteriors, not scaled, (B, 2C, h, w)."""
+        """Unscaled mean and log variance of the posteriors, (B, 2C, h, w). ValueError for images of another size."""
         side = self.image_side
         if images.shape[1:] != (3, side, side):
-            raise ValueError(f"images have shape {tuple(images.shape)}; this tokenizer reads (B, 3, {side}, {side})")
+            raise ValueError(f"images have shape {tuple(images.shape)}; this tokenizer takes (B, 3, {side}, {side})")
         images = images.to(self.autoencoder.dtype, memory_format=torch.channels_last)
         return self.autoencoder.encode(images).latent_dist.parameters
 
     def latents(self, moments_B2Chw: Tensor, noise_BChw: Tensor | None = None) -> Tensor:
-        """Scaled latents (B, C, h, w), float32: drawn from the posteriors by standard normal noise, or their means."""
+        """Scaled latents (B, C, h, w), float32: posterior samples if standard normal noise is given, else means."""
         mean, log_variance = moments_B2Chw.float().chunk(2, dim=1)
         if noise_BChw is not None:
             mean = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise_BChw
@@ -122,7 +124,7 @@ class KLTokenizer(nn.Module):
         return (mean - shift) * factor
 
     def forward(self, images: Tensor) -> Reconstruction:
-        """Draw from the posteriors and reconstruct, for training."""
+        """Sample the posteriors and reconstruct, for training."""
         posterior = self.autoencoder.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist
         return Reconstruction(self.autoencoder.decode(posterior.sample()).sample, posterior.kl())
 
@@ -132,12 +134,12 @@ class KLTokenizer(nn.Module):
         return self.latents(self.moments(images))
 
     def token_maps(self, images: Tensor) -> list[Tensor]:
-        """Images -> the K maps of continuous tokens that a backbone would have to draw, (B, n_k, C), float32."""
+        """Images -> the K maps of continuous tokens that a backbone predicts, (B, n_k, C), float32."""
         return self.scales.split(self.pyramid.maps(self.encode(images)))
 
     @torch.no_grad()
     def decode(self, latent_BCpp: Tensor) -> Tensor:
-        """A scaled latent -> images in [-1, 1], float32 (B, 3, h, w). That of a coarser scale is enlarged first."""
+        """A scaled latent -> images in [-1, 1], float32 (B, 3, h, w). Latents of coarser scales are enlarged first."""
         if latent_BCpp.shape[-1] != self.scales.finest:
             latent_BCpp = F.interpolate(latent_BCpp, size=(self.scales.finest,) * 2, mode="bicubic")
         shift, factor = self._scaling(latent_BCpp.device)
@@ -146,11 +148,11 @@ class KLTokenizer(nn.Module):
         return self.autoencoder.decode(latent).sample.float().clamp_(-1, 1)
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """What the tokenizer keeps of the images, in [-1, 1]."""
+        """Encode and decode images; the result is in [-1, 1], float32 (B, 3, h, w)."""
         return self.decode(self.encode(images))
 
     def _scaling(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """What is taken from latents, and what they are then multiplied by: numbers of all channels or of each."""
+        """Shift to subtract from latents and factor to multiply by, scalar or per channel."""
         config = self.autoencoder.config
         shift = torch.tensor(config.latents_mean or [config.shift_factor or 0.0], device=device)
         spread = torch.tensor(config.latents_std or [1.0], device=device)

@@ -1,4 +1,4 @@
-"""Continuous token maps of FlowAR (arXiv 2412.15205, section 3.2): a latent at several sizes, without residuals.
+"""Continuous token maps of FlowAR (arXiv 2412.15205, section 3.2): one latent resized to several scales.
 
 Letters: B images, L tokens, C channels, K scales, p the side of a map.
 """
@@ -15,10 +15,10 @@ from var_toolkit.scales import Scales
 
 
 class LatentPyramid:
-    """How the maps of a latent follow from it, and the input of each scale from the map before.
+    """Computes the maps of a latent, and the input of each scale from the previous map.
 
-    `side` is that to which a map grows before it shrinks to the next scale; the finest one, as in training, unless
-    given. The published sampler has 16 whatever the schedule.
+    A map is enlarged to `side` before it is resized to the next scale; default: the side of the finest scale, as in
+    training. The published sampler uses 16 for every schedule.
     """
 
     def __init__(self, scales: Scales, side: int | None = None) -> None:
@@ -29,13 +29,13 @@ class LatentPyramid:
         return torch.cat([sequence(_averaged(latent_BChw, side)) for side in self.scales.patch_nums], dim=1)
 
     def teacher_inputs(self, latent_BChw: Tensor) -> Tensor:
-        """Inputs of scales 1 .. K-1 when every map before is the true one, (B, L - n_0, C)."""
+        """Inputs of scales 1 .. K-1 under teacher forcing, (B, L - n_0, C)."""
         coarser = self.scales.patch_nums[:-1]
         inputs = [self.shrink(_averaged(latent_BChw, side), k + 1) for k, side in enumerate(coarser)]
-        return torch.cat([sequence(latent_BChw)[:, :0], *inputs], dim=1)  # of one scale alone: none
+        return torch.cat([sequence(latent_BChw)[:, :0], *inputs], dim=1)  # a single scale has no inputs
 
     def grow(self, latent: Tensor | None, codes_BLC: Tensor, scale: int) -> Tensor:
-        """The latent after a scale, (B, C, p, p): its map, which takes the place of the one before."""
+        """The latent after a scale, (B, C, p, p): its map, which replaces the previous one."""
         side = self.scales.patch_nums[scale]
         return codes_BLC.transpose(1, 2).unflatten(2, (side, side))
 
@@ -44,13 +44,13 @@ class LatentPyramid:
         return [self.grow(None, codes_BLC, k) for k, codes_BLC in enumerate(tokens)]
 
     def shrink(self, latent_BCpp: Tensor, scale: int) -> Tensor:
-        """The input of a scale from the map before it, (B, n_k, C)."""
+        """The input of a scale from the previous map, (B, n_k, C)."""
         grown = F.interpolate(latent_BCpp, size=(self.side, self.side), mode="bicubic")
         return sequence(_averaged(grown, self.scales.patch_nums[scale]))
 
 
 def sequence(latent_BChw: Tensor) -> Tensor:
-    """A map as tokens, row by row, (B, h w, C)."""
+    """A map (B, C, h, w) -> tokens in raster order (B, h w, C)."""
     return latent_BChw.flatten(2).transpose(1, 2)
 
 

@@ -38,7 +38,7 @@ class MultiScaleVQConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive integer")
         if self.share_quant_resi < 0:
-            raise ValueError(f"share_quant_resi is {self.share_quant_resi}; it must be 0 (one phi a scale) or more")
+            raise ValueError(f"share_quant_resi is {self.share_quant_resi}; it must be 0 (one phi per scale) or more")
 
         if any(self.ch * m % self.norm_groups for m in self.ch_mult):
             raise ValueError(
@@ -75,7 +75,7 @@ class MultiScaleVQ(CodebookTokenizer):
         to_channels_last(self)
 
     def meaning(self) -> dict[str, Tensor]:
-        """What decides what a token stands for: the codebook and the phis."""
+        """Tensors that identify the tokens: parts of models with equal ones can be combined."""
         tensors = self.quantize.state_dict().items()
         return {name: tensor for name, tensor in tensors if name.startswith(("embedding", "quant_resi"))}
 

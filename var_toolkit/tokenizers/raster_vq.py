@@ -1,4 +1,4 @@
-"""The VQ tokenizer of LlamaGen (arXiv 2406.06525, section 2.1): one map of tokens, looked up by the angle of codes.
+"""The VQ tokenizer of LlamaGen (arXiv 2406.06525, section 2.1): one token map, quantised by cosine similarity.
 
 Letters: B images, L tokens, V vocabulary, C channels of a code.
 """
@@ -49,12 +49,12 @@ class RasterVQConfig:
 
 
 class CosineQuantizer(nn.Module):
-    """A codebook of directions: features and codes have unit length, so that the nearest is the one of least angle."""
+    """A codebook on the unit sphere: features and codes are L2-normalised; the nearest code has the largest cosine."""
 
     def __init__(self, vocab_size: int, channels: int, beta: float) -> None:
         super().__init__()
         self.beta = beta
-        # Not nn.Embedding(n, c): its random start would load the compiler when built without memory. Training sets it.
+        # Not nn.Embedding(n, c): its initialisation imports torch.compile on the meta device. Training sets it.
         self.embedding = nn.Embedding.from_pretrained(torch.zeros(vocab_size, channels), freeze=False)
 
     def embed(self, tokens_BL: Tensor) -> Tensor:
@@ -62,21 +62,21 @@ class CosineQuantizer(nn.Module):
         return F.normalize(self.embedding(tokens_BL), dim=-1)
 
     def nearest(self, target_BLC: Tensor) -> Tensor:
-        """The tokens whose codes have the least angle to vectors of any length, (B, L)."""
+        """The tokens whose codes have the largest cosine with the given vectors, (B, L)."""
         codes_VC = F.normalize(self.embedding.weight.detach(), dim=-1)
         return (F.normalize(target_BLC, dim=-1) @ codes_VC.T).argmax(dim=-1)
 
     def targets_and_errors(self, features_BChw: Tensor) -> tuple[Tensor, Tensor]:
-        """What has to be coded, (N, C), and how far the nearest code is from it, squared, (N,)."""
+        """Vectors to quantise (N, C) and their squared distances to the nearest codes (N,)."""
         target = F.normalize(_sequence(features_BChw), dim=-1)
         return target.flatten(0, 1), (target - self.embed(self.nearest(target))).square().sum(-1).flatten()
 
     def encode(self, features_BChw: Tensor) -> list[Tensor]:
-        """Features -> the one token map (B, L), row by row."""
+        """Features -> a list of the single token map (B, L), in raster order."""
         return [self.nearest(_sequence(features_BChw.float()))]
 
     def latents(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """The latent of the one map, (B, C, h, w)."""
+        """A list of the latent of the single map, (B, C, h, w)."""
         return [self.grow(None, self.embed(tokens[0]), 0)]
 
     def grow(self, latent: Tensor | None, codes_BLC: Tensor, scale: int) -> Tensor:
@@ -95,7 +95,7 @@ class CosineQuantizer(nn.Module):
 
 
 class RasterVQ(CodebookTokenizer):
-    """Images to one map of tokens and back. Images are float in [-1, 1], (B, 3, h, w)."""
+    """Images to one token map and back. Images are float in [-1, 1], (B, 3, h, w)."""
 
     def __init__(self, config: RasterVQConfig) -> None:
         super().__init__()
@@ -109,11 +109,11 @@ class RasterVQ(CodebookTokenizer):
         to_channels_last(self)
 
     def meaning(self) -> dict[str, Tensor]:
-        """What decides what a token stands for: the codebook."""
+        """Tensors that identify the tokens: parts of models with equal ones can be combined."""
         return {"embedding": self.quantize.embedding.weight}
 
     def on_grid(self, side: int) -> RasterVQ:
-        """The same weights for maps of another side, on which none of them depends."""
+        """The same weights for maps of another side; no weight depends on the side."""
         other = copy(self)
         other.config, other.scales = replace(self.config, side=side), Scales((side,))
         return other

@@ -1,6 +1,6 @@
 """Multi-scale residual vector quantisation (VAR, arXiv 2404.02905, algorithms 1 and 2).
 
-A latent is the sum over scales of phi_k(up(E[tokens_k])): each scale codes what the coarser ones left over.
+A latent is the sum over scales of phi_k(up(E[tokens_k])): each scale quantises the residual of the coarser ones.
 Letters: B images, L tokens, V vocabulary, C latent channels, h and w of the finest map.
 """
 
@@ -18,7 +18,7 @@ from var_toolkit.tokenizers.codebook import Quantized
 
 
 class Phi(nn.Conv2d):
-    """Residual convolution that mends what up-sampling blurs: (1 - r) h + r conv(h)."""
+    """Residual convolution that corrects the blur of upsampling: (1 - r) h + r conv(h)."""
 
     def __init__(self, channels: int, ratio: float) -> None:
         super().__init__(channels, channels, 3, padding=1)
@@ -43,8 +43,8 @@ class _Shared(nn.Module):
 def phi_choice(scales: Scales, count: int) -> list[int]:
     """Which of `count` phis serves each scale: the nearest of evenly spaced ticks.
 
-    Ties on paper (scales 2 and 7 of the 256 px schedule) are decided by float64 rounding in the published code, so the
-    ticks must be numpy's.
+    Exact ties (scales 2 and 7 of the 256 px schedule) are decided by float64 rounding in the published code, so the
+    ticks must come from numpy.
     """
     margin = 1 / 3 / count if count == 4 else 1 / 2 / count
     ticks = np.linspace(margin, 1 - margin, count)
@@ -52,9 +52,9 @@ def phi_choice(scales: Scales, count: int) -> list[int]:
 
 
 class ResidualQuantizer(nn.Module):
-    """The codebook, the phis and the walk over the scales.
+    """The codebook, the phis and the loop over the scales.
 
-    `share_quant_resi`: 0 gives every scale its own phi, 1 one for all, n > 1 shares n among the scales.
+    `share_quant_resi`: 0 is one phi per scale, 1 is one for all scales, n > 1 is n phis shared by the scales.
     """
 
     ema_vocab_hit_SV: Tensor  # noqa: N815
@@ -72,7 +72,7 @@ class ResidualQuantizer(nn.Module):
     ) -> None:
         super().__init__()
         self.scales, self.beta, self.using_znorm = scales, beta, using_znorm
-        # Not nn.Embedding(n, c): its random start would load the compiler when built without memory. Training sets it.
+        # Not nn.Embedding(n, c): its initialisation imports torch.compile on the meta device. Training sets it.
         self.embedding = nn.Embedding.from_pretrained(torch.zeros(vocab_size, channels), freeze=False)
         count = share_quant_resi or len(scales)
         phis = [Phi(channels, quant_resi) if abs(quant_resi) > 1e-6 else nn.Identity() for _ in range(count)]
@@ -90,7 +90,7 @@ class ResidualQuantizer(nn.Module):
         return self.embedding(tokens_BL)
 
     def contribution(self, codes_BLC: Tensor, scale: int) -> Tensor:
-        """What the codes of one scale add to the latent, (B, C, h, w)."""
+        """The contribution of the codes of one scale to the latent, (B, C, h, w)."""
         side = self.scales.patch_nums[scale]
         h_BChw = codes_BLC.transpose(1, 2).unflatten(2, (side, side))
         if side != self.scales.finest:
@@ -98,7 +98,7 @@ class ResidualQuantizer(nn.Module):
         return self._phi_of_scale[scale](h_BChw)
 
     def grow(self, latent: Tensor | None, codes_BLC: Tensor, scale: int) -> Tensor:
-        """The latent after a scale, (B, C, h, w): the sum of what all so far add."""
+        """The latent after a scale, (B, C, h, w): the sum of all contributions so far."""
         added = self.contribution(codes_BLC, scale)
         return added if latent is None else latent + added
 
@@ -121,7 +121,7 @@ class ResidualQuantizer(nn.Module):
         return found.view(codes_BLC.shape[:2])
 
     def targets_and_errors(self, features_BChw: Tensor) -> tuple[Tensor, Tensor]:
-        """What each scale has to code, (N, C), and how far the nearest code is from it, squared, (N,)."""
+        """The residuals that all scales quantise (N, C) and their squared distances to the nearest codes (N,)."""
         rest, vectors, errors = features_BChw, [], []
         for scale in range(len(self.scales)):
             target = self.shrink(rest, scale)
@@ -153,7 +153,7 @@ class ResidualQuantizer(nn.Module):
     def teacher_inputs(self, tokens: Sequence[Tensor]) -> Tensor:
         """Inputs of scales 1 .. K-1 under teacher forcing, (B, L - n_0, C), float32.
 
-        The input of scale k is the latent after scale k-1, shrunk: it never depends on tokens of scale k or finer.
+        The input of scale k is the downsampled latent after scale k-1; it never depends on tokens of scale k or finer.
         """
         latents = self.latents(tokens[: len(self.scales) - 1])
         return torch.cat([self.shrink(latent, k + 1) for k, latent in enumerate(latents)], dim=1)
