@@ -170,7 +170,7 @@ def test_a_head_for_another_target_is_refused(target, changes, found):
 
 def test_an_eagle_head_must_match_only_width_side_and_vocabulary_of_its_target(target):
     eagle(num_heads=1, mlp_hidden=8).require_fit(target)
-    with pytest.raises(ValueError, match="vocab_size is 64 .* 16"):
+    with pytest.raises(ValueError, match=r"vocab_size is 64 .* 16"):
         eagle().require_fit(tiny_gpt(embed_dim=128, side=4))
 
 

@@ -288,7 +288,7 @@ def test_the_cache_has_capacity_for_both_stacks():
 def test_a_wrong_cache_and_a_subnet_are_refused():
     network = tiny_flowar()
     condition = network.condition(LABELS)
-    with pytest.raises(ValueError, match="scales .* exactly the 5 tokens"):
+    with pytest.raises(ValueError, match=r"scales .* exactly the 5 tokens"):
         network.hidden(condition, torch.zeros(2, 9, 4), scales=range(2, 3), cache=network.new_cache(2))
     with pytest.raises(ValueError, match="subnets"):
         network.hidden(condition, None, scales=range(1), subnet=Subnet((0, 2), 1))

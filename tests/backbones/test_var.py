@@ -98,7 +98,7 @@ def test_some_rows_of_a_cache_continue_without_changing_the_others(small_var):
 
 
 def test_a_cache_that_does_not_hold_the_scales_before_is_refused(small_var):
-    with pytest.raises(ValueError, match="scales .* exactly the 5 tokens"):
+    with pytest.raises(ValueError, match=r"scales .* exactly the 5 tokens"):
         small_var.hidden(
             small_var.condition(torch.tensor([0])),
             torch.zeros(1, 9, 8),

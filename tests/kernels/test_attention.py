@@ -170,7 +170,7 @@ def test_unknown_patterns_and_backends_are_refused_with_the_allowed_ones():
 def test_tensors_of_different_shapes_or_dtypes_are_refused():
     q = torch.randn(1, 2, 5, 32)
     for k in (q[:, :1], q[..., :16], q.double(), q[0]):
-        with pytest.raises(ValueError, match="q, k and v .* given q "):
+        with pytest.raises(ValueError, match=r"q, k and v .* given q "):
             attention(q, k, q, SCALES)
     with pytest.raises(ValueError, match=r"^logit_scale_H is \(3,\); .*\(2,\)"):
         attention(q, q, q, SCALES, logit_scale_H=torch.ones(3))
@@ -211,7 +211,7 @@ def fresh_warnings():
 def test_auto_warns_once_for_each_reason_and_falls_back(fresh_warnings):
     pytest.importorskip("triton")
     for queries in (CUDAQueries(width=256), CUDAQueries(dtype=torch.float64)):
-        with pytest.warns(UserWarning, match="Triton .* SDPA") as caught:
+        with pytest.warns(UserWarning, match=r"Triton .* SDPA") as caught:
             assert [pyramid_attention._best_backend(queries) for _ in range(3)] == ["sdpa"] * 3
         assert len(caught) == 1
 

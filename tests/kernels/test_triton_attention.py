@@ -155,7 +155,7 @@ def test_the_default_configuration_equals_the_reference(device):
 def test_the_interpreter_refuses_bfloat16(device):
     q = torch.zeros(1, 1, 5, 32, dtype=torch.bfloat16)
     if device.type == "cpu":
-        with pytest.raises(ValueError, match="dtype is torch.bfloat16.* interpreter"):
+        with pytest.raises(ValueError, match=r"dtype is torch.bfloat16.* interpreter"):
             attention(q, q, q, Scales((1, 2)), backend="triton")
 
 
