@@ -23,10 +23,16 @@ from var_toolkit.images import as_output, image_tensor
 from var_toolkit.sampling.collaborative import code, require_one_tokenizer
 from var_toolkit.sampling.engine import ScaleEvent, decode
 from var_toolkit.sampling.flow import Flow
-from var_toolkit.sampling.kept import Kept, kept_before, kept_outside, require_keeping, require_scale
 from var_toolkit.sampling.methods import apply_method
 from var_toolkit.sampling.noise import Noise
 from var_toolkit.sampling.plan import Plan, Stage, is_continuous
+from var_toolkit.sampling.preserved import (
+    Preserved,
+    preserved_before,
+    preserved_outside,
+    require_editable,
+    require_scale,
+)
 from var_toolkit.sampling.refinement_schedule import OFF, refinement
 from var_toolkit.sampling.variant import variant
 from var_toolkit.settings import OUTPUT_TYPES, Drawing, Labels, Settings, is_one, require_kind, seeds_of
@@ -244,12 +250,12 @@ class Pipeline:
         if keep_pixels and drawing.get("output_type") == "latent":
             raise ValueError("keep_pixels pastes pixels, and output_type 'latent' has none; choose one")
 
-        def keep() -> Kept:
-            return kept_outside(
+        def preserve() -> Preserved:
+            return preserved_outside(
                 edit.cells(self.tokenizer.scales.finest), self._tokens(edit.square_tensor(side)), self.tokenizer
             )
 
-        return self._draw(class_labels, keep, edit.pasted if keep_pixels else as_output, **drawing)
+        return self._draw(class_labels, preserve, edit.pasted if keep_pixels else as_output, **drawing)
 
     def vary(
         self, image: Image | Tensor, from_scale: int, class_labels: Labels = None, **drawing: Unpack[Drawing]
@@ -263,7 +269,7 @@ class Pipeline:
         side = self.tokenizer.image_side
         square = image_tensor(as_image(image, side), side)
         return self._draw(
-            class_labels, lambda: kept_before(from_scale, self._tokens(square), self.tokenizer), **drawing
+            class_labels, lambda: preserved_before(from_scale, self._tokens(square), self.tokenizer), **drawing
         )
 
     def _tokens(self, image_3ss: Tensor) -> list[Tensor]:
@@ -274,7 +280,7 @@ class Pipeline:
     def _draw(
         self,
         class_labels: Labels,
-        keep: Callable[[], Kept] | None = None,
+        preserve: Callable[[], Preserved] | None = None,
         finish: Callable[[Tensor, str], Any] = as_output,
         /,
         *,
@@ -302,14 +308,14 @@ class Pipeline:
         if plan is not None:
             require_one_tokenizer(self.tokenizer, plan.tokenizer, ("pipeline", "plan"))
         plan = plan or self.plan(**settings)
-        if keep is not None:
-            require_keeping(plan)
-        kept = None if keep is None else keep()
+        if preserve is not None:
+            require_editable(plan)
+        preserved = None if preserve is None else preserve()
         runs, decoded = [], []
         for at in range(0, len(labels), batch_size):
             noise = Noise(chosen[at : at + batch_size], self.device)
             labels_B = torch.tensor(labels[at : at + batch_size], device=self.device)
-            runs.append(decode(plan, labels_B, noise, kept=kept, on_scale=callback_on_scale_end))
+            runs.append(decode(plan, labels_B, noise, preserved=preserved, on_scale=callback_on_scale_end))
             if output_type != "latent":
                 decoded.append(self.tokenizer.decode(runs[-1].latent).cpu())
         latents = torch.cat([run.latent.cpu() for run in runs])

@@ -10,7 +10,7 @@ from var_toolkit.sampling.collaborative import code
 from var_toolkit.sampling.engine import decode
 from var_toolkit.sampling.noise import Noise
 from var_toolkit.sampling.plan import Plan, Stage
-from var_toolkit.sampling.variant import kept_layers, variant
+from var_toolkit.sampling.variant import subnet_layers, variant
 
 LABELS = torch.tensor([3, 7])
 
@@ -30,7 +30,7 @@ def plan_of(tokenizer, backbone, **settings) -> Plan:
     ],
 )
 def test_the_layers_of_a_subnet_are_those_of_the_paper(subnet, layers):
-    assert kept_layers(30, subnet) == layers
+    assert subnet_layers(30, subnet) == layers
 
 
 @pytest.mark.parametrize(("subnet", "full_scales"), [(4, 1), (4, 3), (2, 4)])
@@ -62,11 +62,11 @@ def test_packed_logits_are_those_of_cached_decoding(small_var, full_scales, chun
 
 def test_skipped_layers_free_their_keys_and_values_at_the_switch(small_tokenizer, small_var):
     plan = variant(plan_of(small_tokenizer, small_var), subnet=2, full_scales=2)
-    rooms = [one.rooms for one in plan.passes()]
-    assert rooms == [(5, 5, 5, 5)] * 2 + [(30, 0, 0, 30)] * 2
-    cache = small_var.new_cache(1, rooms[0])
+    capacities = [one.capacities for one in plan.passes()]
+    assert capacities == [(5, 5, 5, 5)] * 2 + [(30, 0, 0, 30)] * 2
+    cache = small_var.new_cache(1, capacities[0])
     before = cache.nbytes
-    cache.resize(rooms[2])
+    cache.resize(capacities[2])
     assert (before, cache.nbytes) == (4 * 5 * 2 * 256 * 4, 2 * 30 * 2 * 256 * 4)
     assert decode(plan, LABELS, Noise([0, 1])).cache_bytes == 2 * plan.cost().cache_bytes(torch.float32)
     assert plan.cost().cache_values == 2 * 2 * 30 * 2 * 256

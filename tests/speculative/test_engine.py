@@ -1,4 +1,4 @@
-"""Every lossless drafter, rule and length policy draws what plain decoding draws, alone and in batches."""
+"""Every lossless proposer, rule and length policy draws what plain decoding draws, alone and in batches."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ STAGES = {
     "filtered": Stage(TARGET, range(1), guidance=0.7, top_p=0.8, temperature=1.3, guided_tokens=4),
     "plain": Stage(TARGET, range(1)),
 }
-DRAFTERS = {
+PROPOSERS = {
     "jacobi-random": Jacobi(4, "random"),
     "jacobi-repeat": Jacobi(4, "repeat"),
     "jacobi-likeliest": Jacobi(5, "likeliest"),
@@ -46,10 +46,10 @@ DRAFTERS = {
 }
 LENGTHS = {"fixed": Fixed(4), "confidence": Fixed(4, 0.65), "adaptive": Adaptive(4)}
 COMBINATIONS = [
-    *((name, "standard", policy) for name in DRAFTERS for policy in LENGTHS if name.startswith(("small", "eagle"))),
+    *((name, "standard", policy) for name in PROPOSERS for policy in LENGTHS if name.startswith(("small", "eagle"))),
     *(
         (name, "standard", policy)
-        for name in DRAFTERS
+        for name in PROPOSERS
         for policy in ("fixed", "adaptive")
         if name.startswith(("j", "n"))
     ),
@@ -84,46 +84,48 @@ def require_same(speculation, stage, plain, samples=SAMPLES):
     chances, noise = plain
     tokens, tally = drawn(speculation, stage, range(samples))
     assert distance(tokens, chances) < 1.5 * noise
-    assert tally.settled == 9 * samples
+    assert tally.decided == 9 * samples
     alone = torch.cat([drawn(speculation, stage, range(seed, seed + 1))[0] for seed in range(3)])
     assert torch.equal(alone, tokens[:3])
     assert torch.equal(drawn(speculation, stage, range(3))[0], tokens[:3])
 
 
-@pytest.mark.parametrize(("drafter", "rule", "policy"), COMBINATIONS)
-def test_a_lossless_combination_draws_what_the_target_draws(drafter, rule, policy, plain):
-    speculation = Speculation({**DRAFTERS, **CHAINED}[drafter], RULES[rule], LENGTHS[policy])
+@pytest.mark.parametrize(("proposer", "rule", "policy"), COMBINATIONS)
+def test_a_lossless_combination_draws_what_the_target_draws(proposer, rule, policy, plain):
+    speculation = Speculation({**PROPOSERS, **CHAINED}[proposer], RULES[rule], LENGTHS[policy])
     require_same(speculation, STAGES["guided"], plain["guided"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("drafter", "rule", "policy"), COMBINATIONS)
-def test_so_it_does_with_many_samples(drafter, rule, policy, plain_many):
-    speculation = Speculation({**DRAFTERS, **CHAINED}[drafter], RULES[rule], LENGTHS[policy])
+@pytest.mark.parametrize(("proposer", "rule", "policy"), COMBINATIONS)
+def test_so_it_does_with_many_samples(proposer, rule, policy, plain_many):
+    speculation = Speculation({**PROPOSERS, **CHAINED}[proposer], RULES[rule], LENGTHS[policy])
     require_same(speculation, STAGES["guided"], plain_many, MANY)
 
 
 @pytest.mark.parametrize("stage", ["filtered", "plain"])
-@pytest.mark.parametrize("drafter", ["jacobi-repeat", "jacobi-keep", "small-tree", "ngram", "eagle"])
-def test_so_it_does_with_filters_and_without_guidance(drafter, stage, plain):
-    require_same(Speculation(DRAFTERS[drafter], Standard(), Fixed(4)), STAGES[stage], plain[stage])
+@pytest.mark.parametrize("proposer", ["jacobi-repeat", "jacobi-keep", "small-tree", "ngram", "eagle"])
+def test_so_it_does_with_filters_and_without_guidance(proposer, stage, plain):
+    require_same(Speculation(PROPOSERS[proposer], Standard(), Fixed(4)), STAGES[stage], plain[stage])
 
 
 def test_the_measure_sees_a_rule_that_is_not_exact(plain):
     class Gullible(Standard):
         def test(self, p, q, token, depth):
-            chance, left = super().test(p, q, token, depth)
-            return chance.clamp(min=0.7), left
+            probability, left = super().test(p, q, token, depth)
+            return probability.clamp(min=0.7), left
 
     chances, noise = plain["guided"]
-    tokens, _ = drawn(Speculation(DRAFTERS["small"], Gullible(), Fixed(4)), STAGES["guided"], range(SAMPLES))
+    tokens, _ = drawn(Speculation(PROPOSERS["small"], Gullible(), Fixed(4)), STAGES["guided"], range(SAMPLES))
     assert distance(tokens, chances) > 2 * noise
 
 
-@pytest.mark.parametrize("drafter", [Jacobi(1), SmallModel(SMALL, Shape(())), NGram(Shape(())), Eagle(HEAD, Shape(()))])
-def test_window_1_is_plain_decoding(drafter):
+@pytest.mark.parametrize(
+    "proposer", [Jacobi(1), SmallModel(SMALL, Shape(())), NGram(Shape(())), Eagle(HEAD, Shape(()))]
+)
+def test_window_1_is_plain_decoding(proposer):
     stage = STAGES["filtered"]
-    tokens, tally = drawn(Speculation(drafter, Standard(), Fixed(1)), stage, range(50))
+    tokens, tally = drawn(Speculation(proposer, Standard(), Fixed(1)), stage, range(50))
     with torch.inference_mode():
         plainly = draw_tokens(stage, rows(stage, 50), Noise(range(50)), TARGET.new_cache(100))
     assert torch.equal(tokens, plainly)
@@ -140,8 +142,8 @@ def test_all_drafts_of_an_equal_model_stand():
 def test_sure_drafts_save_passes_and_the_numbers_agree():
     _, tally = drawn(Speculation(Jacobi(6, keep=True), Standard(), Fixed(6)), STAGES["guided"], range(200))
     told = tally.as_json()
-    assert tally.target_passes == sum(tally.stood.values()) + 200  # and the first pass of each
-    assert tally.settled == tally.target_passes + tally.accepted
+    assert tally.target_passes == sum(tally.accepted_counts.values()) + 200  # and the first pass of each
+    assert tally.decided == tally.target_passes + tally.accepted
     assert 1 < told["tokens_per_pass"] < 6
     assert told["passes_per_image"] == pytest.approx(9 / told["tokens_per_pass"], rel=1e-2)
     assert [sum(pace) for pace in tally.paces] == [9] * 200
@@ -149,7 +151,7 @@ def test_sure_drafts_save_passes_and_the_numbers_agree():
 
 
 def test_drafts_that_do_not_pay_are_given_up():
-    """A drafter as large as the target that guesses badly."""
+    """A proposer as large as the target that guesses badly."""
     stranger = toy(9, depth=2)
     _, tally = drawn(Speculation(SmallModel(stranger, Shape((1,))), Standard(), Fixed(2)), STAGES["guided"], range(50))
     assert tally.fall_backs == 0  # too few rounds to tell

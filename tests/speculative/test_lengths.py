@@ -54,12 +54,12 @@ def test_the_table_guesses_what_followed_both_neighbours_first():
 
 
 def test_tallies_of_batches_add_up():
-    one = Tally(images=2, target_passes=6, settled=18, drafted=20, forward_passes=4, cache_bytes=5)
-    one.stood.update({0: 2, 6: 2})
+    one = Tally(images=2, target_passes=6, decided=18, drafted=20, forward_passes=4, cache_bytes=5)
+    one.accepted_counts.update({0: 2, 6: 2})
     one.paces = [[1, 7, 1], [1, 1, 7]]
     whole = together([one, one])
     assert whole is not None
-    assert (whole.images, whole.settled, whole.accepted, whole.cache_bytes) == (4, 36, 24, 5)
+    assert (whole.images, whole.decided, whole.accepted, whole.cache_bytes) == (4, 36, 24, 5)
     assert whole.as_json()["tokens_per_pass"] == 3
     assert whole.paces == [*one.paces, *one.paces]
     assert whole.as_json()["accepted_histogram"] == {"0": 4, "6": 4}

@@ -101,7 +101,7 @@ def test_tokens_come_as_the_target_draws_them_in_every_batch(toy_tokenizer, wind
     noise = apart(decode(plan, labels, Noise(range(count, 2 * count))).tokens, *exact)
     far = apart(found.tokens, *exact)
     assert (far < 1.5 * noise).all(), f"{far} away, plain decoding {noise}"
-    assert set(found.speculation.stood) == set(range(window)), "some rounds must stand and some fall"
+    assert set(found.speculation.accepted) == set(range(window)), "some rounds must stand and some fall"
     for batch in (1, 3):
         for at in range(0, 12, batch):
             rows = slice(at, at + batch)
@@ -111,9 +111,9 @@ def test_tokens_come_as_the_target_draws_them_in_every_batch(toy_tokenizer, wind
 
 def test_a_drafter_with_settings_of_its_own_changes_nothing_but_speed(toy_tokenizer):
     plan, count = plan_of(toy_tokenizer, toy_var(0)), 10_000
-    drafter = Stage(toy_var(1), range(3), guidance=0.0, top_k=2, temperature=0.8)
+    proposer = Stage(toy_var(1), range(3), guidance=0.0, top_k=2, temperature=0.8)
     exact, labels = truth(plan, 0), torch.zeros(count, dtype=torch.int64)
-    found = NextScale(drafter, window=3).decode(plan, labels, Noise(range(count)))
+    found = NextScale(proposer, window=3).decode(plan, labels, Noise(range(count)))
     noise = apart(decode(plan, labels, Noise(range(count, 2 * count))).tokens, *exact)
     assert (apart(found.tokens, *exact) < 1.5 * noise).all()
 
@@ -138,14 +138,14 @@ def test_a_window_of_one_is_plain_decoding_bit_for_bit(small_tokenizer, small_va
 
 @pytest.mark.parametrize(("window", "rounds"), [(2, {1: 6}), (3, {2: 3}), (4, {3: 3}), (9, {3: 3})])
 def test_equal_models_never_fall(small_tokenizer, small_var, window, rounds):
-    """With windows of two the drafter takes in what the target drew; the last scale is never drafted."""
+    """With windows of two the proposer takes in what the target drew; the last scale is never drafted."""
     plan, labels = plan_of(small_tokenizer, small_var, guidance=1.5, top_k=40), torch.tensor([3, 7, 1])
     decoded = NextScale(small_var_network(), window=window).decode(plan, labels, Noise([0, 1, 2]))
     tally = decoded.speculation
     passes = -(-4 // window)
-    assert tally.stood == rounds
-    assert tally.judged == tally.kept
-    assert (decoded.forward_passes, tally.target_passes, tally.settled) == (passes, 3 * passes, 90)
+    assert tally.accepted == rounds
+    assert tally.judged == tally.accepted_tokens
+    assert (decoded.forward_passes, tally.target_passes, tally.decided) == (passes, 3 * passes, 90)
     assert tally.draft_passes == tally.drafted == sum(stood * count for stood, count in rounds.items())
 
 
@@ -168,7 +168,7 @@ def test_what_was_made_for_fallen_drafts_is_forgotten_by_both_networks(small_tok
     plan = plan_of(small_tokenizer, small_var, guidance=1.5)
     decoded = NextScale(small_var_network(), rule, window).decode(plan, labels, Noise(range(5)))
     assert max(rule.differences) < 1e-5, "equal networks that know the same draw alike"
-    assert len(decoded.speculation.stood) > 1
+    assert len(decoded.speculation.accepted) > 1
     inputs = small_tokenizer.teacher_inputs(decoded.tokens).repeat(2, 1, 1)
     fresh, rows = make(10), torch.cat((labels, torch.full_like(labels, 10)))
     with torch.no_grad():
@@ -180,22 +180,22 @@ def test_what_was_made_for_fallen_drafts_is_forgotten_by_both_networks(small_tok
 def test_lantern_with_nothing_to_gather_is_the_standard_rule(small_tokenizer, small_var):
     plan, labels = plan_of(small_tokenizer, small_var, top_k=40), torch.arange(8)
     near = neighbours(small_tokenizer.quantize.embedding.weight, 20)
-    drafter = small_var_network(depth=2)
+    proposer = small_var_network(depth=2)
     found = [
-        NextScale(drafter, rule, window=3).decode(plan, labels, Noise(range(8)))
+        NextScale(proposer, rule, window=3).decode(plan, labels, Noise(range(8)))
         for rule in (Standard(), Lantern(near, delta=0.0), Lantern(near, delta=0.5))
     ]
     assert same_tokens(found[0].tokens, found[1].tokens)
     strict, _, loose = (one.speculation for one in found)
-    assert loose.kept[0] / loose.judged[0] >= strict.kept[0] / strict.judged[0]
+    assert loose.accepted_tokens[0] / loose.judged[0] >= strict.accepted_tokens[0] / strict.judged[0]
     assert not same_tokens(found[0].tokens, found[2].tokens)
 
 
 def test_a_stage_drafts_its_own_scales_alone(small_tokenizer, small_var):
     plan, labels = plan_of(small_tokenizer, small_var), torch.tensor([3, 7])
     for scales, passes in ((range(2), 4), (range(1, 3), 4)):
-        drafter = Stage(small_var_network(), scales)
-        decoded = NextScale(drafter, window=3).decode(plan, labels, Noise([0, 1]))
+        proposer = Stage(small_var_network(), scales)
+        decoded = NextScale(proposer, window=3).decode(plan, labels, Noise([0, 1]))
         tally = decoded.speculation
         assert set(tally.judged) == set(scales)
         assert (tally.target_passes, tally.draft_passes) == (passes, 4)
@@ -233,26 +233,26 @@ def test_a_window_without_scales_is_refused(small_var):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"patch_nums": (1, 2)}, r"the drafter has patch_nums \[1, 2\] and the target \[1, 2, 3\]"),
-        ({"patch_nums": (1, 2, 4)}, r"the drafter has patch_nums \[1, 2, 4\] and the target \[1, 2, 3\]"),
-        ({"vocab_size": 5}, "the drafter has vocab_size 5 and the target 3"),
-        ({"num_classes": 7}, "the drafter has num_classes 7 and the target 2"),
-        ({"latent_channels": 8}, "the drafter has latent_channels 8 and the target 4"),
+        ({"patch_nums": (1, 2)}, r"the proposer has patch_nums \[1, 2\] and the target \[1, 2, 3\]"),
+        ({"patch_nums": (1, 2, 4)}, r"the proposer has patch_nums \[1, 2, 4\] and the target \[1, 2, 3\]"),
+        ({"vocab_size": 5}, "the proposer has vocab_size 5 and the target 3"),
+        ({"num_classes": 7}, "the proposer has num_classes 7 and the target 2"),
+        ({"latent_channels": 8}, "the proposer has latent_channels 8 and the target 4"),
     ],
 )
 def test_a_drafter_for_other_images_is_refused(toy_tokenizer, changes, words):
     sizes = {"num_classes": 2, **TOY, **changes}
-    drafter = VAR(VARConfig(depth=2, embed_dim=16, num_heads=2, **sizes))
+    proposer = VAR(VARConfig(depth=2, embed_dim=16, num_heads=2, **sizes))
     with pytest.raises(ValueError, match=words):
-        NextScale(drafter).decode(plan_of(toy_tokenizer, toy_var(0)), torch.tensor([0]), Noise([0]))
+        NextScale(proposer).decode(plan_of(toy_tokenizer, toy_var(0)), torch.tensor([0]), Noise([0]))
 
 
 def test_what_is_not_one_plain_var_is_refused(small_tokenizer, small_var, small_hmar):
     plan = plan_of(small_tokenizer, small_var)
     continuous = Stage(tiny_flowar(patch_nums=(1, 2, 3, 4)), range(4), flow=Flow(steps=2))
     cases = [
-        (plan, small_hmar, "next-scale speculation is for VAR; HMAR cannot be its drafter"),
-        (plan, continuous, "FlowAR cannot be its drafter"),
+        (plan, small_hmar, "next-scale speculation is for VAR; HMAR cannot be its proposer"),
+        (plan, continuous, "FlowAR cannot be its proposer"),
         (plan_of(small_tokenizer, small_hmar), small_var, "HMAR cannot be its target"),
         (plan_of(small_tokenizer, small_var, smooth=True), small_var, "draws plainly, without smooth; switch it off"),
         (
@@ -261,6 +261,6 @@ def test_what_is_not_one_plain_var_is_refused(small_tokenizer, small_var, small_
             "draws plainly, without subnet; switch it off",
         ),
     ]
-    for refused, drafter, words in cases:
+    for refused, proposer, words in cases:
         with pytest.raises(ValueError, match=words):
-            NextScale(drafter).decode(refused, torch.tensor([0]), Noise([0]))
+            NextScale(proposer).decode(refused, torch.tensor([0]), Noise([0]))

@@ -45,11 +45,11 @@ def emitted(rule, p: Tensor, q: Tensor | None, tokens_NS: Tensor, kind) -> Tenso
         low, high = torch.zeros(count, dtype=torch.float64), torch.ones(count, dtype=torch.float64)
         for _ in range(50):
             uniform_NS[:, s] = middle = (low + high) / 2
-            stands = rule.judge(p_NV, drafted, uniform_NS).choice == s
-            low, high = torch.where(stands, middle, low), torch.where(stands, high, middle)
+            accepted = rule.judge(p_NV, drafted, uniform_NS).choice == s
+            low, high = torch.where(accepted, middle, low), torch.where(accepted, high, middle)
         found.scatter_add_(1, tokens_NS[:, s : s + 1], (reached * low).unsqueeze(1))
         reached, uniform_NS[:, s] = reached * (1 - low), 1.0
-    return found + reached.unsqueeze(1) * rule.judge(p_NV, drafted, uniform_NS).left
+    return found + reached.unsqueeze(1) * rule.judge(p_NV, drafted, uniform_NS).residual
 
 
 def all_drafts(count: int) -> Tensor:
@@ -129,7 +129,7 @@ def test_relaxed_rules_at_their_strictest_are_the_standard_one_bit_for_bit(rule,
         uniform = torch.rand(2, generator=generator)
         ours, plain = rule.judge(p, drafted, uniform), Standard().judge(p, drafted, uniform)
         assert torch.equal(ours.choice, plain.choice)
-        assert torch.equal(ours.left, plain.left)
+        assert torch.equal(ours.residual, plain.residual)
 
 
 @pytest.mark.parametrize("delta", [0.05, 0.2, 0.6, 1.0])
@@ -165,7 +165,7 @@ def test_lanterns_bound_is_given_the_draft_and_not_over_all_drafts():
 
 
 def standing(rule, p: Tensor, q: Tensor) -> Tensor:
-    """The chance of every draft, (V,)."""
+    """The probability of every draft, (V,)."""
     tokens = torch.arange(CODES)
     return rule.test(p.expand(CODES, -1), q.expand(CODES, -1), tokens, torch.zeros(CODES))[0]
 

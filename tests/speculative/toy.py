@@ -42,7 +42,7 @@ def rows(stage: Stage, images: int) -> Tensor:
 
 
 def truth(stage: Stage) -> Tensor:
-    """The chance of every sequence."""
+    """The probability of every sequence."""
     with torch.inference_mode():
         logits = stage.backbone(rows(stage, len(SEQUENCES)), SEQUENCES[:, :-1].repeat(stage.rows, 1))
         places = torch.arange(SIDE**2).expand(len(SEQUENCES), -1)

@@ -36,14 +36,14 @@ def run(args: argparse.Namespace) -> None:
     """Draw every class with every seed into the image."""
     from var_toolkit.editing import prepare
     from var_toolkit.images import open_image
-    from var_toolkit.sampling.kept import require_keeping
+    from var_toolkit.sampling.preserved import require_editable
 
     image = open_image(args.image)
     mask = None if args.mask is None else _mask(args.mask)
     expand = args.expand and (args.expand[0] if len(args.expand) == 1 else args.expand)
 
     def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
-        require_keeping(plan)
+        require_editable(plan)
         with named(args.image):
             edit = prepare(image, mask, expand, side=shape.tokenizer.image_side, whole=args.keep_pixels)
         return {"image": str(args.image), "square": list(edit.square), "keep_pixels": args.keep_pixels}

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     """Draw variations of the image for every class and seed."""
     from var_toolkit.editing import as_image
     from var_toolkit.images import open_image
-    from var_toolkit.sampling.kept import require_keeping, require_scale
+    from var_toolkit.sampling.preserved import require_editable, require_scale
 
     image = open_image(args.image)
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
         require_scale(args.from_scale, shape.tokenizer.scales)
         with named(args.image):
             as_image(image, shape.tokenizer.image_side)
-        require_keeping(plan)
+        require_editable(plan)
         return {"image": str(args.image), "from_scale": args.from_scale}
 
     def draw(pipe: Pipeline, labels: list[int], **drawing: Any) -> Any:

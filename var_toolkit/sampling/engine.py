@@ -15,11 +15,11 @@ from torch import Tensor
 
 from var_toolkit.sampling.filters import draw, filter_top_k_top_p, guide, soft_codes
 from var_toolkit.sampling.flow import draw_map
-from var_toolkit.sampling.kept import Kept, require_keeping
 from var_toolkit.sampling.masked_refinement import refine
 from var_toolkit.sampling.next_token import draw_tokens
 from var_toolkit.sampling.noise import Noise, Stream
 from var_toolkit.sampling.plan import Plan, Stage, Tokenizer, is_next_token
+from var_toolkit.sampling.preserved import Preserved, require_editable
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Decoded:
 class Canvas:
     """The latent that grows scale by scale, and the backbone inputs that follow from it."""
 
-    def __init__(self, tokenizer: Tokenizer, kept: Kept | None = None) -> None:
-        self.pyramid, self.scales, self.kept = tokenizer.pyramid, tokenizer.scales, kept
+    def __init__(self, tokenizer: Tokenizer, preserved: Preserved | None = None) -> None:
+        self.pyramid, self.scales, self.preserved = tokenizer.pyramid, tokenizer.scales, preserved
         self.latent: Tensor | None = None
         self.inputs: list[Tensor] = []  # of scales 1, 2, ... as far as they are known
 
@@ -65,7 +65,7 @@ class Canvas:
 
     def add(self, codes_BLC: Tensor, scale: int) -> Tensor:
         latent: Tensor = self.pyramid.grow(self.latent, codes_BLC, scale)
-        self.latent = latent = latent if self.kept is None else self.kept.settle(scale, latent)
+        self.latent = latent = latent if self.preserved is None else self.preserved.merge_latent(scale, latent)
         if scale + 1 < len(self.scales):
             self.inputs.append(self.pyramid.shrink(latent, scale + 1))
         return latent
@@ -82,36 +82,36 @@ def decode(
     labels_B: Tensor,
     noise: Noise,
     *,
-    kept: Kept | None = None,
+    preserved: Preserved | None = None,
     on_scale: Callable[[ScaleEvent], None] | None = None,
 ) -> Decoded:
-    """Draw the tokens of one image a label, all scales coarse to fine, but for those that are kept.
+    """Draw the tokens of one image a label, all scales coarse to fine, but for those that are preserved.
 
     The tokens of an image depend on its label and its own noise, not on the other images of the batch. ValueError if
-    tokens are kept and the plan speculates.
+    tokens are preserved and the plan speculates.
     """
-    if kept is not None:
-        require_keeping(plan)
+    if preserved is not None:
+        require_editable(plan)
     speculation = plan.stages[0].speculation
     if speculation is not None:
         drawn: Decoded = speculation.decode(plan, labels_B, noise, on_scale=on_scale)
         return drawn
-    canvas = Canvas(plan.tokenizer, kept)
+    canvas = Canvas(plan.tokenizer, preserved)
     tokens: list[Tensor] = []
     condition: Any = None
     cache: Any = None
     passes, evaluations, cache_bytes = 0, 0, 0
-    for stage, scales, fresh, rooms in plan.passes():
+    for stage, scales, fresh, capacities in plan.passes():
         backbone: Any = stage.backbone
         rows_R, k = labels_of_rows(stage, labels_B), scales.stop - 1
         if fresh:
             cache = None  # freed before the next backbone makes its own
-            cache = backbone.new_cache(len(rows_R), rooms)
+            cache = backbone.new_cache(len(rows_R), capacities)
             condition = None if is_next_token(backbone) else backbone.condition(rows_R)
         else:
-            cache.resize(rooms)
+            cache.resize(capacities)
         if is_next_token(backbone):
-            found = draw_tokens(stage, rows_R, noise, cache, kept)
+            found = draw_tokens(stage, rows_R, noise, cache, preserved)
             codes = canvas.pyramid.embed(found)
         else:
             inputs = canvas.inputs_of(scales, stage.rows)
@@ -130,23 +130,25 @@ def decode(
 def _drawn(stage: Stage, k: int, hidden: Tensor, condition: Any, canvas: Canvas, noise: Noise) -> tuple[Tensor, Tensor]:
     """Tokens of a scale from its features (R, n_k, width), and what they stand for, (B, n_k, C)."""
     backbone: Any = stage.backbone
-    scales, pyramid, kept = canvas.scales, canvas.pyramid, canvas.kept
+    scales, pyramid, preserved = canvas.scales, canvas.pyramid, canvas.preserved
     if stage.flow is not None:
         strength = stage.strength(scales.progress(k))
         found = draw_map(stage, k, hidden, noise, channels=backbone.config.latent_channels, strength=strength)
-        found = found if kept is None else kept.put(k, found)
+        found = found if preserved is None else preserved.merge_tokens(k, found)
         return found, found
     logits = scale_choices(stage, backbone.logits(condition, hidden), scales.progress(k))
-    place = (scales.offsets[k], scales.lengths[k])
-    found = draw(logits, noise.uniform(Stream.TOKEN, *place), temperature=stage.temperature)
-    found = found if kept is None else kept.put(k, found)
+    span = (scales.offsets[k], scales.lengths[k])
+    found = draw(logits, noise.uniform(Stream.TOKEN, *span), temperature=stage.temperature)
+    found = found if preserved is None else preserved.merge_tokens(k, found)
     if stage.masked(k):
-        found = refine(stage, k, found, logits, condition, canvas.inputs[k - 1], pyramid, noise, kept)
+        found = refine(stage, k, found, logits, condition, canvas.inputs[k - 1], pyramid, noise, preserved)
     if not stage.smooth:
         return found, pyramid.embed(found)
-    gumbel = noise.gumbel(Stream.SMOOTH, *place, logits.shape[-1])
+    gumbel = noise.gumbel(Stream.SMOOTH, *span, logits.shape[-1])
     codes = soft_codes(logits, gumbel, pyramid.embedding.weight, progress=scales.progress(k))
-    return found, codes if kept is None else torch.where(kept.stays[k].unsqueeze(-1), pyramid.embed(found), codes)
+    return found, codes if preserved is None else torch.where(
+        preserved.mask[k].unsqueeze(-1), pyramid.embed(found), codes
+    )
 
 
 def labels_of_rows(stage: Stage, labels_B: Tensor) -> Tensor:

@@ -14,32 +14,32 @@ import torch
 from torch import Tensor
 
 from var_toolkit.sampling.filters import draw, filter_top_k_top_p
-from var_toolkit.sampling.kept import Kept
 from var_toolkit.sampling.noise import Noise, Stream
 from var_toolkit.sampling.plan import Stage
+from var_toolkit.sampling.preserved import Preserved
 
 
 def refine(
     stage: Stage, scale: int, found_BL: Tensor, logits_BLV: Tensor, condition: Any, inputs_BLc: Tensor, pyramid: Any,
-    noise: Noise, kept: Kept | None = None,
+    noise: Noise, preserved: Preserved | None = None,
 ) -> Tensor:  # fmt: skip
     """The tokens of a scale (B, L) after its masked passes, from those first drawn and the logits they came from.
 
-    As published, these passes run without guidance, so only the conditional rows are computed. Tokens that are kept
-    are never masked: a pass may draw fewer than its schedule says.
+    As published, these passes run without guidance, so only the conditional rows are computed. Preserved tokens are
+    never masked, so a pass may draw fewer than its schedule says.
     """
     assert stage.refine is not None
     backbone: Any = stage.backbone  # a stage with `refine` has one that can
-    place = (backbone.scales.offsets[scale], backbone.scales.lengths[scale])
+    span = (backbone.scales.offsets[scale], backbone.scales.lengths[scale])
     doubt_BL, masked_BL = confidence(logits_BLV, found_BL), torch.ones_like(found_BL, dtype=torch.bool)
-    if kept is not None:
-        masked_BL = masked_BL & ~kept.stays[scale]
+    if preserved is not None:
+        masked_BL = masked_BL & ~preserved.mask[scale]
     for step, count in enumerate(stage.refine.masked(scale)):
         masked_BL = least_confident(doubt_BL, masked_BL, count) & masked_BL
         current = current_input(pyramid, scale, found_BL, masked_BL if stage.refine.clean else None)
         logits_BLV = backbone.refined(condition, inputs_BLc, current, masked_BL, scales=range(scale, scale + 1))
         logits_BLV = filter_top_k_top_p(logits_BLV, top_k=stage.top_k, top_p=stage.top_p)
-        uniform_BL = noise.uniform(Stream.REFINE, *place, attempt=step)
+        uniform_BL = noise.uniform(Stream.REFINE, *span, attempt=step)
         drawn_BL = draw(logits_BLV, uniform_BL, temperature=stage.temperature)
         found_BL = torch.where(masked_BL, drawn_BL, found_BL)
         doubt_BL = confidence(logits_BLV, found_BL)

@@ -11,47 +11,47 @@ import torch
 from torch import Tensor
 
 from var_toolkit.sampling.filters import draw, filter_top_k_top_p, guide
-from var_toolkit.sampling.kept import Kept
 from var_toolkit.sampling.noise import Noise, Stream
+from var_toolkit.sampling.preserved import Preserved
 
 if TYPE_CHECKING:
     from var_toolkit.sampling.plan import Stage
 
 
-def draw_tokens(stage: Stage, labels_R: Tensor, noise: Noise, cache: Any, kept: Kept | None = None) -> Tensor:
-    """The map of each image, (B, L): a token depends on the class and on all tokens before it, kept ones among them.
+def draw_tokens(stage: Stage, labels_R: Tensor, noise: Noise, cache: Any, preserved: Preserved | None = None) -> Tensor:
+    """The map of each image, (B, L): a token depends on the class and on all tokens before it, also preserved ones.
 
-    What is kept behind a token has no say in it.
+    It does not depend on preserved tokens after it.
     """
     backbone: Any = stage.backbone
     count = backbone.config.tokens
     uniform_BL = noise.uniform(Stream.TOKEN, 0, count)
     hidden = backbone.next_hidden(labels_R, labels_R.new_empty(len(labels_R), 0), cache=cache)
     found: list[Tensor] = []
-    for place in range(count):
-        logits = choices(stage, backbone.next_logits(hidden), place)
-        here = slice(place, place + 1)
+    for position in range(count):
+        logits = choices(stage, backbone.next_logits(hidden), position)
+        here = slice(position, position + 1)
         drawn = draw(logits, uniform_BL[:, here])
-        found.append(drawn if kept is None else kept.put(0, drawn, here))
-        if place + 1 < count:
+        found.append(drawn if preserved is None else preserved.merge_tokens(0, drawn, here))
+        if position + 1 < count:
             hidden = backbone.next_hidden(None, found[-1].repeat(stage.rows, 1), cache=cache)
     return torch.cat(found, dim=1)
 
 
-def choices(stage: Stage, logits_RLV: Tensor, place: int | Tensor) -> Tensor:
+def choices(stage: Stage, logits_RLV: Tensor, position: int | Tensor) -> Tensor:
     """Logits of the rows -> those that the tokens are drawn from (B, L, V): guided, tempered and filtered.
 
-    `place` is that of the token in the map, one for all or one each, (B, L). As published, where guidance has ended the
-    null half is still computed and the conditional one taken alone; and the filters see the temperature, which those of
-    next-scale models do not.
+    `position` is that of the token in the map: one for all, or one each, (B, L). As published, where guidance has ended
+    the null half is still computed and the conditional half is used alone; and the filters act after the temperature,
+    while those of next-scale models act before it.
     """
     if stage.guidance > 0:
-        logits_RLV = _guided(stage, logits_RLV, place)
+        logits_RLV = _guided(stage, logits_RLV, position)
     return filter_top_k_top_p(logits_RLV / stage.temperature, top_k=stage.top_k, top_p=stage.top_p)
 
 
-def _guided(stage: Stage, logits_RLV: Tensor, place: int | Tensor) -> Tensor:
+def _guided(stage: Stage, logits_RLV: Tensor, position: int | Tensor) -> Tensor:
     if stage.guided_tokens is None:
         return guide(logits_RLV, stage.guidance)
-    within = torch.as_tensor(place, device=logits_RLV.device) < stage.guided_tokens
+    within = torch.as_tensor(position, device=logits_RLV.device) < stage.guided_tokens
     return torch.where(within.unsqueeze(-1), guide(logits_RLV, stage.guidance), logits_RLV.chunk(2)[0])

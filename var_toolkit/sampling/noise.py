@@ -62,10 +62,10 @@ class Noise:
         """
         device = self._seeds_B11.device
         block = torch.arange((width + 3) // 4, device=device).view(1, 1, -1)
-        place = torch.arange(position, position + tokens, device=device).view(1, -1, 1)
+        index = torch.arange(position, position + tokens, device=device).view(1, -1, 1)
         zero = torch.zeros((), dtype=torch.int64, device=device)
         key = (self._seeds_B11 & _MASK, (self._seeds_B11 >> 32) & _MASK)
-        words = philox((block, place, zero + int(stream), zero + attempt), key)
+        words = philox((block, index, zero + int(stream), zero + attempt), key)
         return torch.stack(words, dim=-1).flatten(2)[..., :width]
 
     def uniform(self, stream: Stream, position: int, tokens: int, *, attempt: int = 0) -> Tensor:

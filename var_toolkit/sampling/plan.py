@@ -200,7 +200,7 @@ class Pass(NamedTuple):
     stage: Stage
     scales: range  # that the backbone takes in; the last of them is drawn
     fresh: bool  # whether the stage's backbone begins here, with an empty cache
-    rooms: tuple[int, ...]  # tokens for which each layer's cache needs room from here on
+    capacities: tuple[int, ...]  # tokens for which each layer's cache needs room from here on
 
 
 class Cost(NamedTuple):
@@ -282,10 +282,10 @@ class Plan:
             known = 0 if fresh else known
             for k in stage.scales:
                 scales = range(k if stage.backbone.markov else known, k + 1)
-                yield Pass(stage, scales, fresh, self._rooms(index, scales))
+                yield Pass(stage, scales, fresh, self._capacities(index, scales))
                 fresh, known = False, k + 1
 
-    def _rooms(self, index: int, scales: range) -> tuple[int, ...]:
+    def _capacities(self, index: int, scales: range) -> tuple[int, ...]:
         """Until the switch to a subnet no layer needs room for more than the scales before it; then some need none."""
         stage, offsets = self.stages[index], self.tokenizer.scales.offsets
         if stage.backbone.markov:
@@ -314,7 +314,9 @@ class Plan:
             forward_passes=sum(one.stage.forward_passes(one.scales.stop - 1) for one in passes),
             evaluations=sum(one.stage.evaluations() for one in passes),
             multiply_adds=sum(self._work(one) for one in passes),
-            cache_values=max(one.stage.rows * sum(map(one.stage.backbone.cache_values, one.rooms)) for one in passes),
+            cache_values=max(
+                one.stage.rows * sum(map(one.stage.backbone.cache_values, one.capacities)) for one in passes
+            ),
         )
 
     def _work(self, one: Pass) -> int:

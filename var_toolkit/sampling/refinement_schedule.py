@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from var_toolkit.scales import Scales
 
-# How many tokens are settled in each pass, by the side of the scale; scales that are not named take one pass.
+# How many tokens are decided in each pass, by the side of the scale; scales that are not named take one pass.
 NAMED: dict[str, dict[int, tuple[int, ...]]] = {
     "published": {2: (1, 3), 3: (1, 1, 2, 5)},  # of the released sampler: 14 passes at 256 px
     "benchmark-256": {2: (1, 3), 3: (1, 3, 5)},  # of the paper's speed tables, by resolution
@@ -20,18 +20,18 @@ REST = "..."
 
 @dataclass(frozen=True)
 class Refinement:
-    """How many tokens of each scale are settled in each pass: one tuple a scale, its numbers sum to its tokens.
+    """How many tokens of each scale are decided in each pass: one tuple per scale, whose sum is its number of tokens.
 
-    The first number counts the draw of the whole scale, each further one a masked pass. Tokens that stay visible are
-    shown as the published code shows them: the convolution that spreads them over the latent has seen the masked ones
-    too. `clean` empties the masked places before; weights that were trained the published way did not learn from that.
+    The first number counts the draw of the whole scale, each further one a masked pass. As published, the input that
+    shows the visible tokens is made by a convolution that has also seen the masked ones. `clean` sets the masked
+    positions to zero before it; weights trained the published way have not seen such inputs.
     """
 
     schedule: tuple[tuple[int, ...], ...]
     clean: bool = False
 
     def masked(self, scale: int) -> tuple[int, ...]:
-        """How many tokens are masked in each masked pass of a scale: all that are not settled before it."""
+        """How many tokens are masked in each masked pass of a scale: all that are not decided before it."""
         counts = self.schedule[scale]
         return tuple(sum(counts[step:]) for step in range(1, len(counts)))
 

@@ -26,7 +26,7 @@ def variant(plan: Planned, *, subnet: int, full_scales: int) -> Plan:
     count = len(plan.tokenizer.scales)
     if not 1 <= full_scales <= count:
         raise ValueError(f"full_scales is {full_scales}; it must be from 1 to {count}, the number of scales")
-    kept_layers(max(len(stage.backbone.blocks) for stage in plan.stages), subnet)  # which refuses what none has
+    subnet_layers(max(len(stage.backbone.blocks) for stage in plan.stages), subnet)  # which refuses what none has
     return Plan(plan.tokenizer, tuple(_shortened(stage, subnet, full_scales) for stage in plan.stages))
 
 
@@ -34,10 +34,10 @@ def _shortened(stage: Stage, subnet: int, full_scales: int) -> Stage:
     depth = len(stage.backbone.blocks)
     if subnet >= depth:
         return replace(stage, subnet=None)
-    return replace(stage, subnet=Subnet(kept_layers(depth, subnet), full_scales))
+    return replace(stage, subnet=Subnet(subnet_layers(depth, subnet), full_scales))
 
 
-def kept_layers(depth: int, subnet: int) -> tuple[int, ...]:
+def subnet_layers(depth: int, subnet: int) -> tuple[int, ...]:
     """Which of `depth` layers a subnet of `subnet` keeps: spread evenly, with the first and the last (section 3).
 
     They are not nested: of 30 layers, the 8 kept are not all among the 16 kept.

@@ -15,9 +15,9 @@ from var_toolkit.speculative.rules import OneByOne, at, ratio, residual
 
 @dataclass(frozen=True)
 class Decayed(OneByOne):
-    """The chance is min(1, w p / q) with w = max(1, `boost` exp(-`decay` i)) for the i-th draft of a window.
+    """The probability is min(1, w p / q) with w = max(1, `boost` exp(-`decay` i)) for the i-th draft of a window.
 
-    What is left is that of the standard rule, the best choice for any chance that is not smaller than its own.
+    What is left is that of the standard rule, the best choice for any probability that is not smaller than its own.
     """
 
     boost: float

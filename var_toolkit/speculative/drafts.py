@@ -1,6 +1,6 @@
 """Drafts of one round: tokens that may follow the last settled one, as a chain, as several chains, or as a tree.
 
-Letters: B images, R rows (images, twice under guidance), N drafts, M places with drafts, S drafts for one place,
+Letters: B images, R rows (images, twice under guidance), N drafts, M positions with drafts, S drafts for one place,
 V vocabulary. Node 0 is the last settled token, the root; node 1 + i is draft i. Drafts lie level by level.
 """
 
@@ -100,13 +100,13 @@ class Topology:
         if self.is_chain:
             return None
         device = before_R.device
-        places_RL = root_R.unsqueeze(1) + self.depths[fed.start : fed.stop].to(device)
+        positions_RL = root_R.unsqueeze(1) + self.depths[fed.start : fed.stop].to(device)
         slots_K = torch.arange(int(before_R.max()) + fed.stop - first, device=device)
         node_RK = slots_K - before_R.unsqueeze(1) + first
         sees_LN = self.sees[fed.start : fed.stop].to(device)
         sees_RLK = sees_LN[:, node_RK.clamp(0, self.nodes - 1)].transpose(0, 1)
         ahead_R1K = (node_RK >= fed.stop).unsqueeze(1)
-        return Branches(places_RL, (sees_RLK | (node_RK < first).unsqueeze(1)) & ~ahead_R1K)
+        return Branches(positions_RL, (sees_RLK | (node_RK < first).unsqueeze(1)) & ~ahead_R1K)
 
 
 @lru_cache(maxsize=64)
@@ -126,7 +126,7 @@ class Draft:
     kind: Kind
 
     def drafted(self) -> Drafted:
-        """The same as a rule reads it: for each image and each of the M places, (B, M, ...)."""
+        """The same as a rule reads it: for each image and each of the M positions, (B, M, ...)."""
         device, count = self.tokens.device, len(self.topology.children)
         children_MS, depth_M = self.topology.children.to(device), self.topology.depths[:count].to(device)
         valid_BMS = (children_MS >= 0) & (depth_M < self.depths.to(device).unsqueeze(1)).unsqueeze(-1)

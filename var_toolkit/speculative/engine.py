@@ -4,8 +4,8 @@ Every image goes forward at its own pace, so a batch changes nothing for any of 
 code moves all rows by the shortest, which is not exact). Chance has a stream for drafts, one for verdicts and one for
 the tokens that the target draws itself, each used once for every purpose and round.
 
-Letters: B images, R rows (B, or 2B under guidance: conditional half first), L tokens, N drafts, M places with drafts,
-S drafts for one place, A tokens settled in a round, C width, V vocabulary.
+Letters: B images, R rows (B, or 2B under guidance: conditional half first), L tokens, N drafts, M positions with
+drafts, S drafts for one position, A tokens decided in a round, C width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from var_toolkit.speculative.tally import Tally
 
 
 class Run:
-    """One batch under way, which drafters read."""
+    """One batch under way, which proposers read."""
 
     def __init__(self, stage: Stage, labels_R: Tensor, noise: Noise) -> None:
         self.stage, self.labels_R, self.noise = stage, labels_R, noise
@@ -38,7 +38,7 @@ class Run:
         self.images = len(labels_R) // stage.rows
         self.tokens_BL = labels_R.new_zeros(self.images, self.total)
         self.counts = [0] * self.images  # settled tokens of each image, which is the place of the next
-        self.places_B = labels_R.new_zeros(self.images)  # the same as a tensor
+        self.positions_B = labels_R.new_zeros(self.images)  # the same as a tensor
         self.round = 0
 
     @property
@@ -48,18 +48,18 @@ class Run:
 
     def last(self) -> Tensor:
         """The last settled token of each image, (B, 1)."""
-        return self.tokens_BL.gather(1, self.places_B.unsqueeze(1) - 1)
+        return self.tokens_BL.gather(1, self.positions_B.unsqueeze(1) - 1)
 
-    def settle(self, tokens_BA: Tensor, new: Sequence[int]) -> None:
+    def extend(self, tokens_BA: Tensor, new: Sequence[int]) -> None:
         """Put the first `new` tokens of each row behind those that are settled."""
         if min(new) == max(new) == tokens_BA.shape[1]:
-            self.tokens_BL.scatter_(1, self._ranks(tokens_BA) + self.places_B.unsqueeze(1), tokens_BA)
-            self.places_B = self.places_B + max(new)
+            self.tokens_BL.scatter_(1, self._ranks(tokens_BA) + self.positions_B.unsqueeze(1), tokens_BA)
+            self.positions_B = self.positions_B + max(new)
         else:
             new_B = torch.tensor(new, device=tokens_BA.device)
             rows_X, ranks_X = (self._ranks(tokens_BA) < new_B.unsqueeze(1)).nonzero(as_tuple=True)
-            self.tokens_BL[rows_X, self.places_B[rows_X] + ranks_X] = tokens_BA[rows_X, ranks_X]
-            self.places_B = self.places_B + new_B
+            self.tokens_BL[rows_X, self.positions_B[rows_X] + ranks_X] = tokens_BA[rows_X, ranks_X]
+            self.positions_B = self.positions_B + new_B
         self.counts = [count + more for count, more in zip(self.counts, new, strict=True)]
 
     @staticmethod
@@ -73,14 +73,14 @@ class Checked:
 
     draft: Draft | None
     p: Tensor  # (B, 1 + N, V): what the target would draw from behind each node
-    verdict: Verdict | None  # of the M places, (B, M)
+    verdict: Verdict | None  # of the M positions, (B, M)
     new: list[int]  # tokens that each image has settled: the drafts that stood and one more, or none at all
     tokens: Tensor  # (B, A): they, from the left
     features: Tensor  # (R, A, C): the target's, where it predicted them
 
 
 class Session(Protocol):
-    """A drafter at work on one batch."""
+    """A proposer at work on one batch."""
 
     def learn(self, run: Run, checked: Checked) -> None:
         """See what became of the last round; also of the first pass, which had no drafts."""
@@ -91,13 +91,13 @@ class Session(Protocol):
         ...
 
 
-class Drafter(Protocol):
-    """Settings of a drafter."""
+class Proposer(Protocol):
+    """Settings of a proposer."""
 
     def begin(self, run: Run, lengths: LengthPolicy) -> Session: ...
 
     def cost(self, stage: Stage) -> float:
-        """Of a drafter's pass, in passes of the target."""
+        """Of a proposer's pass, in passes of the target."""
         ...
 
     @property
@@ -113,16 +113,16 @@ class Drafter(Protocol):
 
 @dataclass(frozen=True, repr=False)
 class Speculation:
-    """A drafter, a rule and a length policy: how a stage of a next-token model draws its map."""
+    """A proposer, a rule and a length policy: how a stage of a next-token model draws its map."""
 
-    drafter: Drafter
+    proposer: Proposer
     rule: Rule
     lengths: LengthPolicy
 
     @property
     def networks(self) -> Sequence[Any]:
         """Those that draft, the target's own layers not counted again."""
-        return self.drafter.networks
+        return self.proposer.networks
 
     def require_fit(self, stage: Stage) -> None:
         """ValueError unless the stage draws a map token by token."""
@@ -145,8 +145,8 @@ class Speculation:
     def draw(self, stage: Stage, labels_R: Tensor, noise: Noise) -> tuple[Tensor, Tally]:
         """The map of each image, (B, L), and what it took."""
         run = Run(stage, labels_R, noise)
-        target, session = Target(run, self.drafter.nodes), self.drafter.begin(run, self.lengths)
-        books = _Books(run, self.lengths, self.drafter.cost(stage))
+        target, session = Target(run, self.proposer.nodes), self.proposer.begin(run, self.lengths)
+        books = _Books(run, self.lengths, self.proposer.cost(stage))
         draft, passes = None, [0] * run.images
         while True:
             checked = target.check(draft, self.rule)
@@ -164,7 +164,7 @@ class Speculation:
 
     def __repr__(self) -> str:
         """In words that tell all settings, without the tensors."""
-        return f"{self.drafter}, {self.rule}, {self.lengths}"
+        return f"{self.proposer}, {self.rule}, {self.lengths}"
 
 
 class _Books:
@@ -174,7 +174,7 @@ class _Books:
         self.run, self.lengths, self.cost = run, lengths, cost
         self.windows = [lengths.first] * run.images
         self.accounts = [Account() for _ in run.counts]
-        self.tally = Tally(images=run.images, settled=run.total * run.images)
+        self.tally = Tally(images=run.images, decided=run.total * run.images)
         self.tally.paces = [[] for _ in run.counts]
 
     def enter(self, checked: Checked, passes: Sequence[int]) -> None:
@@ -193,7 +193,7 @@ class _Books:
         self.accounts[row].add(record)
         self.tally.draft_passes += record.passes
         self.tally.drafted += record.drafted
-        self.tally.stood[record.stood] += 1
+        self.tally.accepted_counts[record.accepted] += 1
 
     def depths(self) -> list[int]:
         """How many tokens to draft for each image: none where that does not pay, and none behind its end."""
@@ -221,15 +221,15 @@ class Target:
         """One pass over the last settled token and its drafts; settles what stands, and a token more."""
         run = self.run
         hidden_RLC = self._read(draft)
-        p = choices(run.stage, self.network.next_logits(hidden_RLC), self._places(draft)).softmax(-1)
+        p = choices(run.stage, self.network.next_logits(hidden_RLC), self._positions(draft)).softmax(-1)
         checked = self._plain(p, hidden_RLC) if draft is None else self._judged(draft, p, hidden_RLC, rule)
-        run.settle(checked.tokens, checked.new)
+        run.extend(checked.tokens, checked.new)
         self.cache.rewind(run.counts * run.stage.rows)
         return checked
 
     def _plain(self, p: Tensor, hidden_R1C: Tensor) -> Checked:
         """A token for each image, without drafts."""
-        tokens_B1 = pick(p, self._uniform(self.run.places_B.unsqueeze(1)))
+        tokens_B1 = pick(p, self._uniform(self.run.positions_B.unsqueeze(1)))
         return Checked(None, p, None, [min(1, left) for left in self.run.left], tokens_B1, hidden_R1C)
 
     def _judged(self, draft: Draft, p: Tensor, hidden_RLC: Tensor, rule: Rule) -> Checked:
@@ -240,8 +240,8 @@ class Target:
         nodes_BA = _padded(paths).to(p.device)
         tokens_BA = self._tokens(draft, p, verdict, nodes_BA, paths)
         if not draft.topology.is_chain:  # which lies where it belongs already
-            root_B1 = run.places_B.unsqueeze(1)
-            self.cache.move(run.places_B.repeat(run.stage.rows), (root_B1 + nodes_BA).repeat(run.stage.rows, 1))
+            root_B1 = run.positions_B.unsqueeze(1)
+            self.cache.move(run.positions_B.repeat(run.stage.rows), (root_B1 + nodes_BA).repeat(run.stage.rows, 1))
         return Checked(draft, p, verdict, new, tokens_BA, along(hidden_RLC, nodes_BA.repeat(run.stage.rows, 1)))
 
     def _read(self, draft: Draft | None) -> Tensor:
@@ -252,14 +252,14 @@ class Target:
         tokens_BL, branches = run.last(), None
         if draft is not None:
             tokens_BL = torch.cat((tokens_BL, draft.tokens), dim=1)
-            root_R = run.places_B.repeat(copies)
+            root_R = run.positions_B.repeat(copies)
             branches = draft.topology.branches(range(draft.topology.nodes), root_R, root_R, first=0)
         hidden = self.network.next_hidden(None, tokens_BL.repeat(copies, 1), cache=self.cache, branches=branches)
         return cast(Tensor, hidden)
 
-    def _places(self, draft: Draft | None) -> Tensor:
+    def _positions(self, draft: Draft | None) -> Tensor:
         """Of the tokens behind each node, in the map, (B, 1 + N)."""
-        counts_B1 = self.run.places_B.unsqueeze(1)
+        counts_B1 = self.run.positions_B.unsqueeze(1)
         return counts_B1 if draft is None else counts_B1 + draft.topology.depths.to(counts_B1.device)
 
     def _verdict(self, draft: Draft, p: Tensor, rule: Rule) -> Verdict:
@@ -267,28 +267,28 @@ class Target:
         if draft.kind not in rule.kinds:
             raise ValueError(f"{rule} judges {' or '.join(rule.kinds)} drafts; these are {draft.kind}")
         drafted = draft.drafted()
-        places, count = drafted.tokens.shape[1], draft.tokens.shape[1]
+        positions, count = drafted.tokens.shape[1], draft.tokens.shape[1]
         # A number for each draft, so that it does not depend on how far others of the batch have drafted.
         uniform_BN = self.run.noise.uniform(Stream.ACCEPT, 0, count, attempt=self.run.round)
         children_MS = draft.topology.children.clamp(min=0).to(p.device)
-        return rule.judge(p[:, :places], drafted, uniform_BN[:, children_MS])
+        return rule.judge(p[:, :positions], drafted, uniform_BN[:, children_MS])
 
     def _tokens(self, draft: Draft, p: Tensor, verdict: Verdict, nodes_BA: Tensor, paths: list[list[int]]) -> Tensor:
         """The drafts along each path, and behind them one token from what is left there, (B, A)."""
-        p = torch.cat((verdict.left, p[:, verdict.left.shape[1] :]), dim=1)
-        stood_B1 = torch.tensor([[len(path) - 1] for path in paths], device=p.device)
-        last_B1V = along(p, nodes_BA.gather(1, stood_B1))
-        drawn_B1 = pick(last_B1V, self._uniform(self.run.places_B.unsqueeze(1) + stood_B1))
+        p = torch.cat((verdict.residual, p[:, verdict.residual.shape[1] :]), dim=1)
+        accepted_B1 = torch.tensor([[len(path) - 1] for path in paths], device=p.device)
+        last_B1V = along(p, nodes_BA.gather(1, accepted_B1))
+        drawn_B1 = pick(last_B1V, self._uniform(self.run.positions_B.unsqueeze(1) + accepted_B1))
         drafts_BA = draft.tokens.gather(1, (nodes_BA[:, 1:] - 1).clamp(min=0))
-        return torch.cat((drafts_BA, drawn_B1), dim=1).scatter(1, stood_B1, drawn_B1)
+        return torch.cat((drafts_BA, drawn_B1), dim=1).scatter(1, accepted_B1, drawn_B1)
 
-    def _uniform(self, places_B1: Tensor) -> Tensor:
-        """The numbers that draw the tokens of these places; a finished image gets any."""
-        return self.uniform_BL.gather(1, places_B1.clamp(max=self.run.total - 1))
+    def _uniform(self, positions_B1: Tensor) -> Tensor:
+        """The numbers that draw the tokens of these positions; a finished image gets any."""
+        return self.uniform_BL.gather(1, positions_B1.clamp(max=self.run.total - 1))
 
 
 def along(values_RLX: Tensor, index_RA: Tensor) -> Tensor:
-    """Some places of each row, (R, A, X)."""
+    """Some positions of each row, (R, A, X)."""
     return values_RLX.gather(1, index_RA.unsqueeze(-1).expand(-1, -1, values_RLX.shape[-1]))
 
 

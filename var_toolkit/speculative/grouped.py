@@ -1,4 +1,4 @@
-"""Grouped speculative decoding (GSD): a draft stands or falls with the codes that are about as likely.
+"""Grouped speculative decoding (GSD): a draft is judged together with the codes that are about as likely.
 
 Letters: V vocabulary.
 """
@@ -14,10 +14,10 @@ from var_toolkit.speculative.rules import OneByOne, at, ratio, residual
 
 @dataclass(frozen=True)
 class Grouped(OneByOne):
-    """The chance is min(1, P / Q) with the masses of the `size` codes nearest in p to the draft, itself among them.
+    """Accepts with probability min(1, P / Q): the masses of the `size` codes nearest in p to the draft, with itself.
 
-    What is left is that of the standard rule, which `size` 1 is. On the whole larger groups let more drafts stand,
-    though not every one.
+    The residual is that of the standard rule, which is the case of `size` 1. Larger groups accept more drafts on
+    average, though not each one.
     """
 
     size: int

@@ -1,6 +1,6 @@
 """Drafts that a network draws level by level: behind every node of a level, then behind what was drawn there.
 
-Letters: B images, R rows of the drafter (images, twice if it is guided), n nodes of a level, L tokens, C width,
+Letters: B images, R rows of the proposer (images, twice if it is guided), n nodes of a level, L tokens, C width,
 V vocabulary.
 """
 
@@ -79,7 +79,7 @@ class GrowingSession:
         self.root_R1C = along(hidden_RLC, last_R1)
 
     def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
-        """Level by level; an image stops where its drafter is not sure."""
+        """Level by level; an image stops where its proposer is not sure."""
         assert self.root_R1C is not None
         tree = topology(self.shape.widths[: max(depths)], self.shape.chains)
         before, hidden_RnC = self.reader.cache.lengths, self.root_R1C
@@ -89,8 +89,8 @@ class GrowingSession:
         for level, width in enumerate(tree.widths):
             if level > 0:
                 hidden_RnC = self._read(run, tree.levels[level], before, tokens[-1], hidden_RnC, tree)
-            places_Bn = (run.places_B + level).unsqueeze(1).expand(-1, len(tree.levels[level]))
-            q_BnV = choices(self.reader.stage, self.reader.logits(hidden_RnC), places_Bn).softmax(-1)
+            positions_Bn = (run.positions_B + level).unsqueeze(1).expand(-1, len(tree.levels[level]))
+            q_BnV = choices(self.reader.stage, self.reader.logits(hidden_RnC), positions_Bn).softmax(-1)
             depths_B = self._sure(q_BnV, depths_B, level)
             if not bool((depths_B > level).any()):
                 break
@@ -111,7 +111,7 @@ class GrowingSession:
         """Features at the nodes of a level, whose parents' are given."""
         width = tokens_Bn.shape[1] // parents_RnC.shape[1]
         before_R = torch.tensor(before, device=tokens_Bn.device)
-        branches = tree.branches(fed, before_R, run.places_B.repeat(self.reader.stage.rows), first=1)
+        branches = tree.branches(fed, before_R, run.positions_B.repeat(self.reader.stage.rows), first=1)
         return self.reader.read(tokens_Bn, parents_RnC.repeat_interleave(width, dim=1), branches)
 
     def _sure(self, q_BnV: Tensor, depths_B: Tensor, level: int) -> Tensor:

@@ -82,8 +82,8 @@ class JacobiSession:
         uniform_BN = run.noise.uniform(Stream.DRAFT, 0, count + 1, attempt=run.round)
         tokens = pick(self._masses(checked), uniform_BN)
         if self.settings.keep and checked.verdict is not None:
-            stands = F.pad(checked.verdict.choice == 0, (0, 1))
-            tokens = torch.where(stands, F.pad(checked.draft.tokens, (0, 1)), tokens)
+            accepted = F.pad(checked.verdict.choice == 0, (0, 1))
+            tokens = torch.where(accepted, F.pad(checked.draft.tokens, (0, 1)), tokens)
         new_B = torch.tensor(checked.new, device=tokens.device)
         shift_BN = new_B.unsqueeze(1) + torch.arange(self.tokens_BN.shape[1], device=tokens.device)
         taken_BN = shift_BN.clamp(max=count)
@@ -95,7 +95,7 @@ class JacobiSession:
         """What a draft behind each node is drawn from if none stays, (B, 1 + N, V)."""
         if not self.settings.keep or checked.verdict is None:
             return checked.p
-        return torch.cat((checked.verdict.left, checked.p[:, -1:]), dim=1)
+        return torch.cat((checked.verdict.residual, checked.p[:, -1:]), dim=1)
 
     def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
         deepest = max(depths)
@@ -105,17 +105,17 @@ class JacobiSession:
         return Draft(tokens, topology((1,) * deepest), depths_B, q, "independent"), [0] * run.images
 
     def _start(self, run: Run, deepest: int) -> None:
-        """Fill the places up to `deepest` that no pass has seen, from left to right: one may repeat another."""
+        """Fill the positions up to `deepest` that no pass has seen, from left to right: one may repeat another."""
         if int(self.known_B.min()) >= deepest:
             return
         fresh_BN = self._random(run, deepest)
-        places_BN = run.places_B.unsqueeze(1) + torch.arange(deepest, device=fresh_BN.device)
+        positions_BN = run.positions_B.unsqueeze(1) + torch.arange(deepest, device=fresh_BN.device)
         left_B = run.last().squeeze(1)
         self.q_BNV, self.tokens_BN = self.q_BNV.clone(), self.tokens_BN.clone()
         for n in range(deepest):
             token_B = fresh_BN[:, n]
             if self.settings.start != "random":
-                token_B = torch.where(places_BN[:, n] % self.side == 0, token_B, left_B)
+                token_B = torch.where(positions_BN[:, n] % self.side == 0, token_B, left_B)
             unseen_B = n >= self.known_B
             token_B = torch.where(unseen_B, token_B, self.tokens_BN[:, n])
             self.tokens_BN[:, n] = token_B

@@ -14,7 +14,7 @@ BISECTIONS = 30
 
 
 class KSeq(Rule):
-    """A draft stands with chance min(1, p / (rho q)), with the smallest rho for which that is still exact.
+    """A draft stands with probability min(1, p / (rho q)), with the smallest rho for which that is still exact.
 
     One draft makes it the standard rule.
     """
@@ -25,10 +25,10 @@ class KSeq(Rule):
         assert drafted.q is not None
         siblings = drafted.valid.sum(-1)
         rho = smallest_rho(p, drafted.q, siblings)
-        chance = ratio(p.gather(-1, drafted.tokens), rho.unsqueeze(-1) * drafted.q.gather(-1, drafted.tokens))
-        stands = drafted.valid & (uniform < chance)
+        probability = ratio(p.gather(-1, drafted.tokens), rho.unsqueeze(-1) * drafted.q.gather(-1, drafted.tokens))
+        accepted = drafted.valid & (uniform < probability)
         count = drafted.tokens.shape[-1]
-        choice = torch.where(stands.any(-1), stands.int().argmax(-1), count)
+        choice = torch.where(accepted.any(-1), accepted.int().argmax(-1), count)
         return Verdict(choice, self._left(p, drafted.q, rho, siblings))
 
     @staticmethod

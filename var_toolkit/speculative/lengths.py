@@ -13,8 +13,8 @@ class Record(NamedTuple):
     """What became of one round of one image."""
 
     drafted: int  # levels of drafts
-    stood: int  # of them
-    passes: int  # of the drafter
+    accepted: int  # of them
+    passes: int  # of the proposer
 
 
 class LengthPolicy(Protocol):
@@ -25,7 +25,7 @@ class LengthPolicy(Protocol):
 
     @property
     def confidence(self) -> float:
-        """A drafter that draws token by token stops where its likeliest token has less mass than this."""
+        """A proposer that draws token by token stops where its likeliest token has less mass than this."""
         ...
 
     @property
@@ -40,7 +40,7 @@ class LengthPolicy(Protocol):
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same length in every round, or less where the drafter is not sure (Kangaroo, arXiv 2404.18911)."""
+    """The same length in every round, or less where the proposer is not sure (Kangaroo, arXiv 2404.18911)."""
 
     window: int
     confidence: float = 0.0
@@ -73,7 +73,7 @@ class Adaptive(Fixed):
     def after(self, window: int, record: Record) -> int:
         if record.drafted == 0:
             return window
-        if record.stood == record.drafted:
+        if record.accepted == record.drafted:
             return min(window + 2, self.window)
         return max(window - 1, min(SHORTEST, self.window))
 
@@ -86,18 +86,18 @@ class Account:
     """What the rounds of an image have settled and taken."""
 
     rounds: int = 0
-    settled: int = 0
-    passes: int = 0  # of the drafter
+    decided: int = 0
+    passes: int = 0  # of the proposer
 
     def add(self, record: Record) -> None:
         """One round more."""
         self.rounds, self.passes = self.rounds + 1, self.passes + record.passes
-        self.settled += record.stood + 1
+        self.decided += record.accepted + 1
 
     def pays(self, cost: float) -> bool:
         """Whether drafting has settled more than plain decoding would have for the same work.
 
-        `cost` is that of a drafter's pass in passes of the target; a pass of the target over several tokens counts as
+        `cost` is that of a proposer's pass in passes of the target; a pass of the target over several tokens counts as
         one. So it depends on no clock, and a seed gives one image. True until there are enough rounds to tell.
         """
-        return self.rounds < PATIENCE or self.settled >= self.rounds + cost * self.passes
+        return self.rounds < PATIENCE or self.decided >= self.rounds + cost * self.passes

@@ -1,22 +1,22 @@
-"""Next-scale speculation: a small VAR drafts some scales, and the large one scores them all in one block-causal pass.
+"""Next-scale speculation: a small VAR proposes some scales, and the large one scores them all in one block-causal pass.
 
-The tokens of a scale are drawn independently, given the coarser scales. So a rule judges every token of a drafted scale
-for itself, and where a token falls it is drawn again: the scale is then one of the target's, whether it stood whole or
-not. If it did not, the finer drafts, made for another image, are thrown away and drafting starts anew behind it. If
-all stood, the target draws one scale more from the same pass.
+The tokens of a scale are drawn independently, given the coarser scales. So a rule judges every token of a proposed
+scale by itself, and a rejected token is redrawn from the residual distribution: the scale then has the distribution of
+the target, whether all of it was accepted or not. If it was not, the finer drafts, which belong to another image, are
+discarded and drafting starts again after it. If all were accepted, the target draws one more scale from the same pass.
 
-Where it pays: a scale of n tokens stands only if all n do, so with an exact rule only the coarsest ever stand, and
-those are the cheap ones. The embedded VAR of 12 layers, helped by that of 6, keeps a share of .75, .79, .65, .48 and
-.46 of the tokens of scales 0 to 4, and takes 5.1 passes an image in place of 6 with a window of two, 4.8 with three
-or more. LANTERN keeps more (delta 0.2: 4.0 passes with a window of three; 0.4: 3.6, and 3.3 with four). But the
-drafter takes half the time of the target, and fine scales are drafted and judged in vain: on a CPU, whose time goes
-with the tokens, drafts of every scale take 1.4 to 2.7 times as long as plain decoding, with either rule. A stage that
-drafts the first two scales alone takes 1.0 to 1.1 times as long and spares 1.1 passes, 1.9 with LANTERN at 0.4. So it
-can pay only where a pass takes its time however few tokens it holds: a large target and a far smaller drafter on a GPU,
-one image at a time. A batch saves less: ten images begin their rounds apart, so that by the standard rule 5.7 to
-5.9 passes of 6 are left.
+When it is worth it: a scale of n tokens is accepted only if all n are, so with an exact rule only the coarsest are,
+which are the cheap ones. With the embedded VAR of 12 layers as the target and that of 6 as the proposer, .75, .79,
+.65, .48 and .46 of the tokens of scales 0 to 4 are accepted, and an image takes 5.1 passes instead of 6 with a window
+of two, 4.8 with three or more. LANTERN accepts more (delta 0.2: 4.0 passes with a window of three; 0.4: 3.6, and 3.3
+with four). But the proposer takes half the time of the target, and most drafts of fine scales are rejected: on a CPU,
+whose time grows with the tokens, drafts of every scale take 1.4 to 2.7 times as long as plain decoding, with either
+rule. A stage that drafts only the first two scales takes 1.0 to 1.1 times as long and saves 1.1 passes, 1.9 with
+LANTERN at 0.4. So it can be worth it only where the time of a pass does not depend on the number of its tokens: a large
+target and a far smaller proposer on a GPU, one image at a time. A batch saves less: ten images start their rounds at
+different scales, so that with the standard rule 5.7 to 5.9 passes of 6 are left.
 
-Every image goes forward at its own pace, so a batch changes nothing for any of them. Letters: B images, G those of
+Every image advances at its own pace, so none depends on the others of its batch. Letters: B images, G those of
 them that begin a round together, R rows (images, twice under guidance), L tokens, V vocabulary, C width.
 """
 
@@ -46,7 +46,7 @@ class ScaleTally(Tally):
     """Counts of drafted scales rather than of tokens; a round counts in `stood` if it had drafts."""
 
     judged: Counter[int] = field(default_factory=Counter)  # tokens that the rule looked at, by scale
-    kept: Counter[int] = field(default_factory=Counter)  # of them
+    accepted_tokens: Counter[int] = field(default_factory=Counter)  # of them
 
     @classmethod
     def total(cls, tallies: Iterable[Tally]) -> Self:
@@ -55,12 +55,12 @@ class ScaleTally(Tally):
         for one in counted:
             if isinstance(one, ScaleTally):
                 whole.judged += one.judged
-                whole.kept += one.kept
+                whole.accepted_tokens += one.accepted_tokens
         return whole
 
     def as_json(self) -> dict[str, Any]:
         """The same, and the share of tokens that stood in each scale: a scale stands only if all of its tokens do."""
-        by_scale = {str(k): round(self.kept[k] / self.judged[k], 4) for k in sorted(self.judged)}
+        by_scale = {str(k): round(self.accepted_tokens[k] / self.judged[k], 4) for k in sorted(self.judged)}
         return {**super().as_json(), "token_acceptance_by_scale": by_scale}
 
 
@@ -68,12 +68,12 @@ class ScaleTally(Tally):
 class NextScale:
     """How a VAR draws its images with the help of a smaller one.
 
-    The drafter is a network, which drafts with the target's settings, or a stage with settings of its own; a stage
+    The proposer is a network, which drafts with the target's settings, or a stage with settings of its own; a stage
     drafts no other scales than its own. `window` is how many scales a pass of the target settles at most: the drafted
     ones and one from the target itself. 1 is plain decoding.
     """
 
-    drafter: Backbone | Stage
+    proposer: Backbone | Stage
     rule: Rule = field(default_factory=Standard)
     window: int = 2
 
@@ -83,24 +83,24 @@ class NextScale:
 
     @property
     def networks(self) -> list[Backbone]:
-        """The drafter's."""
-        return [self.drafter.backbone if isinstance(self.drafter, Stage) else self.drafter]
+        """The proposer's."""
+        return [self.proposer.backbone if isinstance(self.proposer, Stage) else self.proposer]
 
     def require_fit(self, stage: Stage) -> None:
-        """ValueError unless the stage and the drafter are VARs drawn plainly, for the same images."""
+        """ValueError unless the stage and the proposer are VARs drawn plainly, for the same images."""
         self.drafting(stage)
 
     def drafting(self, target: Stage) -> Stage:
-        """How the drafter draws for a target. ValueError unless both are VARs drawn plainly, for the same images."""
+        """How the proposer draws for a target. ValueError unless both are VARs drawn plainly, for the same images."""
         (network,) = self.networks
         _require_fit(network, target.backbone)
         alike = replace(target, backbone=network, speculation=None)
-        drafter = self.drafter if isinstance(self.drafter, Stage) else alike
-        for stage in (drafter, target):
+        proposer = self.proposer if isinstance(self.proposer, Stage) else alike
+        for stage in (proposer, target):
             if stage.smooth or stage.subnet is not None:
                 odd = "smooth" if stage.smooth else "subnet"
                 raise ValueError(f"next-scale speculation draws plainly, without {odd}; switch it off")
-        return drafter
+        return proposer
 
     @torch.inference_mode()
     def decode(
@@ -121,7 +121,7 @@ class NextScale:
 
     def __repr__(self) -> str:
         """In words that tell all settings, without the network."""
-        drafts = f"of {self.drafter}" if isinstance(self.drafter, Stage) else f"by {_named(self.drafter)}"
+        drafts = f"of {self.proposer}" if isinstance(self.proposer, Stage) else f"by {_named(self.proposer)}"
         return f"drafts {drafts}, {self.rule}, window {self.window}"
 
 
@@ -145,8 +145,8 @@ class _Reader:
     def begin(cls, stage: Stage, labels_B: Tensor, scales: int) -> _Reader:
         """A network that will read so many scales at most."""
         backbone: Any = stage.backbone
-        rows_R, room = labels_of_rows(stage, labels_B), backbone.scales.offsets[scales]
-        cache = backbone.new_cache(len(rows_R), [room] * backbone.config.depth)
+        rows_R, capacity = labels_of_rows(stage, labels_B), backbone.scales.offsets[scales]
+        cache = backbone.new_cache(len(rows_R), [capacity] * backbone.config.depth)
         return cls(stage, backbone.condition(rows_R), cache, slice(None))
 
     def of(self, images_G: Tensor, count: int) -> _Reader:
@@ -172,35 +172,35 @@ class _Reader:
 class _Run:
     """One batch under way."""
 
-    def __init__(self, settings: NextScale, plan: Plan, drafter: Stage, labels_B: Tensor, noise: Noise) -> None:
+    def __init__(self, settings: NextScale, plan: Plan, proposer: Stage, labels_B: Tensor, noise: Noise) -> None:
         self.rule, self.window, self.noise = settings.rule, settings.window, noise
         self.canvas, self.scales = Canvas(plan.tokenizer), plan.tokenizer.scales
         # Nothing is gained by drafts of the last scale: the pass that would judge them can draw it.
-        self.drafted = range(drafter.scales.start, min(drafter.scales.stop, len(self.scales) - 1))
+        self.drafted = range(proposer.scales.start, min(proposer.scales.stop, len(self.scales) - 1))
         self.target = _Reader.begin(plan.stages[0], labels_B, len(self.scales))
-        self.drafter = _Reader.begin(drafter, labels_B, self.drafted.stop)
+        self.proposer = _Reader.begin(proposer, labels_B, self.drafted.stop)
         self.tokens = [labels_B.new_zeros(len(labels_B), length) for length in self.scales.lengths]
-        self.settled_B = torch.zeros_like(labels_B)  # scales of each image; the target's cache holds as many
-        self.held_B = torch.zeros_like(labels_B)  # scales in the drafter's cache that are still true
-        self.tally = ScaleTally(images=len(labels_B), settled=len(labels_B) * self.scales.total)
-        self.tally.cache_bytes = self.target.cache.nbytes + self.drafter.cache.nbytes
+        self.decided_B = torch.zeros_like(labels_B)  # scales of each image; the target's cache holds as many
+        self.held_B = torch.zeros_like(labels_B)  # scales in the proposer's cache that are still true
+        self.tally = ScaleTally(images=len(labels_B), decided=len(labels_B) * self.scales.total)
+        self.tally.cache_bytes = self.target.cache.nbytes + self.proposer.cache.nbytes
 
     def round(self, first: int) -> None:
         """Settle the scale `first`, and finer ones if drafts stand, of the images that have come so far."""
-        images_G = (self.settled_B == first).nonzero().squeeze(1)
+        images_G = (self.decided_B == first).nonzero().squeeze(1)
         if len(images_G) == 0:
             return
         canvas = self.canvas.of(images_G)
         drafts = self._drafts(images_G, canvas, first)
         scales = range(first, first + len(drafts) + 1)
-        target = self.target.of(images_G, len(self.settled_B))
+        target = self.target.of(images_G, len(self.decided_B))
         features = target.features(canvas, scales).split(self.scales.lengths[first : scales.stop], dim=1)
         standing = torch.arange(len(images_G), device=images_G.device)  # images whose drafts all stand so far
         for k, part, draft in zip(scales, features, [*drafts, None], strict=True):
             if len(standing) == 0:
                 break
             images, logits = images_G[standing], target.choices(part, k)[standing]
-            self.settled_B[images] = k + 1
+            self.decided_B[images] = k + 1
             if draft is None:
                 self.tokens[k][images] = draw(
                     logits, self._uniform(Stream.TOKEN, k, images), temperature=target.stage.temperature
@@ -208,17 +208,17 @@ class _Run:
             else:
                 draft = _Draft(*(one[standing] for one in draft))
                 found = self.tokens[k][images] = self._judged(draft, logits, k, first, images)
-                standing = standing[self._stands(draft.tokens == found, k)]
+                standing = standing[self._accepted_whole(draft.tokens == found, k)]
         self._record(images_G, first, len(drafts))
 
     def _drafts(self, images_G: Tensor, canvas: Canvas, first: int) -> list[_Draft]:
         """Scales from `first` on, each drafted from the drafts before, which the canvas takes up."""
-        drafter, drafts = self.drafter.of(images_G, len(self.settled_B)), []
+        proposer, drafts = self.proposer.of(images_G, len(self.decided_B)), []
         known = int(self.held_B[images_G].min())
         last = min(first + self.window - 1, self.drafted.stop) if first in self.drafted else first
         for k in range(first, last):
-            features = drafter.features(canvas, range(known, k + 1))[:, -self.scales.lengths[k] :]
-            q = (drafter.choices(features, k) / drafter.stage.temperature).softmax(-1)
+            features = proposer.features(canvas, range(known, k + 1))[:, -self.scales.lengths[k] :]
+            q = (proposer.choices(features, k) / proposer.stage.temperature).softmax(-1)
             drafts.append(_Draft(pick(q, self._uniform(Stream.DRAFT, k, images_G)), q))
             canvas.add(canvas.pyramid.embed(drafts[-1].tokens), k)
             known = k + 1
@@ -231,7 +231,7 @@ class _Run:
         depth = torch.full_like(draft.tokens, k - first)
         drafted = Drafted(tokens, torch.ones_like(tokens, dtype=torch.bool), draft.q, "independent", depth)
         verdict = self.rule.judge(p, drafted, self._uniform(Stream.ACCEPT, k, images_G).unsqueeze(-1))
-        redrawn = pick(verdict.left, self._uniform(Stream.TOKEN, k, images_G))
+        redrawn = pick(verdict.residual, self._uniform(Stream.TOKEN, k, images_G))
         return torch.where(verdict.choice == 0, draft.tokens, redrawn)
 
     def _uniform(self, stream: Stream, k: int, images_G: Tensor) -> Tensor:
@@ -242,33 +242,33 @@ class _Run:
         """
         return self.noise.uniform(stream, self.scales.offsets[k], self.scales.lengths[k])[images_G]
 
-    def _stands(self, same_GL: Tensor, k: int) -> Tensor:
+    def _accepted_whole(self, same_GL: Tensor, k: int) -> Tensor:
         """Of which images a drafted scale stands whole, bool (G,)."""
         self.tally.judged[k] += same_GL.numel()
-        self.tally.kept[k] += int(same_GL.sum())
+        self.tally.accepted_tokens[k] += int(same_GL.sum())
         return same_GL.all(1)
 
     def _record(self, images_G: Tensor, first: int, drafts: int) -> None:
         """What a round has changed and taken."""
-        settled_G, count = self.settled_B[images_G], len(images_G)
+        decided_G, count = self.decided_B[images_G], len(images_G)
         self.tally.forward_passes += 1
         self.tally.target_passes += count
         if drafts:
-            # The drafter's keys of a scale follow from coarser scales alone: those of one that fell are still true.
-            self.held_B[images_G] = settled_G.clamp(max=first + drafts)
+            # The proposer's keys of a scale follow from coarser scales alone: those of one that fell are still true.
+            self.held_B[images_G] = decided_G.clamp(max=first + drafts)
             self.tally.draft_passes += drafts * count
             self.tally.drafted += drafts * count
-            self.tally.stood.update((settled_G - first - 1).tolist())
+            self.tally.accepted_counts.update((decided_G - first - 1).tolist())
 
 
-def _require_fit(drafter: Backbone, target: Backbone) -> None:
-    for role, network in (("drafter", drafter), ("target", target)):
+def _require_fit(proposer: Backbone, target: Backbone) -> None:
+    for role, network in (("proposer", proposer), ("target", target)):
         if is_next_token(network) or is_continuous(network) or getattr(network, "markov", True):
             raise ValueError(f"next-scale speculation is for VAR; {type(network).__name__} cannot be its {role}")
     for name in SHARED:
-        ours, theirs = (_shown(getattr(network.config, name)) for network in (drafter, target))
+        ours, theirs = (_shown(getattr(network.config, name)) for network in (proposer, target))
         if ours != theirs:
-            raise ValueError(f"the drafter has {name} {ours} and the target {theirs}; they must agree")
+            raise ValueError(f"the proposer has {name} {ours} and the target {theirs}; they must agree")
 
 
 def _shown(value: Any) -> str:

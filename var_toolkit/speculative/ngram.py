@@ -60,10 +60,10 @@ class Table:
             self.seen[context][token] += 1
         self.tokens.append(token)
 
-    def guesses(self, left: int, place: int) -> Iterator[int]:
-        """Tokens for a place behind `left`, the best first, every one once."""
+    def guesses(self, left: int, position: int) -> Iterator[int]:
+        """Tokens for a position behind `left`, the best first, every one once."""
         given: set[int] = set()
-        for token in self._ranked(left, self._up(place)):
+        for token in self._ranked(left, self._up(position)):
             if token not in given:
                 given.add(token)
                 yield token
@@ -80,8 +80,8 @@ class Table:
     def _left(self) -> int | None:
         return self.tokens[-1] if self.tokens else None
 
-    def _up(self, place: int) -> int | None:
-        above = place - self.side
+    def _up(self, position: int) -> int | None:
+        above = position - self.side
         return self.tokens[above] if 0 <= above < len(self.tokens) else None
 
     @staticmethod
@@ -115,7 +115,7 @@ class NGramSession:
         """The tokens of a tree, level by level."""
         nodes = [table.tokens[-1]]
         for depth, width in enumerate(tree.widths):
-            place = len(table.tokens) + depth
+            position = len(table.tokens) + depth
             for node in tree.levels[depth]:
-                nodes += islice(table.guesses(nodes[node], place), width)
+                nodes += islice(table.guesses(nodes[node], position), width)
         return nodes[1:]

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 # How the drafts for one place came about: each drawn from q; each drawn from q without those before it; or picked
-# without chance, so that q is certain of them.
+# without randomness, so that q is certain of them.
 Kind = Literal["independent", "distinct", "certain"]
 KINDS: tuple[Kind, ...] = ("independent", "distinct", "certain")
 
 
 class Drafted(NamedTuple):
-    """What was drafted for some places."""
+    """What was drafted for some positions."""
 
     tokens: Tensor  # (..., S), int64
     valid: Tensor  # (..., S), bool: those that do not count are passed over
@@ -32,16 +32,16 @@ class Drafted(NamedTuple):
         if self.q is None or self.kind == "independent":
             return self.q
         rest = self.q.scatter(-1, self.tokens[..., sibling, None], 0.0)
-        # Where nothing has mass any more the next one was certain: the drafter had no choice.
+        # Where nothing has mass any more the next one was certain: the proposer had no choice.
         certain = torch.zeros_like(rest).scatter(-1, self.tokens[..., sibling + 1, None], 1.0)
         return torch.where(self.valid[..., sibling, None], normalised(rest, certain), self.q)
 
 
 class Verdict(NamedTuple):
-    """What a rule says of some places."""
+    """What a rule says of some positions."""
 
-    choice: Tensor  # (...), int64: the sibling that stands, or S if none does
-    left: Tensor  # (..., V): what the token is drawn from if none does
+    choice: Tensor  # (...), int64: the sibling that is accepted, or S if none is
+    residual: Tensor  # (..., V): what the token is drawn from if none is
 
 
 class Rule(ABC):
@@ -66,17 +66,17 @@ class OneByOne(Rule):
         choice = torch.full(p.shape[:-1], siblings, dtype=torch.int64, device=p.device)
         for s in range(siblings):
             token, tried = drafted.tokens[..., s], drafted.valid[..., s] & (choice == siblings)
-            chance, left = self.test(p, drafted.q, token, drafted.depth)
-            stands = tried & (uniform[..., s] < chance)
-            choice = torch.where(stands, s, choice)
-            p = torch.where((tried & ~stands).unsqueeze(-1), left, p)
+            probability, left = self.test(p, drafted.q, token, drafted.depth)
+            accepted = tried & (uniform[..., s] < probability)
+            choice = torch.where(accepted, s, choice)
+            p = torch.where((tried & ~accepted).unsqueeze(-1), left, p)
             if s + 1 < siblings:
                 drafted = drafted._replace(q=drafted.without(s))
         return Verdict(choice, p)
 
     @abstractmethod
     def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        """The chance (...) that one drafted token stands, and what is left of the target if it falls (..., V).
+        """The probability (...) that one drafted token stands, and what is left of the target if it falls (..., V).
 
         Of a certain draft q is None.
         """
@@ -85,8 +85,9 @@ class OneByOne(Rule):
 class Standard(OneByOne):
     """Speculative sampling (Leviathan et al., arXiv 2211.17192, section 2.3): tokens come out as the target draws them.
 
-    A draft stands with chance min(1, p / q); else the token comes from what p has more than q. That is exact for any q:
-    for one certain draft, for a list of certain ones, and for siblings with or without replacement, one after another.
+    A draft is accepted with probability min(1, p / q); otherwise the token is drawn from the residual distribution,
+    max(0, p - q) normalised. That is exact for any q: for one certain draft, for a list of certain ones, and for
+    siblings with or without replacement, one after another.
     """
 
     def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:

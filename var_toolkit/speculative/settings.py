@@ -1,4 +1,4 @@
-"""Speculation by name: what users ask for in words, as a drafter, a rule and a length policy that fit a model."""
+"""Speculation by name: what users ask for in words, as a proposer, a rule and a length policy that fit a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from var_toolkit.sampling.collaborative import require_one_tokenizer
 from var_toolkit.sampling.plan import Plan, is_continuous, is_next_token
 from var_toolkit.speculative.decayed import Decayed
 from var_toolkit.speculative.eagle import Eagle
-from var_toolkit.speculative.engine import Drafter, Speculation
+from var_toolkit.speculative.engine import Proposer, Speculation
 from var_toolkit.speculative.grouped import Grouped
 from var_toolkit.speculative.growing import Shape
 from var_toolkit.speculative.jacobi import Jacobi
@@ -24,13 +24,13 @@ from var_toolkit.speculative.ngram import NGram
 from var_toolkit.speculative.rules import Rule, Standard
 from var_toolkit.speculative.small_model import SmallModel
 
-DRAFTERS = ("jacobi", "draft", "early-exit", "ngram", "eagle")
+PROPOSERS = ("jacobi", "draft", "early-exit", "ngram", "eagle")
 RULES = ("standard", "kseq", "lantern", "grouped", "decayed")
 JACOBI_WINDOW, WINDOW, SCALES, EXIT_LAYERS, CHAINS, NEIGHBOURS = 16, 5, 2, 2, 4, 1000
 DRAFTS = 1000  # of a tree
 AUTO = "auto"  # the draft length
-# Settings that belong to some drafters or to one rule.
-OF_DRAFTERS = {
+# Settings that belong to some proposers or to one rule.
+OF_PROPOSERS = {
     "draft_tree": ("draft", "early-exit", "ngram", "eagle"),
     "draft_confidence": ("draft", "early-exit", "eagle"),
     "jacobi_start": ("jacobi",),
@@ -47,7 +47,7 @@ OF_RULES = {
     "decay": "decayed",
 }
 OTHERS = ("speculate", "accept", "draft_length")
-SETTINGS = (*OTHERS, *OF_DRAFTERS, *OF_RULES)
+SETTINGS = (*OTHERS, *OF_PROPOSERS, *OF_RULES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +65,13 @@ def speculative(plan: Plan, given: Mapping[str, Any], draft_model: DraftModel | 
 
     ValueError in one line if they do not fit the model or each other.
     """
-    drafter, rule = given.get("speculate"), given.get("accept", "standard")
-    if drafter is None:
-        raise ValueError(f"{min(given)} is for speculative decoding; give speculate as well: {', '.join(DRAFTERS)}")
-    _require_known("speculate", drafter, DRAFTERS)
+    proposer, rule = given.get("speculate"), given.get("accept", "standard")
+    if proposer is None:
+        raise ValueError(f"{min(given)} is for speculative decoding; give speculate as well: {', '.join(PROPOSERS)}")
+    _require_known("speculate", proposer, PROPOSERS)
     _require_known("accept", rule, RULES)
-    _require_owned(given, drafter, rule)
-    _require_target(plan, drafter)
+    _require_owned(given, proposer, rule)
+    _require_target(plan, proposer)
     build = _by_token if is_next_token(plan.stages[0].backbone) else _by_scale
     return replace(plan, stages=(replace(plan.stages[0], speculation=build(plan, given, draft_model)),))
 
@@ -80,7 +80,7 @@ def _by_token(plan: Plan, given: Mapping[str, Any], model: DraftModel | None) ->
     rule = given.get("accept", "standard")
     shape, lengths = _extent(plan, given, given["speculate"], rule)
     return Speculation(
-        _drafter(plan, given["speculate"], shape, lengths, given, model), _rule(plan, rule, given), lengths
+        _proposer(plan, given["speculate"], shape, lengths, given, model), _rule(plan, rule, given), lengths
     )
 
 
@@ -107,25 +107,25 @@ def _require_known(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
 
 
-def _require_owned(given: Mapping[str, Any], drafter: str, rule: str) -> None:
+def _require_owned(given: Mapping[str, Any], proposer: str, rule: str) -> None:
     for name in given:
-        if drafter not in OF_DRAFTERS.get(name, DRAFTERS):
-            raise ValueError(f"{name} is for speculate {' or '.join(OF_DRAFTERS[name])}, not for {drafter}")
+        if proposer not in OF_PROPOSERS.get(name, PROPOSERS):
+            raise ValueError(f"{name} is for speculate {' or '.join(OF_PROPOSERS[name])}, not for {proposer}")
         if OF_RULES.get(name, rule) != rule:
             raise ValueError(f"{name} is for accept {OF_RULES[name]}, not for {rule}")
-    if rule == "kseq" and drafter in ("jacobi", "ngram"):
-        raise ValueError(f"accept kseq needs several independent drafts, which {drafter} has not; use draft or eagle")
+    if rule == "kseq" and proposer in ("jacobi", "ngram"):
+        raise ValueError(f"accept kseq needs several independent drafts, which {proposer} has not; use draft or eagle")
 
 
-def _require_target(plan: Plan, drafter: str) -> None:
+def _require_target(plan: Plan, proposer: str) -> None:
     backbone = plan.stages[0].backbone
     if is_continuous(backbone):
         raise ValueError(f"{type(backbone).__name__} draws continuous tokens; speculation is for discrete ones")
     if len(plan.stages) > 1:
         raise ValueError(f"speculation needs a plan of one stage; this one has {len(plan.stages)}")
-    if not is_next_token(backbone) and drafter != "draft":
+    if not is_next_token(backbone) and proposer != "draft":
         raise ValueError(
-            f"speculate {drafter} is for next-token models (LlamaGen); {type(backbone).__name__} has speculate draft"
+            f"speculate {proposer} is for next-token models (LlamaGen); {type(backbone).__name__} has speculate draft"
         )
 
 
@@ -143,12 +143,12 @@ def _tree(tree: Any, plan: Plan) -> tuple[int, ...]:
     return tuple(tree)
 
 
-def _extent(plan: Plan, given: Mapping[str, Any], drafter: str, rule: str) -> tuple[Shape, Fixed]:
+def _extent(plan: Plan, given: Mapping[str, Any], proposer: str, rule: str) -> tuple[Shape, Fixed]:
     """The drafts of a round, and how far they go."""
     tree, length = given.get("draft_tree"), given.get("draft_length")
     if tree is not None and length is not None:
         raise ValueError("draft_tree and draft_length both say how far to draft; give one of them")
-    window = JACOBI_WINDOW if drafter == "jacobi" else WINDOW
+    window = JACOBI_WINDOW if proposer == "jacobi" else WINDOW
     if length is not None and length != AUTO and not isinstance(length, int):
         raise ValueError(f"draft_length is {length!r}; it must be 1 (plain decoding) or more, or {AUTO}")
     if tree is not None:
@@ -164,9 +164,9 @@ def _extent(plan: Plan, given: Mapping[str, Any], drafter: str, rule: str) -> tu
     return shape, policy
 
 
-def _drafter(
+def _proposer(
     plan: Plan, name: str, shape: Shape, lengths: Fixed, given: Mapping[str, Any], model: DraftModel | None
-) -> Drafter:
+) -> Proposer:
     if name == "jacobi":
         return Jacobi(lengths.window, given.get("jacobi_start", "repeat"), given.get("jacobi_keep", False))
     if name == "ngram":

@@ -1,6 +1,6 @@
 """Classic speculative sampling (arXiv 2211.17192): a smaller model drafts, or the first layers of the target itself.
 
-Letters: B images, R rows of the drafter (images, twice if it is guided), L tokens, C width, V vocabulary.
+Letters: B images, R rows of the proposer (images, twice if it is guided), L tokens, C width, V vocabulary.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ class Tally:
     images: int = 0
     target_passes: int = 0  # each image's own, summed
     draft_passes: int = 0
-    settled: int = 0  # tokens
+    decided: int = 0  # tokens
     drafted: int = 0  # tokens along the path that the rule looked at first; a tree has more
-    stood: Counter[int] = field(default_factory=Counter)  # rounds by how many drafts stood
+    accepted_counts: Counter[int] = field(default_factory=Counter)  # rounds by how many drafts stood
     fall_backs: int = 0  # images whose drafts did not pay, so that they went on without
     forward_passes: int = 0  # of the target, over whole batches
     cache_bytes: int = 0  # of the target's keys and values at their largest
@@ -32,13 +32,13 @@ class Tally:
                 "images",
                 "target_passes",
                 "draft_passes",
-                "settled",
+                "decided",
                 "drafted",
                 "fall_backs",
                 "forward_passes",
             ):
                 setattr(whole, name, getattr(whole, name) + getattr(one, name))
-            whole.stood += one.stood
+            whole.accepted_counts += one.accepted_counts
             whole.paces += one.paces
             whole.cache_bytes = max(whole.cache_bytes, one.cache_bytes)
         return whole
@@ -47,17 +47,17 @@ class Tally:
         """Means an image, shares, and the histogram of accepted drafts a round."""
         return {
             "passes_per_image": round(self.target_passes / self.images, 2),
-            "tokens_per_pass": round(self.settled / self.target_passes, 3),
+            "tokens_per_pass": round(self.decided / self.target_passes, 3),
             "drafter_passes_per_image": round(self.draft_passes / self.images, 2),
             "acceptance": round(self.accepted / self.drafted, 4) if self.drafted else None,
-            "accepted_histogram": {str(count): self.stood[count] for count in sorted(self.stood)},
+            "accepted_histogram": {str(count): self.accepted_counts[count] for count in sorted(self.accepted_counts)},
             "fall_backs": self.fall_backs,
         }
 
     @property
     def accepted(self) -> int:
         """Drafted tokens that stood."""
-        return sum(count * rounds for count, rounds in self.stood.items())
+        return sum(count * rounds for count, rounds in self.accepted_counts.items())
 
 
 def together(tallies: Sequence[Tally]) -> Tally | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.backbones.subnet import Subnet
-from var_toolkit.sampling.variant import kept_layers, variant
+from var_toolkit.sampling.variant import subnet_layers, variant
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.objectives import Loss, Workplace
@@ -62,14 +62,14 @@ class VariantObjective(VarObjective):
             )
         for subnet in options.subnets:
             try:
-                kept_layers(recipe.model.depth, subnet)
+                subnet_layers(recipe.model.depth, subnet)
             except ValueError as error:
                 raise ValueError(f"{where}: subnets: {error}") from None
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         super().__init__(recipe, workplace)
         self.subnets = {
-            layers: Subnet(kept_layers(recipe.model.depth, layers), self.options.full_scales)
+            layers: Subnet(subnet_layers(recipe.model.depth, layers), self.options.full_scales)
             for layers in self.options.subnets
         }
         self.steps = recipe.total_steps(len(self.source))

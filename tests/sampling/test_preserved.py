@@ -13,7 +13,7 @@ from var_toolkit.images import as_output
 from var_toolkit.loading import load
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.sampling.collaborative import code
-from var_toolkit.sampling.kept import kept_before, kept_outside
+from var_toolkit.sampling.preserved import preserved_before, preserved_outside
 from var_toolkit.sampling.variant import variant
 
 MODELS = (
@@ -131,25 +131,25 @@ def test_smooth_codes_are_drawn_inside_the_mask_alone(image):
 def test_a_map_of_one_token_stays_unless_nothing_does(small_tokenizer):
     tokens = [torch.zeros(1, n, dtype=torch.int64) for n in small_tokenizer.scales.lengths]
     mask = torch.ones(4, 4, dtype=torch.bool)
-    assert not any(bool(stays.any()) for stays in kept_outside(mask, tokens, small_tokenizer).stays)
+    assert not any(bool(stays.any()) for stays in preserved_outside(mask, tokens, small_tokenizer).mask)
     mask[0, 0] = False
-    stays = kept_outside(mask, tokens, small_tokenizer).stays
+    stays = preserved_outside(mask, tokens, small_tokenizer).mask
     assert bool(stays[0].all())
     assert [int(one.sum()) for one in stays[1:]] == [0, 1, 1]  # a quarter of a cell is not enough, more than half is
 
 
 def test_variation_marks_whole_maps(small_tokenizer):
     tokens = [torch.zeros(1, n, dtype=torch.int64) for n in small_tokenizer.scales.lengths]
-    stays = kept_before(2, tokens, small_tokenizer).stays
+    stays = preserved_before(2, tokens, small_tokenizer).mask
     assert [bool(one.all()) for one in stays] == [True, True, False, False]
     assert [bool(one.any()) for one in stays] == [True, True, False, False]
 
 
 def test_speculation_is_refused_in_one_line(image):
     pipe = load("stilllife-gpt", device="cpu")
-    with pytest.raises(ValueError, match="leave speculate out"):
+    with pytest.raises(ValueError, match="speculate"):
         pipe.edit(image, BOX, 207, seeds=0, speculate="jacobi")
-    with pytest.raises(ValueError, match="leave speculate out"):
+    with pytest.raises(ValueError, match="speculate"):
         pipe.vary(image, 1, 207, seeds=0, plan=replace(pipe.plan(speculate="jacobi")))
 
 
