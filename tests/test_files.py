@@ -1,12 +1,15 @@
 """Files and folders appear whole or not at all, and what killed processes left is removed."""
 
+import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from var_toolkit.files import check_writable, partial, sweep, write_whole, written_whole
+from var_toolkit import locks
+from var_toolkit.files import check_writable, made, partial, sweep, write_whole, written_whole
 
 KILLED = """
 import os, signal, sys
@@ -58,16 +61,6 @@ def test_an_error_leaves_neither_the_folder_nor_those_made_for_it(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_check_makes_no_folder_if_it_is_not_asked_to(tmp_path):
-    check_writable(tmp_path / "a" / "b", make=False)
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"file/b"):
-        check_writable(tmp_path / "file" / "b", make=False)
-    with pytest.raises(ValueError, match="file"):
-        check_writable(tmp_path / "file", make=False)
-
-
 def test_what_is_written_has_the_mode_of_any_other_file(tmp_path):
     with written_whole(tmp_path / "model") as folder:
         write_whole(folder / "config.json", lambda path: path.write_text("{}"))
@@ -82,3 +75,127 @@ def test_locks_are_not_kept_when_the_file_is_there(tmp_path):
     for number in range(5):
         write_whole(tmp_path / str(number), lambda path: path.write_text("x"))
     assert before in (0, len(os.listdir("/proc/self/fd")))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write(kind: str, target: Path, **options: bool) -> None:
+    if kind == "file":
+        write_whole(target, lambda to: to.write_text("new"))
+        return
+    with written_whole(target, **options) as folder:
+        (folder / "new").write_text("new")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_file_system_without_locks_is_written_to_all_the_same(tmp_path, monkeypatch, kind):
+    def flock(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    write(kind, tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+    with locks.held(tmp_path, "busy"):
+        pass
+    assert names(tmp_path) == ["out"]
+
+
+def full(to: Path) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_target_and_leaves_nothing(tmp_path):
+    target = tmp_path / "a" / "b" / "out"
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_whole(target, full)
+    assert caught.value.filename == str(target)
+    with pytest.raises(OSError, match="No space left on device") as caught, written_whole(target) as folder:
+        write_whole(folder / "part" / "weights", full)
+    assert caught.value.filename == str(target / "part" / "weights")
+    assert names(tmp_path) == []
+
+
+def test_an_error_of_a_file_that_was_read_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        write_whole(tmp_path / "out", lambda to: (tmp_path / "source").read_text())
+    assert caught.value.filename == str(tmp_path / "source")
+
+
+def test_a_whole_folder_replaces_another_only_if_asked(tmp_path):
+    (tmp_path / "out").mkdir()
+    write("folder", tmp_path / "out")  # of an empty one nothing is lost
+    with pytest.raises(ValueError, match="out exists already"):
+        write("folder", tmp_path / "out")
+    (tmp_path / "out" / "old").touch()
+    write("folder", tmp_path / "out", overwrite=True)
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["new"]
+
+
+def test_a_folder_that_was_being_replaced_when_its_process_died_comes_back(tmp_path):
+    (tmp_path / ".out.replaced").mkdir()
+    (tmp_path / ".out.replaced" / "old").touch()
+    with pytest.raises(RuntimeError), written_whole(tmp_path / "out", overwrite=True):
+        raise RuntimeError
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["old"]
+
+
+def test_folders_that_stay_empty_are_removed_again(tmp_path):
+    with made(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b").is_dir()
+    with made(tmp_path / "c" / "d"):
+        (tmp_path / "c" / "file").touch()
+    assert names(tmp_path) == ["c"]
+    assert names(tmp_path / "c") == ["file"]
+
+
+def test_looking_whether_a_folder_can_be_written_makes_nothing(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    assert names(tmp_path) == []
+    (tmp_path / "file").touch()
+    (tmp_path / "loose").symlink_to(tmp_path / "nowhere")
+    for bad in ("file", "file/a/b", "loose/a"):
+        with pytest.raises(ValueError, match=bad):
+            check_writable(tmp_path / bad)
+    with pytest.raises(ValueError, match="/proc/nowhere"):
+        check_writable(Path("/proc/nowhere"))
+
+
+def test_files_get_the_permissions_that_the_umask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "out", lambda to: to.chmod(0o600))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_folder_is_held_by_one_process_and_free_after_it(tmp_path):
+    with locks.held(tmp_path, "busy"):
+        with pytest.raises(ValueError, match="busy"), locks.held(tmp_path, "busy"):
+            pass
+        assert names(tmp_path) == [".lock"]
+    assert names(tmp_path) == []
+    (tmp_path / ".lock").touch()  # of a killed run
+    with locks.held(tmp_path, "busy"):
+        pass
+
+
+def test_a_forked_process_does_not_hold_the_folder_of_its_parent(tmp_path):
+    to_child, from_child = os.pipe(), os.pipe()
+    with locks.held(tmp_path, "busy"):
+        child = os.fork()
+        if not child:
+            os.write(from_child[1], b"!")
+            os.read(to_child[0], 1)
+            os._exit(0)
+        os.read(from_child[0], 1)
+        (tmp_path / ".lock").rename(tmp_path / "kept")  # as if the parent were killed: its lock file stays
+    (tmp_path / "kept").rename(tmp_path / ".lock")
+    with locks.held(tmp_path, "busy"):
+        pass
+    os.write(to_child[1], b"!")
+    os.waitpid(child, 0)

@@ -9,56 +9,73 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-if sys.platform != "win32":
-    import fcntl
+from var_toolkit.locks import acquire
 
 ENDING = ".partial"
 PARTIAL = re.compile(r"\..+-\w{8}\.partial")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then give it that name; after an error nothing is left."""
-    try:
-        with partial(path) as temporary:
-            write(temporary)
-            temporary.chmod(0o666 & ~_umask())  # the temporary file was made private
-            os.replace(temporary, path)
-    except OSError as error:  # of a full disk, say, which does not know what was written, or of the temporary name
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+    """Let `write` fill a temporary file beside `path`, then give it that name; after an error nothing is left.
+
+    Missing folders are made. OSError names `path` if the disk is full, for example.
+    """
+    with made(path.parent), partial(path) as temporary:
+        write(temporary)
+        temporary.chmod(0o666 & ~_umask())  # the temporary file was made private
+        os.replace(temporary, path)
 
 
 @contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
+def written_whole(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder that takes the name `target` once the block ends well; nothing is left if it does not.
 
-    ValueError if the target exists and is not an empty folder.
+    Missing folders are made. ValueError if the target exists and is no empty folder, unless `overwrite` replaces it.
     """
-    check_new(target)
-    missing = [folder for folder in target.parents if not folder.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sweep(target.parent)
-    try:
+    replaced = target.with_name(f".{target.name}.replaced")
+    if replaced.exists() and not target.exists():
+        os.replace(replaced, target)  # a process was killed between the two renamings below
+    if not overwrite:
+        check_new(target)
+    with made(target.parent):
+        sweep(target.parent)
         with partial(target, folder=True) as temporary:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
+            if overwrite and target.exists():
+                _remove(replaced)
+                os.replace(target, replaced)
             os.replace(temporary, target)
-    except BaseException:
+            _remove(replaced)
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder and its parents where they are missing; those that are empty at the end of the block go again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
         _remove_empty(missing)
-        raise
 
 
 @contextmanager
 def partial(target: Path, *, folder: bool = False) -> Iterator[Path]:
-    """A locked temporary file or folder beside `target`, which is removed at the end if it still has that name."""
-    path, descriptor = _new_partial(target, folder)
+    """A locked temporary file or folder beside `target`, which is removed at the end if it still has that name.
+
+    OSErrors about it, and those that name no file, name the target instead: a full disk does not know what was written.
+    """
+    with _naming(target):
+        path, descriptor = _new_partial(target, folder)
     try:
-        yield path
+        with _naming(target, path):
+            yield path
     finally:
         _remove(path)
         if descriptor is not None:
@@ -79,20 +96,17 @@ def check_new(target: Path) -> None:
         raise ValueError(f"{target} exists already; choose another name or remove it")
 
 
-def check_writable(folder: Path, *, make: bool = True) -> None:
-    """See that files can be written in a folder; ValueError in one line if not.
+def check_writable(folder: Path) -> None:
+    """See that files can be written in a folder, or that it can be made; ValueError in one line if not.
 
-    A missing folder is made, or else, without `make`, the nearest folder above it is tried. What killed processes left
-    half written there is removed.
+    Nothing is made. What killed processes left half written in the folder is removed.
     """
     try:
-        if make:
-            folder.mkdir(parents=True, exist_ok=True)
-        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+        if not there.is_dir():
+            raise ValueError(f"cannot write to {folder}: {there} is not a folder; choose another folder")
         tempfile.TemporaryFile(dir=there).close()
         sweep(there)
-    except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"cannot write to {folder}: it is not a folder, or lies below a file") from None
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another folder") from None
 
@@ -116,17 +130,25 @@ def _new_partial(target: Path, folder: bool) -> tuple[Path, int | None]:
 
 def _lock(path: Path) -> int | None:
     """A descriptor that holds the lock of a path; None if another process holds it, or there are no locks here."""
-    if sys.platform == "win32":
-        return None
-    descriptor = None
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return acquire(path)
     except OSError:
-        if descriptor is not None:
-            os.close(descriptor)
         return None
-    return descriptor
+
+
+@contextmanager
+def _naming(target: Path, temporary: Path | None = None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        name = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+        if name is None or temporary is None:
+            name = target
+        elif name.is_relative_to(temporary):
+            name = target / name.relative_to(temporary)
+        else:
+            raise  # of a file that was read
+        raise OSError(error.errno, error.strerror or str(error), str(name)) from None
 
 
 def _remove(path: Path) -> None:

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     """Read, check, write whole or not at all."""
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise ValueError(f"--out {args.out} exists already; choose a new directory")
-    check_writable(args.out.parent, make=False)
+    check_writable(args.out.parent)
     config = _config(args.config)
     import torch
 

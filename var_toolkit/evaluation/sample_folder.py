@@ -1,6 +1,6 @@
 """The folder of a drawn set on disk: who may write there, what it was begun with, what is there already.
 
-Beside the images it holds `settings.json` and the hidden `.lock`.
+Beside the images it holds `settings.json` and, during a run, the hidden `.lock`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from var_toolkit.evaluation.image_files import ENDINGS, IMAGE, SHARD, SHARD_ENDING
-from var_toolkit.files import check_writable
+from var_toolkit.files import check_writable, made
+from var_toolkit.locks import LOCK, held
 from var_toolkit.zoo.directory import read_json, write_json
 
 SETTINGS = "settings.json"
-LOCK = ".lock"
 # What versions before `files.sweep` left of a file that they were writing when they were killed.
 TEMPORARY = re.compile(rf"\.({IMAGE.pattern}|{SHARD.pattern}|settings\.json)-\w{{8}}")
 WAY_OUT = "choose another folder with --out"
@@ -33,19 +31,11 @@ def opened(out: Path, facts: Mapping[str, Any], numbers_in: Callable[[str], rang
     `numbers_in` gives the numbers of the images in a file by its name, None for names that the set lacks.
     """
     check_writable(out)
-    # The system lets go of this lock when its process dies in any way.
-    lock = FileLock(out / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(f"another run is drawing into {out}; wait for its end, or {WAY_OUT}") from None
-    try:
+    with made(out), held(out, f"another run is drawing into {out}; wait for its end, or {WAY_OUT}"):
         check_settings(out, facts)
         _check_files(out, numbers_in)
         sweep(out, TEMPORARY)
         yield
-    finally:
-        lock.release()
 
 
 def check_settings(out: Path, facts: Mapping[str, Any]) -> None:

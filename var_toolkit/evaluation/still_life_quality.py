@@ -133,5 +133,4 @@ def _keep(path: Path, origin: str, found: Statistics) -> None:
         with temporary.open("wb") as file:  # given a name, numpy would add an ending to it
             np.savez(file, mu=found.mu.numpy(), sigma=found.sigma.numpy(), origin=np.array(origin))
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, write)
