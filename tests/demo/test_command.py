@@ -1,6 +1,7 @@
 """`vargen demo` as people meet it: in a browser, and where it cannot start."""
 
 import io
+import os
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from var_toolkit.cli import main
+from var_toolkit.cli.demo import end_drawing
 from var_toolkit.demo.server import address, listening, trusted_hosts
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -39,12 +41,18 @@ def has_ipv6() -> bool:
     return True
 
 
+def serve() -> subprocess.Popen:
+    """A page in a process of its own, with all threads that torch takes by default."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-m", "var_toolkit", "demo", "--port", str(free_port()), "--device", "cpu"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[str, subprocess.Popen]]:
     """The address of a running page, and its process."""
     pytest.importorskip("gradio", reason="the page needs gradio (extra demo)")
-    command = [sys.executable, "-m", "var_toolkit", "demo", "--port", str(free_port()), "--device", "cpu"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with serve() as process:
         try:
             line = process.stdout.readline()
             assert line.startswith("vargen demo: http://127.0.0.1:"), process.stderr.read()
@@ -205,13 +213,28 @@ def test_bad_input_is_shown_on_the_page(page):
     page.get_by_text("there is no seed; give an integer of at least 0").wait_for()
 
 
-def test_ctrl_c_ends_it_cleanly_while_a_page_is_open(page, served):
+def test_ctrl_c_ends_it_cleanly_while_an_image_is_drawn(page, served):
     """The last test of the page: nothing is served after it."""
     process = served[1]
     page.get_by_role("button", name="Draw", exact=True).click()
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=60) == 0
     assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("how", ["ended", "too slow", "interrupted again"])
+def test_it_waits_for_the_drawing_thread_but_not_for_ever(how, monkeypatch):
+    class Drawing:
+        def end(self, patience: float) -> bool:
+            assert 0 < patience <= 10
+            if how == "interrupted again":
+                raise KeyboardInterrupt
+            return how == "ended"
+
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    end_drawing(Drawing())
+    assert left == ([] if how == "ended" else [0])
 
 
 def one_line(capsys) -> str:

@@ -1,13 +1,16 @@
 """Drawing for the page, without the page."""
 
-from threading import Event, Thread
+import asyncio
+from functools import partial
+from threading import Event
 
 import pytest
 import torch
 from PIL import Image, ImageChops
 
 from var_toolkit.demo import studio as module
-from var_toolkit.demo.studio import KEPT, Studio, Wish, model_names
+from var_toolkit.demo.live import AbandonedError
+from var_toolkit.demo.studio import KEPT, Frame, Studio, Wish, model_names
 from var_toolkit.loading import load
 from var_toolkit.pipeline import Pipeline
 
@@ -27,8 +30,20 @@ def test_embedded_models_come_first_and_a_directory_before_them():
     assert model_names("mine")[:2] == ["mine", "stilllife-var"]
 
 
+def draw(studio, *given, how="draw", **rest):
+    """The images that are told of, and the last."""
+    told = []
+    last = getattr(studio, how)(*given, told.append, **rest)
+    return [*(frame for frame in told if isinstance(frame, Frame)), last]
+
+
+def finished(studio, wished: Wish) -> Frame:
+    (frame,) = draw(studio, wished, how="finished")
+    return frame
+
+
 def test_an_image_grows_scale_by_scale_into_the_one_of_the_pipeline(studio):
-    *growing, last = studio.growing(WISH)
+    *growing, last = draw(studio, WISH)
     assert [frame.scale for frame in growing] == list(range(6))
     assert all(frame.facts is None and frame.scales == 6 for frame in growing)
     expected = load("stilllife-var", device="cpu").pack()(207, seeds=3, guidance_scale=1.5)
@@ -38,49 +53,60 @@ def test_an_image_grows_scale_by_scale_into_the_one_of_the_pipeline(studio):
     assert 0 < last.facts.seconds < 60
 
 
+@pytest.mark.parametrize("model", ["stilllife-var", "stilllife-gpt"])
+def test_an_image_that_nobody_waits_for_ends_within_its_first_pass(studio, model):
+    def left(told):
+        assert not isinstance(told, Frame)
+        if told is None:
+            raise AbandonedError
+
+    wished = wish(model=model, plan=studio.choices(model)[0].name)
+    with pytest.raises(AbandonedError):
+        studio.draw(wished, left)
+    assert finished(studio, wished).image.size == (64, 64)  # and the model goes on
+
+
 def test_the_next_image_waits_until_one_that_was_left_has_ended(studio, monkeypatch):
-    happened, go_on, begun = [], Event(), Event()
-    draw = Pipeline.__call__
+    happened, go_on = [], Event()
+    call = Pipeline.__call__
 
-    def watched(self, *args, seeds, callback_on_scale_end, **settings):
-        def slow(event):
-            callback_on_scale_end(event)
-            assert seeds != 3 or go_on.wait(10)
-
+    def watched(self, *args, seeds, **settings):
         happened.append(f"{seeds} begins")
-        if seeds == 4:
-            begun.set()
+        assert seeds != 3 or go_on.wait(10)
         try:
-            return draw(self, *args, seeds=seeds, callback_on_scale_end=slow, **settings)
+            return call(self, *args, seeds=seeds, **settings)
         finally:
             happened.append(f"{seeds} ends")
 
     monkeypatch.setattr(Pipeline, "__call__", watched)
-    left = studio.growing(wish(seed=3))
-    next(left)
-    left.close()
-    following = Thread(target=lambda: list(studio.growing(wish(seed=4))))
-    following.start()
-    assert not begun.wait(0.5)
-    go_on.set()
-    following.join(60)
+    studio.pipeline("stilllife-var")
+
+    async def two():
+        left = asyncio.ensure_future(anext(studio.worker.live(partial(studio.draw, wish(seed=3)))))
+        while not happened:
+            await asyncio.sleep(0.001)
+        left.cancel()
+        asyncio.get_running_loop().call_later(0.05, go_on.set)
+        return [frame async for frame in studio.worker.live(partial(studio.draw, wish(seed=4)))]
+
+    assert len(asyncio.run(two())) == 7
     assert happened == ["3 begins", "3 ends", "4 begins", "4 ends"]
 
 
 def test_a_seed_is_an_image(studio):
-    images = [studio.finished(wish(seed=seed)).image.tobytes() for seed in (3, 4, 3)]
+    images = [finished(studio, wish(seed=seed)).image.tobytes() for seed in (3, 4, 3)]
     assert images[0] == images[2] != images[1]
 
 
 def test_plans_side_by_side_tell_what_each_took(studio):
-    whole, subnet = (studio.finished(wish(plan=plan)) for plan in (PLAIN, SUBNET))
+    whole, subnet = (finished(studio, wish(plan=plan)) for plan in (PLAIN, SUBNET))
     assert subnet.facts.cache_bytes < whole.facts.cache_bytes
     assert "4 layers" in subnet.facts.plan
     assert whole.facts.peak_bytes is None  # of main memory
 
 
 def test_a_plan_of_two_models_draws_with_both(studio):
-    frame = studio.finished(wish(plan=studio.choices("stilllife-var")[3].name))
+    frame = finished(studio, wish(plan=studio.choices("stilllife-var")[3].name))
     assert frame.facts.plan.count("VAR ") == 2
 
 
@@ -98,7 +124,7 @@ def test_a_plan_of_two_models_draws_with_both(studio):
 )
 def test_what_cannot_be_drawn_is_said_in_one_line(studio, changes, words):
     with pytest.raises(ValueError, match=words) as complaint:
-        list(studio.growing(wish(**changes)))
+        draw(studio, wish(**changes))
     assert "\n" not in str(complaint.value)
 
 
@@ -129,8 +155,8 @@ def half() -> Image.Image:
 
 
 def test_an_edited_image_changes_inside_the_mask_alone(studio, half):
-    before = studio.finished(WISH).image
-    *growing, last = studio.editing(wish(label=503, seed=8), before, half, keep_pixels=True)
+    before = finished(studio, WISH).image
+    *growing, last = draw(studio, wish(label=503, seed=8), before, half, how="edit", keep_pixels=True)
     assert len(growing) == 6
     changed = ImageChops.difference(before, last.image).getbbox()
     assert changed is not None
@@ -139,11 +165,11 @@ def test_an_edited_image_changes_inside_the_mask_alone(studio, half):
 
 def test_nothing_painted_is_refused(studio):
     with pytest.raises(ValueError, match="nothing is painted"):
-        studio.editing(WISH, Image.new("RGB", (64, 64)), Image.new("L", (64, 64)), keep_pixels=False)
+        draw(studio, WISH, Image.new("RGB", (64, 64)), Image.new("L", (64, 64)), how="edit", keep_pixels=False)
 
 
 def test_a_plan_that_cannot_edit_says_so(studio, half):
     jacobi = next(choice.name for choice in studio.choices("stilllife-gpt") if "Jacobi" in choice.name)
     asked = wish(model="stilllife-gpt", plan=jacobi)
     with pytest.raises(ValueError, match="speculate"):
-        list(studio.editing(asked, Image.new("RGB", (64, 64)), half, keep_pixels=False))
+        draw(studio, asked, Image.new("RGB", (64, 64)), half, how="edit", keep_pixels=False)

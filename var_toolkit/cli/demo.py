@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
 
 from var_toolkit.cli.options import add_machine_options, add_model_option, at_least
 
+if TYPE_CHECKING:
+    from var_toolkit.demo.live import Worker
+
 SUMMARY = "a page to draw, compare and edit images in the browser"
+PATIENCE = 5  # seconds for a layer of a large model, or a download, to end
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,3 +43,15 @@ def run(args: argparse.Namespace) -> None:
         studio.pipeline(args.model)
         print(f"vargen demo: {address(on, args.host)} (Ctrl-C ends it)", flush=True)
         serve(page, on, args.host, theme=theme(), css=CSS)
+        end_drawing(studio.worker)
+
+
+def end_drawing(worker: Worker) -> None:
+    """Wait for the drawing thread; leave without it, and past what would abort, after a while or another Ctrl-C."""
+    try:
+        ended = worker.end(PATIENCE)
+    except KeyboardInterrupt:
+        ended = False
+    if not ended:
+        sys.stdout.flush()
+        os._exit(0)

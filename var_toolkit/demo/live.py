@@ -1,10 +1,12 @@
-"""Work in a thread of its own, told about while it goes on."""
+"""A thread that draws, and reports while it draws."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from queue import SimpleQueue
-from threading import Event, Thread
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from threading import Event
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -15,31 +17,61 @@ class AbandonedError(Exception):
     """Nobody listens any more: ends the work from within."""
 
 
-def live(work: Callable[[Callable[[T], None]], T]) -> Iterator[T]:
-    """All that `work(tell)` tells while it runs, and at last what it returns; what it raises is raised here.
+class Worker:
+    """One thread, which does one piece of work after another.
 
-    Closing the iterator ends the work the next time it tells something.
+    The interpreter must not end while it works: torch's own threads abort the process (SIGABRT) if it does. So the
+    thread is no daemon, and a server calls `end`, which does not wait for the whole of the work.
     """
-    told: SimpleQueue[Any] = SimpleQueue()
-    left = Event()
 
-    def tell(item: T) -> None:
-        if left.is_set():
-            raise AbandonedError
-        told.put(item)
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="drawing")
+        self._ending = Event()
+        self._under_way: set[Future[None]] = set()
 
-    def run() -> None:
+    async def live(self, work: Callable[[Callable[[T | None], None]], T]) -> AsyncGenerator[T]:
+        """All that `work(tell)` tells while it runs, and at last what it returns; what it raises is raised here.
+
+        Closing the iterator, or cancelling the task that waits for it, ends the work the next time it tells something,
+        be it None, which nobody hears.
+        """
+        loop = asyncio.get_running_loop()
+        told: asyncio.Queue[Any] = asyncio.Queue()
+        left = Event()
+
+        def put(item: Any) -> None:
+            with suppress(RuntimeError):  # the loop has ended, and nobody is left to listen
+                loop.call_soon_threadsafe(told.put_nowait, item)
+
+        def tell(item: T | None) -> None:
+            if left.is_set() or self._ending.is_set():
+                raise AbandonedError
+            if item is not None:
+                put(item)
+
+        def run() -> None:
+            try:
+                put(work(tell))
+            except BaseException as error:  # whatever it is, it belongs to the one who listens
+                put(error)
+            put(_END)
+
+        future = self._pool.submit(run)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
         try:
-            told.put(work(tell))
-        except BaseException as error:  # whatever it is, it belongs to the one who listens
-            told.put(error)
-        told.put(_END)
+            while (item := await told.get()) is not _END:
+                if isinstance(item, AbandonedError):
+                    return
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            left.set()
+            future.cancel()  # if it has not begun
 
-    Thread(target=run, daemon=True).start()
-    try:
-        while (item := told.get()) is not _END:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        left.set()
+    def end(self, patience: float) -> bool:
+        """Let the work end the next time it tells something; whether it has ended within so many seconds."""
+        self._ending.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        return not wait(set(self._under_way), patience).not_done

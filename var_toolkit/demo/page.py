@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
@@ -100,9 +101,12 @@ def _draw_tab(studio: Studio, what: What) -> tuple[gr.Dropdown, gr.State, gr.But
     drawn = gr.State()
 
     @_in_one_line
-    def show(*wish: Any) -> Iterator[Shown]:
+    async def show(*wish: Any) -> AsyncGenerator[Shown]:
         grown: list[Image] = []
-        for frame in studio.growing(Wish(*wish)):
+        async for frame in studio.worker.live(partial(studio.draw, Wish(*wish))):
+            if isinstance(frame, str):
+                yield gr.skip(), gr.skip(), frame, gr.skip()
+                continue
             grown = grown if frame.facts else [*grown, frame.image]
             yield _magnified(frame.image, SHOWN), _row(grown, frame.scales), _told(frame), frame.image
 
@@ -124,10 +128,14 @@ def _compare_tab(studio: Studio, what: What) -> list[gr.Dropdown]:
                 shown += [_main_image(side, show_label=False), _facts(side)]
 
     @_in_one_line
-    def show(model: str, left: str, right: str, *rest: Any) -> Iterator[Shown]:
-        one = _finished(studio.finished(Wish(model, left, *rest)))
+    async def show(model: str, left: str, right: str, *rest: Any) -> AsyncGenerator[Shown]:
+        one: Shown = (None, "")
+        async for told in studio.worker.live(partial(studio.finished, Wish(model, left, *rest))):
+            one = (None, told) if isinstance(told, str) else _finished(told)
+            yield *one, None, ""
         yield *one, None, "drawing …"
-        yield *one, *_finished(studio.finished(Wish(model, right, *rest)))
+        async for told in studio.worker.live(partial(studio.finished, Wish(model, right, *rest))):
+            yield *one, *((None, told) if isinstance(told, str) else _finished(told))
 
     asked = [what.model, *plans, what.label, what.seed, what.guidance]
     draw.click(show, asked, shown, api_name="compare", **DRAWING)
@@ -159,14 +167,15 @@ def _edit_tab(studio: Studio, what: What) -> tuple[gr.Dropdown, gr.ImageEditor]:
     facts = _facts("Edited")
 
     @_in_one_line
-    def show(painting: dict[str, Any] | None, keep: bool, *wish: Any) -> Iterator[Shown]:
+    async def show(painting: dict[str, Any] | None, keep: bool, *wish: Any) -> AsyncGenerator[Shown]:
         if painting is None or painting["background"] is None:
             raise ValueError("there is no image; upload one, or take over the drawn one")
         wished = Wish(*wish)
         image = unmagnified(upright_rgb(painting["background"]), studio.shape(wished.model).tokenizer.image_side)
         mask = painted(painting["layers"], image.size)
-        for frame in studio.editing(wished, image, mask, keep_pixels=keep):
-            yield _finished(frame)
+        redraw = partial(studio.edit, wished, image, mask, keep_pixels=keep)
+        async for told in studio.worker.live(redraw):
+            yield (gr.skip(), told) if isinstance(told, str) else _finished(told)
 
     edit.click(show, [canvas, keep_pixels, *what.wish(plan)], [edited, facts], api_name="edit", **DRAWING)
     return plan, canvas
@@ -249,13 +258,15 @@ def _told(frame: Frame) -> str:
     return f"{' · '.join(told)}\n\n`{facts.plan}`"
 
 
-def _in_one_line(show: Callable[..., Iterator[Shown]]) -> Callable[..., Iterator[Shown]]:
+def _in_one_line(show: Callable[..., AsyncGenerator[Shown]]) -> Callable[..., AsyncGenerator[Shown]]:
     """What people can put right is shown to them, in one line."""
 
     @wraps(show)
-    def guarded(*given: Any) -> Iterator[Shown]:
+    async def guarded(*given: Any) -> AsyncGenerator[Shown]:
         try:
-            yield from show(*given)
+            async with aclosing(show(*given)) as steps:
+                async for shown in steps:
+                    yield shown
         except (ValueError, OSError) as error:
             raise gr.Error(" ".join(str(error).split()), print_exception=False) from None
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +61,7 @@ def trusted_hosts(on: socket.socket, host: str) -> list[str]:
 
 
 def serve(page: gr.Blocks, on: socket.socket, host: str, **look: Any) -> None:
-    """Serve until interrupted; `host` is the one that was asked for, `look` are theme and css of the page."""
+    """Serve until SIGINT or SIGTERM; `host` is the one that was asked for, `look` are theme and css of the page."""
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI
@@ -86,8 +88,22 @@ def serve(page: gr.Blocks, on: socket.socket, host: str, **look: Any) -> None:
     )
     guarded = _within_policy(TrustedHostMiddleware(app, trusted_hosts(on, host)))
     config = uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=PATIENCE)
-    with suppress(KeyboardInterrupt):  # the way out
+    with suppress(KeyboardInterrupt), _terminated_as_interrupted():  # the way out
         Server(config).run(sockets=[on])
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt: uvicorn ends at either, and then raises the signal again."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _everywhere(on: socket.socket) -> bool:

@@ -1,17 +1,17 @@
-"""What the page draws with: models that are kept, and images that are told of while they grow."""
+"""What the page draws with: models that stay loaded, and images that are reported while they grow."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
 
-from var_toolkit.demo.live import live
+from var_toolkit.demo.live import Worker
 from var_toolkit.demo.plans import Choice, choices
 from var_toolkit.devices import clock, find_device
 from var_toolkit.evaluation.bench.memory import forget_peak, held, peak
@@ -69,15 +69,21 @@ def model_names(first: str) -> list[str]:
     return names if first in names else [first, *names]
 
 
+# Takes an image, a line on what goes on, or None, which asks whether anybody listens: if not, it raises.
+Tell = Callable[["Frame | str | None"], None]
+
+
 class Studio:
-    """Draws what people wish for with some models, of which it keeps the last few. It knows nothing of the page."""
+    """Draws what people wish for with some models, of which it keeps the last few. It knows nothing of the page.
+
+    Drawing is for one thread at a time, such as `worker`'s: its methods tell what they do while they do it.
+    """
 
     def __init__(self, models: Sequence[str], *, device: str = "auto", dtype: torch.dtype = torch.float32) -> None:
         self.models = tuple(models)
         self.device, self.dtype = find_device(device), dtype
+        self.worker = Worker()
         self._kept: dict[Source, Pipeline] = {}  # the one used last comes last
-        self._loading = Lock()
-        self._drawing = Lock()  # what nobody waits for any more goes on until its next scale; the next image waits
         self._warm: WeakSet[Pipeline] = WeakSet()  # have drawn before
         self.shape = cache(self._shape)
         self.choices = cache(self._choices)
@@ -86,52 +92,48 @@ class Studio:
         """What a model draws."""
         return self.shape(model).class_names
 
-    def pipeline(self, source: Source) -> Pipeline:
+    def pipeline(self, source: Source, tell: Tell | None = None) -> Pipeline:
         """A pipeline with weights, loaded once and kept while it is one of the last few."""
-        with self._loading:
-            pipe = self._kept.pop(source, None)
-            if pipe is None:
-                while len(self._kept) >= KEPT:
-                    del self._kept[next(iter(self._kept))]
-                pipe = load(source, device=str(self.device), dtype=self.dtype).pack()
-            self._kept[source] = pipe
-            return pipe
+        pipe = self._kept.pop(source, None)
+        if pipe is None:
+            while len(self._kept) >= KEPT:
+                del self._kept[next(iter(self._kept))]
+            if tell is not None:
+                tell(f"loading {source} …")
+            pipe = load(source, device=str(self.device), dtype=self.dtype).pack()
+        self._kept[source] = pipe
+        return pipe
 
-    def growing(self, wish: Wish) -> Iterator[Frame]:
-        """The image after every scale, and at last finished, with what it took.
+    def draw(self, wish: Wish, tell: Tell) -> Frame:
+        """The finished image, with what it took; the image after every scale is told.
 
         ValueError in one line if it cannot be drawn.
         """
-        pipe, plan, asked = self._asked(wish)
-        return live(
-            lambda tell: self._measured(pipe, plan, lambda watch: pipe(**asked, callback_on_scale_end=watch), tell)
-        )
+        pipe, plan, asked = self._asked(wish, tell)
+        return self._measured(pipe, plan, lambda watch: pipe(**asked, callback_on_scale_end=watch), tell, previews=True)
 
-    def finished(self, wish: Wish) -> Frame:
-        """The finished image, drawn without previews. ValueError as `growing`.
+    def finished(self, wish: Wish, tell: Tell) -> Frame:
+        """As `draw`, without the image after every scale.
 
         What a model draws first it draws twice: the first call takes longer, and plans are compared by their seconds.
         """
-        pipe, plan, asked = self._asked(wish)
+        pipe, plan, asked = self._asked(wish, tell)
         if pipe not in self._warm:
-            with self._drawing:
-                pipe(**asked)
+            self._measured(pipe, plan, lambda watch: pipe(**asked, callback_on_scale_end=watch), tell)
             self._warm.add(pipe)
-        return self._measured(pipe, plan, lambda watch: pipe(**asked))
+        return self._measured(pipe, plan, lambda watch: pipe(**asked, callback_on_scale_end=watch), tell)
 
-    def editing(self, wish: Wish, image: Image, mask: Image, *, keep_pixels: bool) -> Iterator[Frame]:
-        """As `growing`, an image that is drawn anew where `mask` (mode L, of its size) is white."""
+    def edit(self, wish: Wish, image: Image, mask: Image, tell: Tell, *, keep_pixels: bool) -> Frame:
+        """As `draw`, an image that is redrawn where `mask` (mode L, of its size) is white."""
         if mask.getbbox() is None:
-            raise ValueError("nothing is painted over; paint over what shall be drawn anew")
-        pipe, plan, asked = self._asked(wish)
+            raise ValueError("nothing is painted over; paint over the part to redraw")
+        pipe, plan, asked = self._asked(wish, tell)
         asked |= {"mask": mask, "keep_pixels": keep_pixels}
-        return live(
-            lambda tell: self._measured(
-                pipe, plan, lambda watch: pipe.edit(image, **asked, callback_on_scale_end=watch), tell
-            )
+        return self._measured(
+            pipe, plan, lambda watch: pipe.edit(image, **asked, callback_on_scale_end=watch), tell, previews=True
         )
 
-    def _asked(self, wish: Wish) -> tuple[Pipeline, Plan, dict[str, Any]]:
+    def _asked(self, wish: Wish, tell: Tell) -> tuple[Pipeline, Plan, dict[str, Any]]:
         """What draws a wish, how, and the arguments of its call; all is checked before weights are read."""
         names = {choice.name: choice for choice in self.choices(wish.model)}
         if wish.plan not in names:
@@ -144,7 +146,7 @@ class Studio:
         settings = {"guidance_scale": wish.guidance, **choice.settings}
         self.class_names(wish.model).resolve(wish.label)
         self.shape(choice.source).plan(**settings)  # which refuses what does not fit
-        pipe = self.pipeline(choice.source)
+        pipe = self.pipeline(choice.source, tell)
         plan = pipe.plan(**settings)
         return pipe, plan, {"class_labels": wish.label, "seeds": wish.seed, "plan": plan}
 
@@ -159,7 +161,7 @@ class Studio:
         return choices(model)
 
     def _measured(
-        self, pipe: Pipeline, plan: Plan, draw: Callable[[Watch], Any], tell: Callable[[Frame], None] | None = None
+        self, pipe: Pipeline, plan: Plan, draw: Callable[[Watch], Any], tell: Tell, *, previews: bool = False
     ) -> Frame:
         """The finished image of one call of a pipeline, which shows its scales to a watch."""
         device, scales, aside = pipe.device, len(plan.tokenizer.scales), 0.0
@@ -167,16 +169,31 @@ class Studio:
         def watch(event: ScaleEvent) -> None:
             nonlocal aside
             began = clock(device)
-            if tell is not None:
+            if previews:
                 tell(Frame(as_output(event.preview().cpu(), "pil")[0], event.scale, scales))
             aside += clock(device) - began
 
-        with self._drawing:
-            forget_peak(device)
-            before, began = held(device), clock(device)
+        forget_peak(device)
+        before, began = held(device), clock(device)
+        with _checked(pipe.networks, lambda: tell(None)):
             output: PipelineOutput = draw(watch)
-            seconds = clock(device) - began - aside
-            # Of the main memory only the whole process can be told, with every model that is kept.
-            peak_bytes = peak(device) - before if device.type == "cuda" else None
+        seconds = clock(device) - began - aside
+        # Of the main memory only the whole process can be told, with every model that is kept.
+        peak_bytes = peak(device) - before if device.type == "cuda" else None
         facts = Facts(seconds, output.forward_passes, output.cache_bytes, peak_bytes, str(plan))
         return Frame(output.images[0], scales - 1, scales, facts)
+
+
+@contextmanager
+def _checked(networks: Sequence[Any], check: Callable[[], None]) -> Iterator[None]:
+    """Call `check` before every layer, so that it can end a long scale, or a map drawn token by token, by raising."""
+    hooks = [
+        block.register_forward_pre_hook(lambda *_: check())
+        for network in networks
+        for block in getattr(network, "blocks", ())
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
