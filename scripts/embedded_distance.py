@@ -31,7 +31,7 @@ from var_toolkit.evaluation.bench.rounds import size_of
 from var_toolkit.evaluation.bench.table import Row, find_table, matching, read_table
 from var_toolkit.evaluation.bench.worker import Worker
 from var_toolkit.evaluation.frechet import Statistics
-from var_toolkit.evaluation.sample_set import fingerprint
+from var_toolkit.evaluation.sample_set import plan_fingerprint
 from var_toolkit.evaluation.still_life_quality import (
     agreement,
     embedded_distance,
@@ -75,7 +75,7 @@ def source(name: str, rows: dict[str, Row], count: int) -> Source:
         "plan_in_words": "; ".join(map(str, worker.plan.stages)),
         **drawn_with,
         "device": worker.pipe.device.type,
-        "weights": fingerprint(worker.plan),
+        "weights": plan_fingerprint(worker.plan),
     }
     return Source(partial(worker.drawn, count), facts)
 

@@ -192,6 +192,6 @@ def test_the_short_version_in_the_readme_works(tmp_path, monkeypatch, capsys):
     assert main(shlex.split(drawn, comments=True)[1:]) == 0
     assert len(list(tmp_path.glob("*.png"))) == 1
     (row,) = re.findall(r"`(\{name: .*\})`", chapter)
-    (read,) = table_from({"defaults": {"model": "stilllife-var"}, "rows": [yaml.safe_load(row)]}).rows
+    (read,) = table_from({"defaults": {"model": "stilllife-var"}, "rows": [yaml.safe_load(row)]}, allow_code=True).rows
     assert skeleton(read.source).plan(**read.plan).stages[0].temperature == 0.5
     sys.modules.pop(Path(name).stem)

@@ -126,7 +126,8 @@ def test_an_interruption_before_any_figure_writes_nothing(model, monkeypatch, ca
 
 
 BAD = [
-    ("nowhere.yaml", None, "no such table"),
+    ("nowhere.yaml", None, "nowhere.yaml"),
+    ("table.yaml", "rows: [{name: a, model: stilllife-var, plan: {method: 'a:b'}}]", "--allow-code"),
     ("table.yaml", "rows: [{name: a, model: stilllife-var, colour: red}]", "row 'a': unknown key 'colour'"),
     ("table.yaml", "rows: [{name: a, model: stilllife-war}]", "did you mean 'stilllife-var'"),
     ("table.yaml", "rows: [{name: a, model: stilllife-var, plan: {top_p: 3}}]", "row 'a': top_p is 3"),

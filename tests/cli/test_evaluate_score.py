@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from var_toolkit.cli import evaluate_score, main
 from var_toolkit.data.still_lifes import render
+from var_toolkit.evaluation.scores import NAMES
 
 
 @pytest.fixture
@@ -37,10 +39,12 @@ def test_the_table_names_figures_settings_and_doubts(parsed, sets, capsys):
     parsed("--images", "a.npz", "--reference", "b.npz", "--features", "stilllife", "-n", "30")
     told = capsys.readouterr()
     assert "a.npz (30 images of 64x64)" in told.out
-    for name in ("FID", "spatial FID", "Inception Score", "KID", "precision", "recall"):
+    names = ("distance", "spatial distance", "classifier score", "kernel distance", "precision", "recall")
+    for name in names:
         assert f"\n{name} " in told.out
+    assert not re.search("FID|KID|Inception", told.out + told.err)  # figures of this extractor are not those
     assert "torch_fidelity 0.4" in told.out
-    assert told.err.startswith("note: fid, sfid: 30 images of a.npz are too few for 128 pooled")
+    assert told.err.startswith("note: distance, spatial distance: 30 images of a.npz are too few for 128 pooled")
 
 
 def test_json_is_one_object(parsed, sets, capsys):
@@ -57,7 +61,7 @@ def test_missing_figures_are_dashes(parsed, sets, capsys):
     told = capsys.readouterr()
     assert "(statistics)" in told.out
     assert told.out.count(" -\n") == 4
-    assert "note: kid, precision, recall:" in told.err
+    assert "note: kernel distance, precision, recall:" in told.err
 
 
 def test_a_folder_that_says_how_it_was_sampled_is_quoted(parsed, sets, capsys):
@@ -118,3 +122,16 @@ def test_bad_input_is_one_line_before_the_long_work(options, words, sets, wrong,
     told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
     assert len(told) == 1
     assert words in told[0]
+
+
+def test_equal_sets_print_a_kernel_distance_of_zero_and_say_why(parsed, sets, capsys):
+    parsed("--images", "a.npz", "--reference", "a.npz", "--features", "stilllife")
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("kernel distance"))
+    assert line.split()[2] == "0.00000"
+    assert float(line.split()[4].rstrip(":")) < 0
+    assert "unbiased" in line
+
+
+def test_inceptions_figures_keep_their_names_and_the_scale_of_kid_is_printed():
+    assert list(NAMES["inception"].values())[:4] == ["FID", "spatial FID", "Inception Score", "KID"]
+    assert "12.5" in evaluate_score._about_kernel(0.0125)

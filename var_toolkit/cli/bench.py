@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=at_least(1), help="how often each row is measured (default: as the table says)"
     )
     parser.add_argument("--only", nargs="+", metavar="ROW", help='rows to measure, such as "var-d16*"')
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="import the methods that the table names as module:function; only for tables that you trust",
+    )
     parser.add_argument("--out", type=Path, help="a folder for the table as JSON and Markdown, and the plot")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
@@ -38,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from var_toolkit.evaluation.bench.table import find_table, read_table
 
     path = find_table(args.table)
-    table = read_table(path)
+    table = read_table(path, allow_code=args.allow_code)
     table = table.only(args.only) if args.only else table
     table = replace(table, rounds=args.rounds) if args.rounds else table
     if args.out:

@@ -11,46 +11,61 @@ from var_toolkit.cli.options import at_least
 
 SUMMARY = "FID and the other figures of a set of images, against a reference"
 FEATURES = ("inception", "stilllife")
-ROWS = {
-    "fid": "FID",
-    "sfid": "spatial FID",
-    "isc": "Inception Score",
-    "kid": "KID",
-    "precision": "precision",
-    "recall": "recall",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen evaluate score`."""
-    parser.add_argument("--images", required=True, metavar="DIR|NPZ", help="a folder of images, or an .npz (arr_0)")
+    parser.add_argument("--images", metavar="DIR|NPZ", help="a folder of images, or an .npz (arr_0)")
     parser.add_argument(
         "--reference",
         required=True,
         metavar="DIR|NPZ|stilllife",
-        help="likewise; a folder of several sizes is cut to squares; an .npz may hold mu and sigma; "
-        "stilllife: as many fresh renderings",
+        help="what they are compared with: likewise, or an .npz with mu and sigma, or stilllife for new renderings of "
+        "still lifes, as many as there are images; a folder with images of several sizes is cut to squares",
     )
     parser.add_argument(
-        "--features", choices=FEATURES, help="default: stilllife against fresh still lifes, else inception"
+        "--features", choices=FEATURES, help="default: stilllife against still lifes, else inception, which gives FID"
     )
-    parser.add_argument("--inception-weights", metavar="FILE", help="torch-fidelity's weights; default: download once")
+    parser.add_argument(
+        "--inception-weights", metavar="FILE", help="torch-fidelity's weight file; default: download it once"
+    )
     parser.add_argument("-n", type=at_least(2), metavar="N", help="measure N of the images (default all)")
+    parser.add_argument(
+        "--save-statistics",
+        metavar="FILE.npz",
+        help="write the reference's statistics, to be given as --reference from then on; without --images only that",
+    )
+    parser.add_argument(
+        "--save-features",
+        action="store_true",
+        help="store its features there too, which KID, precision and recall need (8 kB an image)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure and print."""
-    from var_toolkit.evaluation.scores import score
+    from var_toolkit.evaluation.scores import score, summarise
 
+    shared: dict[str, Any] = {
+        "features": args.features,
+        "inception_weights": args.inception_weights,
+        "save_features": args.save_features,
+        "progress": sys.stderr.isatty(),
+    }
+    if args.images is None:
+        if args.save_statistics is None or args.n is not None:
+            raise ValueError("--images is missing; only --save-statistics without -n does without it")
+        path = summarise(args.reference, args.save_statistics, **shared)
+        print(json.dumps({"statistics": str(path)}) if args.json else f"{path}: statistics of {args.reference}")
+        return
     scores = score(
         args.images,
         args.reference,
-        features=args.features,
-        inception_weights=args.inception_weights,
         count=args.n,
-        progress=sys.stderr.isatty(),
+        save_statistics=args.save_statistics,
         on_note=lambda text: print(f"note: {text}", file=sys.stderr),
+        **shared,
     )
     report = scores.report()
     if args.json:
@@ -62,11 +77,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _lines(report: dict[str, Any]) -> list[str]:
     images, reference, sampling = report["images"], report["reference"], report["sampling"] or {}
-    against = f" ({reference['count']} images)" if reference["count"] else " (statistics)"
+    many = f"{reference['count']} images" if reference["count"] else ""
+    against = f"statistics{' of ' * bool(many)}{many}" if reference["kind"] == "statistics" else many
     published = (report["published"] or {}).get("fid")
     lines = [
         f"images       {images['source']} ({images['count']} images of {images['pixels']})",
-        f"reference    {reference['source']}{against}",
+        f"reference    {reference['source']} ({against})",
         f"features     {report['features']}: {report['extractor']}",
         *(
             f"{key.replace('_', ' '):12} {value}"
@@ -75,9 +91,19 @@ def _lines(report: dict[str, Any]) -> list[str]:
         ),
         "",
     ]
-    for key, name in ROWS.items():
+    for key, name in report["names"].items():
         value = report[key]
-        text = "-" if value is None else f"{value:.5f}"
-        lines.append(f"{name:16} {text:>12}" + (f"   published {published:g}" if key == "fid" and published else ""))
+        text = "-" if value is None else f"{max(value, 0):.5f}"
+        beside = f"   published {published:g}" if key == "fid" and published else ""
+        lines.append(f"{name:16} {text:>12}{_about_kernel(value) if key == 'kid' else beside}")
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return [*lines, "", f"{versions}; {report['device']}"]
+
+
+def _about_kernel(value: float | None) -> str:
+    """What stands beside a KID: its scale, or why it is printed as 0."""
+    if value is None:
+        return ""
+    if value < 0:
+        return f"   estimate {value:.3g}: unbiased, so sets that hardly differ give a value around 0"
+    return f"   times 1000: {1000 * value:.5g}"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,16 +37,22 @@ class Statistics:
 
 
 def frechet_distance(one: Statistics, other: Statistics) -> float:
-    """The distance; the square of a length, as the field reports it.
+    """The distance; the square of a length, as the field reports it. FloatingPointError if it is not finite.
 
     tr((sigma_1 sigma_2)^(1/2)) is the sum of the singular values of sigma_1^(1/2) sigma_2^(1/2): real, and stable for
     singular covariances as well, where the product's own eigenvalues may come out negative or complex.
     """
     if one.mu.shape != other.mu.shape:
         raise ValueError(f"statistics of {len(one.mu)} and of {len(other.mu)} features cannot be compared")
-    overlap = torch.linalg.svdvals(_root(one.sigma) @ _root(other.sigma)).sum()
+    try:
+        overlap = torch.linalg.svdvals(_root(one.sigma) @ _root(other.sigma)).sum()
+    except torch.linalg.LinAlgError:  # of values near the largest that float64 holds
+        overlap = torch.tensor(torch.nan)
     apart = (one.mu - other.mu).square().sum()
-    return max(0.0, float(apart + one.sigma.trace() + other.sigma.trace() - 2 * overlap))
+    distance = float(apart + one.sigma.trace() + other.sigma.trace() - 2 * overlap)
+    if not math.isfinite(distance):
+        raise FloatingPointError("the Fréchet distance is not finite; the statistics hold values that are too large")
+    return max(0.0, distance)
 
 
 def _root(sigma: Tensor) -> Tensor:

@@ -20,15 +20,8 @@ from var_toolkit.data.still_lifes import SIZE, render
 from var_toolkit.evaluation.adm_npz import shuffled
 from var_toolkit.evaluation.frechet import Statistics
 from var_toolkit.evaluation.image_files import ENDINGS, SHARD_ENDING, ImageFile, label_in, members, readable
-from var_toolkit.evaluation.npz_files import (
-    IMAGES,
-    POOLED,
-    SPATIAL,
-    held_by,
-    images_in,
-    open_archive,
-    statistics_in,
-)
+from var_toolkit.evaluation.npz_files import IMAGES, POOLED, SPATIAL, images_in, open_archive, statistics_in
+from var_toolkit.evaluation.reference_statistics import Origin, features_in, origin_in
 from var_toolkit.evaluation.sample_folder import SETTINGS
 from var_toolkit.zoo.directory import read_json
 
@@ -114,11 +107,18 @@ class ImageSet:
     settings: dict[str, Any] | None = None  # what was sampled, where the set says it
     labels: list[int] | None = None  # the class of each image, where all of their names tell it
     shuffled: bool = False  # whether the first images stand for all of them, as in the evaluator's files
+    origin: Origin | None = None  # of statistics that `vargen evaluate score` wrote
+    features: Tensor | None = None  # pooled features of the images that statistics were computed from
 
     @property
     def count(self) -> int:
         """How many images; 0 if there are statistics alone."""
         return 0 if self.images is None else len(self.images)
+
+    @property
+    def compared(self) -> int:
+        """How many images or stored features there are for KID, precision and recall."""
+        return self.count if self.features is None else len(self.features)
 
 
 def open_images(source: str | Path, count: int | None = None) -> ImageSet:
@@ -255,11 +255,16 @@ def _verified(path: ImageFile) -> _Header:
 def _open_npz(path: Path) -> ImageSet:
     with open_archive(path) as archive:
         pooled, spatial = (statistics_in(archive, keys) for keys in (POOLED, SPATIAL))
-        array, held = images_in(archive), held_by(archive)
-    if array is None and pooled is None:
-        raise ValueError(f"{path} holds {held}; it must hold images as {IMAGES}, or mu and sigma")
+        array, origin = images_in(archive), origin_in(archive)
+        features = features_in(archive, origin, pooled) if origin else None
+        if array is None and pooled is None:
+            raise ValueError(f"{path} holds {archive.held()}; it must hold images as {IMAGES}, or mu and sigma")
     if array is None:
-        return ImageSet(str(path), statistics=pooled, spatial=spatial)
+        told = {"classes": origin.classes} if origin and origin.classes else None
+        return ImageSet(
+            str(path), None, origin.size if origin else None, pooled, spatial, told,
+            shuffled=origin is not None and origin.shuffled, origin=origin, features=features,
+        )  # fmt: skip
     size = (array.shape[1], array.shape[2])
     settings = _settings(path.parent)  # where `vargen evaluate sample` packed it among its images
     return ImageSet(str(path), ImageArray(array), size, pooled, spatial, settings, shuffled=True)

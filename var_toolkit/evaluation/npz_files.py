@@ -47,6 +47,8 @@ class Archive:
 
     def header(self, name: str) -> Header:
         """The header of an array, compared with the bytes that follow it."""
+        if name not in self.names:
+            raise ValueError(f"{self.path} lacks {name}; it holds {self.held()}")
         with self._archive.open(f"{name}.npy") as file:
             header = self._header(name, file)
         promised = math.prod(header.shape) * header.dtype.itemsize
@@ -98,6 +100,10 @@ class Archive:
             lengths = np.frombuffer(raw.read(4), "<u2")
             start = member.header_offset + 30 + int(lengths.sum()) + header.length
         return np.memmap(self.path, header.dtype, "r", offset=start, shape=header.shape)
+
+    def held(self) -> str:
+        """The names of the first arrays, for a message."""
+        return ", ".join(self.names[:SHOWN]) + (", ..." if len(self.names) > SHOWN else "") or "nothing"
 
     def _header(self, name: str, file: IO[bytes]) -> Header:
         try:
@@ -158,8 +164,3 @@ def statistics_in(archive: Archive, keys: tuple[str, str]) -> Statistics | None:
     if (np.abs(sigma - sigma.T) > slack).any() or (np.abs(sigma) > bound + slack).any():
         raise ValueError(f"{path}: {keys[1]} is not a covariance: not symmetric, or a correlation above 1")
     return Statistics(torch.from_numpy(mu), torch.from_numpy(sigma))
-
-
-def held_by(archive: Archive) -> str:
-    """The names of the first arrays, for a message."""
-    return ", ".join(archive.names[:SHOWN]) + (", ..." if len(archive.names) > SHOWN else "") or "nothing"

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from var_toolkit import __version__
 from var_toolkit.devices import find_device
 from var_toolkit.evaluation.adm_npz import check_name, write_images
+from var_toolkit.evaluation.fingerprint import fingerprint
 from var_toolkit.evaluation.image_files import IMAGE, SHARD, members, write_image, write_shard
 from var_toolkit.evaluation.sample_folder import numbers_there, opened, sweep, write_settings
 from var_toolkit.files import check_writable
@@ -167,7 +167,10 @@ def draw_set(
         pipe = None
         if lacking or team.leads:
             pipe = load(model, tokenizer=tokenizer, device=str(team.device), dtype=dtype)
-        _led(team, lambda: write_settings(out, {**facts, "weights": fingerprint(cast(Pipeline, pipe).plan(**chosen))}))
+        _led(
+            team,
+            lambda: write_settings(out, {**facts, "weights": plan_fingerprint(cast(Pipeline, pipe).plan(**chosen))}),
+        )
         began = time.perf_counter()
         if pipe is not None:
             bar = tqdm(
@@ -268,16 +271,10 @@ def _numbers(stage: Stage) -> dict[str, Any]:
     return {name: v if isinstance(v, int | float | str | None) else repr(v) for name, v in values.items()}
 
 
-def fingerprint(plan: Plan) -> str:
+def plan_fingerprint(plan: Plan) -> str:
     """Twenty hexadecimal digits that change with any weight of the networks that draw, or what latents stand for."""
-    digest = blake2b(digest_size=10)
-    for name, tensor in plan.tokenizer.meaning().items():
-        digest.update(f"{name} {tensor.double().sum().item()!r}".encode())
-    for network in (plan.tokenizer, *plan.networks):
-        for name, tensor in sorted(cast(nn.Module, network).state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    meaning = (f"{name} {tensor.double().sum().item()!r}" for name, tensor in plan.tokenizer.meaning().items())
+    return fingerprint(cast(list[nn.Module], [plan.tokenizer, *plan.networks]), meaning="".join(meaning))
 
 
 def _led(team: Team, act: Callable[[], object]) -> None:

@@ -11,8 +11,6 @@ otherwise than there, and why:
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 import var_toolkit
+from var_toolkit.evaluation.fingerprint import fingerprint
 from var_toolkit.evaluation.frechet import Statistics, frechet_distance
 from var_toolkit.evaluation.image_sets import (
     STILL_LIFES,
@@ -33,21 +34,35 @@ from var_toolkit.evaluation.image_sets import (
     open_images,
     open_reference,
 )
+from var_toolkit.evaluation.reference_statistics import Origin, check_statistics_file, write_statistics
+from var_toolkit.evaluation.score_notes import ALL_CLASSES, NEIGHBOURS, doubt, pixels
 
 FEATURES = ("inception", "stilllife")
 METRICS = ("fid", "sfid", "isc", "kid", "precision", "recall")
-NEIGHBOURS = 3
+# FID and its relatives are figures of Inception's features; those of another network are called differently.
+NAMES = {
+    "inception": dict(
+        zip(METRICS, ("FID", "spatial FID", "Inception Score", "KID", "precision", "recall"), strict=True)
+    ),
+    "stilllife": dict(
+        zip(
+            METRICS,
+            ("distance", "spatial distance", "classifier score", "kernel distance", "precision", "recall"),
+            strict=True,
+        )
+    ),
+}
 ENOUGH_FOR_MANIFOLD = 10_000  # images of the reference, for precision and recall
-ALL_CLASSES = "0-999"  # in the words of `settings.json`
 SUBSETS, SUBSET_SIZE = 100, 1000  # of KID: its average over this many random subsets of this size
 BATCH = 64
 DISTANCES = 500  # rows of the distance matrix that are held at a time
-WORTH_PROCESSES = 1000  # images for which loading processes are worth their start
+WORKERS, WORTH_PROCESSES = 4, 1000  # loading processes, and images for which they are worth their start
 
 # Written into every report, since each of these names has several meanings in the field.
 DEFINITIONS = {
     "isc": "over all images at once, so that their order does not matter",
-    "kid": f"polynomial kernel of degree 3, mean over {SUBSETS} subsets of at most {SUBSET_SIZE} images",
+    "kid": f"polynomial kernel of degree 3, unbiased, mean over {SUBSETS} subsets of at most {SUBSET_SIZE} images; not "
+    "multiplied by 1000, as papers often print it; about 0, or slightly negative, where the sets hardly differ",
     "precision": f"k = {NEIGHBOURS}, at most {ENOUGH_FOR_MANIFOLD} images of the reference",
     "recall": f"k = {NEIGHBOURS}, at most {ENOUGH_FOR_MANIFOLD} images of the reference",
 }
@@ -55,7 +70,10 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Scores:
-    """The six figures (None: `notes` say why), and what they were measured with."""
+    """The six figures (None: `notes` say why), and what they were measured with.
+
+    With still-life features they are what `NAMES` calls them: `fid` is a Fréchet distance of other features than FID's.
+    """
 
     fid: float | None
     sfid: float | None
@@ -78,6 +96,8 @@ def score(
     features: str | None = None,
     inception_weights: str | Path | None = None,
     count: int | None = None,
+    save_statistics: str | Path | None = None,
+    save_features: bool = False,
     progress: bool = False,
     on_note: Callable[[str], object] | None = None,
 ) -> Scores:
@@ -87,9 +107,12 @@ def score(
         images: a folder of images (folders in it are searched too), or an `.npz` with `arr_0`.
         reference: likewise; an `.npz` may also hold `mu`, `sigma`, `mu_s` and `sigma_s`, with images or without;
             or "stilllife", for renderings that no training saw.
-        features: "inception" or "stilllife"; by default the classifier's against still lifes, else Inception's.
+        features: "inception" or "stilllife"; by default those of the reference's statistics where it names them, the
+            classifier's against still lifes, else Inception's.
         inception_weights: torch-fidelity's weight file; without it torch-fidelity's own is downloaded once.
         count: measure so many of the images, the same ones every time; default all.
+        save_statistics: write the statistics of the reference to this `.npz`, which then replaces it.
+        save_features: store its features there too, which KID, precision and recall need.
         progress: show a bar for each set on standard error.
         on_note: called with each note as soon as it is known, most before the long work.
 
@@ -103,43 +126,116 @@ def score(
         if on_note is not None:
             on_note(text)
 
-    kind = features or (STILL_LIFES if str(reference) == STILL_LIFES else "inception")
-    if kind not in FEATURES:
-        raise ValueError(f"features is {kind!r}; it must be one of {', '.join(FEATURES)}")
-    if inception_weights is not None and kind != "inception":
-        raise ValueError(f"weights of Inception are given, but the features are {kind!r}")
     drawn = open_images(images, count)
     square = drawn.size is not None and drawn.size[0] == drawn.size[1]
     truth = open_reference(reference, drawn.count, drawn.size[0] if drawn.size and square else None)
-    from var_toolkit.evaluation.extractors import KINDS, create  # which takes seconds
+    kind = _kind(features, reference, truth, inception_weights)
+    from var_toolkit.evaluation.extractors import KINDS  # which takes seconds
 
     facts = KINDS[kind]
-    _refuse(drawn, truth, kind, facts)
-    cuda = torch.cuda.is_available()
-    extractor = create(kind, None if inception_weights is None else Path(inception_weights), cuda=cuda)
-    _doubt(drawn, truth, facts, note)
+    _refuse((drawn, truth), truth, kind, facts)
+    saving = _saving(save_statistics, save_features, truth)
+    extractor, digest = _extractor(kind, inception_weights, truth)
+    doubt(drawn, truth, facts, NAMES[kind], note)
     theirs = _published(drawn, truth, note) if kind == "inception" else None
-    measured = _extracted(extractor, drawn, cuda, progress)
-    against = _extracted(extractor, _needed(truth), cuda, progress) if truth.count else None
+    measured = _extracted(extractor, drawn, progress)
+    against = _extracted(extractor, _needed(truth), progress) if truth.count else None
+    pooled, spatial = (truth.statistics or _statistics(against, "pooled"), _spatial(truth, against))
+    if saving is not None and against is not None:
+        _save(saving, truth, kind, digest, against, save_features)
     figures = {
-        "fid": _distance(measured["pooled"], truth.statistics or _statistics(against, "pooled")),
-        # Images beside statistics are a sample of those that the statistics are of: no substitute for mu_s, sigma_s.
-        "sfid": _distance(measured["spatial"], truth.spatial if truth.statistics else _statistics(against, "spatial")),
+        "fid": _distance(measured["pooled"], pooled),
+        "sfid": _distance(measured["spatial"], spatial),
         "isc": _inception_score(measured["logits"]),
     }
-    figures |= _compared(measured["pooled"], against["pooled"] if against else None, truth.shuffled)
-    settings = _settings(drawn, truth, kind, facts.summary, theirs, cuda)
+    figures |= _compared(measured["pooled"], against["pooled"] if against else truth.features, truth.shuffled)
+    settings = _settings(drawn, truth, kind, facts.summary, theirs, digest)
     return Scores(**figures, settings=settings, notes=tuple(notes))
 
 
-def _refuse(drawn: ImageSet, truth: ImageSet, kind: str, facts: Any) -> None:
+def summarise(
+    reference: str | Path,
+    out: str | Path,
+    *,
+    features: str | None = None,
+    inception_weights: str | Path | None = None,
+    side: int | None = None,
+    save_features: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Write the statistics of a reference to an `.npz`, without images to compare it with; arguments as in `score`.
+
+    `side`: cut images of several sizes to squares of so many pixels.
+    """
+    truth = open_reference(reference, ENOUGH_FOR_MANIFOLD, side)
+    kind = _kind(features, reference, truth, inception_weights)
+    from var_toolkit.evaluation.extractors import KINDS  # which takes seconds
+
+    _refuse((truth,), truth, kind, KINDS[kind])
+    saving = _saving(out, save_features, truth)
+    assert saving is not None
+    extractor, digest = _extractor(kind, inception_weights, truth)
+    _save(saving, truth, kind, digest, _extracted(extractor, truth, progress), save_features)
+    return saving
+
+
+def _kind(features: str | None, reference: str | Path, truth: ImageSet, weights: str | Path | None) -> str:
+    """Which features are taken."""
+    stored = truth.origin.extractor if truth.origin else None
+    kind = features or stored or (STILL_LIFES if str(reference) == STILL_LIFES else "inception")
+    if kind not in FEATURES:
+        raise ValueError(f"features is {kind!r}; it must be one of {', '.join(FEATURES)}")
+    if weights is not None and kind != "inception":
+        raise ValueError(f"weights of Inception are given, but the features are {kind!r}")
+    if stored not in (None, kind):
+        raise ValueError(f"{truth.source} holds statistics of {stored} features, not of {kind} features")
+    return kind
+
+
+def _saving(path: str | Path | None, with_features: bool, truth: ImageSet) -> Path | None:
+    """Where the statistics of the reference go."""
+    if path is None:
+        if with_features:
+            raise ValueError("save_features is for a file of statistics; give save_statistics as well")
+        return None
+    if truth.statistics is not None:
+        raise ValueError(f"{truth.source} holds statistics already; save_statistics takes a reference of images")
+    check_statistics_file(Path(path))
+    return Path(path)
+
+
+def _extractor(kind: str, weights: str | Path | None, truth: ImageSet) -> tuple[Any, str]:
+    """The extractor and the hash of its weights; ValueError if the reference's statistics are of other weights."""
+    from var_toolkit.evaluation.extractors import create
+
+    extractor = create(kind, None if weights is None else Path(weights), cuda=torch.cuda.is_available())
+    digest, stored = fingerprint([extractor]), truth.origin.extractor_hash if truth.origin else None
+    if stored not in (None, digest):
+        raise ValueError(
+            f"{truth.source} holds statistics of {kind} features with the weights {stored}, not {digest}; compute them "
+            "again with --save-statistics"
+        )
+    return extractor, digest
+
+
+def _save(path: Path, truth: ImageSet, kind: str, digest: str, found: dict[str, Tensor], with_features: bool) -> None:
+    """Write the statistics of the reference."""
+    classes = ALL_CLASSES if isinstance(truth.images, FreshStillLifes) else (truth.settings or {}).get("classes")
+    origin = Origin(
+        truth.count, kind, digest, truth.source, truth.size, classes if isinstance(classes, str) else "", truth.shuffled
+    )
+    pooled, spatial = Statistics.of(found["pooled"]), Statistics.of(found["spatial"])
+    write_statistics(path, origin, pooled, spatial, found["pooled"] if with_features else None)
+
+
+def _refuse(sets: tuple[ImageSet, ...], truth: ImageSet, kind: str, facts: Any) -> None:
     """ValueError for what cannot be measured."""
-    for found in (drawn, truth):
+    for found in sets:
         if found.images is not None and found.count < 2:
             raise ValueError(f"{found.source} holds {found.count} image; a covariance takes 2 or more")
         if facts.side and found.size not in (None, (facts.side, facts.side)):
             raise ValueError(
-                f"{found.source} holds images of {_pixels(found)}; {kind} features take {facts.side}x{facts.side}"
+                f"{found.source} holds images of {pixels(found)}; {kind} features take {facts.side}x{facts.side}"
             )
     for told, length in ((truth.statistics, facts.pooled), (truth.spatial, facts.spatial)):
         if told is not None and len(told.mu) != length:
@@ -149,67 +245,15 @@ def _refuse(drawn: ImageSet, truth: ImageSet, kind: str, facts: Any) -> None:
             )
 
 
-def _doubt(drawn: ImageSet, truth: ImageSet, facts: Any, note: Callable[[str], None]) -> None:
-    """Note what can be measured only in part, or means little."""
-    for found in (drawn, truth):
-        lacking = [name for name, length in (("fid", facts.pooled), ("sfid", facts.spatial)) if found.count <= length]
-        if found.count and found.statistics is None and lacking:
-            note(
-                f"{', '.join(lacking)}: {found.count} images of {found.source} are too few for {facts.pooled} pooled "
-                f"and {facts.spatial} spatial features; compare with no figure that was not taken from as many"
-            )
-    if drawn.size and truth.size and drawn.size != truth.size:
-        note(f"images are {_pixels(drawn)}, those of the reference {_pixels(truth)}: published figures are of one size")
-    if truth.statistics is not None and truth.spatial is None:
-        note("sfid: the reference has no mu_s and sigma_s")
-    _doubt_whole(drawn, note)
-    _doubt_classes(drawn, truth, note)
-    fewest = min(drawn.count, truth.count)
-    if not truth.count:
-        note("kid, precision, recall: the reference has statistics alone; they take images")
-    elif fewest <= NEIGHBOURS:
-        note(f"precision, recall: they take more than {NEIGHBOURS} images of each set")
-
-
-def _doubt_whole(drawn: ImageSet, note: Callable[[str], None]) -> None:
-    """Note where the images are not the whole of what `vargen evaluate sample` set out to draw."""
-    planned = (drawn.settings or {}).get("images")
-    if isinstance(planned, int) and drawn.count < planned:
-        note(f"images: {drawn.count} of the {planned} images that their settings.json plans are measured")
-
-
-def _doubt_classes(drawn: ImageSet, truth: ImageSet, note: Callable[[str], None]) -> None:
-    """Note where the images are of other classes than the reference, or of some more often than of others."""
-    settings = drawn.settings or {}
-    classes, theirs = settings.get("classes"), (truth.settings or {}).get("classes")
-    if isinstance(truth.images, FreshStillLifes):
-        theirs = ALL_CLASSES
-    if theirs is None and classes not in (None, ALL_CLASSES):
-        note(f"images are of the classes {classes} alone; against a reference of others distances grow")
-    elif classes not in (None, theirs) and theirs is not None:
-        note(f"images are of the classes {classes}; against a reference of {theirs} distances grow by the difference")
-    often = Counter(drawn.labels or [])
-    images, per_class = settings.get("images"), settings.get("per_class")
-    fewest, most = min(often.values(), default=0), max(often.values(), default=0)
-    if isinstance(images, int) and isinstance(per_class, int) and len(often) * per_class < images:
-        fewest = 0  # no image of some class is there
-    if fewest < most:
-        note(f"images hold {fewest} to {most} images of a class; a whole set holds every class equally often")
-
-
 def _published(drawn: ImageSet, truth: ImageSet, note: Callable[[str], None]) -> dict[str, float] | None:
     """The authors' figures, or a note why they are left out."""
     from var_toolkit.evaluation.published import published  # which takes all of the networks
 
-    found, differing = published(drawn.settings, measured=drawn.count, evaluators=truth.statistics is not None)
+    evaluators = truth.statistics is not None and truth.origin is None
+    found, differing = published(drawn.settings, measured=drawn.count, evaluators=evaluators)
     if differing:
         note(f"published figures are left out, which are of something else: {'; '.join(differing)}")
     return found
-
-
-def _pixels(found: ImageSet) -> str:
-    height, width = found.size or (0, 0)
-    return f"{width}x{height}"
 
 
 def _needed(truth: ImageSet) -> ImageSet:
@@ -219,23 +263,27 @@ def _needed(truth: ImageSet) -> ImageSet:
     return ImageSet(truth.source, Part(truth.images, list(range(ENOUGH_FOR_MANIFOLD))), truth.size)
 
 
-def _extracted(extractor: Any, found: ImageSet, cuda: bool, progress: bool) -> dict[str, Tensor]:
+@torch.no_grad()
+def _extracted(extractor: Any, found: ImageSet, progress: bool) -> dict[str, Tensor]:
     """The features of every image, on the CPU: each (N, C)."""
-    from torch_fidelity.utils import get_featuresdict_from_dataset
-
-    whole_in_memory = isinstance(found.images, ImageArray)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    processes = 0 if isinstance(found.images, ImageArray) or found.count < WORTH_PROCESSES else WORKERS
+    made: dict[str, list[Tensor]] = {name: [] for name in extractor.features_list}
+    batches = DataLoader(found.images, BATCH, num_workers=processes, pin_memory=device.type == "cuda")
     try:
-        with warnings.catch_warnings(action="ignore"):  # four loading processes, whatever the machine has
-            return get_featuresdict_from_dataset(
-                found.images,
-                extractor,
-                BATCH,
-                cuda,
-                save_cpu_ram=whole_in_memory or found.count < WORTH_PROCESSES,  # which is: no loading processes
-                verbose=progress,
-            )
+        with tqdm(total=found.count, desc=found.source, unit=" images", disable=not progress, leave=False) as bar:
+            for batch in batches:
+                for name, values in zip(made, extractor(batch.to(device, non_blocking=True)), strict=True):
+                    made[name].append(values.cpu())
+                bar.update(len(batch))
     except ValueError as error:  # one of a loading process carries that process's whole traceback
         raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
+    return {name: torch.cat(values) for name, values in made.items()}
+
+
+def _spatial(truth: ImageSet, against: dict[str, Tensor] | None) -> Statistics | None:
+    """Images beside statistics are a sample of those that the statistics are of: no substitute for mu_s, sigma_s."""
+    return truth.spatial if truth.statistics else _statistics(against, "spatial")
 
 
 def _statistics(found: dict[str, Tensor] | None, layer: str) -> Statistics | None:
@@ -289,24 +337,26 @@ def manifold_part(against: Tensor, shuffled: bool) -> Tensor:
 
 
 def _settings(
-    drawn: ImageSet, truth: ImageSet, kind: str, summary: str, figures: dict[str, float] | None, cuda: bool
+    drawn: ImageSet, truth: ImageSet, kind: str, summary: str, figures: dict[str, float] | None, digest: str
 ) -> dict[str, Any]:
     import torch_fidelity
 
     return {
         "features": kind,
         "extractor": summary,
-        "images": {"source": drawn.source, "count": drawn.count, "pixels": _pixels(drawn)},
+        "extractor_hash": digest,
+        "names": NAMES[kind],
+        "images": {"source": drawn.source, "count": drawn.count, "pixels": pixels(drawn)},
         "reference": {
             "source": truth.source,
             "kind": _reference_kind(truth),
-            "count": truth.count,
-            "pixels": _pixels(truth) if truth.size else None,
+            "count": truth.origin.count if truth.origin else truth.count,
+            "pixels": pixels(truth) if truth.size else None,
         },
         "sampling": drawn.settings,
         "published": figures,
         "definitions": DEFINITIONS,
-        "device": "cuda" if cuda else "cpu",
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
         "versions": {
             "torch": torch.__version__,
             "torch_fidelity": torch_fidelity.__version__,

@@ -6,24 +6,24 @@ images and those of fresh renderings. Neither needs a network connection, nor to
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from var_toolkit.data.still_lifes import VERSION, parts
+from var_toolkit.data.still_lifes import SIZE, VERSION, parts
 from var_toolkit.evaluation.classifier import StillLifeClassifier
+from var_toolkit.evaluation.fingerprint import fingerprint
 from var_toolkit.evaluation.frechet import Statistics, frechet_distance
-from var_toolkit.evaluation.image_sets import FreshStillLifes
-from var_toolkit.files import write_whole
+from var_toolkit.evaluation.image_sets import STILL_LIFES, FreshStillLifes
+from var_toolkit.evaluation.npz_files import POOLED, open_archive, statistics_in
+from var_toolkit.evaluation.reference_statistics import Origin, origin_in, write_statistics
 from var_toolkit.zoo.directory import load_network
-from var_toolkit.zoo.registry import WEIGHTS, embedded_part
+from var_toolkit.zoo.registry import embedded_part
 
 BATCH = 100
 ENOUGH = 10_000  # renderings to compare with; with fewer the distance is larger, as with any Fréchet distance
@@ -93,16 +93,17 @@ def fresh_batches(count: int, first: int = 0) -> DataLoader[Tensor]:
 def fresh_statistics(count: int = ENOUGH, *, cached: Path | None = None, first: int = 0) -> Statistics:
     """Statistics of `count` fresh renderings, from number `first`; a few hundred are drawn in a second.
 
-    With `cached` they are kept in that `.npz` file, and drawn anew if it holds another count, or if the renderer or
-    the classifier have changed since. It is a reference of `vargen evaluate score` as well.
+    With `cached` they are kept in that `.npz` file, and computed again if it holds another count, or if the renderer or
+    the classifier have changed since. The file is a reference of `vargen evaluate score` as well.
     """
-    origin = f"{count} renderings of version {VERSION} from {first}, classifier {_fingerprint()}"
-    if cached is not None and (known := _kept(cached, origin)):
-        return known
     judge = _judge()
+    source = f"{count} renderings of version {VERSION} from {first}"
+    origin = Origin(count, STILL_LIFES, fingerprint([judge]), source, (SIZE, SIZE))
+    if cached is not None and (known := _cached(cached, origin)):
+        return known
     found = Statistics.of(torch.cat([judge.features(normalised(b)) for b in fresh_batches(count, first)]))
     if cached is not None:
-        _keep(cached, origin, found)
+        write_statistics(cached, origin, found)
     return found
 
 
@@ -112,25 +113,11 @@ def embedded_distance(images_B3hw: Tensor, reference: Statistics | int = ENOUGH)
     return frechet_distance(image_statistics(images_B3hw), against)
 
 
-def _fingerprint() -> str:
-    return hashlib.sha256((embedded_part(JUDGE) / WEIGHTS).read_bytes()).hexdigest()[:16]
-
-
-def _kept(path: Path, origin: str) -> Statistics | None:
+def _cached(path: Path, origin: Origin) -> Statistics | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if str(arrays["origin"]) == origin:
-                return Statistics(torch.from_numpy(arrays["mu"]), torch.from_numpy(arrays["sigma"]))
-    except Exception:  # whatever is wrong with the file, drawing anew mends it
-        pass
-    return None
-
-
-def _keep(path: Path, origin: str, found: Statistics) -> None:
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # given a name, numpy would add an ending to it
-            np.savez(file, mu=found.mu.numpy(), sigma=found.sigma.numpy(), origin=np.array(origin))
-
-    write_whole(path, write)
+        with open_archive(path) as archive:
+            return statistics_in(archive, POOLED) if origin_in(archive) == origin else None
+    except (OSError, ValueError):  # whatever is wrong with the file, rendering again mends it
+        return None

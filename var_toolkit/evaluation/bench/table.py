@@ -108,24 +108,29 @@ def find_table(name: str) -> Path:
     if (folder / f"{name}.yaml").is_file():
         return folder / f"{name}.yaml"
     known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    raise ValueError(f"{name}: no such table; give the path of a YAML file, or a name: {known}")
+    raise ValueError(f"the table {name!r} does not exist; give the path of a YAML file, or a name: {known}")
 
 
-def read_table(path: Path) -> Table:
-    """The table in a YAML file; ValueError in one line for whatever is wrong with it."""
+def read_table(path: Path, *, allow_code: bool = False) -> Table:
+    """The table in a YAML file; ValueError in one line for whatever is wrong with it.
+
+    `allow_code`: rows may name methods as `module:function`, which are imported. The file must then be trusted.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: not YAML: it is no UTF-8 text") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    return table_from(values, where=str(path))
+        raise ValueError(f"{path} is not YAML: it is not UTF-8 text") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date such as 2024-13-45
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    return table_from(values, where=str(path), allow_code=allow_code)
 
 
-def table_from(values: object, *, where: str = "table") -> Table:
+def table_from(values: object, *, where: str = "table", allow_code: bool = False) -> Table:
     """The table in a mapping: settings of the table, `defaults` for every row, and `rows`.
 
-    A row's own field replaces the default whole, `plan` as well.
+    A row's own field replaces the default as a whole, `plan` as well. `allow_code`: as in `read_table`.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where}: expected a mapping with rows, got {values!r}")
@@ -140,7 +145,20 @@ def table_from(values: object, *, where: str = "table") -> Table:
         raise ValueError(f"{where}: rows is {rows!r}; expected a list")
     settings = {name: value for name, value in values.items() if name != "defaults"}
     read = tuple(_row(row, defaults, where=f"{where}: {_called(row, i)}") for i, row in enumerate(rows, start=1))
+    if not allow_code:
+        _refuse_code(read, where)
     return build(Table, {**settings, "rows": read}, where=where)
+
+
+def _refuse_code(rows: Sequence[Row], where: str) -> None:
+    """A table that was found somewhere must not run what lies beside it."""
+    for row in rows:
+        method = row.plan.get("method")
+        if method is not None and (not isinstance(method, str) or ":" in method):
+            raise ValueError(
+                f"{where}: row {row.name!r}: plan: method {method!r} imports code; add --allow-code (in Python: "
+                "allow_code=True) if you trust it, or give the name of an installed method"
+            )
 
 
 def _row(values: object, defaults: Mapping[str, Any], *, where: str) -> Row:
