@@ -7,13 +7,14 @@ pipe(class_labels=[207, "red sphere on sand"], seeds=[0, 1]).images[0]
 
 from __future__ import annotations
 
+import os.path
 import sys
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # rather than typing's, so that `vargen` is quick to catch Ctrl-C
 if TYPE_CHECKING:
+    from typing import Any
+
     from var_toolkit.loading import load
     from var_toolkit.pipeline import Pipeline
     from var_toolkit.sampling.collaborative import code
@@ -42,8 +43,10 @@ _HOMES = {
 
 def _adopt(name: str) -> None:
     """Make a folder beside this package importable as a part of it, as an installation does."""
-    folder = Path(__file__).resolve().parents[1] / name
-    spec = spec_from_file_location(f"{__name__}.{name}", folder / "__init__.py")
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    top = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    spec = spec_from_file_location(f"{__name__}.{name}", os.path.join(top, name, "__init__.py"))
     if spec is None or spec.loader is None:
         return
     module = module_from_spec(spec)
@@ -52,7 +55,9 @@ def _adopt(name: str) -> None:
     globals()[name] = module
 
 
-if not (Path(__file__).parent / "kernels").is_dir():  # a checkout, where both folders lie beside the package
+if not os.path.isdir(
+    os.path.join(os.path.dirname(__file__), "kernels")
+):  # a checkout, where both folders lie beside the package
     for _name in ("kernels", "configs"):
         _adopt(_name)
 

@@ -7,15 +7,71 @@ import sys
 import pytest
 from PIL import Image
 
-from var_toolkit.cli import COMMANDS, main, parser
+from var_toolkit.cli import main
+from var_toolkit.cli.parsing import COMMANDS, as_typed, parser
 
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from var_toolkit.cli import parser; parser().format_help(); "
+        "import sys; from var_toolkit.cli.parsing import parser; parser().format_help(); "
         "print([m for m in ('torch', 'numpy', 'PIL', 'diffusers', 'timm', 'torchvision') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_program_begins_with_nothing_but_what_catches_ctrl_c():
+    code = "import sys; before = set(sys.modules); from var_toolkit.cli import main; print(set(sys.modules) - before)"
+    found = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
+    assert "argparse" not in found.stdout
+    assert "var_toolkit.cli" in found.stdout
+
+
+def test_ctrl_c_while_the_program_starts_is_one_line(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("var_toolkit.cli.parsing.parser", interrupted)
+    assert main(["models"]) == 130
+    assert capsys.readouterr().err == "vargen: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "vargen: give a command: sample,"),
+        (["smaple"], "vargen: 'smaple' is not a command; did you mean sample?"),
+        (["paint"], "'paint' is not a command; use sample,"),
+        (["evaluate"], "vargen evaluate: give a step: sample or score"),
+        (
+            ["evaluate", "score", "--imges", "x"],
+            "vargen evaluate score: unknown option --imges; did you mean --images?",
+        ),
+        (["models", "var*", "more"], "vargen models: unexpected argument 'more'"),
+        (["train", "x.yaml", "--ou", "y"], "vargen train: unknown option --ou; did you mean --out?"),
+    ],
+)
+def test_a_command_line_that_is_none_is_one_line_with_the_way_out(words, told, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert "--help` shows" in error
+    assert error.count("\n") == 1
+
+
+def test_no_parser_takes_abbreviations():
+    top = parser()
+    commands = next(action for action in top._actions if action.dest == "command").choices
+    steps = next(action for action in commands["evaluate"]._actions if action.dest == "step").choices
+    assert not any(each.allow_abbrev for each in (top, *commands.values(), *steps.values()))
+
+
+def test_settings_in_a_message_on_a_file_keep_their_names():
+    sample = next(action for action in parser()._actions if action.dest == "command").choices["sample"]
+    message = "m/model_index.json: _sampling: top_k is -1, guidance_scale is 2"
+    assert as_typed(message, sample, ["--class", "3"]) == message
+    assert as_typed("top_k is -1; temperature is 2", sample, ["--temperature=2"]) == "--top-k is -1; temperature is 2"
 
 
 def test_python_m_is_the_same_program():
@@ -38,7 +94,16 @@ def test_the_options_are_the_documented_ones():
     commands = commands | {f"evaluate {name}": step for name, step in steps.items()}
     options = {name: {o for a in command._actions for o in a.option_strings} for name, command in commands.items()}
     machine = {"-h", "--help", "--device", "--dtype"}
-    drawing = {"--cfg", "--top-k", "--top-p", "--temperature", "--smooth", "--batch-size", "--tokenizer"}
+    drawing = {
+        "--cfg",
+        "--guidance-scale",
+        "--top-k",
+        "--top-p",
+        "--temperature",
+        "--smooth",
+        "--batch-size",
+        "--tokenizer",
+    }
     drawing |= {"--solver", "--steps", "--guidance-interval", "--guided-tokens"}
     plans = {"--subnet", "--full-scales", "--refine", "--refine-clean", "--drafter", "--refiner", "--draft-scales"}
     plans |= {
@@ -53,6 +118,7 @@ def test_the_options_are_the_documented_ones():
     assert options["edit"] == images | {"--mask", "--expand", "--keep-pixels"}
     assert options["vary"] == images | {"--from-scale"}
     assert options["reconstruct"] == machine | {"--model", "--out", "--json"}
+    assert options["classes"] == {"-h", "--help", "--model", "--json"}
     assert options["models"] == {"-h", "--help", "--json"}
     assert options["convert"] == {
         "-h", "--help", "--family", "--tokenizer", "--backbone", "--config", "--out", "--half",

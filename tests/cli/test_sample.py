@@ -43,6 +43,20 @@ def test_the_same_seed_draws_the_same_image_in_any_batch(model, tmp_path):
         assert most_different(path, Path("batches") / path.name) <= 1
 
 
+def test_ranges_and_lists_of_classes_are_drawn(model, capsys):
+    assert sample(model, "--class", "3-5,7", "0", "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == [3, 4, 5, 7, 0]
+
+
+def test_both_names_of_guidance_are_the_same(model, capsys):
+    told = []
+    for option in ("--cfg", "--guidance-scale"):
+        sample(model, "--class", "3", option, "2.5", "--dry-run")
+        told.append(capsys.readouterr().out)
+    assert "guidance 2.5" in told[0]
+    assert told[0] == told[1]
+
+
 def test_no_class_at_all_can_be_asked_for(model, tmp_path, capsys):
     assert sample(model, "--class", "none") == 0
     assert "class-none_seed-0.png: no class, seed 0" in capsys.readouterr().out
@@ -108,25 +122,34 @@ BAD = [
     (["--class", "10"], "classes are 0 to 9"),
     (["--class", "-1"], "classes are 0 to 9"),
     (["--class", "dog"], "class 'dog' is not known"),
+    (["--class", "²"], "class '²'"),
+    (["--class", "3-5,11"], "classes are 0 to 9"),
+    (["--class", "3-4", "--out", "one.png"], "several images"),
     (["--class", "3", "-n", "0"], "at least 1"),
     (["--class", "3", "-n", "x"], "at least 1"),
     (["--class", "3", "--seed", "-1"], "at least 0"),
     (["--class", "3", "--batch-size", "0"], "at least 1"),
-    (["--class", "3", "--cfg", "-1"], "guidance"),
-    (["--class", "3", "--top-k", "-1"], "top_k"),
-    (["--class", "3", "--top-p", "2"], "top_p"),
-    (["--class", "3", "--temperature", "0"], "temperature"),
-    (["--class", "3", "--cfg", "nan"], "guidance"),
+    (["--class", "3", "--cfg", "-1"], "--cfg"),
+    (["--class", "3", "--guidance-scale", "-1"], "--guidance-scale"),
+    (["--class", "3", "--top-k", "-1"], "--top-k"),
+    (["--class", "3", "--top-p", "2"], "--top-p"),
+    (["--class", "3", "--temperature", "0"], "--temperature"),
+    (["--class", "3", "--cfg", "nan"], "--cfg"),
+    (["--class", "3", "--n", "4"], "unknown option --n; did you mean -n?"),
+    (["--class", "3", "--guidance", "4"], "--guidance-scale"),
+    (["--class", "3", "--draft-length=--5"], "'--5'"),
     (["--class", "3", "--model", "var-d17"], "did you mean 'var-d16'"),
     (["--class", "3", "--model", "./nowhere"], "known are"),
     (["--class", "3", "--model", "stilllife-classifier"], "draws no images"),
     (["--class", "3", "--device", "cuda"], "usable are auto, cpu"),
     (["--class", "3", "--device", "abacus"], "usable are auto, cpu"),
     (["--class", "3", "--out", "image.bmp"], "ends in .bmp"),
+    (["--class", "3", "--out", "image.TIF"], ".png, .jpg, .jpeg, .webp"),
     (["--class", "3", "4", "--out", "one.png"], "several images"),
     (["--class", "3", "--trace", "trace.mp4"], "must end in .gif"),
     (["--class", "3", "--save-tokens", "t.pt"], "must end in .safetensors"),
-    (["--clas", "3", "--colour"], "--colour"),
+    (["--clas", "3"], "unknown option --clas; did you mean --class?"),
+    (["--class", "3", "--colour", "red"], "unknown option --colour (`vargen sample --help`"),
     ([], "--class"),
 ]
 
@@ -234,21 +257,21 @@ def test_a_subnet_draws_with_less_memory(model, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--drafter", "MODEL"], "--drafter, --refiner and --draft-scales go together"),
+        (["--drafter", "MODEL"], "vargen sample: --drafter, --refiner and --draft-scales go together"),
         (
             ["--drafter", "MODEL", "--refiner", "MODEL", "--draft-scales", "4"],
-            "draft_scales is 4; it must be from 1 to 3",
+            "--draft-scales is 4; it must be from 1 to 3",
         ),
         (["--drafter", "MODEL", "--refiner", "stilllife-var", "--draft-scales", "2"], "must be one"),
         (
             ["--model", "MODEL", "--drafter", "a", "--refiner", "b", "--draft-scales", "2"],
             "two ways to name what draws",
         ),
-        (["--model", "MODEL", "--subnet", "5", "--full-scales", "2"], "subnet is 5; it must be from 2 to 4"),
-        (["--model", "MODEL", "--subnet", "2", "--full-scales", "5"], "full_scales is 5; it must be from 1 to 4"),
-        (["--model", "MODEL", "--subnet", "2"], "subnet and full_scales go together"),
-        (["--model", "MODEL", "--refine", "published"], "refine needs a backbone with masked passes, such as HMAR"),
-        (["--model", "MODEL", "--refine-clean"], "refine_clean changes masked passes"),
+        (["--model", "MODEL", "--subnet", "5", "--full-scales", "2"], "--subnet is 5; it must be from 2 to 4"),
+        (["--model", "MODEL", "--subnet", "2", "--full-scales", "5"], "--full-scales is 5; it must be from 1 to 4"),
+        (["--model", "MODEL", "--subnet", "2"], "--subnet and --full-scales go together"),
+        (["--model", "MODEL", "--refine", "published"], "--refine needs a backbone with masked passes, such as HMAR"),
+        (["--model", "MODEL", "--refine-clean"], "--refine-clean changes masked passes"),
         (["--model", "stilllife-hmar", "--refine", "1;2"], "refine has 2 lists for 6 scales"),
         (["--model", "stilllife-hmar", "--refine", "1;2,3;..."], "refine: scale 1 has 2,3; it must be positive"),
         (["--model", "stilllife-hmar", "--smooth"], "choose one, or refine off"),

@@ -96,7 +96,8 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     find_device(args.device)
     # Sizes alone: what cannot be drawn is refused before anything is downloaded.
     shape = skeleton(model_of(args), tokenizer=args.tokenizer)
-    labels = [shape.class_names.resolve(name) for name in args.classes]
+    labels = [label for text in args.classes for label in shape.class_names.resolve_all(text)]
+    _check_count(args, len(labels))
     plan = shape.plan(**sampling_settings(args))
     facts = task.check(shape, plan)
     if args.dry_run:
@@ -113,12 +114,17 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     _report(args, pipe, plan, drawn, loading, facts)
 
 
+def _check_count(args: argparse.Namespace, classes: int) -> None:
+    if _is_file(args.out) and classes * args.n > 1 and not args.grid:
+        raise ValueError(f"--out {args.out} is one file for several images; give a folder, or add --grid")
+
+
 def _check_names(args: argparse.Namespace) -> None:
     suffix = args.out.suffix.lower()
-    if suffix in IMAGE_FILES and len(args.classes) * args.n > 1 and not args.grid:
-        raise ValueError(f"--out {args.out} is one file for several images; give a folder, or add --grid")
     if suffix in OTHER_FILES:
-        raise ValueError(f"--out {args.out} ends in {suffix}; use {', '.join(IMAGE_FILES)}, or a folder")
+        raise ValueError(
+            f"--out {args.out} ends in {suffix}, which is not written; use {', '.join(IMAGE_FILES)}, or a folder"
+        )
     if args.seed + args.n - 1 > LAST_SEED:
         raise ValueError(f"--seed {args.seed} goes beyond the last seed with -n {args.n}; there are 0 to 2**63 - 1")
     for path, ending, option in ((args.trace, ".gif", "--trace"), (args.save_tokens, ".safetensors", "--save-tokens")):

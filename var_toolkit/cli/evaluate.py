@@ -11,7 +11,7 @@ STEPS = ("sample", "score")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The two steps, each with its own options."""
-    steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
+    steps = parser.add_subparsers(dest="step", metavar="STEP")
     for name in STEPS:
         module = import_module(f"var_toolkit.cli.evaluate_{name}")
         step = steps.add_parser(name, help=module.SUMMARY, description=module.__doc__)
@@ -21,5 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int | None:
     """Run one step."""
+    if args.step is None:
+        args.leaf.error(f"give a step: {' or '.join(STEPS)}")
     status: int | None = args.run_step(args)
     return status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ def at_least(low: int) -> Callable[[str], int]:
     """The type of an option that takes an integer of at least `low`."""
 
     def parse(text: str) -> int:
-        if not text.lstrip("+-").isdigit() or int(text) < low:
+        if not re.fullmatch(r"[+-]?\d+", text, re.ASCII) or int(text) < low:
             raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least {low}")
         return int(text)
 
@@ -30,7 +31,7 @@ def numbers(*counts: int) -> Callable[[str], tuple[int, ...]]:
 
     def parse(text: str) -> tuple[int, ...]:
         parts = text.split(",")
-        if len(parts) not in counts or not all(part.strip().isdigit() for part in parts):
+        if len(parts) not in counts or not all(re.fullmatch(r"\s*\d+\s*", part, re.ASCII) for part in parts):
             many = " or ".join(map(str, counts))
             raise argparse.ArgumentTypeError(f"{text!r} must be {many} whole numbers, with commas between them")
         return tuple(int(part) for part in parts)
@@ -56,7 +57,7 @@ def add_image_options(parser: argparse.ArgumentParser, help: str) -> None:
         nargs="+",
         default=["none"],
         metavar="CLASS",
-        help="numbers, names or synsets; without it the image is drawn on as it is",
+        help="as for `vargen sample`; without it the image is drawn on as it is",
     )
 
 
@@ -107,7 +108,14 @@ def model_of(args: argparse.Namespace) -> str | Pair | Drafting:
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """How images are drawn: the settings, which are the model's own unless given, and what shortens the work."""
-    parser.add_argument("--cfg", type=float, help="guidance at the last scale, as VAR counts it; 0 is off")
+    parser.add_argument(
+        "--cfg",
+        "--guidance-scale",
+        dest="guidance_scale",
+        type=float,
+        metavar="SCALE",
+        help="guidance at the last scale, as VAR counts it; 0 is off",
+    )
     parser.add_argument("--top-k", type=int, help="keep the k likeliest tokens; 0 is off")
     parser.add_argument("--top-p", type=float, help="keep the likeliest tokens up to this mass; 0 is off")
     parser.add_argument("--temperature", type=float, help="above 1 varies more, below 1 less")
@@ -180,7 +188,7 @@ def _widths(text: str) -> tuple[int, ...]:
 def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Those options as keywords of `Pipeline.plan` and of the pipeline itself."""
     return {
-        "guidance_scale": args.cfg,
+        "guidance_scale": args.guidance_scale,
         "top_k": args.top_k,
         "top_p": args.top_p,
         "temperature": args.temperature,

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="CLASS",
-        help="numbers, names or synsets; none for no label",
+        help="names, numbers, ranges such as 207-210, synsets (see `vargen classes`); none for no label",
     )
     add_drawing_options(parser)
 

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from var_toolkit.loading import Source
 
 OWN = "own"  # for the tokenizer, in the settings of a set
-SPAN = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
 
 
 @dataclass(frozen=True)
@@ -189,16 +188,10 @@ def labels_of(classes: str | Iterable[int | str] | None, names: ClassNames) -> t
     """The labels that a text such as "0-9,207,red cube on sand" or an iterable means, ascending, each once."""
     if classes is None:
         return tuple(range(len(names)))
-    found: set[int] = set()
-    for piece in classes.split(",") if isinstance(classes, str) else classes:
-        span = SPAN.fullmatch(piece) if isinstance(piece, str) else None
-        first, last = (names.resolve(end) for end in (span.groups() if span else (piece, piece)))
-        if first > last:
-            raise ValueError(f"classes {piece!r} run backwards; give the smaller number first")
-        found.update(range(first, last + 1))
+    found = names.resolve_all(classes) if isinstance(classes, str) else [names.resolve(label) for label in classes]
     if not found:
         raise ValueError("there are no classes; give at least one")
-    return tuple(sorted(found))
+    return tuple(sorted(set(found)))
 
 
 def spelled(labels: Sequence[int]) -> str:

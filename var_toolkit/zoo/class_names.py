@@ -165,14 +165,17 @@ class ClassNames:
         if isinstance(self.named, tuple):
             shown = ", ".join(repr(self.name(label)) for label in range(min(SHOWN, len(self))))
             return f"; this model's classes are {shown}{', ...' if last >= SHOWN else ''}; {by_number}"
-        elsewhere = [
+        return (
+            f"; this model draws classes like {self.name(min(207, last))!r}; "
+            f"{self.elsewhere(wanted)}`vargen classes` lists names, and {by_number}"
+        )
+
+    def elsewhere(self, wanted: str) -> str:
+        """Which models draw a class that this one does not, as the beginning of a sentence."""
+        return "".join(
             f"{wanted!r} needs {models}; "
             for data_set, models in DATA_SETS.items()
             if data_set != self.named and class_names(data_set, CLASSES).matching(wanted)
-        ]
-        return (
-            f"; this model draws classes like {self.name(min(207, last))!r}; "
-            f"{''.join(elsewhere)}`vargen classes` lists names, and {by_number}"
         )
 
     def nearest(self, wanted: str) -> list[str]:
@@ -188,6 +191,8 @@ class ClassNames:
                 i for i, names in enumerate(self._names) if any(fnmatchcase(name.casefold(), low) for name in names)
             ]
         words = f" {folded(pattern)} "
+        if words.isspace():
+            return []
         return [i for i, names in enumerate(self._names) if any(words in f" {folded(name)} " for name in names)]
 
 
