@@ -75,7 +75,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     top = parser()
     first = words[0] if words else ""
     if words and not first.startswith("-") and first not in COMMANDS:
-        near = get_close_matches(first, COMMANDS, n=1)
+        near = get_close_matches(first, COMMANDS, n=1, cutoff=0.7)
         top.error(f"{first!r} is not a command; {f'did you mean {near[0]}?' if near else f'use {_listed()}'}")
     arguments = top.parse_args(words)
     if arguments.command is None:
