@@ -7,13 +7,13 @@ import sys
 import pytest
 from PIL import Image
 
-from var_toolkit.cli import main
-from var_toolkit.cli.parsing import COMMANDS, as_typed, parser
+from var_toolkit.cli import COMMANDS, main, parser
+from var_toolkit.cli.parsing import as_typed
 
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from var_toolkit.cli.parsing import parser; parser().format_help(); "
+        "import sys; from var_toolkit.cli import parser; parser().format_help(); "
         "print([m for m in ('torch', 'numpy', 'PIL', 'diffusers', 'timm', 'torchvision') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -58,7 +58,7 @@ def test_json_is_one_object(model, capsys):
         (["--npz", "set.zip"], "must end in .npz"),
         (["--shards", "0"], "at least 1"),
         (["--shards", "64"], "shards is 64; it must be from 1 to 63, the number of batches"),
-        (["--top-k", "-1"], "top_k"),
+        (["--top-k", "-1"], "--top-k"),
         (["--out", "/proc/nowhere"], "cannot write"),
     ],
 )

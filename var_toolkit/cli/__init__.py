@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+COMMANDS = (
+    "sample", "edit", "vary", "reconstruct", "models", "classes", "convert", "train", "evaluate", "bench", "demo",
+    "push",
+)  # fmt: skip
 BAD_INPUT = 2
 FAILED = 1
 INTERRUPTED = 130
@@ -32,6 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vargen: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    from var_toolkit.cli.parsing import parser
+
+    return parser()
 
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:

@@ -10,10 +10,7 @@ from importlib import import_module
 from itertools import takewhile
 from typing import Any, NoReturn
 
-COMMANDS = (
-    "sample", "edit", "vary", "reconstruct", "models", "classes", "convert", "train", "evaluate", "bench", "demo",
-    "push",
-)  # fmt: skip
+from var_toolkit.cli import COMMANDS
 
 
 class Parser(argparse.ArgumentParser):
