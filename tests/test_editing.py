@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from var_toolkit.editing import as_image, prepare
-from var_toolkit.images import image_tensor, open_image, pixels
+from var_toolkit.images import given_square, image_tensor, open_image, pixels
 from var_toolkit.pipeline import Pipeline
 
 
@@ -86,7 +86,7 @@ def test_the_square_moves_to_the_mask_and_else_stays_in_the_middle():
     assert prepared(image, (180, 20, 20, 30)).square == (100, 0, 100)
     assert prepared(image, (0, 0, 200, 100)).square == (50, 0, 100)
     assert prepared(image, Image.new("L", (200, 100))).square == (50, 0, 100)
-    assert torch.equal(prepared(image, (80, 20, 30, 30)).image(64), image_tensor(image, 64))
+    assert torch.equal(prepared(image, (80, 20, 30, 30)).square_tensor(64), image_tensor(image, 64))
 
 
 def test_a_cell_is_drawn_anew_if_any_part_of_it_is():
@@ -194,15 +194,49 @@ def test_an_image_that_is_too_small_is_refused(pipe):
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (torch.zeros(3, 64, 64, dtype=torch.uint8), "other values than numbers from 0 to 1"),
-        (torch.full((3, 64, 64), torch.nan), "other values than numbers from 0 to 1"),
-        (torch.zeros(64, 64), r"shape \(64, 64\)"),
-        ("photo.png", "the image is a str; it must be an image of PIL"),
+        (torch.zeros(3, 64, 64, dtype=torch.uint8), r"torch\.uint8"),
+        (torch.zeros(3, 64, 64, dtype=torch.bool), r"torch\.bool"),
+        (torch.full((3, 64, 64), torch.nan), "nan"),
+        (torch.full((3, 64, 64), 200.0), "200"),
+        (torch.zeros(64, 64), r"\(64, 64\)"),
+        (torch.zeros(1, 3, 64, 64), r"\(1, 3, 64, 64\)"),
+        (torch.zeros(3, 0, 64), r"\(3, 0, 64\)"),
+        (np.zeros((3, 64, 64), np.uint8), r"uint8 \(3, 64, 64\)"),
+        (np.zeros((64, 64, 3), np.float32), r"float32 \(64, 64, 3\)"),
+        (np.zeros((64, 0, 3), np.uint8), r"uint8 \(64, 0, 3\)"),
+        (None, "None"),
+        (7, "int"),
+        ([[0, 1]], "list"),
     ],
 )
 def test_what_is_no_image_is_refused(pipe, image, words):
-    with pytest.raises(ValueError, match=words):
-        pipe.edit(image, (0, 0, 8, 8), 1)
+    draws = (
+        lambda: pipe.edit(image, (0, 0, 8, 8), 1),
+        lambda: pipe.vary(image, 2, 1),
+        lambda: pipe.reconstruct(image),
+    )
+    for draw in draws:
+        with pytest.raises(ValueError, match=words) as caught:
+            draw()
+        assert "\n" not in str(caught.value)
+
+
+def test_arrays_paths_and_tensors_are_the_image_that_they_hold(pipe, tmp_path):
+    image = noise(90, 70)
+    image.save(tmp_path / "image.png")
+    same = (np.asarray(image), tmp_path / "image.png", str(tmp_path / "image.png"), pixels(image) / 255)
+    for draw in (
+        lambda given: pipe.edit(given, (8, 8, 16, 16), 1, seeds=0).images[0],
+        lambda given: pipe.vary(given, 2, 1, seeds=0).images[0],
+        pipe.reconstruct,
+    ):
+        wanted = draw(image).tobytes()
+        assert [draw(given).tobytes() for given in same] == [wanted] * 4
+
+
+def test_a_tensor_of_the_size_of_the_model_keeps_its_exact_values():
+    exact = torch.rand(3, 64, 64)
+    assert torch.equal(given_square(exact, 64), exact)
 
 
 def test_floating_point_pixels_are_refused():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from var_toolkit.images import Square, as_output, middle_square, pixels, square_tensor, upright_rgb
+from var_toolkit.images import Given, Square, as_output, given_image, middle_square, pixels, square_tensor, upright_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,13 +80,11 @@ class Edit:
         return self.mask.crop((left, top, left + length, top + length))
 
 
-def prepare(
-    image: Image | Tensor, mask: Image | Box | None, expand: int | Sides | None, *, side: int, whole: bool
-) -> Edit:
+def prepare(image: Given, mask: Image | Box | None, expand: int | Sides | None, *, side: int, whole: bool) -> Edit:
     """An image and what is drawn anew of it, checked; ValueError in one line if they do not fit.
 
-    The image is of PIL, or float (3, h, w) in [0, 1]. `mask` is an image of the same size, light where it is drawn
-    anew, or a box in pixels; `expand` says how many pixels are added on each side, to be drawn. A model of images
+    The image is one that `var_toolkit.images.given_image` takes. `mask` is an image of the same size, light where it is
+    redrawn, or a box in pixels; `expand` says how many pixels are added on each side, to be drawn. A model of images
     `side` by `side` sees the largest square: the one in the middle, or the nearest to it that holds the mask. If
     `whole`, a mask that no square holds is refused.
     """
@@ -100,9 +98,9 @@ def prepare(
     return Edit(image, drawn, _square_around(drawn, whole=whole))
 
 
-def as_image(image: Image | Tensor, side: int) -> Image:
+def as_image(image: Given, side: int) -> Image:
     """An image upright and in RGB; ValueError if it is too small for a model of images `side` by `side`."""
-    upright = _of_tensor(image) if isinstance(image, Tensor) else upright_rgb(_require_pil(image, "the image"))
+    upright = given_image(image)
     least = -(-side // MAGNIFIED)
     if min(upright.size) < least:
         raise ValueError(
@@ -110,14 +108,6 @@ def as_image(image: Image | Tensor, side: int) -> Image:
             f"of {least} x {least} or more: enlarge it first"
         )
     return upright
-
-
-def _of_tensor(image: Tensor) -> Any:
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"the image has shape {tuple(image.shape)}; a tensor must be (3, h, w), from 0 to 1")
-    if not image.is_floating_point() or not bool(((image >= 0) & (image <= 1)).all()):
-        raise ValueError("the image holds other values than numbers from 0 to 1, as a tensor must; divide bytes by 255")
-    return as_output(image.detach().cpu()[None] * 2 - 1, "pil")[0]
 
 
 def _require_pil(image: Any, what: str) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor
 from var_toolkit.backbones.linear import pack_linears
 from var_toolkit.editing import as_image, prepare
 from var_toolkit.files import written_whole
-from var_toolkit.images import as_output, image_tensor
+from var_toolkit.images import Given, as_output, given_square
 from var_toolkit.sampling.collaborative import code, require_one_tokenizer
 from var_toolkit.sampling.engine import ScaleEvent, decode
 from var_toolkit.sampling.flow import Flow
@@ -228,7 +228,7 @@ class Pipeline:
 
     def edit(
         self,
-        image: Image | Tensor,
+        image: Given,
         mask: Image | Sequence[int] | None = None,
         class_labels: Labels = None,
         *,
@@ -258,7 +258,7 @@ class Pipeline:
         return self._draw(class_labels, preserve, edit.pasted if keep_pixels else as_output, **drawing)
 
     def vary(
-        self, image: Image | Tensor, from_scale: int, class_labels: Labels = None, **drawing: Unpack[Drawing]
+        self, image: Given, from_scale: int, class_labels: Labels = None, **drawing: Unpack[Drawing]
     ) -> PipelineOutput | tuple[Any]:
         """Draw the finer scales of an image anew, from `from_scale` on, one result a label; the coarser ones stay.
 
@@ -267,7 +267,8 @@ class Pipeline:
         """
         require_scale(from_scale, self.tokenizer.scales)
         side = self.tokenizer.image_side
-        square = image_tensor(as_image(image, side), side)
+        as_image(image, side)
+        square = given_square(image, side)
         return self._draw(
             class_labels, lambda: preserved_before(from_scale, self._tokens(square), self.tokenizer), **drawing
         )
@@ -334,11 +335,14 @@ class Pipeline:
             speculation=together([run.speculation for run in runs if run.speculation]),
         )
 
-    def reconstruct(self, image: Image | Tensor) -> Image:
-        """What the tokenizer keeps of an image: a PIL image of any size (cut square), or (3, h, w) in [0, 1]."""
+    def reconstruct(self, image: Given) -> Image:
+        """What the tokenizer keeps of an image, whose middle square is scaled to the tokenizer's size.
+
+        Takes a PIL image of any size, a path, an array (h, w, 3) of uint8, or a tensor (3, h, w), float in [0, 1], as
+        `edit` and `vary` do. ValueError for anything else.
+        """
         side = self.tokenizer.image_side
-        square = image if isinstance(image, Tensor) else image_tensor(image, side)
-        drawn = self.tokenizer.reconstruct(square.unsqueeze(0).to(self.device) * 2 - 1)
+        drawn = self.tokenizer.reconstruct(given_square(image, side).unsqueeze(0).to(self.device) * 2 - 1)
         return as_output(drawn.cpu(), "pil")[0]
 
     def save_pretrained(self, directory: Path | str, dtype: torch.dtype | None = None) -> None:

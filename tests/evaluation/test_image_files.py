@@ -6,7 +6,8 @@ import tarfile
 import pytest
 from PIL import Image
 
-from var_toolkit.evaluation.image_files import label_in, members, readable, write_shard
+from var_toolkit.evaluation.image_files import contents, label_in, members, readable, write_shard
+from var_toolkit.evaluation.image_sets import open_images
 
 
 @pytest.fixture
@@ -54,10 +55,19 @@ def test_a_shard_that_is_damaged_is_named(shard):
                 [Image.open(readable(member)).load() for member in found]
 
 
-def test_a_shard_of_other_things_is_refused(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        header = tarfile.TarInfo("notes.txt")
-        header.size = 4
-        archive.addfile(header, io.BytesIO(b"text"))
-    with pytest.raises(ValueError, match=r"a\.tar/notes\.txt is no image; a shard may hold \.png"):
-        members(tmp_path / "a.tar")
+def test_other_files_in_a_shard_are_told_apart_from_its_images(shard, tmp_path):
+    Image.new("RGB", (8, 6)).save(tmp_path / "image.jpg")
+    with tarfile.open(shard, "a") as archive:
+        for name in ("000009.json", "a/._000009.jpg", "README.txt"):
+            header = tarfile.TarInfo(name)
+            header.size = 4
+            archive.addfile(header, io.BytesIO(b"text"))
+        archive.add(tmp_path / "image.jpg", "./a/000009.JPG")
+    images, others = contents(shard)
+    assert [image.name for image in images[5:]] == ["./a/000009.JPG"]
+    assert [other.name for other in others] == ["000009.json", "a/._000009.jpg", "README.txt"]
+    found = open_images(tmp_path)
+    assert found.count == 7
+    assert found.skipped == (
+        f"3 files that are not images were skipped: {shard}/000009.json, {shard}/a/._000009.jpg, {shard}/README.txt"
+    )

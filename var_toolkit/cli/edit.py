@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draw every class with every seed into the image."""
     from var_toolkit.editing import prepare
-    from var_toolkit.images import open_image
+    from var_toolkit.images import read_image
     from var_toolkit.sampling.preserved import require_editable
 
-    image = open_image(args.image)
+    image = read_image(args.image)
     mask = None if args.mask is None else _mask(args.mask)
     expand = args.expand and (args.expand[0] if len(args.expand) == 1 else args.expand)
 

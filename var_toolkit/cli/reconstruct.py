@@ -32,9 +32,9 @@ def run(args: argparse.Namespace) -> None:
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out} must end in .png")
     check_writable(out.parent)
-    from var_toolkit.images import open_image
+    from var_toolkit.images import read_image
 
-    image = open_image(args.image)
+    image = read_image(args.image)
     import torch
 
     from var_toolkit.devices import find_device

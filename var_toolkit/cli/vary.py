@@ -27,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draw variations of the image for every class and seed."""
     from var_toolkit.editing import as_image
-    from var_toolkit.images import open_image
+    from var_toolkit.images import read_image
     from var_toolkit.sampling.preserved import require_editable, require_scale
 
-    image = open_image(args.image)
+    image = read_image(args.image)
 
     def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
         require_scale(args.from_scale, shape.tokenizer.scales)

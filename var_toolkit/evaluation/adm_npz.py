@@ -14,11 +14,11 @@ from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 from numpy.lib.format import write_array_header_1_0
-from PIL import Image
 from tqdm import tqdm
 
 from var_toolkit.evaluation.image_files import ImageFile, readable
 from var_toolkit.files import write_whole
+from var_toolkit.images import read_image
 
 ARRAY = "arr_0"
 
@@ -40,7 +40,7 @@ def check_name(path: Path | None) -> None:
 def write_images(path: Path, files: Sequence[ImageFile]) -> None:
     """Pack image files of one size, in shuffled order, whole or not at all. One image at a time is in memory.
 
-    ValueError if the images have several sizes; OSError if one is missing or damaged.
+    ValueError if the images have several sizes or one is damaged; OSError if one is missing.
     """
     check_name(path)
     if not files:
@@ -63,5 +63,4 @@ def _pack(target: Path, files: Sequence[ImageFile]) -> None:
 
 def _pixels(file: ImageFile) -> np.ndarray:
     """uint8, (H, W, 3)."""
-    with Image.open(readable(file)) as image:
-        return np.asarray(image.convert("RGB"))
+    return np.asarray(read_image(readable(file), file))

@@ -14,12 +14,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from var_toolkit.data.folder_listing import is_leftover
 from var_toolkit.files import write_whole
+from var_toolkit.images import ENDINGS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHARD_ENDING, LABEL_ENDING = ".tar", ".cls"
 IMAGE = re.compile(r"(\d{6,})_class-(\d+)\.png")
 SHARD = re.compile(r"shard-(\d{5,})\.tar")
@@ -42,7 +43,7 @@ ImageFile = Path | Member
 
 
 def readable(file: ImageFile) -> Path | BytesIO:
-    """What Pillow opens."""
+    """What `var_toolkit.images` opens."""
     if isinstance(file, Path):
         return file
     with file.shard.open("rb") as shard:
@@ -51,22 +52,34 @@ def readable(file: ImageFile) -> Path | BytesIO:
 
 
 def label_in(file: ImageFile) -> int | None:
-    """The class that the name of a drawn image tells; None if it tells none."""
+    """The class in the name of a sampled image; None if the name has another form."""
     match = IMAGE.fullmatch(file.name)
     return int(match[2]) if match else None
 
 
 def members(shard: Path) -> list[Member]:
-    """The images of a shard in its order; ValueError if it is damaged, or holds anything but images and labels."""
+    """The images of a shard in its order; ValueError if it is damaged."""
+    return contents(shard)[0]
+
+
+def contents(shard: Path) -> tuple[list[Member], list[Member]]:
+    """The images of a shard in its order, and what else it holds beside them and their labels.
+
+    ValueError if it is damaged.
+    """
     try:
         with tarfile.open(shard, "r:") as archive:
             found = [Member(shard, info.name, info.offset_data, info.size) for info in archive if info.isreg()]
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{shard} is damaged, or is not a tar file: {error}") from None
-    for member in found:
-        if Path(member.name).suffix.lower() not in (*ENDINGS, LABEL_ENDING):
-            raise ValueError(f"{member} is no image; a shard may hold {', '.join((*ENDINGS, LABEL_ENDING))} alone")
-    return [member for member in found if not member.name.endswith(LABEL_ENDING)]
+    images = [member for member in found if _is_image(member)]
+    others = [member for member in found if not _is_image(member) and not member.name.endswith(LABEL_ENDING)]
+    return images, others
+
+
+def _is_image(member: Member) -> bool:
+    path = Path(member.name)
+    return path.suffix.lower() in ENDINGS and not any(is_leftover(part) for part in path.parts if part != ".")
 
 
 def write_image(path: Path, image: Image) -> None:

@@ -1,7 +1,8 @@
 """Sets of images to be measured: a folder, an `.npz` of the ADM evaluator, or freshly rendered still lifes.
 
-Everything that can be wrong with a set is found when it is opened, before anyone computes with it: an image that is
-damaged or of another size, a file that is none, an array of the wrong kind. Item i of a set is uint8 (3, h, w).
+What is wrong with a set is found when it is opened, before anything is computed with it: an image that is damaged or
+of another size, an array of the wrong kind. (A JPEG that ends too soon is found when it is read.) Files that are not
+images are skipped and counted. Item i of a set is uint8 (3, h, w).
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from var_toolkit.data.folder_listing import list_images, skipped_files
 from var_toolkit.data.still_lifes import SIZE, render
 from var_toolkit.evaluation.adm_npz import shuffled
 from var_toolkit.evaluation.frechet import Statistics
-from var_toolkit.evaluation.image_files import ENDINGS, SHARD_ENDING, ImageFile, label_in, members, readable
+from var_toolkit.evaluation.image_files import SHARD_ENDING, ImageFile, contents, label_in, readable
 from var_toolkit.evaluation.npz_files import IMAGES, POOLED, SPATIAL, images_in, open_archive, statistics_in
 from var_toolkit.evaluation.reference_statistics import Origin, features_in, origin_in
-from var_toolkit.evaluation.sample_folder import SETTINGS
+from var_toolkit.evaluation.sample_folder import SETTINGS, TEMPORARY
+from var_toolkit.images import ENDINGS, image_size, read_image
+from var_toolkit.locks import LOCK
 from var_toolkit.zoo.directory import read_json
 
 if TYPE_CHECKING:
@@ -43,15 +47,9 @@ class ImageFiles(Dataset[Tensor]):
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        from PIL import Image
-
         path = self._paths[index]
-        try:
-            with Image.open(readable(path)) as image:
-                whole = image.convert("RGB")
-                pixels = np.array(whole if self._side is None else cut_square(whole, self._side))
-        except OSError as error:  # a JPEG that ends too soon has a perfect header
-            raise ValueError(f"{path} is damaged: {error}") from None
+        image = read_image(readable(path), path)
+        pixels = np.array(image if self._side is None else cut_square(image, self._side))
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -109,6 +107,7 @@ class ImageSet:
     shuffled: bool = False  # whether the first images stand for all of them, as in the evaluator's files
     origin: Origin | None = None  # of statistics that `vargen evaluate score` wrote
     features: Tensor | None = None  # pooled features of the images that statistics were computed from
+    skipped: str | None = None  # a line about files of the folder that are not images
 
     @property
     def count(self) -> int:
@@ -137,7 +136,7 @@ def open_images(source: str | Path, count: int | None = None) -> ImageSet:
     labels = [found.labels[i] for i in numbers] if found.labels else None
     return ImageSet(
         found.source, Part(found.images, numbers), found.size, settings=found.settings, labels=labels,
-        shuffled=found.shuffled,
+        shuffled=found.shuffled, skipped=found.skipped,
     )  # fmt: skip
 
 
@@ -186,14 +185,15 @@ class _Header(NamedTuple):
 
 
 def _open_folder(folder: Path, side: int | None) -> ImageSet:
-    paths = _image_files(folder)
+    paths, others = _image_files(folder)
+    skipped = skipped_files(others) if others else None
     if not paths:
-        raise ValueError(f"{folder} holds no images")
+        raise ValueError(f"{folder} holds no images" + (f"; {skipped}" if skipped else ""))
     with ThreadPoolExecutor(8) as pool:
         headers = list(pool.map(_verified, paths))
     other = next((header for header in headers if header.size != headers[0].size), None)
     if other is not None and side is not None:
-        return ImageSet(f"{folder}, cut to {side}x{side}", ImageFiles(paths, side), (side, side))
+        return ImageSet(f"{folder}, cut to {side}x{side}", ImageFiles(paths, side), (side, side), skipped=skipped)
     if other is not None:
         raise ValueError(
             f"the images of {folder} have several sizes: {_told(headers[0])}, {_told(other)}; "
@@ -206,30 +206,35 @@ def _open_folder(folder: Path, side: int | None) -> ImageSet:
         headers[0].size,
         settings=_settings(folder),
         labels=None if None in labels else labels,  # type: ignore[arg-type]
+        skipped=skipped,
     )
 
 
-def _image_files(folder: Path) -> list[ImageFile]:
-    """Every image in a folder, in folders of it and in shards, by name; ValueError for a file that is none."""
-    found: list[ImageFile] = []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not _is_aside(p.relative_to(folder))):
+def _image_files(folder: Path) -> tuple[list[ImageFile], list[str]]:
+    """Every image in a folder, in folders of it and in shards, by name; and the names of all other files.
+
+    Files that belong to a set beside its images are in neither.
+    """
+    images: list[ImageFile] = []
+    found = list_images(folder, (*ENDINGS, SHARD_ENDING))
+    others = [path for path in found.skipped if not _is_aside(Path(path).name)]
+    for path in map(Path, found.images):
         if path.suffix.lower() == SHARD_ENDING:
-            found += members(path)
-        elif path.suffix.lower() in ENDINGS:
-            found.append(path)
+            inside, beside = contents(path)
+            images += inside
+            others += map(str, beside)
         else:
-            allowed = ", ".join((*ENDINGS, SHARD_ENDING))
-            raise ValueError(f"{path} is no image; beside {SETTINGS} and .npz the folder may hold {allowed} alone")
-    return found
+            images.append(path)
+    return images, others
 
 
 def _settings(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else None
 
 
-def _is_aside(path: Path) -> bool:
+def _is_aside(name: str) -> bool:
     """Whether a file belongs to a set without being one of its images."""
-    return path.name == SETTINGS or path.suffix == ".npz" or any(part.startswith(".") for part in path.parts)
+    return name in (SETTINGS, LOCK) or name.endswith(".npz") or TEMPORARY.fullmatch(name) is not None
 
 
 def _told(header: _Header) -> str:
@@ -239,17 +244,7 @@ def _told(header: _Header) -> str:
 
 def _verified(path: ImageFile) -> _Header:
     """Size of an image; for a PNG every checksum is compared too."""
-    from PIL import Image
-
-    try:
-        with Image.open(readable(path)) as image:
-            size, mode = (image.height, image.width), image.mode
-            image.verify()
-    except Exception as error:  # Pillow raises anything from SyntaxError to struct.error
-        raise ValueError(f"{path} is damaged, or is not an image: {error}") from None
-    if mode[0] in "IF":
-        raise ValueError(f"{path} holds pixels of {mode}; the metrics take 8 bits a channel")
-    return _Header(path, size)
+    return _Header(path, image_size(readable(path), path))
 
 
 def _open_npz(path: Path) -> ImageSet:

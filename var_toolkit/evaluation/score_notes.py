@@ -14,6 +14,9 @@ ALL_CLASSES = "0-999"  # in the words of `settings.json`
 
 def doubt(drawn: ImageSet, truth: ImageSet, facts: Any, names: dict[str, str], note: Callable[[str], None]) -> None:
     """Note what can be measured only in part, or means little."""
+    for skipped in dict.fromkeys((drawn.skipped, truth.skipped)):
+        if skipped:
+            note(skipped)
     for found in (drawn, truth):
         count = found.origin.count if found.origin else 0 if found.statistics else found.count
         lacking = [names[key] for key, length in (("fid", facts.pooled), ("sfid", facts.spatial)) if count <= length]
