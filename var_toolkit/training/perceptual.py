@@ -46,6 +46,9 @@ class PerceptualDistance(nn.Module):
 class TimmFeatures(nn.Module):
     """The pretrained network that timm knows by a name, with the normalisation that it was trained with."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str) -> None:
         super().__init__()
         import timm  # takes seconds
