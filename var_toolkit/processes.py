@@ -1,7 +1,7 @@
 """The processes of one run: alone, or as many as torchrun started."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +17,7 @@ PATIENCE = timedelta(hours=6)
 
 @dataclass(frozen=True)
 class Team:
-    """This process's place among the processes of the run."""
+    """Which of the processes of the run this one is."""
 
     rank: int
     size: int
@@ -47,6 +47,17 @@ class Team:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         return bool(votes.item())
 
+    def led(self, act: Callable[[], object]) -> None:
+        """The first process acts while the others wait; if it fails, all of them end."""
+        problem: Exception | None = None
+        if self.leads:
+            try:
+                act()
+            except (OSError, ValueError) as error:
+                problem = error
+        if self.any(problem is not None):
+            raise problem or ValueError("the first process cannot go on, and says why")
+
 
 def pick_device(name: str) -> torch.device:
     """The device of this process: the one named, or its own GPU. ValueError if there is none of that kind."""
@@ -58,9 +69,12 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def team_of_this_process(device: str) -> Iterator[Team]:
-    """Joins the process group that torchrun describes in the environment, if it does, and leaves it at the end."""
+    """Joins the process group that torchrun describes in the environment, if it does, and leaves it at the end.
+
+    ValueError if that description is incomplete, as a batch scheduler's is.
+    """
     where = pick_device(device)
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    if not _started_as_one_of_several():
         yield Team(0, 1, where)
         return
     if where.type == "cuda":
@@ -70,3 +84,19 @@ def team_of_this_process(device: str) -> Iterator[Team]:
         yield Team(dist.get_rank(), dist.get_world_size(), where)
     finally:
         dist.destroy_process_group()
+
+
+def _started_as_one_of_several() -> bool:
+    """Whether the environment has what torchrun sets: RANK and WORLD_SIZE, and an address with them."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return False
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    odd = [name for name in ("RANK", "WORLD_SIZE", "MASTER_PORT") if not os.environ.get(name, "0").isdecimal()]
+    if missing or odd:
+        name = (missing or odd)[0]
+        fault = "is not set" if missing else f"is {os.environ[name]!r}, which is not a number"
+        raise ValueError(
+            f"RANK and WORLD_SIZE are set, as for one of several processes, but {name} {fault}; start all of them with "
+            "`torchrun --nproc-per-node N -m var_toolkit ...`, or unset RANK and WORLD_SIZE to run alone"
+        )
+    return True

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from var_toolkit.loading import skeleton
 from var_toolkit.processes import Team
 from var_toolkit.training.codebook_upkeep import initialise_codebook
-from var_toolkit.training.data_sources import images_of
+from var_toolkit.training.data_sources import class_names_of, images_of
 from var_toolkit.training.loop import train
 from var_toolkit.training.objectives import Workplace
 
@@ -26,7 +27,24 @@ def test_a_var_trains_on_folders_and_is_delivered(tiny, settings, image_folders,
         batch_size=4,
     )
     final = train(recipe, tmp_path / "out", cache_dir=cache, device="cpu")
-    assert (final / "model_index.json").is_file()
+    names = skeleton(final).class_names
+    assert [names.resolve(name) for name in "abc"] == [0, 1, 2]
+
+
+def test_names_of_classes_that_do_not_fit_the_folders_are_refused(tiny, settings, image_folders, cache, tmp_path):
+    model = settings("var")["model"] | {"num_classes": 3}
+    root = image_folders("train", "abc")
+    for names, match in (("imagenet", "imagenet"), (["cat", "dog"], "2 names for 3 classes"), ("birds", "'birds'")):
+        recipe = tiny("var", model=model, data=section(root) | {"class_names": names}, batch_size=4)
+        refused(recipe, tmp_path, cache, match)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_a_recipe_replace_those_of_the_folders(image_folders, tiny, cache):
+    data = section(image_folders("train", "abc")) | {"class_names": ["cat", "dog", "owl"]}
+    recipe = tiny("classifier", data=data, batch_size=2)
+    source, _ = images_of(recipe, Workplace(cache, Team(0, 1, torch.device("cpu"))), 3)
+    assert class_names_of(recipe.data, source) == ("cat", "dog", "owl")
 
 
 def test_crops_follow_from_the_seed_of_the_recipe(tiny, image_folders, cache):

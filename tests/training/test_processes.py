@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from var_toolkit.processes import Team
+from var_toolkit.locks import held
+from var_toolkit.processes import Team, team_of_this_process
 from var_toolkit.training.batches import stream
 from var_toolkit.training.loop import train
 
@@ -120,6 +121,39 @@ def test_an_epoch_shows_every_image_once_and_the_next_in_another_order(tiny):
     assert first.tolist() != second.tolist()
 
 
-def test_a_batch_larger_than_the_data_is_refused(tiny, cache, tmp_path):
+@pytest.mark.parametrize(
+    ("variables", "word"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is not set"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "node1"}, "MASTER_PORT is not set"),
+        ({"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "node1", "MASTER_PORT": "1"}, "RANK is 'x'"),
+    ],
+)
+def test_what_a_scheduler_left_in_the_environment_is_told_in_one_line(
+    tiny, cache, tmp_path, monkeypatch, variables, word
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"{word}.*torchrun.*unset RANK and WORLD_SIZE") as caught:
+        train(tiny("classifier"), tmp_path / "run", cache_dir=cache, device="cpu")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_variables_of_a_scheduler_change_nothing(monkeypatch):
+    for name in ("SLURM_PROCID", "SLURM_NTASKS", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "3")
+    with team_of_this_process("cpu") as team:
+        assert (team.rank, team.size) == (0, 1)
+
+
+def test_two_processes_share_one_lock_and_end_together_if_another_run_has_it(tiny, tmp_path, train_in_two):
+    out = tmp_path / "busy"
+    out.mkdir()
+    with held(out, "busy"), pytest.raises(AssertionError, match="another run is training into"):
+        train_in_two(tiny("classifier", steps=1), out)
+
+
+def test_a_batch_larger_than_the_data_is_refused(tiny):
     with pytest.raises(ValueError, match="batch_size is 32, but there are only 24 images"):
-        train(tiny("classifier", batch_size=32), tmp_path, cache_dir=cache, device="cpu")
+        tiny("classifier", batch_size=32)

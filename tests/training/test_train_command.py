@@ -1,6 +1,7 @@
 """`vargen train`, as a user runs it: from a recipe to images."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -41,6 +42,22 @@ def test_an_unknown_key_is_one_line_with_the_nearest(settings, command, tmp_path
     assert "'batchsize'" in error
     assert "'batch_size'" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_of_the_package_is_found_by_its_name(tmp_path, monkeypatch, capsys):
+    read = {}
+
+    def train(recipe, out, **options):
+        read.update(recipe=recipe, out=out)
+        return out / "final"
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("var_toolkit.training.loop.train", train)
+    assert main(["train", "stilllife-var"]) == 0
+    assert read["out"] == Path("runs/stilllife-var")
+    assert read["recipe"].tokenizer == "stilllife-tokenizer"
+    assert main(["train", "stillife-var"]) == 2
+    assert "stilllife-var" in capsys.readouterr().err
 
 
 def test_a_missing_recipe_is_one_line_with_its_path(command, tmp_path, capsys):

@@ -49,6 +49,9 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     """Run the command that was parsed from some words."""
     prog = arguments.leaf.prog
     try:
+        from var_toolkit.user_folders import settle_user
+
+        settle_user()
         status: int = arguments.run(arguments) or 0
         sys.stdout.flush()  # here, where a full disk or a reader that has gone can still be told
         return status

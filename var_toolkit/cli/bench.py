@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 
 from var_toolkit.cli.options import at_least
-from var_toolkit.cli.train import default_cache
 from var_toolkit.files import check_writable
+from var_toolkit.user_folders import default_cache
 
 SUMMARY = "measure speed, memory and quality of methods side by side"
 A_ROW_FAILED = 1
@@ -48,12 +48,12 @@ def run(args: argparse.Namespace) -> int:
     table = replace(table, rounds=args.rounds) if args.rounds else table
     if args.out:
         check_writable(args.out)
-    from tqdm import tqdm
+    from var_toolkit.progress import Progress
 
-    with tqdm(total=steps(table), unit=" turns", disable=None, leave=False) as bar:
+    with Progress(steps(table), "turns", leave=False) as bar:
 
         def on_step(what: str) -> None:
-            bar.set_description(what)
+            bar.describe(what)
             bar.update()
 
         told = report(table, measure(table, cache=default_cache(), on_step=on_step), str(path))

@@ -148,12 +148,10 @@ def _is_file(out: Path) -> bool:
 
 def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, wanted: list[tuple[int, int]]) -> Drawn:
     """Draw pairs of label and seed, and write each image once its batch is done."""
-    from tqdm import tqdm
+    from var_toolkit.progress import Progress
 
     drawn, size, plan = Drawn(), args.batch_size, pipe.plan(**sampling_settings(args))
-    with tqdm(
-        total=-(-len(wanted) // size) * len(pipe.backbone.scales), unit=" scales", disable=None, leave=False
-    ) as bar:
+    with Progress(-(-len(wanted) // size) * len(pipe.backbone.scales), "scales", what="drawing", leave=False) as bar:
 
         def on_scale(event: ScaleEvent) -> None:
             bar.update()

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         "features": args.features,
         "inception_weights": args.inception_weights,
         "save_features": args.save_features,
-        "progress": sys.stderr.isatty(),
+        "progress": True,
     }
     if args.images is None:
         if args.save_statistics is None or args.n is not None:

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
-
-from var_toolkit.files import check_writable
 
 SUMMARY = "train a network as a recipe says"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen train`."""
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="a recipe; see configs/")
-    parser.add_argument("--out", type=Path, help="the folder of the run (default runs/CONFIG)")
-    parser.add_argument("--cache", type=Path, help="where drawn images and tokens are kept between runs")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe in configs/, such as stilllife-var"
+    )
+    parser.add_argument("--out", type=Path, help="the folder of the run (default runs/NAME)")
+    parser.add_argument("--cache", type=Path, help="where rendered images and tokens are stored between runs")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; torchrun's processes take a GPU each")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read the recipe, then train."""
-    out = args.out or Path("runs") / args.config.stem
+    """Find and read the recipe, then train."""
+    from var_toolkit.config_files import find_config
+
+    path = find_config(args.recipe, "recipe")
+    out = args.out or Path("runs") / path.stem
     from var_toolkit.training.recipe import read_recipe
 
-    recipe = read_recipe(args.config)
-    check_writable(out)
+    recipe = read_recipe(path)
     from var_toolkit.training.loop import TrainingStoppedError, train
+    from var_toolkit.user_folders import default_cache
 
     try:
         final = train(recipe, out, cache_dir=args.cache or default_cache(), device=args.device)
@@ -35,11 +37,3 @@ def run(args: argparse.Namespace) -> int:
         return 130
     print(f"{final}: trained; its log is {out / 'log.jsonl'}")
     return 0
-
-
-def default_cache() -> Path:
-    """Where drawn images are kept: VARGEN_CACHE, else the user's cache folder."""
-    base = os.environ.get("VARGEN_CACHE")
-    if base:
-        return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "var_toolkit"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -79,8 +80,9 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
             self.notes += [_loose(loose)] if loose else []
             self.notes += numbering(self.classes)
         self._size, self._train, self._flip, self._seed, self._skip = size, train, flip, seed, skip_damaged
-        # Shared memory, so that loader processes that outlive an epoch learn of the next one.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        # Shared memory, so that loader processes that outlive an epoch learn of the next one. This kind is a file, and
+        # lies elsewhere if /dev/shm is full.
+        self._epoch = multiprocessing.RawValue("q", 0)
 
     @property
     def labels(self) -> np.ndarray:
@@ -101,7 +103,7 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Take the crops of this epoch, from 0; to be called before the epoch's images are asked for."""
-        self._epoch.fill_(epoch)
+        self._epoch.value = epoch
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -141,7 +143,7 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
 
     def _draws(self, index: int) -> list[float]:
         # The index goes into the counter's second word: in the first, neighbours would share their random numbers.
-        bits = np.random.Philox(key=[self._seed, int(self._epoch)], counter=[0, index, 0, 0])
+        bits = np.random.Philox(key=[self._seed, self._epoch.value], counter=[0, index, 0, 0])
         return np.random.Generator(bits).random(3).tolist()
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 from numpy.lib.format import open_memmap
-from tqdm import tqdm
 
 from var_toolkit.data.ray_tracing import draw
 from var_toolkit.data.still_life_names import CLASSES, parts
+from var_toolkit.progress import Progress
 
 VERSION = 1  # part of the file's name: raise it whenever images change
 SIZE = 64
@@ -49,7 +49,7 @@ def cached(
         directory: where the file is kept; made if missing.
         count: how many images, at least 1.
         split: "train" or "validation".
-        progress: show a progress bar on stderr, if that is a terminal.
+        progress: show progress on stderr.
 
     Returns:
         The images, a read-only memory map of uint8 (count, 3, 64, 64), and their labels, int64 (count,).
@@ -82,9 +82,10 @@ def _extend(file: Path, count: int, split: str, progress: bool) -> None:
     starts = range(kept // CHUNK * CHUNK, count, CHUNK)
     tasks = [(start, split, _chunk_file(chunks, start)) for start in starts]
     missing = [task for task in tasks if not task[2].exists()]
-    quiet = None if progress else True  # None: quiet unless stderr is a terminal
-    for _ in tqdm(_drawn(missing), f"drawing {split}", len(missing), disable=quiet, unit=" images", unit_scale=CHUNK):
-        pass
+    what = f"rendering images for {'training' if split == 'train' else split}"
+    with Progress(CHUNK * len(missing), "images", what=what, active=progress and bool(missing)) as bar:
+        for _ in _drawn(missing):
+            bar.update(CHUNK)
     _join(file, kept, count, chunks)
 
 

@@ -14,11 +14,11 @@ from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 from numpy.lib.format import write_array_header_1_0
-from tqdm import tqdm
 
 from var_toolkit.evaluation.image_files import ImageFile, readable
 from var_toolkit.files import write_whole
 from var_toolkit.images import read_image
+from var_toolkit.progress import Progress
 
 ARRAY = "arr_0"
 
@@ -51,14 +51,19 @@ def write_images(path: Path, files: Sequence[ImageFile]) -> None:
 def _pack(target: Path, files: Sequence[ImageFile]) -> None:
     shape = _pixels(files[0]).shape
     # A name without a time stamp, stored as numpy.savez does it: equal images give equal files.
-    with ZipFile(target, "w", ZIP_STORED) as archive, archive.open(f"{ARRAY}.npy", "w", force_zip64=True) as member:
+    with (
+        ZipFile(target, "w", ZIP_STORED) as archive,
+        archive.open(f"{ARRAY}.npy", "w", force_zip64=True) as member,
+        Progress(len(files), "images", what="packing") as bar,
+    ):
         write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": (len(files), *shape)})
-        for number in tqdm(shuffled(len(files)), "packing", unit=" images", disable=None):
+        for number in shuffled(len(files)):
             pixels = _pixels(files[number])
             if pixels.shape != shape:
                 sizes = (f"{s[1]} x {s[0]}" for s in (pixels.shape, shape))
                 raise ValueError("{} is {} pixels, the first image {}".format(files[number], *sizes))
             member.write(pixels.tobytes())
+            bar.update()
 
 
 def _pixels(file: ImageFile) -> np.ndarray:

@@ -12,15 +12,14 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from var_toolkit import __version__
 from var_toolkit.devices import find_device
@@ -31,7 +30,8 @@ from var_toolkit.evaluation.sample_folder import numbers_there, opened, sweep, w
 from var_toolkit.files import check_writable
 from var_toolkit.loading import load, skeleton
 from var_toolkit.pipeline import Pipeline, PipelineOutput
-from var_toolkit.processes import Team, team_of_this_process
+from var_toolkit.processes import team_of_this_process
+from var_toolkit.progress import Progress
 from var_toolkit.sampling.plan import Plan, Stage
 from var_toolkit.zoo.class_names import ClassNames
 
@@ -157,7 +157,7 @@ def draw_set(
     check_name(npz)
     with team_of_this_process(device) as team, _one_thread(team.device), ExitStack() as held:
         facts = _facts(model, tokenizer, plan, wanted, team.device, dtype)
-        _led(team, lambda: held.enter_context(_places(out, npz, facts, wanted)))
+        team.led(lambda: held.enter_context(_places(out, npz, facts, wanted)))
         there = numbers_there(out, wanted.numbers_in)  # by every process, before any of them adds to it
         own = range(team.rank, wanted.parts, team.size)
         lacking = [i for i in own if not all(there.issuperset(numbers) for numbers in wanted.part(i))]
@@ -166,16 +166,13 @@ def draw_set(
         pipe = None
         if lacking or team.leads:
             pipe = load(model, tokenizer=tokenizer, device=str(team.device), dtype=dtype)
-        _led(
-            team,
+        team.led(
             lambda: write_settings(out, {**facts, "weights": plan_fingerprint(cast(Pipeline, pipe).plan(**chosen))}),
         )
         began = time.perf_counter()
         if pipe is not None:
-            bar = tqdm(
-                total=wanted.count - len(there), unit=" images", disable=None if team.leads and lacking else True
-            )
-            with bar:
+            active = team.leads and bool(lacking)
+            with Progress(wanted.count, "images", what="drawing", done=len(there), active=active) as bar:
                 _draw(pipe.pack(), lacking, wanted, out, chosen, bar)
         team.barrier()
         seconds = time.perf_counter() - began
@@ -270,18 +267,6 @@ def plan_fingerprint(plan: Plan) -> str:
     return fingerprint(cast(list[nn.Module], [plan.tokenizer, *plan.networks]), meaning="".join(meaning))
 
 
-def _led(team: Team, act: Callable[[], object]) -> None:
-    """The first process acts while the others wait; where it fails, all of them end."""
-    problem: Exception | None = None
-    if team.leads:
-        try:
-            act()
-        except (OSError, ValueError) as error:
-            problem = error
-    if team.any(problem is not None):
-        raise problem or ValueError("the first process cannot go on, and says why")
-
-
 def _tell(out: Path, there: int, count: int) -> None:
     if there == count:
         print(f"{out}: all {count:,} images are there", file=sys.stderr)
@@ -297,7 +282,7 @@ def _draw(
     wanted: ImageList,
     out: Path,
     settings: Mapping[str, Any],
-    bar: tqdm[NoReturn],
+    bar: Progress,
 ) -> None:
     """Draw whole units of work, and write of each what is not there yet."""
     plan = pipe.plan(**settings)
@@ -310,7 +295,7 @@ def _draw(
         yield from zip(map(wanted.name, numbers), labels, drawn.images, strict=True)
         done += 1
         # The other processes are as far as this one, more or less.
-        bar.update(round((bar.total or 0) * done / all_batches) - bar.n)
+        bar.update(bar.first + round((bar.total - bar.first) * done / all_batches) - bar.n)
 
     for index in lacking:
         drawn = (image for numbers in wanted.part(index) for image in images(numbers))

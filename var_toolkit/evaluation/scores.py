@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 import var_toolkit
+from var_toolkit.data.worker_batches import worker_batches
 from var_toolkit.evaluation.fingerprint import fingerprint
 from var_toolkit.evaluation.frechet import Statistics, frechet_distance
 from var_toolkit.evaluation.image_sets import (
@@ -36,6 +35,7 @@ from var_toolkit.evaluation.image_sets import (
 )
 from var_toolkit.evaluation.reference_statistics import Origin, check_statistics_file, write_statistics
 from var_toolkit.evaluation.score_notes import ALL_CLASSES, NEIGHBOURS, doubt, pixels
+from var_toolkit.progress import Progress
 
 FEATURES = ("inception", "stilllife")
 METRICS = ("fid", "sfid", "isc", "kid", "precision", "recall")
@@ -113,7 +113,7 @@ def score(
         count: measure so many of the images, the same ones every time; default all.
         save_statistics: write the statistics of the reference to this `.npz`, which then replaces it.
         save_features: store its features there too, which KID, precision and recall need.
-        progress: show a bar for each set on standard error.
+        progress: report the progress with each set on standard error.
         on_note: called with each note as soon as it is known, most before the long work.
 
     Raises:
@@ -269,15 +269,12 @@ def _extracted(extractor: Any, found: ImageSet, progress: bool) -> dict[str, Ten
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     processes = 0 if isinstance(found.images, ImageArray) or found.count < WORTH_PROCESSES else WORKERS
     made: dict[str, list[Tensor]] = {name: [] for name in extractor.features_list}
-    batches = DataLoader(found.images, BATCH, num_workers=processes, pin_memory=device.type == "cuda")
-    try:
-        with tqdm(total=found.count, desc=found.source, unit=" images", disable=not progress, leave=False) as bar:
-            for batch in batches:
-                for name, values in zip(made, extractor(batch.to(device, non_blocking=True)), strict=True):
-                    made[name].append(values.cpu())
-                bar.update(len(batch))
-    except ValueError as error:  # one of a loading process carries that process's whole traceback
-        raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
+    rows = [range(at, min(at + BATCH, found.count)) for at in range(0, found.count, BATCH)]
+    with Progress(found.count, "images", what=found.source, active=progress, leave=False) as bar:
+        for (batch,) in worker_batches(found.images, rows, workers=processes, pin=device.type == "cuda"):
+            for name, values in zip(made, extractor(batch.to(device, non_blocking=True)), strict=True):
+                made[name].append(values.cpu())
+            bar.update(len(batch))
     return {name: torch.cat(values) for name, values in made.items()}
 
 

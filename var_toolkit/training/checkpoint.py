@@ -1,6 +1,7 @@
 """The checkpoint of a run: written whole, and refused where it is damaged or belongs to another recipe."""
 
 import dataclasses
+import errno
 import json
 import os
 import pickle
@@ -9,20 +10,28 @@ from typing import Any
 
 import torch
 
-from var_toolkit.files import sweep, write_whole
-from var_toolkit.training.recipe import FREE_TO_CHANGE, Recipe
+from var_toolkit.files import write_whole
+from var_toolkit.training.recipe import FREE_IN_DATA, FREE_TO_CHANGE, Recipe
 
 
 def write_checkpoint(path: Path, content: object) -> None:
-    """torch.save that a kill cannot leave half done: the file before stays until the new one is on disk."""
+    """torch.save that a kill cannot leave half done: the file before stays until the new one is on disk.
+
+    OSError if the disk is full.
+    """
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as handle:
-            torch.save(content, handle)
+            try:
+                torch.save(content, handle)
+            except RuntimeError as error:
+                # torch drops the OSError of the file and complains that its archive is short.
+                if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+                    raise
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
             handle.flush()
             os.fsync(handle.fileno())
 
-    sweep(path.parent)  # of a run that was killed while it wrote
     write_whole(path, write)
 
 
@@ -32,17 +41,23 @@ def read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any] | None:
         return None
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        then, now = json.loads(content["recipe"]), json.loads(as_json(recipe))
+        then, now = (_decisive(json.loads(text)) for text in (content["recipe"], as_json(recipe)))
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError):
         raise ValueError(f"{path} is damaged or no checkpoint of a run; delete it to start anew") from None
     for name in now:
-        if name not in FREE_TO_CHANGE and then.get(name) != now[name]:
+        if then.get(name) != now[name]:
             key, old, new = _first_difference(name, then.get(name), now[name])
             raise ValueError(
                 f"{path} was written with {key} = {old!r}, but the recipe says {new!r}; "
                 "restore the recipe, or start afresh in another output directory"
             )
     return content
+
+
+def _decisive(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What of a recipe must stay the same for a run to go on."""
+    kept = {name: value for name, value in recipe.items() if name not in FREE_TO_CHANGE}
+    return kept | {"data": {name: value for name, value in recipe["data"].items() if name not in FREE_IN_DATA}}
 
 
 def as_json(recipe: Recipe) -> str:

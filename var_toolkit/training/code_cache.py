@@ -14,8 +14,8 @@ import torch
 from filelock import FileLock
 from numpy.lib.format import open_memmap
 from torch import Tensor
-from tqdm import tqdm
 
+from var_toolkit.progress import Progress
 from var_toolkit.tokenizers.kl import KLTokenizer
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
 from var_toolkit.training.batches import to_unit_range
@@ -131,7 +131,7 @@ def _compute_all(kept: Kept, count: int, codes: Codes, final: Path, progress: bo
         written = open_memmap(unfinished, mode="r+")
     else:
         written = open_memmap(unfinished, mode="w+", dtype=kept.dtype, shape=(count, *kept.shape))
-    with tqdm(total=count, initial=done, desc=f"{kept.work} images", disable=None if progress else True) as bar:
+    with Progress(count, "images", what=kept.work, done=done, active=progress) as bar:
         for part in codes(done):
             found: np.ndarray = part.cpu().numpy().astype(kept.dtype)
             if not np.isfinite(found).all():

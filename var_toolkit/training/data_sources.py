@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from var_toolkit.data.worker_batches import worker_batches
 from var_toolkit.processes import Team
 from var_toolkit.training.batches import Batch, ImageArray, Source, to_unit_range
 from var_toolkit.training.draws import derived
 from var_toolkit.training.objectives import Workplace
-from var_toolkit.training.recipe import Data, FoldersData, Recipe, SamplesData
+from var_toolkit.training.recipe import Data, FoldersData, Recipe, SamplesData, StillLifesData
+from var_toolkit.zoo.class_names import SYNSET, Named, kept
 
 STILL_LIFE_CLASSES = 1000
 HELD_OUT_OF_FOLDERS = 2_048  # decoded images stay in memory, as bytes
@@ -31,19 +33,14 @@ class FolderImages:
 
     def in_order(self, start: int, size: int) -> Iterator[Tensor]:
         """Bytes of the images from one on, (size, 3, h, w)."""
-        rest = torch.utils.data.Subset(self.folders, range(start, len(self.folders)))
-        for images, _ in torch.utils.data.DataLoader(rest, batch_size=size, num_workers=self.workers):
+        rows = [range(at, min(at + size, len(self.folders))) for at in range(start, len(self.folders), size)]
+        for images, _ in worker_batches(self.folders, rows, workers=self.workers):
             yield images
 
     def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
         self.folders.set_epoch(epoch)
-        loader = torch.utils.data.DataLoader(
-            self.folders,
-            batch_sampler=[numbers.tolist() for numbers in rows],
-            num_workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        for images, labels in loader:
+        chosen, pin = [numbers.tolist() for numbers in rows], self.device.type == "cuda"
+        for images, labels in worker_batches(self.folders, chosen, workers=self.workers, pin=pin):
             moved = images.to(self.device, non_blocking=True)
             yield Batch(labels.to(self.device, non_blocking=True), images=to_unit_range(moved))
 
@@ -105,6 +102,25 @@ def still_lifes(workplace: Workplace, count: int, split: str) -> tuple[np.ndarra
     return cached(workplace.cache_dir, count, split, progress=workplace.team.leads)
 
 
+def class_names_of(data: Data, source: Source) -> Named:
+    """The class names that what is trained on these images is delivered with."""
+    if isinstance(data, StillLifesData):
+        return "still-lifes"
+    if isinstance(data, FoldersData) and isinstance(source, FolderImages):
+        return _named(data, source.folders.classes)
+    return None
+
+
+def _named(data: FoldersData, folders: tuple[str, ...]) -> Named:
+    of_folders = kept(folders, len(folders))
+    if data.class_names is None:
+        return of_folders
+    named = kept(data.class_names, len(folders))
+    if named == "imagenet" != of_folders and all(SYNSET.fullmatch(name) for name in folders):
+        raise ValueError(f"data: class_names is 'imagenet', but the folders of {data.root} are not its 1000 synsets")
+    return named
+
+
 def _folders(
     data: FoldersData, recipe: Recipe, workplace: Workplace, classes: int | None
 ) -> tuple[FolderImages, HeldOut]:
@@ -113,6 +129,8 @@ def _folders(
     found = source.folders.classes
     if classes is not None and len(found) != classes:
         raise ValueError(f"model: num_classes is {classes}, but {data.root} has {len(found)} class folders")
+    if classes is not None:
+        _named(data, found)  # refuses names that do not fit
     if data.validation_root is None:
         return source, HeldOut(None, [])
     other = FolderImages(data, data.validation_root, team.device, train=False)

@@ -27,6 +27,7 @@ from var_toolkit.training.code_cache import CHUNK, STEP, array_chunks, cached_mo
 from var_toolkit.training.data_sources import (
     FolderImages,
     HeldOut,
+    class_names_of,
     images_of,
     require_size,
     require_still_life_classes,
@@ -115,16 +116,17 @@ class FlowARObjective(Objective):
 
     def save(self, network: Any, directory: Path) -> None:
         """A model directory: the tokenizer belongs with what was trained on its latents."""
-        data_set = "still-lifes" if isinstance(self.recipe.data, StillLifesData) else None
-        Pipeline(self.tokenizer, network, Sampling(), data_set).save_pretrained(directory)
+        Pipeline(self.tokenizer, network, Sampling(), self.class_names).save_pretrained(directory)
 
     def _data(self, workplace: Workplace) -> tuple[Source, HeldOut]:
         recipe, data = self.recipe, self.recipe.data
         if isinstance(data, FoldersData):
             source, held_out = images_of(recipe, workplace, recipe.model.num_classes)
+            self.class_names = class_names_of(data, source)
             return (self._folder_moments(data, workplace) if self.options.cache_latents else source), held_out
         require_still_life_classes(recipe.model.num_classes)
         source = self._moments(workplace, data.count, "train")
+        self.class_names = class_names_of(data, source)
         if not data.validation_count:
             return source, HeldOut(None, [])
         kept = self._moments(workplace, data.validation_count, "validation")

@@ -18,14 +18,12 @@ class Journal:
     def __init__(self, out: Path, *, active: bool) -> None:
         self.out, self.active = out, active
         self.board: Any = None
-        if active:
-            (out / "samples").mkdir(parents=True, exist_ok=True)
-            self.board = _tensorboard(out / "tensorboard")
+        self.begun = False
+        self.header: dict[str, object] | None = None
 
     def begin(self, header: dict[str, object]) -> None:
-        """Starts the log of a new run with a line that describes it."""
-        if self.active:
-            self._replace([json.dumps(header)])
+        """A new run, whose log starts with a line that describes it. It is written with the first line of numbers."""
+        self.header = header
 
     def rewind(self, step: int, header: dict[str, object], note: str | None = None) -> None:
         """Drops what a killed run logged after its checkpoint, and adds a note; lines before stay as they are."""
@@ -50,13 +48,24 @@ class Journal:
     def write(self, step: int, numbers: dict[str, float]) -> None:
         if not self.active:
             return
+        self._open()
         # JSON has no NaN and no infinity.
         short = {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in numbers.items()}
-        with open(self._path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"step": step, **short}, allow_nan=False) + "\n")
+        try:
+            with open(self._path, "a", encoding="utf-8") as handle:
+                handle.write(json.dumps({"step": step, **short}, allow_nan=False) + "\n")
+        except OSError as error:  # a full disk does not know what was written
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
         if self.board is not None:
             for key, value in numbers.items():
                 self.board.add_scalar(key, value, step)
+
+    def _open(self) -> None:
+        if self.begun:
+            return
+        if self.header is not None:
+            self._replace([json.dumps(self.header)])
+        self.board, self.begun = _tensorboard(self.out / "tensorboard"), True
 
     def last_numbers(self) -> dict[str, float]:
         """The last value of everything that was logged."""

@@ -6,13 +6,11 @@ the CPU, ends with the same bits as one that was not.
 
 import json
 import math
-import os
-import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from var_toolkit.files import check_writable, made, written_whole
+from var_toolkit.locks import held
 from var_toolkit.processes import Team, team_of_this_process
+from var_toolkit.progress import Progress
 from var_toolkit.training import parallel
 from var_toolkit.training.batches import stream
 from var_toolkit.training.checkpoint import as_json, read_checkpoint, write_checkpoint
@@ -32,6 +33,7 @@ from var_toolkit.training.objectives import Objective, Workplace
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective_class
 from var_toolkit.training.state import TrainingState
+from var_toolkit.zoo.facts import FACTS
 
 
 class TrainingStoppedError(Exception):
@@ -46,12 +48,15 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path, device: str = "auto") -
 
     Writes `checkpoint.pt`, `log.jsonl`, `samples/` and at the end `final/` under `out`. `cache_dir` keeps rendered
     images and tokens for later runs. SIGINT and SIGTERM write a checkpoint and raise `TrainingStoppedError`.
+    ValueError if the recipe, the data or `out` does not fit; then nothing is left in `out`. FloatingPointError if the
+    loss is no longer finite.
     """
-    with team_of_this_process(device) as team:
+    with team_of_this_process(device) as team, ExitStack() as stack:
         if recipe.batch_size % team.size:
             raise ValueError(f"batch_size is {recipe.batch_size}; it must be a multiple of the {team.size} processes")
+        _check_out(out)
+        team.led(lambda: stack.enter_context(_held(out)))
         saved = read_checkpoint(out / "checkpoint.pt", recipe)
-        out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(derived(recipe.seed, "initialisation"))
         objective = objective_class(recipe.objective)(recipe, Workplace(cache_dir, team))
         run = _Run(recipe, out, team, objective)
@@ -61,18 +66,42 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path, device: str = "auto") -
         return run.finish()
 
 
+def _check_out(out: Path) -> None:
+    """Refuse, before any work, a folder that cannot be written to, or in which the run would destroy other files."""
+    check_writable(out)
+    for name in ("checkpoint.pt", "log.jsonl"):
+        if (out / name).is_dir():
+            raise ValueError(f"{out / name} is a folder; choose another folder for the run with --out")
+    for name in ("samples", "final"):
+        if (out / name).exists() and not (out / name).is_dir():
+            raise ValueError(f"{out / name} is a file; choose another folder for the run with --out")
+    final = out / "final"
+    if final.is_dir() and any(final.iterdir()) and not (final / FACTS).exists():
+        raise ValueError(f"{final} holds what no run delivered; choose another folder for the run with --out")
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Keep other runs out of the folder, which is made if it is missing."""
+    with made(out), held(out, f"another run is training into {out}; wait for its end, or choose another --out"):
+        yield
+
+
 class _Window:
     """Sums since the last line of the log; tensors stay on the device until then."""
 
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self.steps = 0
+    def __init__(self, saved: Mapping[str, Any] | None = None) -> None:
+        self.sums: dict[str, Tensor] = dict(saved["sums"]) if saved else {}
+        self.counts: dict[str, int] = dict(saved["counts"]) if saved else {}
+        self.steps = 0  # of this process: with the time they took, the speed
         self.began = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": {key: value.cpu() for key, value in self.sums.items()}, "counts": self.counts}
 
     def add(self, terms: dict[str, Tensor]) -> None:
         for key, value in terms.items():
-            self.sums[key] = self.sums[key] + value if key in self.sums else value
+            self.sums[key] = self.sums[key].to(value.device) + value if key in self.sums else value
             self.counts[key] = self.counts.get(key, 0) + 1
         self.steps += 1
 
@@ -106,16 +135,15 @@ class _Run:
             return
         self.state.load_state_dict(saved)
         self.first = saved["step"]
+        self.window = _Window(saved.get("window"))
         self.journal.rewind(self.first, header, _changed_length(json.loads(saved["recipe"]), self.recipe))
         if self.first >= self.steps and self.team.leads:
             tqdm.write(f"{self.out}: finished already, after step {self.first}; raise steps or epochs to go on")
 
     def steps_to_the_end(self, asked: threading.Event) -> None:
         todo = range(self.first, self.steps)
-        self.window = _Window()
-        with tqdm(
-            total=self.steps, initial=self.first, unit=" steps", disable=None if self.team.leads else True
-        ) as bar:
+        self.window.began = time.perf_counter()
+        with Progress(self.steps, "steps", what="training", done=self.first, active=self.team.leads) as bar:
             for draws, batch in stream(self.objective.source, self.recipe, self.team, todo):
                 self.window.add(self.state.train_step(batch, draws))
                 upkeep = self.objective.after_step(batch, draws)
@@ -125,10 +153,10 @@ class _Run:
                 self._report(draws.step + 1, bar)
                 self._save_if_due(draws.step + 1, asked.is_set())
 
-    def _report(self, done: int, bar: "tqdm[Any]") -> None:
+    def _report(self, done: int, bar: Progress) -> None:
         if self._due(done, self.recipe.log_every):
             numbers = self._log(done)
-            bar.set_postfix(loss=f"{numbers['loss']:.4g}", refresh=False)
+            bar.remark(f"loss {numbers['loss']:.4g}")
         validate, show = self._due(done, self.recipe.validate_every), self._due(done, self.recipe.sample_every)
         if validate or show:
             self._look(done, validate=validate, show=show)
@@ -165,7 +193,7 @@ class _Run:
             # fp16's scaler skips steps whose gradients overflow; without it they are in the weights already.
             decides = key == "loss" or (key.startswith("grad_norm") and self.recipe.precision != "fp16")
             if decides and not math.isfinite(value):
-                raise ValueError(
+                raise FloatingPointError(
                     f"{key} is {value} near step {done}; lower the learning rate or use precision: fp32 "
                     "(the checkpoint is of an earlier step)"
                 )
@@ -186,10 +214,9 @@ class _Run:
         self.window.pause(time.perf_counter() - began)
 
     def _checkpoint(self, done: int) -> None:
-        content = self.state.state_dict(done)
-        if self.team.leads:
-            write_checkpoint(self.out / "checkpoint.pt", content)
-        self.team.barrier()
+        # Several processes write checkpoints right after a line of the log, when their windows are empty.
+        content = {**self.state.state_dict(done), "window": self.window.state_dict()}
+        self.team.led(lambda: write_checkpoint(self.out / "checkpoint.pt", content))
         self.checkpointed = time.perf_counter()
 
     def finish(self) -> Path:
@@ -203,18 +230,16 @@ class _Run:
     def _deliver(self, final: Path) -> None:
         """A sharded network is gathered into an ordinary one, which the first process writes."""
         weights = parallel.network_state(self.state.delivered)
-        if self.team.leads:
-            network = self.objective.empty_network()
-            network.load_state_dict(weights)
-            fresh = final.with_name(f".{final.name}-new")
-            shutil.rmtree(fresh, ignore_errors=True)
-            self.objective.save(network.eval(), fresh)
-            images, name = self.steps * self.recipe.batch_size, f"{self.out.resolve().name}/{final.name}"
-            note_training(fresh, self.recipe, images, self.journal.last_numbers(), name)
-            if final.exists():
-                shutil.rmtree(final)  # delivered before by the same run, perhaps after fewer steps
-            os.replace(fresh, final)
-        self.team.barrier()
+        self.team.led(lambda: self._write(weights, final))
+
+    def _write(self, weights: dict[str, Any], final: Path) -> None:
+        network = self.objective.empty_network()
+        network.load_state_dict(weights)
+        images, name = self.steps * self.recipe.batch_size, f"{self.out.resolve().name}/{final.name}"
+        # What was delivered before is of the same run, perhaps after fewer steps.
+        with written_whole(final, overwrite=True) as folder:
+            self.objective.save(network.eval(), folder)
+            note_training(folder, self.recipe, images, self.journal.last_numbers(), name)
 
 
 def _changed_length(then: dict[str, Any], now: Recipe) -> str | None:

@@ -10,6 +10,7 @@ from var_toolkit.training.distillation import MatchingObjective, MatchingOptions
 from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
+from var_toolkit.zoo.class_names import Named
 from var_toolkit.zoo.registry import Sampling
 
 
@@ -36,9 +37,9 @@ class RasterDistilObjective(MatchingObjective):
             if ours != theirs:
                 raise ValueError(f"model: {name} is {ours}, but the teacher has {theirs}; they must be the same")
 
-    def _data_set(self) -> str | None:
+    def _class_names(self) -> Named:
         still_lifes = self.options.class_embedding == "still-life-factors"
-        return "still-lifes" if still_lifes else super()._data_set()
+        return "still-lifes" if still_lifes else super()._class_names()
 
     def _drafted(self, network: nn.Module, labels: Tensor, seen_BL: Tensor) -> Tensor:
         logits_BLV: Tensor = network(labels, seen_BL)

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from var_toolkit.config_files import read_yaml
 from var_toolkit.strict_fields import build, refuse_unknown_keys
 from var_toolkit.training.registry import objective_class
 
@@ -40,6 +39,7 @@ class FoldersData:
     validation_root: str | None = None
     workers: int = 8
     flip: bool = False  # mirror half of the training images
+    class_names: str | tuple[str, ...] | None = None  # imagenet, or a name for each class; else those of the folders
 
     def __post_init__(self) -> None:
         _require(self.size > 0, f"size is {self.size}; expected a number above 0")
@@ -129,27 +129,27 @@ class Recipe:
             _require(value is None or value > 0, f"{name} is {value}; expected a number above 0")
         _require(self.ema is None or 0 < self.ema < 1, f"ema is {self.ema}; expected a decay in (0, 1), or null")
         _require(self.grad_clip is None or self.grad_clip > 0, f"grad_clip is {self.grad_clip}; expected > 0, or null")
+        count = getattr(self.data, "count", self.batch_size)  # of folders it is not known yet
+        _require(self.batch_size <= count, f"batch_size is {self.batch_size}, but there are only {count} images")
 
     def total_steps(self, images: int) -> int:
         return self.steps if self.steps is not None else (self.epochs or 0) * (images // self.batch_size)
 
 
-# These fields say how to run and when to look, not what is trained: a run may continue with other values.
+# These fields say how to run and when to look, not what is trained: a run may continue with other values. So may those
+# of data that a checkpoint does not depend on.
 FREE_TO_CHANGE = frozenset(
     {"steps", "epochs", "checkpoint_minutes", "log_every", "sample_every", "validate_every", "compile"}
 )
+FREE_IN_DATA = frozenset({"workers", "class_names"})
 
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a YAML file; ValueError in one line for whatever is wrong with it."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such recipe; give the path of a YAML file") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not YAML: it is no UTF-8 text") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"the recipe {path} does not exist; give the path of a YAML file") from None
     return recipe_from(values, where=str(path))
 
 

@@ -23,6 +23,7 @@ from var_toolkit.training.batches import Batch, Source, TokenArray
 from var_toolkit.training.code_cache import cached_tokens
 from var_toolkit.training.data_sources import (
     HeldOut,
+    class_names_of,
     images_of,
     require_size,
     require_still_life_classes,
@@ -34,6 +35,7 @@ from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
 from var_toolkit.training.recipe import FoldersData, Recipe, StillLifesData
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import network_from, start_from
+from var_toolkit.zoo.class_names import Named
 from var_toolkit.zoo.registry import Sampling
 
 # The release's list: parts of these names get no weight decay, nor do biases and anything one-dimensional.
@@ -135,11 +137,11 @@ class VarObjective(Objective):
     def save(self, network: nn.Module, directory: Path) -> None:
         """A model directory: the tokenizer belongs with what was trained on its tokens."""
         assert isinstance(network, self.network_type)
-        Pipeline(self.tokenizer, network, self.sampling, self._data_set()).save_pretrained(directory)
+        Pipeline(self.tokenizer, network, self.sampling, self._class_names()).save_pretrained(directory)
 
-    def _data_set(self) -> str | None:
-        """Whose class names the labels have."""
-        return "still-lifes" if isinstance(self.recipe.data, StillLifesData) else None
+    def _class_names(self) -> Named:
+        """The names that what is delivered knows its classes by."""
+        return class_names_of(self.recipe.data, self.source)
 
     @property
     def classes(self) -> int:

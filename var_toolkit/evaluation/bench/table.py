@@ -7,12 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-import yaml
-
+from var_toolkit.config_files import find_config, read_yaml
 from var_toolkit.loading import Drafting, Pair
 from var_toolkit.settings import Settings
 from var_toolkit.strict_fields import build, convert, refuse_unknown_keys
@@ -102,13 +100,7 @@ def plan_keywords() -> list[str]:
 
 def find_table(name: str) -> Path:
     """The file of a table: a path, or the name of one that comes with the package."""
-    if Path(name).is_file():
-        return Path(name)
-    folder = Path(str(files("var_toolkit.configs"))) / "bench"
-    if (folder / f"{name}.yaml").is_file():
-        return folder / f"{name}.yaml"
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    raise ValueError(f"the table {name!r} does not exist; give the path of a YAML file, or a name: {known}")
+    return find_config(name, "table", "bench")
 
 
 def read_table(path: Path, *, allow_code: bool = False) -> Table:
@@ -116,15 +108,7 @@ def read_table(path: Path, *, allow_code: bool = False) -> Table:
 
     `allow_code`: rows may name methods as `module:function`, which are imported. The file must then be trusted.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not YAML: it is not UTF-8 text") from None
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date such as 2024-13-45
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    return table_from(values, where=str(path), allow_code=allow_code)
+    return table_from(read_yaml(path), where=str(path), allow_code=allow_code)
 
 
 def table_from(values: object, *, where: str = "table", allow_code: bool = False) -> Table:
