@@ -19,7 +19,9 @@ from torch import Tensor
 from var_toolkit.backbones.linear import pack_linears
 from var_toolkit.editing import as_image, prepare
 from var_toolkit.files import written_whole
+from var_toolkit.finite import require_finite, require_fit
 from var_toolkit.images import Given, as_output, given_square
+from var_toolkit.ranges import brief, checked
 from var_toolkit.sampling.collaborative import code, require_one_tokenizer
 from var_toolkit.sampling.engine import ScaleEvent, decode
 from var_toolkit.sampling.flow import Flow
@@ -35,7 +37,16 @@ from var_toolkit.sampling.preserved import (
 )
 from var_toolkit.sampling.refinement_schedule import OFF, refinement
 from var_toolkit.sampling.variant import variant
-from var_toolkit.settings import OUTPUT_TYPES, Drawing, Labels, Settings, is_one, require_kind, seeds_of
+from var_toolkit.settings import (
+    OUTPUT_TYPES,
+    Drawing,
+    Labels,
+    Settings,
+    checked_settings,
+    is_one,
+    require_kind,
+    seeds_of,
+)
 from var_toolkit.speculative.settings import SETTINGS as SPECULATIVE
 from var_toolkit.speculative.settings import DraftModel, speculative
 from var_toolkit.speculative.tally import Tally, together
@@ -122,10 +133,16 @@ class Pipeline:
         return next(self.backbone.parameters()).dtype
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
-        """Move the networks, in place. The quantiser stays in float32 whatever the dtype."""
+        """Move the networks, in place. The quantiser of a codebook stays in float32 whatever the dtype.
+
+        ValueError, before anything is moved, if weights would become infinite in the dtype. Plans made before still
+        fit: they hold the same networks.
+        """
+        for network in self.networks:
+            require_fit(network.state_dict(), dtype, type(network).__name__)
+        self.tokenizer.place(device, dtype)
         for network in self.networks:
             network.to(device=device, dtype=dtype)
-        self.tokenizer.place(device, dtype)
         return self
 
     def pack(self) -> Pipeline:
@@ -155,7 +172,7 @@ class Pipeline:
         unknown = settings.keys() - Settings.__annotations__.keys()
         if unknown:
             raise TypeError(f"{unknown.pop()!r} is no setting; settings are {', '.join(Settings.__annotations__)}")
-        given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+        given = checked_settings(settings)
         depth: dict[str, Any] = {name: given.pop(name) for name in ("subnet", "full_scales") if name in given}
         drafts = {name: value for name in SPECULATIVE if (value := given.pop(name, False)) is not False}
         method, options = given.pop("method", None), given.pop("method_options", None)
@@ -297,8 +314,9 @@ class Pipeline:
         """As a call, with what finds the tokens that stay, and what makes the output of images in [-1, 1]."""
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+        batch_size = checked("batch_size", batch_size)
+        if plan is not None and not isinstance(plan, Plan):
+            raise ValueError(f"plan is {brief(plan)}; it must be a Plan, such as `pipe.plan()` returns")
         wanted: list[Any] = [class_labels] if is_one(class_labels) else list(class_labels)  # type: ignore[arg-type]
         if not wanted:
             raise ValueError("class_labels is empty; give at least one class")
@@ -318,7 +336,8 @@ class Pipeline:
             labels_B = torch.tensor(labels[at : at + batch_size], device=self.device)
             runs.append(decode(plan, labels_B, noise, preserved=preserved, on_scale=callback_on_scale_end))
             if output_type != "latent":
-                decoded.append(self.tokenizer.decode(runs[-1].latent).cpu())
+                images = self.tokenizer.decode(runs[-1].latent).cpu()
+                decoded.append(require_finite(images, "the decoder's images"))
         latents = torch.cat([run.latent.cpu() for run in runs])
         images = finish(torch.cat(decoded), output_type) if decoded else latents
         if not return_dict:
@@ -343,7 +362,7 @@ class Pipeline:
         """
         side = self.tokenizer.image_side
         drawn = self.tokenizer.reconstruct(given_square(image, side).unsqueeze(0).to(self.device) * 2 - 1)
-        return as_output(drawn.cpu(), "pil")[0]
+        return as_output(require_finite(drawn.cpu(), "the decoder's images"), "pil")[0]
 
     def save_pretrained(self, directory: Path | str, dtype: torch.dtype | None = None) -> None:
         """Write a model directory in the diffusers layout, whole or not at all; a draft model is saved by itself."""

@@ -1,12 +1,13 @@
-"""The keywords of a pipeline: what images are drawn of, and how; and their checks."""
+"""The keywords of a pipeline: which images are drawn, and how; and their checks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex, TypedDict
 
 import torch
 
+from var_toolkit.ranges import RANGES, brief, checked, flag
 from var_toolkit.sampling.engine import ScaleEvent
 from var_toolkit.sampling.methods import Method
 from var_toolkit.sampling.plan import Plan, is_continuous
@@ -16,53 +17,72 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Settings of one kind of tokens, which mean nothing for the other.
 DISCRETE = ("top_k", "top_p", "temperature", "smooth", "guided_tokens")
 CONTINUOUS = ("solver", "steps", "guidance_interval")
+FLAGS = ("smooth", "refine_clean", "jacobi_keep", "raw_codes")
 
 
 class Settings(TypedDict, total=False):
-    """How images are drawn. None stands for the model's own default."""
+    """How images are drawn. None means the model's own default."""
 
     guidance_scale: float | None  # at the last scale, as VAR counts it (`sampling.plan.Stage`); 0 is off
     top_k: int | None  # 0 is off
     top_p: float | None  # 0 is off
-    temperature: float | tuple[float, ...] | None  # one for all scales, or one a scale
+    temperature: float | tuple[float, ...] | None  # one for all scales, or one per scale
     smooth: bool | None  # mix codes instead of drawing one
-    subnet: int | None  # layers that draw the scales from `full_scales` on (VARiant); the two go together
+    subnet: int | None  # layers for the scales from `full_scales` on (VARiant); the two go together
     full_scales: int | None
     refine: str | Sequence[Sequence[int]] | None  # masked passes (HMAR): a name, lists (`refinement`), or "off"
     refine_clean: bool | None  # see `sampling.masked_refinement.Refinement`
     solver: str | None  # of continuous tokens (FlowAR): published, euler, midpoint, heun (`sampling.flow.Flow`)
     steps: int | None
     guidance_interval: tuple[float, float] | None  # times between 0 (data) and 1 (noise) at which guidance is on
-    guided_tokens: int | None  # of next-token models (LlamaGen): how many tokens guidance has a say in
-    speculate: str | None  # what drafts (`speculative.settings`): jacobi, draft, early-exit, ngram, eagle
-    accept: str | None  # which drafts stand: standard (the default), kseq, lantern, grouped, decayed
-    draft_length: int | str | None  # tokens, or scales, that a pass settles at most; "auto" follows what stood
-    draft_tree: tuple[int, ...] | None  # instead: drafts behind each node of a level
-    draft_confidence: float | None  # a drafter stops where its likeliest token has less mass than this
-    jacobi_start: str | None  # of places not seen yet: random, repeat, likeliest
-    jacobi_keep: bool | None  # drafts behind a rejection are tried as well
+    guided_tokens: int | None  # of next-token models (LlamaGen): how many tokens are guided
+    speculate: str | None  # proposer (`speculative.settings`): jacobi, draft, early-exit, ngram, eagle
+    accept: str | None  # acceptance rule: standard (the default), kseq, lantern, grouped, decayed
+    draft_length: int | str | None  # tokens (VAR: scales) that a pass decides at most; "auto" adapts
+    draft_tree: tuple[int, ...] | None  # instead: children of each node, one number per level
+    draft_confidence: float | None  # a proposer stops where no token is as likely as this
+    jacobi_start: str | None  # of positions without a draft: random, repeat, likeliest
+    jacobi_keep: bool | None  # drafts after a rejection are tried again
     exit_layers: int | None  # of the target, before an early exit
-    delta: float | None  # LANTERN's bound on the mass that neighbours lend, or
-    factor: float | None  # LANTERN++'s, in shares of a draft's own mass
-    neighbours: int | None  # that may lend
+    delta: float | None  # LANTERN's bound on the probability of neighbours that counts for a draft, or
+    factor: float | None  # LANTERN++'s, as a factor on the draft's own
+    neighbours: int | None  # that count
     raw_codes: bool | None  # distances of codes as they are stored, as published
-    group: int | None  # codes that stand or fall together
-    boost: float | None  # of the first draft's chance
-    decay: float | None  # of that boost with every draft
+    group: int | None  # codes that are judged together
+    boost: float | None  # factor on the acceptance probability of the first draft
+    decay: float | None  # of that factor with every draft
     method: str | Method | None  # from a plan to a plan, applied last: a function, or its name (`sampling.methods`)
     method_options: dict[str, Any] | None  # its keywords
 
 
 class Drawing(Settings, total=False):
-    """How images are drawn, and what of: the keywords of a call, which explains them."""
+    """How images are drawn, and which: the keywords of a call, which explains them."""
 
-    seeds: int | Sequence[int] | None  # one an image
+    seeds: int | Sequence[int] | None  # one per image
     generator: torch.Generator | Sequence[torch.Generator] | None  # of seeds that are not given
-    plan: Plan | None  # in the place of settings
+    plan: Plan | None  # instead of settings
     batch_size: int  # images at a time, 8 by default
     output_type: str  # pil (the default), np, pt or latent
     return_dict: bool  # True by default
     callback_on_scale_end: Callable[[ScaleEvent], None] | None
+
+
+def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are not None, numbers as Python's own. ValueError of one line if one is not in its range."""
+    return {name: _checked(name, value) for name, value in settings.items() if value is not None}
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name in FLAGS:
+        return flag(name, value)
+    if name == "temperature" and _is_list(value):
+        return tuple(checked(name, one) for one in value)
+    named = name == "draft_length" and isinstance(value, str)  # "auto"
+    return checked(name, value) if name in RANGES and name != "guidance_interval" and not named else value
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
 
 
 def require_kind(plan: Plan, given: dict[str, Any]) -> None:
@@ -86,13 +106,20 @@ def is_one(labels: object) -> bool:
 def seeds_of(
     given: int | Sequence[int] | None, count: int, generator: torch.Generator | Sequence[torch.Generator] | None
 ) -> list[int]:
-    """A seed for each of `count` images: those given, or from one generator or one an image, or torch's own."""
-    if given is None and not isinstance(generator, Sequence):
+    """A seed for each of `count` images: those given, or from one generator or one per image, or torch's own.
+
+    NumPy's numbers and arrays are taken, and tensors. ValueError names what is not a seed, or how many there are.
+    """
+    if given is not None:
+        wanted: list[Any] = list(given) if _is_list(given) else [given]  # type: ignore[arg-type]
+        seeds = [checked("seed", one.item() if getattr(one, "ndim", None) == 0 else one) for one in wanted]
+    elif isinstance(generator, Sequence):
+        seeds = [seed for one in generator for seed in seeds_of(None, 1, one)]
+    elif generator is None or isinstance(generator, torch.Generator):
         device = generator.device if generator is not None else "cpu"
-        return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
-    if given is None:
-        given = [seeds_of(None, 1, one)[0] for one in generator]  # type: ignore[union-attr]
-    seeds = [given] if isinstance(given, int) else [int(seed) for seed in given]
+        seeds = torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
+    else:
+        raise ValueError(f"generator is {brief(generator)}; it must be a torch.Generator, or one per image")
     if len(seeds) != count:
-        raise ValueError(f"there are {len(seeds)} seeds for {count} class labels; give one seed an image")
+        raise ValueError(f"there are {len(seeds)} seeds for {count} class labels; give one seed per image")
     return seeds

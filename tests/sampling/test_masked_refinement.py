@@ -5,6 +5,7 @@ import torch
 from golden.cases import load_case
 from torch.testing import assert_close
 
+from var_toolkit.finite import FiniteCheck
 from var_toolkit.sampling import engine, masked_refinement
 from var_toolkit.sampling.collaborative import code
 from var_toolkit.sampling.engine import decode
@@ -115,7 +116,7 @@ def test_tokens_that_are_settled_never_change(small_tokenizer, small_hmar, monke
     inputs = torch.randn(2, 16, 8)
     with torch.inference_mode():
         after = masked_refinement.refine(
-            stage, 3, found, logits, condition, inputs, small_tokenizer.quantize, Noise([0, 1])
+            stage, 3, found, logits, condition, inputs, small_tokenizer.quantize, Noise([0, 1]), FiniteCheck()
         )
     assert [int(masked.sum(1)[0]) for masked in watched.masked] == [15, 12, 8]
     for masked in watched.masked:

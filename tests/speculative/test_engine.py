@@ -7,6 +7,7 @@ from speculative.toy import distance, drawn, rows, toy, toy_head, truth
 from torch.testing import assert_close
 
 from var_toolkit.backbones.draft_heads import early_exit
+from var_toolkit.finite import FiniteCheck
 from var_toolkit.sampling.next_token import draw_tokens
 from var_toolkit.sampling.noise import Noise
 from var_toolkit.sampling.plan import Stage
@@ -66,7 +67,9 @@ def plainly(stage, samples):
     for start in range(0, 4 * samples, samples):
         with torch.inference_mode():
             noise = Noise(range(start, start + samples))
-            found.append(distance(draw_tokens(stage, labels, noise, TARGET.new_cache(len(labels))), chances))
+            found.append(
+                distance(draw_tokens(stage, labels, noise, TARGET.new_cache(len(labels)), FiniteCheck()), chances)
+            )
     return chances, sum(found) / len(found)
 
 
@@ -127,7 +130,7 @@ def test_window_1_is_plain_decoding(proposer):
     stage = STAGES["filtered"]
     tokens, tally = drawn(Speculation(proposer, Standard(), Fixed(1)), stage, range(50))
     with torch.inference_mode():
-        plainly = draw_tokens(stage, rows(stage, 50), Noise(range(50)), TARGET.new_cache(100))
+        plainly = draw_tokens(stage, rows(stage, 50), Noise(range(50)), TARGET.new_cache(100), FiniteCheck())
     assert torch.equal(tokens, plainly)
     assert tally.as_json()["tokens_per_pass"] == 1
 

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from var_toolkit.backbones.subnet import Subnet
 from var_toolkit.backbones.var import VAR, VARConfig
+from var_toolkit.finite import FiniteCheck
 from var_toolkit.sampling.engine import decode, scale_choices
 from var_toolkit.sampling.flow import Flow
 from var_toolkit.sampling.noise import Noise
@@ -71,7 +72,7 @@ def truth(plan: Plan, label: int) -> tuple[torch.Tensor, torch.Tensor]:
     inputs = pyramid.teacher_inputs([coarse[:, :1], coarse[:, 1:], unseen]).repeat(stage.rows, 1, 1)
     logits = stage.backbone(rows, inputs)
     p = [
-        (scale_choices(stage, part, plan.tokenizer.scales.progress(k)) / stage.temperature).softmax(-1).double()
+        (scale_choices(stage, part, k, FiniteCheck()) / stage.temperature).softmax(-1).double()
         for k, part in enumerate(plan.tokenizer.scales.split(logits))
     ]
     chances = torch.cat(p[:2], dim=1).gather(-1, coarse.unsqueeze(-1)).squeeze(-1)
@@ -226,7 +227,7 @@ def test_a_plan_line_says_who_drafts_how_far_and_what_stands(small_tokenizer, sm
 
 
 def test_a_window_without_scales_is_refused(small_var):
-    with pytest.raises(ValueError, match="the window is 0 scales; it must be 1"):
+    with pytest.raises(ValueError, match="draft_length is 0"):
         NextScale(small_var, window=0)
 
 
@@ -251,7 +252,7 @@ def test_what_is_not_one_plain_var_is_refused(small_tokenizer, small_var, small_
     plan = plan_of(small_tokenizer, small_var)
     continuous = Stage(tiny_flowar(patch_nums=(1, 2, 3, 4)), range(4), flow=Flow(steps=2))
     cases = [
-        (plan, small_hmar, "next-scale speculation is for VAR; HMAR cannot be its proposer"),
+        (plan, small_hmar, "HMAR cannot be its proposer"),
         (plan, continuous, "FlowAR cannot be its proposer"),
         (plan_of(small_tokenizer, small_hmar), small_var, "HMAR cannot be its target"),
         (plan_of(small_tokenizer, small_var, smooth=True), small_var, "draws plainly, without smooth; switch it off"),

@@ -208,8 +208,8 @@ def test_neighbours_are_the_nearest_other_codes_by_direction_or_as_stored():
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (lambda: Lantern(table(), delta=1.5), "delta is 1.5; it must be from 0 to 1"),
-        (lambda: Lantern(table(), factor=0.5), "lambda is 0.5; it must be 1 or more"),
+        (lambda: Lantern(table(), delta=1.5), "delta is 1.5"),
+        (lambda: Lantern(table(), factor=0.5), "lambda is 0.5"),
         (lambda: Lantern(table()), "give one of them"),
         (lambda: Lantern(table(), 0.1, 2.0), "give one of them"),
         (lambda: Grouped(0), "group is 0"),

@@ -1,7 +1,7 @@
 """CoDe, collaborative decoding (arXiv 2411.17787): a large drafter draws the first scales, a small refiner the rest.
 
 The coarse scales decide what the image shows and have few tokens; the fine ones have most of the tokens and need
-little capacity. At the hand-over the drafter's keys and values are freed, and the refiner takes in the drafted scales
+little capacity. At the hand-over the drafter's keys and values are freed, and the refiner prefills the drafted scales
 in one block-causal pass. Needs two models that share tokenizer and classes.
 """
 
@@ -27,14 +27,14 @@ def code(drafter: Planned, refiner: Planned, *, draft_scales: int) -> Plan:
     if count == 1:
         name = type(drafter.stages[0].backbone).__name__
         raise ValueError(f"{name} draws its image as one map; two models share an image of several scales (VAR)")
-    if not 1 <= draft_scales <= count - 1:
+    if isinstance(draft_scales, bool) or not 1 <= draft_scales <= count - 1:
         raise ValueError(f"draft_scales is {draft_scales}; it must be from 1 to {count - 1}, of {count} scales")
     halves = drafter.within(range(draft_scales)) + refiner.within(range(draft_scales, count))
     return Plan(drafter.tokenizer, halves)
 
 
 def require_one_tokenizer(one: Tokenizer, other: Tokenizer, names: tuple[str, str] = ("drafter", "refiner")) -> None:
-    """ValueError unless the tokens of two models, called by `names`, stand for the same."""
+    """ValueError unless the tokens of two models, called by `names`, mean the same."""
     if one is other:
         return
     if type(one) is not type(other):

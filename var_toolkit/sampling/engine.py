@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from var_toolkit.finite import FiniteCheck
 from var_toolkit.sampling.filters import draw, filter_top_k_top_p, guide, soft_codes
 from var_toolkit.sampling.flow import draw_map
 from var_toolkit.sampling.masked_refinement import refine
@@ -85,10 +86,12 @@ def decode(
     preserved: Preserved | None = None,
     on_scale: Callable[[ScaleEvent], None] | None = None,
 ) -> Decoded:
-    """Draw the tokens of one image a label, all scales coarse to fine, but for those that are preserved.
+    """Draw the tokens of one image per label, all scales coarse to fine, except those that are preserved.
 
-    The tokens of an image depend on its label and its own noise, not on the other images of the batch. ValueError if
-    tokens are preserved and the plan speculates.
+    The tokens of an image depend on its label and its own noise, not on the other images of the batch (up to the
+    rounding of batched matrix products, which may differ with the batch size). ValueError if tokens are preserved and
+    the plan speculates; FloatingPointError if logits or latents are not finite, which is read once, at the end, unless
+    the networks are on the CPU.
     """
     if preserved is not None:
         require_editable(plan)
@@ -96,7 +99,7 @@ def decode(
     if speculation is not None:
         drawn: Decoded = speculation.decode(plan, labels_B, noise, on_scale=on_scale)
         return drawn
-    canvas = Canvas(plan.tokenizer, preserved)
+    canvas, checks = Canvas(plan.tokenizer, preserved), FiniteCheck()
     tokens: list[Tensor] = []
     condition: Any = None
     cache: Any = None
@@ -111,37 +114,41 @@ def decode(
         else:
             cache.resize(capacities)
         if is_next_token(backbone):
-            found = draw_tokens(stage, rows_R, noise, cache, preserved)
+            found = draw_tokens(stage, rows_R, noise, cache, checks, preserved)
             codes = canvas.pyramid.embed(found)
         else:
             inputs = canvas.inputs_of(scales, stage.rows)
             hidden = backbone.hidden(condition, inputs, scales=scales, cache=cache, subnet=stage.subnet)
             hidden = hidden[:, -plan.tokenizer.scales.lengths[k] :]
-            found, codes = _drawn(stage, k, hidden, condition, canvas, noise)
+            found, codes = _drawn(stage, k, hidden, condition, canvas, noise, checks)
         latent = canvas.add(codes, k)
         tokens.append(found)
         passes, evaluations = passes + stage.forward_passes(k), evaluations + stage.evaluations()
         cache_bytes = max(cache_bytes, cache.nbytes)
         if on_scale is not None:
             on_scale(ScaleEvent(k, found, latent, plan.tokenizer))
+    checks.require()
     return Decoded(tokens, latent, passes, evaluations, cache_bytes)
 
 
-def _drawn(stage: Stage, k: int, hidden: Tensor, condition: Any, canvas: Canvas, noise: Noise) -> tuple[Tensor, Tensor]:
-    """Tokens of a scale from its features (R, n_k, width), and what they stand for, (B, n_k, C)."""
+def _drawn(
+    stage: Stage, k: int, hidden: Tensor, condition: Any, canvas: Canvas, noise: Noise, checks: FiniteCheck
+) -> tuple[Tensor, Tensor]:
+    """Tokens of a scale from its features (R, n_k, width), and their codes, (B, n_k, C)."""
     backbone: Any = stage.backbone
     scales, pyramid, preserved = canvas.scales, canvas.pyramid, canvas.preserved
     if stage.flow is not None:
         strength = stage.strength(scales.progress(k))
         found = draw_map(stage, k, hidden, noise, channels=backbone.config.latent_channels, strength=strength)
+        checks.note(found, f"the latents of scale {k}", stage)
         found = found if preserved is None else preserved.merge_tokens(k, found)
         return found, found
-    logits = scale_choices(stage, backbone.logits(condition, hidden), scales.progress(k))
+    logits = scale_choices(stage, backbone.logits(condition, hidden), k, checks)
     span = (scales.offsets[k], scales.lengths[k])
     found = draw(logits, noise.uniform(Stream.TOKEN, *span), temperature=stage.temperature)
     found = found if preserved is None else preserved.merge_tokens(k, found)
     if stage.masked(k):
-        found = refine(stage, k, found, logits, condition, canvas.inputs[k - 1], pyramid, noise, preserved)
+        found = refine(stage, k, found, logits, condition, canvas.inputs[k - 1], pyramid, noise, checks, preserved)
     if not stage.smooth:
         return found, pyramid.embed(found)
     gumbel = noise.gumbel(Stream.SMOOTH, *span, logits.shape[-1])
@@ -158,8 +165,12 @@ def labels_of_rows(stage: Stage, labels_B: Tensor) -> Tensor:
     return torch.cat((labels_B, torch.full_like(labels_B, stage.backbone.config.num_classes)))
 
 
-def scale_choices(stage: Stage, logits: Tensor, progress: float) -> Tensor:
-    """Logits of the rows (R, n_k, V) -> those that the tokens are drawn from (B, n_k, V): guided and filtered."""
+def scale_choices(stage: Stage, logits: Tensor, k: int, checks: FiniteCheck, whose: str = "") -> Tensor:
+    """Logits of the rows (R, n_k, V) -> those that the tokens are drawn from (B, n_k, V): guided and filtered.
+
+    `whose` names the network in the error of `checks`, where a run has several.
+    """
     if stage.guidance > 0:
-        logits = guide(logits, stage.guidance * progress)
+        logits = guide(logits, stage.guidance * stage.backbone.scales.progress(k))
+    checks.note(logits, f"the {whose}logits of scale {k}", stage)
     return filter_top_k_top_p(logits, top_k=stage.top_k, top_p=stage.top_p)

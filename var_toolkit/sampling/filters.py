@@ -1,4 +1,4 @@
-"""What stands between logits and a token: guidance, top-k, top-p, temperature, the draw.
+"""From logits to a token: guidance, top-k, top-p, temperature, the draw.
 
 Pure functions. Letters: B images, L tokens, V vocabulary.
 """
@@ -18,8 +18,8 @@ def guide(logits_2BLV: Tensor, strength: float) -> Tensor:
 def filter_top_k_top_p(logits_BLV: Tensor, *, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     """Keep the `top_k` largest logits, then the smallest set of those that holds `top_p` of the mass; -inf elsewhere.
 
-    As published for VAR: ties with the k-th logit survive; the mass is counted after top-k; the largest logit always
-    stays. 0 switches either filter off.
+    As published for VAR: ties with the k-th logit survive; the mass is counted after top-k; the largest logit is
+    always kept. 0 switches either filter off.
     """
     if 0 < top_k < logits_BLV.shape[-1]:
         kth = logits_BLV.topk(top_k, dim=-1).values[..., -1:]
@@ -41,13 +41,15 @@ def draw(logits_BLV: Tensor, uniform_BL: Tensor, *, temperature: float = 1.0) ->
 
 
 def pick(mass_BLV: Tensor, uniform_BL: Tensor) -> Tensor:
-    """One token each, (B, L): where the mass summed over the codes passes `uniform`. A code without mass never comes.
+    """One token each, (B, L): where the mass summed over the codes passes `uniform`. A code without mass is not drawn.
 
-    A pure function of masses and noise. Masses need not sum to 1.
+    A pure function of masses and noise. Masses need not sum to 1. Where there is no mass at all, or NaN, the result is
+    the last code, never an index beyond it.
     """
     summed_BLV = mass_BLV.cumsum(dim=-1)
-    # uniform is below 1, so the product stays below the total.
-    return torch.searchsorted(summed_BLV, uniform_BL.unsqueeze(-1) * summed_BLV[..., -1:], right=True).squeeze(-1)
+    # uniform is below 1, so the product stays below the total; the clamp acts only where the total is 0 or NaN.
+    found_BL1 = torch.searchsorted(summed_BLV, uniform_BL.unsqueeze(-1) * summed_BLV[..., -1:], right=True)
+    return found_BL1.squeeze(-1).clamp(max=mass_BLV.shape[-1] - 1)
 
 
 def soft_codes(logits_BLV: Tensor, gumbel_BLV: Tensor, codebook_VC: Tensor, *, progress: float) -> Tensor:

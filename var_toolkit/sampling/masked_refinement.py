@@ -1,7 +1,7 @@
-"""Masked refinement inside a scale (HMAR, arXiv 2506.04421): doubtful tokens are masked and drawn again.
+"""Masked refinement inside a scale (HMAR, arXiv 2506.04421): doubtful tokens are masked and redrawn.
 
-A scale is drawn at once; the tokens that were least likely are hidden, and the network's masked branch draws them anew
-beside those that stay, in as many passes as the schedule of the scale (`refinement_schedule`) has further entries.
+A scale is drawn at once; then the least likely tokens are masked, and the network's masked branch redraws them given
+the others, in as many passes as the schedule of the scale (`refinement_schedule`) has further entries.
 
 Letters: B images, L tokens of one scale, V vocabulary.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from var_toolkit.finite import FiniteCheck
 from var_toolkit.sampling.filters import draw, filter_top_k_top_p
 from var_toolkit.sampling.noise import Noise, Stream
 from var_toolkit.sampling.plan import Stage
@@ -21,7 +22,7 @@ from var_toolkit.sampling.preserved import Preserved
 
 def refine(
     stage: Stage, scale: int, found_BL: Tensor, logits_BLV: Tensor, condition: Any, inputs_BLc: Tensor, pyramid: Any,
-    noise: Noise, preserved: Preserved | None = None,
+    noise: Noise, checks: FiniteCheck, preserved: Preserved | None = None,
 ) -> Tensor:  # fmt: skip
     """The tokens of a scale (B, L) after its masked passes, from those first drawn and the logits they came from.
 
@@ -38,6 +39,7 @@ def refine(
         masked_BL = least_confident(doubt_BL, masked_BL, count) & masked_BL
         current = current_input(pyramid, scale, found_BL, masked_BL if stage.refine.clean else None)
         logits_BLV = backbone.refined(condition, inputs_BLc, current, masked_BL, scales=range(scale, scale + 1))
+        checks.note(logits_BLV, f"the logits of scale {scale}, masked pass {step + 1},", stage)
         logits_BLV = filter_top_k_top_p(logits_BLV, top_k=stage.top_k, top_p=stage.top_p)
         uniform_BL = noise.uniform(Stream.REFINE, *span, attempt=step)
         drawn_BL = draw(logits_BLV, uniform_BL, temperature=stage.temperature)

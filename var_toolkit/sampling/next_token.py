@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from var_toolkit.finite import FiniteCheck
 from var_toolkit.sampling.filters import draw, filter_top_k_top_p, guide
 from var_toolkit.sampling.noise import Noise, Stream
 from var_toolkit.sampling.preserved import Preserved
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from var_toolkit.sampling.plan import Stage
 
 
-def draw_tokens(stage: Stage, labels_R: Tensor, noise: Noise, cache: Any, preserved: Preserved | None = None) -> Tensor:
+def draw_tokens(
+    stage: Stage, labels_R: Tensor, noise: Noise, cache: Any, checks: FiniteCheck, preserved: Preserved | None = None
+) -> Tensor:
     """The map of each image, (B, L): a token depends on the class and on all tokens before it, also preserved ones.
 
     It does not depend on preserved tokens after it.
@@ -29,7 +32,7 @@ def draw_tokens(stage: Stage, labels_R: Tensor, noise: Noise, cache: Any, preser
     hidden = backbone.next_hidden(labels_R, labels_R.new_empty(len(labels_R), 0), cache=cache)
     found: list[Tensor] = []
     for position in range(count):
-        logits = choices(stage, backbone.next_logits(hidden), position)
+        logits = choices(stage, backbone.next_logits(hidden), position, checks, f"the logits of token {position}")
         here = slice(position, position + 1)
         drawn = draw(logits, uniform_BL[:, here])
         found.append(drawn if preserved is None else preserved.merge_tokens(0, drawn, here))
@@ -38,15 +41,23 @@ def draw_tokens(stage: Stage, labels_R: Tensor, noise: Noise, cache: Any, preser
     return torch.cat(found, dim=1)
 
 
-def choices(stage: Stage, logits_RLV: Tensor, position: int | Tensor) -> Tensor:
+def choices(
+    stage: Stage,
+    logits_RLV: Tensor,
+    position: int | Tensor,
+    checks: FiniteCheck | None = None,
+    what: str = "",
+) -> Tensor:
     """Logits of the rows -> those that the tokens are drawn from (B, L, V): guided, tempered and filtered.
 
     `position` is that of the token in the map: one for all, or one each, (B, L). As published, where guidance has ended
     the null half is still computed and the conditional half is used alone; and the filters act after the temperature,
-    while those of next-scale models act before it.
+    while those of next-scale models act before it. `checks` records whether the guided logits are finite, as `what`.
     """
     if stage.guidance > 0:
         logits_RLV = _guided(stage, logits_RLV, position)
+    if checks is not None:
+        checks.note(logits_RLV, what, stage)
     return filter_top_k_top_p(logits_RLV / stage.temperature, top_k=stage.top_k, top_p=stage.top_p)
 
 

@@ -1,4 +1,4 @@
-"""Per-image noise: the one door through which chance enters decoding.
+"""Per-image noise: the only source of randomness in decoding.
 
 An image's noise is a pure function of its own seed, the stream (what the noise is for) and the token's position. It
 does not depend on the batch, the device, the order of calls or how many processes share the work. It comes from the
@@ -16,6 +16,8 @@ from math import pi
 
 import torch
 from torch import Tensor
+
+from var_toolkit.ranges import checked
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -50,10 +52,8 @@ class Noise:
     """The noise of a batch of images, one 64-bit seed each."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
-        for seed in seeds:
-            if not 0 <= seed < 2**63:
-                raise ValueError(f"seed is {seed}; it must be an integer from 0 to 2**63 - 1")
-        self._seeds_B11 = torch.tensor(list(seeds), dtype=torch.int64, device=device).view(-1, 1, 1)
+        known = [checked("seed", seed) for seed in seeds]
+        self._seeds_B11 = torch.tensor(known, dtype=torch.int64, device=device).view(-1, 1, 1)
 
     def words(self, stream: Stream, position: int, tokens: int, width: int, attempt: int = 0) -> Tensor:
         """Independent uniform 32-bit words, int64 (B, tokens, width), of the tokens from `position` on.

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from numbers import Integral, Real
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from var_toolkit.backbones.subnet import Subnet
+from var_toolkit.ranges import checked
 from var_toolkit.sampling.flow import Flow
 from var_toolkit.sampling.refinement_schedule import Refinement
 from var_toolkit.scales import Scales
@@ -25,8 +25,8 @@ class Backbone(Protocol):
     The engine asks for more, of each kind its own. Of one that draws ids of a codebook scale by scale `condition`,
     `hidden` and `logits` (`backbones.var`), and for masked refinement `refined` (`backbones.hmar`); of one that draws
     continuous tokens `field` in place of `logits` (`backbones.flowar`); of one that draws a map token by token
-    `next_hidden` and `next_logits` (`backbones.raster_gpt`). One that is `markov` looks at no scale but the one it
-    draws, so it takes in nothing else.
+    `next_hidden` and `next_logits` (`backbones.raster_gpt`). One that is `markov` attends to no scale but the
+    one it draws, so it needs no prefill.
     """
 
     scales: Scales
@@ -83,8 +83,8 @@ class Stage:
     scale, and all of it at every token. 0 switches guidance off and halves the work. `subnet` says which layers the
     finer scales run through; None for all. `refine` says which scales are drawn in several masked passes. `flow` says
     how maps of continuous tokens are drawn; backbones of such tokens have one, and no others. `guided_tokens` are those
-    at the beginning of a next-token model's map that guidance has a say in; None for all. `speculation` lets drafts
-    take the place of most passes; a plan with one has no other stage.
+    at the beginning of a next-token model's map that are guided; None for all. `speculation` replaces most passes by
+    drafts; a plan with one has no other stage.
     """
 
     backbone: Backbone
@@ -102,18 +102,9 @@ class Stage:
 
     def __post_init__(self) -> None:
         self._require_scales(len(self.backbone.scales))
-        for name, kind in (("guidance", Real), ("top_k", Integral), ("top_p", Real), ("temperature", Real)):
-            if not isinstance(getattr(self, name), kind):
-                words = "whole number" if kind is Integral else "number"
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one {words} for all scales of a stage")
-        if not 0 <= self.guidance < float("inf"):
-            raise ValueError(f"guidance is {self.guidance}; it must be 0 (off) or more")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or more")
-        if not 0 <= self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be from 0 (off) to 1")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; it must be above 0")
+        for name in ("guidance", "top_k", "top_p", "temperature", "guided_tokens"):
+            if getattr(self, name) is not None or name != "guided_tokens":
+                object.__setattr__(self, name, checked(name, getattr(self, name)))
         self._require_kind(type(self.backbone).__name__)
         if self.refine is not None:
             self._require_refinable(self.refine)
@@ -137,9 +128,6 @@ class Stage:
             raise ValueError(f"{name} has no subnets; VARiant needs VAR")
         if self.guided_tokens is not None and not is_next_token(self.backbone):
             raise ValueError(f"guided_tokens is for next-token models, not {name}")
-        counted = isinstance(self.guided_tokens, Integral) and self.guided_tokens >= 0
-        if self.guided_tokens is not None and not counted:
-            raise ValueError(f"guided_tokens is {self.guided_tokens!r}; it must be a whole number of 0 or more")
 
     def _require_refinable(self, refine: Refinement) -> None:
         if not hasattr(self.backbone, "refined"):
@@ -163,7 +151,7 @@ class Stage:
         return 0 if self.flow is None else sum(1 for _ in self.flow.evaluations())
 
     def strength(self, progress: float) -> float:
-        """The usual guidance scale at a place between the first scale (0) and the last (1)."""
+        """The usual guidance scale at a position between the first scale (0) and the last (1)."""
         return 1 + self.guidance * progress
 
     @property
@@ -198,9 +186,9 @@ class Pass(NamedTuple):
     """One forward pass of a plan."""
 
     stage: Stage
-    scales: range  # that the backbone takes in; the last of them is drawn
+    scales: range  # that the backbone prefills; the last of them is drawn
     fresh: bool  # whether the stage's backbone begins here, with an empty cache
-    capacities: tuple[int, ...]  # tokens for which each layer's cache needs room from here on
+    capacities: tuple[int, ...]  # tokens that each layer's cache has to hold from here on
 
 
 class Cost(NamedTuple):
@@ -274,7 +262,7 @@ class Plan:
     def passes(self) -> Iterator[Pass]:
         """The forward passes that draw a scale, in order; masked passes of a scale come on top.
 
-        A backbone that takes over takes in the scales before it, all in its first pass, unless it is Markov.
+        A backbone that takes over prefills the scales before it, all in its first pass, unless it is Markov.
         """
         known = 0
         for index, stage in enumerate(self.stages):
@@ -286,7 +274,7 @@ class Plan:
                 fresh, known = False, k + 1
 
     def _capacities(self, index: int, scales: range) -> tuple[int, ...]:
-        """Until the switch to a subnet no layer needs room for more than the scales before it; then some need none."""
+        """Until the switch to a subnet no layer has to hold more than the scales before it; then some hold nothing."""
         stage, offsets = self.stages[index], self.tokenizer.scales.offsets
         if stage.backbone.markov:
             return ()
@@ -325,7 +313,7 @@ class Plan:
         layers = range(len(backbone.blocks))
         head = backbone.head_work(scales.lengths[drawn])
         work = 0
-        for k in one.scales:  # under the block-causal mask a token looks at its own scale and the coarser ones
+        for k in one.scales:  # under the block-causal mask a token attends to its own scale and the coarser ones
             context = scales.lengths[k] if backbone.markov else scales.offsets[k + 1]
             each = backbone.layer_work(scales.lengths[k], context)
             kept = (

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from var_toolkit.backbones.cache import RaggedCache
+from var_toolkit.finite import FiniteCheck
 from var_toolkit.sampling.engine import Decoded, ScaleEvent, labels_of_rows
 from var_toolkit.sampling.filters import pick
 from var_toolkit.sampling.next_token import choices
@@ -40,6 +41,7 @@ class Run:
         self.counts = [0] * self.images  # settled tokens of each image, which is the place of the next
         self.positions_B = labels_R.new_zeros(self.images)  # the same as a tensor
         self.round = 0
+        self.checks = FiniteCheck()
 
     @property
     def left(self) -> list[int]:
@@ -160,6 +162,7 @@ class Speculation:
                 draft, passes = session.propose(run, depths)
             else:  # nor ever again: images that gave up drafting, and those near their end, stay so
                 draft, passes = None, [0] * run.images
+        run.checks.require()
         return run.tokens_BL, books.closed(target.cache.nbytes)
 
     def __repr__(self) -> str:
@@ -221,7 +224,9 @@ class Target:
         """One pass over the last settled token and its drafts; settles what stands, and a token more."""
         run = self.run
         hidden_RLC = self._read(draft)
-        p = choices(run.stage, self.network.next_logits(hidden_RLC), self._positions(draft)).softmax(-1)
+        what = f"the target's logits from token {min(run.counts)} on"
+        logits = choices(run.stage, self.network.next_logits(hidden_RLC), self._positions(draft), run.checks, what)
+        p = logits.softmax(-1)
         checked = self._plain(p, hidden_RLC) if draft is None else self._judged(draft, p, hidden_RLC, rule)
         run.extend(checked.tokens, checked.new)
         self.cache.rewind(run.counts * run.stage.rows)

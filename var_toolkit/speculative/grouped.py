@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from var_toolkit.ranges import checked
 from var_toolkit.speculative.rules import OneByOne, at, ratio, residual
 
 
@@ -23,8 +24,7 @@ class Grouped(OneByOne):
     size: int
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"group is {self.size}; it must be 1 or more")
+        object.__setattr__(self, "size", checked("group", self.size))
 
     def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         apart = (p - at(p, token).unsqueeze(-1)).abs().scatter(-1, token.unsqueeze(-1), -1.0)  # itself comes first

@@ -90,7 +90,8 @@ class GrowingSession:
             if level > 0:
                 hidden_RnC = self._read(run, tree.levels[level], before, tokens[-1], hidden_RnC, tree)
             positions_Bn = (run.positions_B + level).unsqueeze(1).expand(-1, len(tree.levels[level]))
-            q_BnV = choices(self.reader.stage, self.reader.logits(hidden_RnC), positions_Bn).softmax(-1)
+            logits, what = self.reader.logits(hidden_RnC), f"the draft model's logits from token {min(run.counts)} on"
+            q_BnV = choices(self.reader.stage, logits, positions_Bn, run.checks, what).softmax(-1)
             depths_B = self._sure(q_BnV, depths_B, level)
             if not bool((depths_B > level).any()):
                 break
@@ -127,8 +128,8 @@ class GrowingSession:
         uniform = run.noise.uniform(Stream.DRAFT, first, nodes * width, attempt=run.round).unflatten(1, (nodes, width))
         found = []
         for s in range(width):
-            # Where less codes have mass than are asked for, the last code stands in, as `Drafted.without` knows.
-            token_Bn = pick(q_BnV, uniform[..., s]).clamp(max=q_BnV.shape[-1] - 1)
+            # If fewer codes have mass than are asked for, `pick` gives the last code, as `Drafted.without` expects.
+            token_Bn = pick(q_BnV, uniform[..., s])
             found.append(token_Bn)
             if not self.shape.chains:
                 q_BnV = q_BnV.scatter(-1, token_Bn.unsqueeze(-1), 0.0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from var_toolkit.ranges import checked
 from var_toolkit.speculative.rules import OneByOne, at, ratio, residual
 
 
@@ -33,10 +34,9 @@ class Lantern(OneByOne):
     def __post_init__(self) -> None:
         if (self.delta is None) == (self.factor is None):
             raise ValueError("LANTERN takes a delta or a lambda; give one of them")
-        if self.delta is not None and not 0 <= self.delta <= 1:
-            raise ValueError(f"delta is {self.delta}; it must be from 0 to 1")
-        if self.factor is not None and not 1 <= self.factor < float("inf"):
-            raise ValueError(f"lambda is {self.factor}; it must be 1 or more")
+        for name, shown in (("delta", "delta"), ("factor", "lambda")):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, checked(name, getattr(self, name), shown))
 
     def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         relaxed = self.relaxed(p, token)
@@ -44,7 +44,7 @@ class Lantern(OneByOne):
 
     def relaxed(self, p: Tensor, token: Tensor) -> Tensor:
         """The target (..., V) by which a draft (...) is judged."""
-        near = self.neighbours[token]
+        near = self.neighbours.to(token.device)[token]
         mass = p.gather(-1, near)
         own = at(p, token)
         bound = torch.full_like(own, self.delta) if self.delta is not None else (self.factor - 1) * own  # type: ignore[operator]

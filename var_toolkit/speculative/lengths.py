@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from var_toolkit.ranges import checked
+
 SHORTEST, FIRST = 2, 5  # windows of `Adaptive`
 PATIENCE = 8  # rounds before a gain is believed
 
@@ -46,10 +48,8 @@ class Fixed:
     confidence: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f"draft_length is {self.window}; it must be 1 (plain decoding) or more")
-        if not 0 <= self.confidence <= 1:
-            raise ValueError(f"draft_confidence is {self.confidence}; it must be from 0 (off) to 1")
+        object.__setattr__(self, "window", checked("draft_length", self.window))
+        object.__setattr__(self, "confidence", checked("draft_confidence", self.confidence))
 
     @property
     def first(self) -> int:

@@ -31,6 +31,8 @@ import torch
 from torch import Tensor
 
 from var_toolkit.backbones.cache import KVCache
+from var_toolkit.finite import FiniteCheck
+from var_toolkit.ranges import checked
 from var_toolkit.sampling.engine import Canvas, Decoded, ScaleEvent, labels_of_rows, scale_choices
 from var_toolkit.sampling.filters import draw, pick
 from var_toolkit.sampling.noise import Noise, Stream
@@ -78,8 +80,7 @@ class NextScale:
     window: int = 2
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f"the window is {self.window} scales; it must be 1 (plain decoding) or more")
+        object.__setattr__(self, "window", checked("draft_length", self.window))
 
     @property
     def networks(self) -> list[Backbone]:
@@ -117,6 +118,7 @@ class NextScale:
             latent = run.canvas.add(run.canvas.pyramid.embed(run.tokens[k]), k)
             if on_scale is not None:
                 on_scale(ScaleEvent(k, run.tokens[k], latent, plan.tokenizer))
+        run.checks.require()
         return Decoded(run.tokens, latent, run.tally.forward_passes, 0, run.tally.cache_bytes, run.tally)
 
     def __repr__(self) -> str:
@@ -163,10 +165,10 @@ class _Reader:
         inputs = canvas.inputs_of(scales, self.stage.rows)
         return backbone.hidden(self.condition, inputs, scales=scales, cache=cache)
 
-    def choices(self, features_RLC: Tensor, scale: int) -> Tensor:
+    def choices(self, features_RLC: Tensor, scale: int, checks: FiniteCheck, whose: str) -> Tensor:
         """What the tokens of a scale are drawn from, logits (G, n_k, V) before the temperature."""
         backbone: Any = self.stage.backbone
-        return scale_choices(self.stage, backbone.logits(self.condition, features_RLC), backbone.scales.progress(scale))
+        return scale_choices(self.stage, backbone.logits(self.condition, features_RLC), scale, checks, whose)
 
 
 class _Run:
@@ -182,6 +184,7 @@ class _Run:
         self.tokens = [labels_B.new_zeros(len(labels_B), length) for length in self.scales.lengths]
         self.decided_B = torch.zeros_like(labels_B)  # scales of each image; the target's cache holds as many
         self.held_B = torch.zeros_like(labels_B)  # scales in the proposer's cache that are still true
+        self.checks = FiniteCheck()
         self.tally = ScaleTally(images=len(labels_B), decided=len(labels_B) * self.scales.total)
         self.tally.cache_bytes = self.target.cache.nbytes + self.proposer.cache.nbytes
 
@@ -199,7 +202,7 @@ class _Run:
         for k, part, draft in zip(scales, features, [*drafts, None], strict=True):
             if len(standing) == 0:
                 break
-            images, logits = images_G[standing], target.choices(part, k)[standing]
+            images, logits = images_G[standing], target.choices(part, k, self.checks, "target's ")[standing]
             self.decided_B[images] = k + 1
             if draft is None:
                 self.tokens[k][images] = draw(
@@ -218,7 +221,8 @@ class _Run:
         last = min(first + self.window - 1, self.drafted.stop) if first in self.drafted else first
         for k in range(first, last):
             features = proposer.features(canvas, range(known, k + 1))[:, -self.scales.lengths[k] :]
-            q = (proposer.choices(features, k) / proposer.stage.temperature).softmax(-1)
+            logits = proposer.choices(features, k, self.checks, "draft model's ")
+            q = (logits / proposer.stage.temperature).softmax(-1)
             drafts.append(_Draft(pick(q, self._uniform(Stream.DRAFT, k, images_G)), q))
             canvas.add(canvas.pyramid.embed(drafts[-1].tokens), k)
             known = k + 1

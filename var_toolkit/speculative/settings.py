@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from var_toolkit.backbones.draft_heads import EagleHead, ExitHead, early_exit
+from var_toolkit.ranges import checked
 from var_toolkit.sampling.collaborative import require_one_tokenizer
 from var_toolkit.sampling.plan import Plan, is_continuous, is_next_token
 from var_toolkit.speculative.decayed import Decayed
@@ -132,7 +133,7 @@ def _require_target(plan: Plan, proposer: str) -> None:
 def _tree(tree: Any, plan: Plan) -> tuple[int, ...]:
     """The children of every node of a level, if that is a tree of some use."""
     config: Any = plan.stages[0].backbone.config
-    if not isinstance(tree, tuple | list) or not tree or not all(isinstance(width, int) for width in tree):
+    if not isinstance(tree, tuple | list) or not tree or not all(type(width) is int for width in tree):
         raise ValueError(f"draft_tree is {tree!r}; it must be numbers of drafts, one for each level, such as 4,2,1")
     if len(tree) >= config.tokens or max(tree) > config.vocab_size:
         raise ValueError(
@@ -149,12 +150,10 @@ def _extent(plan: Plan, given: Mapping[str, Any], proposer: str, rule: str) -> t
     if tree is not None and length is not None:
         raise ValueError("draft_tree and draft_length both say how far to draft; give one of them")
     window = JACOBI_WINDOW if proposer == "jacobi" else WINDOW
-    if length is not None and length != AUTO and not isinstance(length, int):
-        raise ValueError(f"draft_length is {length!r}; it must be 1 (plain decoding) or more, or {AUTO}")
     if tree is not None:
         window = len(_tree(tree, plan)) + 1
-    elif isinstance(length, int):
-        window = min(length, plan.tokenizer.scales.total)
+    elif length is not None and length != AUTO:
+        window = min(checked("draft_length", length), plan.tokenizer.scales.total)
     policy = (Adaptive if length == AUTO else Fixed)(window, given.get("draft_confidence", 0.0))
     chains = rule == "kseq"
     first = CHAINS if chains else 1

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from var_toolkit.finite import clamped, require_finite, require_fit
 from var_toolkit.scales import Scales
 from var_toolkit.tokenizers.cnn import Decoder, Encoder
 
@@ -31,7 +32,10 @@ class Reconstruction(NamedTuple):
 
 
 class CodebookTokenizer(nn.Module):
-    """Images -> features -> tokens -> images. The quantiser always computes in float32."""
+    """Images -> features -> tokens -> images. The quantiser's weights and sums are float32 whatever the other dtype.
+
+    On CUDA its matrix products still follow torch's settings of float32 precision (TF32, off by default).
+    """
 
     config: Any
     scales: Scales
@@ -57,9 +61,16 @@ class CodebookTokenizer(nn.Module):
         return int(self.scales.finest * self.config.downsample)
 
     def place(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move in place. The quantiser stays in float32, since its sums and nearest-code search need the precision."""
-        for part in self.children():
-            part.to(device=device, dtype=None if part is self.quantize else dtype)
+        """Move in place. The quantiser stays in float32, since its sums and nearest-code search need the precision.
+
+        ValueError, before anything is moved, if weights would become infinite in the dtype.
+        """
+        moved = {name: part for name, part in self.named_children() if part is not self.quantize}
+        for name, part in moved.items():
+            require_fit(part.state_dict(), dtype, f"tokenizer {name}")
+        self.quantize.to(device=device)
+        for part in moved.values():
+            part.to(device=device, dtype=dtype)
         return self
 
     def features(self, images: Tensor) -> Tensor:
@@ -83,14 +94,20 @@ class CodebookTokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> list[Tensor]:
         """Images -> K token maps (B, n_k), int64."""
-        features = self.features(images)
-        with torch.autocast(features.device.type, enabled=False):
-            found: list[Tensor] = self.quantize.encode(features)
+        return self._quantized(self.features(images))
+
+    def _quantized(self, features_BChw: Tensor) -> list[Tensor]:
+        with torch.autocast(features_BChw.device.type, enabled=False):
+            found: list[Tensor] = self.quantize.encode(features_BChw)
             return found
 
+    @torch.no_grad()
     def token_maps(self, images: Tensor) -> list[Tensor]:
-        """Images -> the K token maps that a backbone predicts: those of `encode`."""
-        return self.encode(images)
+        """Images -> the K token maps that a backbone predicts: those of `encode`.
+
+        FloatingPointError if the encoder overflows. The host waits for the result.
+        """
+        return self._quantized(require_finite(self.features(images), "the encoder's features"))
 
     @torch.no_grad()
     def latents(self, tokens: list[Tensor]) -> list[Tensor]:
@@ -100,12 +117,12 @@ class CodebookTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, latent_BChw: Tensor) -> Tensor:
-        """The latent after any scale -> images in [-1, 1], float32 (B, 3, h, w)."""
-        return self._decode_latent(latent_BChw).float().clamp_(-1, 1)
+        """The latent after any scale -> images in [-1, 1], float32 (B, 3, h, w); NaN where the decoder overflows."""
+        return clamped(self._decode_latent(latent_BChw).float())
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Encode and decode images; the result is in [-1, 1], float32 (B, 3, h, w)."""
-        return self.decode(self.latents(self.encode(images))[-1])
+        return self.decode(self.latents(self.token_maps(images))[-1])
 
     def _decode_latent(self, latent_BChw: Tensor) -> Tensor:
         latent_BChw = latent_BChw.to(self.post_quant_conv.weight.dtype, memory_format=torch.channels_last)

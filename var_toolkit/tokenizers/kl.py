@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from var_toolkit.finite import clamped, require_finite, require_fit
 from var_toolkit.scales import Scales
 from var_toolkit.tokenizers.latent_pyramid import LatentPyramid
 
@@ -104,6 +105,7 @@ class KLTokenizer(nn.Module):
     def place(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> KLTokenizer:
         """Move in place. Autoencoders with `force_upcast` stay in float32 instead of float16."""
         upcast = dtype == torch.float16 and self.autoencoder.config.force_upcast
+        require_fit(self.state_dict(), None if upcast else dtype, "tokenizer")
         self.to(device=device, dtype=torch.float32 if upcast else dtype)
         return self
 
@@ -134,18 +136,24 @@ class KLTokenizer(nn.Module):
         return self.latents(self.moments(images))
 
     def token_maps(self, images: Tensor) -> list[Tensor]:
-        """Images -> the K maps of continuous tokens that a backbone predicts, (B, n_k, C), float32."""
-        return self.scales.split(self.pyramid.maps(self.encode(images)))
+        """Images -> the K maps of continuous tokens that a backbone predicts, (B, n_k, C), float32.
+
+        FloatingPointError if the encoder overflows. The host waits for the result.
+        """
+        return self.scales.split(self.pyramid.maps(require_finite(self.encode(images), "the encoder's latents")))
 
     @torch.no_grad()
     def decode(self, latent_BCpp: Tensor) -> Tensor:
-        """A scaled latent -> images in [-1, 1], float32 (B, 3, h, w). Latents of coarser scales are enlarged first."""
+        """A scaled latent -> images in [-1, 1], float32 (B, 3, h, w); NaN where the decoder overflows.
+
+        Latents of coarser scales are enlarged first.
+        """
         if latent_BCpp.shape[-1] != self.scales.finest:
             latent_BCpp = F.interpolate(latent_BCpp, size=(self.scales.finest,) * 2, mode="bicubic")
         shift, factor = self._scaling(latent_BCpp.device)
         latent = latent_BCpp / factor + shift
         latent = latent.to(self.autoencoder.dtype, memory_format=torch.channels_last)
-        return self.autoencoder.decode(latent).sample.float().clamp_(-1, 1)
+        return clamped(self.autoencoder.decode(latent).sample.float())
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Encode and decode images; the result is in [-1, 1], float32 (B, 3, h, w)."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from var_toolkit import strict_fields
 from var_toolkit.files import write_whole, written_whole
+from var_toolkit.finite import require_fit
 from var_toolkit.zoo.registry import CONFIG, WEIGHTS
 
 INDEX = "model_index.json"  # of a model directory, which holds a folder for each part
@@ -75,8 +76,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_network(network: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write `config.json` and the weights into an existing folder, floating-point tensors as `dtype` if given."""
+    """Write `config.json` and the weights into an existing folder, floating-point tensors as `dtype` if given.
+
+    ValueError if a number would become infinite in that dtype.
+    """
     tensors = network.state_dict()
+    require_fit(tensors, dtype, type(network).__name__)
     if dtype is not None:
         tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     write_json(folder / CONFIG, {"_class_name": type(network).__name__, **_settings(network)})
