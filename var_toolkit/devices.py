@@ -1,8 +1,9 @@
-"""Which device a name means on this machine, and the time on it."""
+"""Which device a name means on this machine, what its processor can compute, and the time on it."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
 
@@ -25,6 +26,28 @@ def find_device(name: str) -> torch.device:
             f"device {name!r} is not available here; there are {torch.cuda.device_count()} GPUs, from cuda:0"
         )
     return device
+
+
+def processor_features() -> frozenset[str]:
+    """The instruction sets of the processor, as Linux calls them; empty if they cannot be found out."""
+    if hasattr(torch.cpu, "get_capabilities"):  # torch 2.10 and later, on every system
+        return frozenset(name for name, there in torch.cpu.get_capabilities().items() if there is True)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    words = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(words, []))
+
+
+def slow_dtype(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a dtype is slow on the processor, in one line; None if it is not, or if that cannot be found out."""
+    units = {torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"}, torch.float16: {"avx512_fp16", "amx_fp16", "asimdhp"}}
+    features = processor_features()
+    if device.type != "cpu" or dtype not in units or not features or features & units[dtype]:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    return f"this processor has no {name} units, so {name} is several times as slow as float32; use --dtype float32"
 
 
 def clock(device: torch.device) -> float:

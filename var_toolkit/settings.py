@@ -77,8 +77,8 @@ def _checked(name: str, value: Any) -> Any:
         return flag(name, value)
     if name == "temperature" and _is_list(value):
         return tuple(checked(name, one) for one in value)
-    named = name == "draft_length" and isinstance(value, str)  # "auto"
-    return checked(name, value) if name in RANGES and name != "guidance_interval" and not named else value
+    other = name == "guidance_interval" or (name == "draft_length" and value == "auto")
+    return checked(name, value) if name in RANGES and not other else value
 
 
 def _is_list(value: Any) -> bool:

@@ -82,10 +82,32 @@ def pack_linears(network: nn.Module) -> None:
             module.pack()
 
 
+@torch.compiler.assume_constant_result
 @cache
 def _has_onednn() -> bool:
+    """Whether torch has these private operators and they compute what they should; otherwise plain layers are used."""
     # Elsewhere than on x86 these operators have other back ends, on which nothing here was measured.
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
+        return False
+    try:
+        return _operators_agree()
+    except (AttributeError, RuntimeError, TypeError):  # missing, or called otherwise in another version of torch
+        return False
+
+
+def _operators_agree() -> bool:
+    """Try the operators once on a small product."""
+    x, weight, bias = torch.linspace(-2, 2, 16).view(2, 8), torch.linspace(-1, 1, 32).view(4, 8), torch.ones(4)
+    plain = F.linear(x, weight, bias)
+    cases = [("none", "", plain), ("gelu", "tanh", F.gelu(plain, approximate="tanh")), ("swish", "", F.silu(plain))]
+    operators = torch.ops.mkldnn
+    operators._is_mkldnn_bf16_supported()
+    packed = operators._reorder_linear_weight(weight, ROWS)
+    return all(
+        torch.allclose(operators._linear_pointwise(x, given, bias, name, [], how), wanted, atol=1e-4)
+        for name, how, wanted in cases
+        for given in (weight, packed)
+    )
 
 
 def _dense(weight: Tensor) -> Tensor:

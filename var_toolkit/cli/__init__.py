@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     "sample", "edit", "vary", "reconstruct", "models", "classes", "convert", "train", "evaluate", "bench", "demo",
-    "push",
+    "push", "doctor",
 )  # fmt: skip
 BAD_INPUT = 2
 FAILED = 1
@@ -65,6 +65,13 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         return BAD_INPUT
     except FloatingPointError as error:
         print(f"{prog}: {error}", file=sys.stderr)
+        return FAILED
+    except (MemoryError, RuntimeError) as error:
+        from var_toolkit.cli.memory import REMEDY, ran_out_of_memory
+
+        if not ran_out_of_memory(error):
+            raise
+        print(f"{prog}: {REMEDY}", file=sys.stderr)
         return FAILED
     except ValueError as error:
         from var_toolkit.cli.parsing import as_typed

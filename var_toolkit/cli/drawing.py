@@ -90,10 +90,12 @@ class Task:
 def run_task(args: argparse.Namespace, task: Task) -> None:
     """Check, draw batch by batch, write each as it is done, report."""
     _check_names(args)
-    from var_toolkit.devices import find_device
+    import torch
+
+    from var_toolkit.devices import find_device, slow_dtype
     from var_toolkit.loading import load, skeleton
 
-    find_device(args.device)
+    device = find_device(args.device)
     # Sizes alone: what cannot be drawn is refused before anything is downloaded.
     shape = skeleton(model_of(args), tokenizer=args.tokenizer)
     labels = [label for text in args.classes for label in shape.class_names.resolve_all(text)]
@@ -104,12 +106,13 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
         _show_plan(args, plan, labels)
         return
     _check_places(args)
-    import torch
+    if (slow := slow_dtype(device, getattr(torch, args.dtype))) is not None:
+        print(f"vargen: {slow}", file=sys.stderr)
 
     began = time.perf_counter()
     pipe = load(model_of(args), tokenizer=args.tokenizer, device=args.device, dtype=getattr(torch, args.dtype)).pack()
     loading = time.perf_counter() - began
-    drawn = _draw(pipe, args, task, [(label, args.seed + i) for label in labels for i in range(args.n)])
+    drawn = _draw(pipe, args, task, labels)
     _write_sheets(args, task, pipe, drawn)
     _report(args, pipe, plan, drawn, loading, facts)
 
@@ -146,20 +149,22 @@ def _is_file(out: Path) -> bool:
     return out.suffix.lower() in IMAGE_FILES
 
 
-def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, wanted: list[tuple[int, int]]) -> Drawn:
-    """Draw pairs of label and seed, and write each image once its batch is done."""
+def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, wanted: list[int]) -> Drawn:
+    """Draw the seeds of each label, and write each image once its batch is done."""
     from var_toolkit.progress import Progress
 
     drawn, size, plan = Drawn(), args.batch_size, pipe.plan(**sampling_settings(args))
-    with Progress(-(-len(wanted) // size) * len(pipe.backbone.scales), "scales", what="drawing", leave=False) as bar:
+    count = len(wanted) * args.n
+    with Progress(-(-count // size) * len(pipe.backbone.scales), "scales", what="drawing", leave=False) as bar:
 
         def on_scale(event: ScaleEvent) -> None:
             bar.update()
             if args.trace:
                 drawn.frames.append((event.scale, event.preview().cpu()))
 
-        for at in range(0, len(wanted), size):
-            labels, seeds = (list(column) for column in zip(*wanted[at : at + size], strict=True))
+        for at in range(0, count, size):
+            batch = range(at, min(at + size, count))
+            labels, seeds = [wanted[i // args.n] for i in batch], [args.seed + i % args.n for i in batch]
             began = time.perf_counter()
             asked = [None if label == len(pipe.class_names) else label for label in labels]
             output = task.draw(pipe, asked, seeds=seeds, batch_size=size, callback_on_scale_end=on_scale, plan=plan)
@@ -283,11 +288,16 @@ def _told(tallies: list[Tally]) -> dict[str, Any] | None:
 
 
 def _show_plan(args: argparse.Namespace, plan: Plan, labels: list[int]) -> None:
+    import torch
+
+    from var_toolkit.devices import find_device, slow_dtype
     from var_toolkit.sampling.forecast import forecast
 
     images = len(labels) * args.n
     told = forecast(plan, images=images, batch=args.batch_size, dtype=args.dtype)
     facts = {"model": str(model_of(args)), "classes": labels, "images": images, **told}
+    if (slow := slow_dtype(find_device(args.device), getattr(torch, args.dtype))) is not None:
+        facts["note"] = slow
     if args.json:
         print(json.dumps(facts))
         return
