@@ -9,6 +9,7 @@ from var_toolkit import devices
 from var_toolkit.backbones import linear
 from var_toolkit.cli import doctor, main
 from var_toolkit.cli.memory import ran_out_of_memory
+from var_toolkit.sampling import forecast
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +55,7 @@ def test_operators_of_torch_that_are_missing_or_differ_are_not_used(monkeypatch)
 @pytest.mark.parametrize("units", [{"avx2"}, {"avx2", "avx512_bf16"}, {"amx_bf16"}, set()], ids=str)
 def test_half_precision_without_units_is_told_before_drawing(units, monkeypatch, capsys):
     monkeypatch.setattr(devices, "processor_features", lambda: frozenset(units))
+    monkeypatch.setattr(forecast, "_speed", lambda dtype: 1e9)
     assert main(["sample", "--class", "3", "--dtype", "bfloat16", "--device", "cpu", "--dry-run", "--json"]) == 0
     note = json.loads(capsys.readouterr().out).get("note", "")
     assert ("no bfloat16 units" in note) == (units == {"avx2"})
