@@ -69,7 +69,7 @@ def test_both_networks_are_the_published_ones(published):
     assert all(torch.equal(tensor, gpt.state_dict()[name]) for name, tensor in pipe.backbone.state_dict().items())
     assert torch.equal(pipe.tokenizer.encode(case["image"])[0], case["ids"])
     latent = pipe.tokenizer.latents([case["decode_ids"]])[0]
-    torch.testing.assert_close(pipe.tokenizer._draw(latent), case["decoded"], atol=2e-4, rtol=0)
+    torch.testing.assert_close(pipe.tokenizer._decode_latent(latent), case["decoded"], atol=2e-4, rtol=0)
     assert (pipe.sampling.guidance_scale, pipe.sampling.top_k, pipe.sampling.top_p) == (1.0, 0, 0.0)
 
 
