@@ -1,12 +1,12 @@
-"""Check and time attention over a pyramid of token maps, beside every other way to compute it.
+"""Check and time attention over a pyramid of token maps and its alternatives.
 
     python scripts/bench_attention.py --json attention.json
     python scripts/bench_attention.py --device cpu
 
-Queries, keys and values are packed, with heads of width 64; bfloat16 on a GPU, float32 on the CPU. The ways take turns,
-round by round, and each ratio is taken within a round. Arithmetic is counted over the pairs that the pattern allows,
-whatever a way computes; "dense flash" computes all pairs without a mask and stands there for scale. Errors are the
-largest of one head of one image against float64, as a share of the largest value.
+Queries, keys and values are packed, with heads of width 64; bfloat16 on a GPU, float32 on the CPU. Implementations
+alternate within every round, and ratios are computed per round. TFLOP/s count only the pairs that the pattern allows;
+"dense flash" computes all pairs without a mask and is shown for comparison. Errors are the largest deviation of one
+head of one image from float64, relative to the largest value.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from var_toolkit.kernels.tiles import PATTERNS
 from var_toolkit.scales import SCHEDULES, Scales
 
 WIDTH = 64
-Way = Callable[[Tensor, Tensor, Tensor], Tensor]
-HEADER = "| way | forward ms | TFLOP/s | forward + backward ms | TFLOP/s | times as long as {ours} | error, gradients |"
+Implementation = Callable[[Tensor, Tensor, Tensor], Tensor]
+HEADER = "| | forward ms | TFLOP/s | forward + backward ms | TFLOP/s | times as long as {ours} | error, gradients |"
 
 
 def mask_of(scales: Scales, pattern: str, device: torch.device) -> Tensor:
@@ -40,11 +40,11 @@ def mask_of(scales: Scales, pattern: str, device: torch.device) -> Tensor:
     return mask.to(device)
 
 
-def tuned_flex(scales: Scales, pattern: str, device: torch.device) -> Way:
-    """FlexAttention, compiled for these shapes alone and autotuned."""
+def tuned_flex(scales: Scales, pattern: str, device: torch.device) -> Implementation:
+    """FlexAttention, compiled and autotuned for these shapes."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    torch.compiler.reset()  # each shape is compiled anew, or torch gives up compiling after a few
+    torch.compiler.reset()  # otherwise torch stops compiling after a few shapes
     levels = scales.level_ids().to(device)
 
     def allowed(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -56,13 +56,13 @@ def tuned_flex(scales: Scales, pattern: str, device: torch.device) -> Way:
     return lambda q, k, v: compiled(q, k, v, block_mask=block_mask)
 
 
-def ways(scales: Scales, pattern: str, device: torch.device) -> dict[str, Callable[[], Way]]:
-    """How to make each way; the first is the one that the others are compared with."""
+def implementations(scales: Scales, pattern: str, device: torch.device) -> dict[str, Callable[[], Implementation]]:
+    """A factory per implementation; the first is the baseline of the ratios."""
 
-    def ours(backend: str) -> Way:
+    def ours(backend: str) -> Implementation:
         return lambda q, k, v: attention(q, k, v, scales, pattern=pattern, backend=backend)
 
-    def dense() -> Way:
+    def dense() -> Implementation:
         mask = mask_of(scales, pattern, device)
         return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
@@ -84,17 +84,17 @@ def inputs(tokens: int, heads: int, batch: int, device: torch.device) -> tuple[T
     return torch.stack(packed[:3], 2).requires_grad_(), dout.transpose(1, 2)
 
 
-def forward(way: Way, packed: Tensor) -> Tensor:
-    return way(*packed.permute(2, 0, 3, 1, 4).unbind(0))
+def forward(implementation: Implementation, packed: Tensor) -> Tensor:
+    return implementation(*packed.permute(2, 0, 3, 1, 4).unbind(0))
 
 
-def both(way: Way, packed: Tensor, dout: Tensor) -> Tensor:
-    """The gradient of the packed tensor."""
-    return torch.autograd.grad(forward(way, packed), packed, dout)[0]
+def both(implementation: Implementation, packed: Tensor, dout: Tensor) -> Tensor:
+    """Forward and backward pass: the gradient of the packed tensor."""
+    return torch.autograd.grad(forward(implementation, packed), packed, dout)[0]
 
 
 def milliseconds(call: Callable[[], Any], device: torch.device, least: float) -> float:
-    """Time of one call, over as many as take `least` milliseconds."""
+    """Mean time of one call over enough calls to take `least` milliseconds."""
     calls, spent = 1, 0.0
     while spent < least:
         if device.type == "cuda":
@@ -115,9 +115,11 @@ def milliseconds(call: Callable[[], Any], device: torch.device, least: float) ->
     return spent / calls
 
 
-def errors(way: Way, reference: tuple[Tensor, Tensor], packed: Tensor, dout: Tensor) -> tuple[float, float]:
-    """Of the output and of the gradient, in the first head of the first image."""
-    out, gradient = forward(way, packed).detach()[:1, :1], both(way, packed, dout)[:1, :, :, :1]
+def errors(
+    implementation: Implementation, reference: tuple[Tensor, Tensor], packed: Tensor, dout: Tensor
+) -> tuple[float, float]:
+    """Relative errors of the output and the gradient in the first head of the first image."""
+    out, gradient = forward(implementation, packed).detach()[:1, :1], both(implementation, packed, dout)[:1, :, :, :1]
     return tuple(float((x - y).abs().max() / y.abs().max()) for x, y in zip((out, gradient), reference, strict=True))  # type: ignore[return-value]
 
 
@@ -125,37 +127,37 @@ def float64_reference(scales: Scales, pattern: str, packed: Tensor, dout: Tensor
     """Output and gradient of the first head of the first image."""
     one = packed.detach()[:1, :, :, :1].double().requires_grad_()
 
-    def way(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def implementation(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention(q, k, v, scales, pattern=pattern, backend="reference")
 
-    return forward(way, one).detach(), both(way, one, dout[:1, :1].double())
+    return forward(implementation, one).detach(), both(implementation, one, dout[:1, :1].double())
 
 
 def measure(scales: Scales, pattern: str, heads: int, batch: int, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Every way by name: its errors and, for each round, its two times in milliseconds; or why it has none."""
+    """Per implementation: its errors and, for each round, its two times in milliseconds; or why it failed."""
     packed, dout = inputs(scales.total, heads, batch, device)
     reference = float64_reference(scales, pattern, packed, dout)
     found: dict[str, Any] = {}
-    ready: dict[str, Way] = {}
-    for name, make in ways(scales, pattern, device).items():
+    ready: dict[str, Implementation] = {}
+    for name, make in implementations(scales, pattern, device).items():
         try:
-            way = make()
-            error = (None, None) if name == "dense flash" else errors(way, reference, packed, dout)
-            both(way, packed, dout)
-        except Exception as failure:  # a way that cannot be had here must not cost the others their row
+            implementation = make()
+            error = (None, None) if name == "dense flash" else errors(implementation, reference, packed, dout)
+            both(implementation, packed, dout)
+        except Exception as failure:  # an unsupported implementation must not stop the others
             found[name] = {"failed": f"{type(failure).__name__}: {failure}".splitlines()[0][:160]}
             continue
-        ready[name], found[name] = way, {"errors": error, "forward": [], "both": []}
+        ready[name], found[name] = implementation, {"errors": error, "forward": [], "both": []}
     least = 30.0 if device.type == "cuda" else 1.0
     for _ in range(rounds):
-        for name, way in ready.items():
-            found[name]["forward"].append(milliseconds(partial(forward, way, packed), device, least))
-            found[name]["both"].append(milliseconds(partial(both, way, packed, dout), device, least))
+        for name, implementation in ready.items():
+            found[name]["forward"].append(milliseconds(partial(forward, implementation, packed), device, least))
+            found[name]["both"].append(milliseconds(partial(both, implementation, packed, dout), device, least))
     return found
 
 
 def needed_operations(scales: Scales, pattern: str, heads: int, batch: int) -> float:
-    """Of the two matrix products of the forward pass over the allowed pairs; the backward pass has five."""
+    """Operations of the two matrix products of the forward pass over allowed pairs; the backward pass has five."""
     pairs = int(mask_of(scales, pattern, torch.device("cpu")).sum())
     return 4.0 * pairs * WIDTH * heads * batch
 
@@ -166,7 +168,7 @@ def ratio(times: list[float], ours: list[float]) -> str:
 
 
 def table(found: dict[str, Any], operations: float) -> str:
-    """Markdown: a line for each way."""
+    """A Markdown table with one row per implementation."""
     ours = next((name for name, row in found.items() if "failed" not in row), "nothing")
     lines = [HEADER.format(ours=ours), "|---" * 7 + "|"]
     best = {kind: _best_other(found, ours, kind) for kind in ("forward", "both")}
@@ -179,28 +181,30 @@ def table(found: dict[str, Any], operations: float) -> str:
             took = statistics.median(row[kind])
             cells += [f"{took:.3f}", f"{operations * passes / took / 1e9:.2f}"]
         compared = "; ".join(ratio(row[kind], found[ours][kind]) for kind in ("forward", "both"))
-        shown = "another function" if row["errors"][0] is None else ", ".join(f"{error:.1e}" for error in row["errors"])
+        shown = "not comparable" if row["errors"][0] is None else ", ".join(f"{error:.1e}" for error in row["errors"])
         lines.append(f"| {' | '.join(cells)} | {'1' if name == ours else compared} | {shown} |")
     if all(best.values()):
         compared = [f"{ratio(found[name][kind], found[ours][kind])} ({name})" for kind, name in best.items() if name]
-        lines.append(f"\nThe best other takes, times as long as {ours}: forward {compared[0]}, both {compared[1]}.")
+        lines.append(f"\nThe fastest alternative, times as long as {ours}: forward {compared[0]}, both {compared[1]}.")
     return "\n".join(lines)
 
 
 def _best_other(found: dict[str, Any], ours: str, kind: str) -> str | None:
-    """The fastest way beside ours that computes the same function."""
+    """The fastest alternative that computes the same function."""
     others = [name for name in found if name not in (ours, "dense flash") and "failed" not in found[name]]
     return min(others, key=lambda name: statistics.median(found[name][kind]), default=None)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default cuda if present"
+    )
     parser.add_argument("--sizes", nargs="+", choices=SCHEDULES, help="image sides (default all; 256 on the CPU)")
     parser.add_argument("--heads", nargs="+", type=int, help="default 16 20 24 30 36; 16 on the CPU")
     parser.add_argument("--batch", nargs="+", type=int, help="images (default 4 32; 4 on the CPU)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round here as well")
+    parser.add_argument("--rounds", type=int, default=5, help="default 5")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the times of every round to this file")
     args = parser.parse_args()
     device = torch.device(args.device)
     on_gpu = device.type == "cuda"
@@ -220,7 +224,7 @@ def main() -> None:
             print(f"{title}: out of memory before anything was measured\n", flush=True)
             continue
         print(f"{title}\n\n{table(found, needed_operations(scales, pattern, heads, batch))}\n", flush=True)
-        rows.append({"size": size, "pattern": pattern, "heads": heads, "batch": batch, "ways": found})
+        rows.append({"size": size, "pattern": pattern, "heads": heads, "batch": batch, "implementations": found})
         if args.json:
             settings = {"torch": torch.__version__, "place": place, "rounds": args.rounds}
             text = json.dumps({**settings, "rows": rows}, indent=1)

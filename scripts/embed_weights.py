@@ -1,4 +1,4 @@
-"""Put a trained network into the package, in half precision.
+"""Copy a trained network into the package, in half precision.
 
 python scripts/embed_weights.py runs/stilllife-var/final stilllife-var
 python scripts/embed_weights.py runs/stilllife-tokenizer/final stilllife-tokenizer
@@ -16,22 +16,29 @@ import torch
 from var_toolkit.zoo.directory import INDEX, PARTS, load_network, save_network
 from var_toolkit.zoo.registry import Embedded
 
-LIMIT = 45_000_000  # bytes of all embedded weights, so that a checkout stays small
+LIMIT = 45_000_000  # bytes of all embedded weights together, to keep the checkout small
 
 
 @torch.no_grad()
 def mix_with(network: torch.nn.Module, other: torch.nn.Module, share: float) -> None:
-    """`share` of a network's weights and the rest of another's, in place. They must come from the same start."""
+    """Average weights in place: `share` of `network`, the rest of `other`. Both need the same initialisation."""
     for ours, theirs in zip(network.parameters(), other.parameters(), strict=True):
         ours.lerp_(theirs, 1 - share)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("network", type=Path, help="the final/ of a training run")
-    parser.add_argument("name", help="its folder under var_toolkit/zoo/embedded")
-    parser.add_argument("--part", choices=PARTS, default="backbone", help="of a model directory (default backbone)")
-    parser.add_argument("--mix", type=float, default=1.0, help="share of the new weights; the rest: those embedded")
+    parser.add_argument("network", type=Path, help="the final/ folder of a training run")
+    parser.add_argument("name", help="name of the folder under var_toolkit/zoo/embedded")
+    parser.add_argument(
+        "--part", choices=PARTS, default="backbone", help="part of a model directory to copy (default backbone)"
+    )
+    parser.add_argument(
+        "--mix",
+        type=float,
+        default=1.0,
+        help="share of the new weights in an average with the embedded ones (default 1)",
+    )
     args = parser.parse_args()
     target = Embedded.folder(args.name)
     is_model = (args.network / INDEX).is_file()
@@ -42,9 +49,9 @@ def main() -> None:
     save_network(network, target, torch.float16)
     total = sum(path.stat().st_size for path in target.parent.rglob("*.safetensors"))
     count = sum(p.numel() for p in network.parameters())
-    print(f"{target}: {count / 1e6:.2f} M parameters; all embedded {total / 1e6:.1f} MB")
+    print(f"{target}: {count / 1e6:.2f} M parameters; all embedded weights {total / 1e6:.1f} MB")
     if total > LIMIT:
-        raise SystemExit(f"all embedded weights together must stay under {LIMIT / 1e6:.0f} MB")
+        raise SystemExit(f"all embedded weights have {total / 1e6:.1f} MB; the limit is {LIMIT / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

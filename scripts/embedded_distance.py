@@ -1,15 +1,15 @@
-"""How far the rows of a bench table are from fresh renderings, beside the floor that sets of this size can reach.
+"""Fréchet distance of the rows of a bench table to fresh renderings, and the floor for sets of this size.
 
     python scripts/embedded_distance.py --out distances.json
     python scripts/embedded_distance.py --only "CoDe*" --out code.json & \\
     python scripts/embedded_distance.py --only VAR "VARiant*" --out var.json
 
-The distance is the FID of `vargen evaluate score --features stilllife`. All rows are measured against the same half of
-the fresh renderings; the floor is the other half, the tokenizer's row is that half reconstructed. A row of the table
-draws every class equally often, with the networks, the plan and the dtype that `vargen bench` gives it.
+The distance is the FID of `vargen evaluate score --features stilllife`. The reference of all rows is the same half of
+the fresh renderings; the floor is the other half, and the tokenizer's row is its reconstruction of that half. A row
+samples every class equally often, with the networks, plan and dtype of `vargen bench`.
 
-Every row is written as soon as it is measured: the same command goes on with those that are missing, or whose weights,
-settings or number of images have changed. Processes beside one another need a file each, and may share the cache.
+Every row is written as soon as it is measured. The same command continues with rows that are missing or whose weights,
+settings or number of images have changed. Parallel processes need different output files, but can share the cache.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ JUDGED_BY = "stilllife-tokenizer"
 
 @dataclass(frozen=True)
 class Source:
-    """Where the images of one row come from: batches of uint8 (B, 3, 64, 64), image i of class i % 1000."""
+    """The images of one row: batches of uint8 (B, 3, 64, 64); image i has class i % 1000."""
 
     batches: Callable[[], Iterator[Tensor]]
-    facts: dict[str, Any]  # all that decides the images
+    facts: dict[str, Any]  # everything that determines the images
 
 
 def reconstructed(count: int) -> Iterator[Tensor]:
-    """What the embedded tokenizer keeps of the other half of the renderings."""
+    """Reconstructions of the other half of the renderings by the embedded tokenizer."""
     tokenizer = load_tokenizer(JUDGED_BY, device="cpu")
     for batch in fresh_batches(count, first=count):
         yield to_uint8((tokenizer.reconstruct(normalised(batch)) + 1) / 2)
 
 
 def source(name: str, rows: dict[str, Row], count: int) -> Source:
-    """A row by its name, ready to draw."""
+    """The source of a row by name."""
     if name == FLOOR:
         return Source(lambda: iter(fresh_batches(count, first=count)), {"plan_in_words": "the floor"})
     if name == TOKENIZER:
@@ -81,7 +81,7 @@ def source(name: str, rows: dict[str, Row], count: int) -> Source:
 
 
 def measure(name: str, found: Source, count: int, reference: Statistics) -> dict[str, Any]:
-    """Draw the images of a row and judge them."""
+    """Sample the images of a row and measure them."""
     began = time.perf_counter()
     bar = tqdm(total=count, desc=name, unit=" images", disable=None, leave=False)
     parts = []
@@ -100,8 +100,8 @@ def measure(name: str, found: Source, count: int, reference: Statistics) -> dict
     }
 
 
-def kept(out: Path | None) -> list[dict[str, Any]]:
-    """The rows that an earlier run wrote."""
+def written_rows(out: Path | None) -> list[dict[str, Any]]:
+    """The rows of an earlier run; ValueError if the file is something else."""
     if out is None or not out.exists():
         return []
     try:
@@ -112,13 +112,13 @@ def kept(out: Path | None) -> list[dict[str, Any]]:
 
 
 def write(out: Path | None, rows: list[dict[str, Any]]) -> None:
-    """Write all rows, whole or not at all."""
+    """Write all rows atomically."""
     if out is not None:
         write_whole(out, lambda to: to.write_text(json.dumps({"rows": rows}, indent=2) + "\n", encoding="utf-8"))
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table."""
+    """The rows as a Markdown table."""
     lines = ["| row | images | distance | class agreement | solid | colour | ground | s |", f"|---|{'---:|' * 7}"]
     for row in rows:
         shares = " | ".join(f"{100 * row['agreement'][part]:.1f} %" for part in ("whole", "solid", "colour", "ground"))
@@ -128,9 +128,11 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def chosen_rows(args: argparse.Namespace) -> tuple[list[str], dict[str, Row]]:
-    """The names that are measured, in order, and the rows of the table; ValueError for what cannot be measured."""
+    """The names to measure, in order, and their rows of the table; ValueError for invalid options."""
     if args.count < CLASSES or args.count % CLASSES:
-        raise ValueError(f"--count {args.count} must be a multiple of {CLASSES}, every class equally often")
+        raise ValueError(
+            f"--count {args.count} must be a multiple of {CLASSES}, since every class is sampled equally often"
+        )
     rows = {row.name: row for row in read_table(find_table(args.table)).rows}
     names = matching([FLOOR, TOKENIZER, *rows], args.only or ["*"])
     chosen = {name: replace(rows[name], quality=args.count) for name in names if name in rows}
@@ -142,36 +144,40 @@ def chosen_rows(args: argparse.Namespace) -> tuple[list[str], dict[str, Row]]:
     return names, chosen
 
 
-def is_there(row: dict[str, Any], name: str, count: int, facts: dict[str, Any]) -> bool:
-    """Whether a row that was written is one of these images."""
+def is_current(row: dict[str, Any], name: str, count: int, facts: dict[str, Any]) -> bool:
+    """Whether a written row is of exactly these images."""
     wanted = json.loads(json.dumps({"name": name, "images": count, **facts}))
     return all(row.get(key) == value for key, value in wanted.items())
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure every row that is not there yet, and show all that were asked for."""
+    """Measure all requested rows that are missing, and print all requested rows."""
     names, rows = chosen_rows(args)
-    there = kept(args.out)
+    written = written_rows(args.out)
     reference = fresh_statistics(args.count, cached=args.cache)
     for name in names:
         found = source(name, rows, args.count)
-        if any(is_there(row, name, args.count, found.facts) for row in there):
-            print(f"{name}: is there", flush=True)
+        if any(is_current(row, name, args.count, found.facts) for row in written):
+            print(f"{name}: already measured", flush=True)
             continue
         one = measure(name, found, args.count, reference)
-        there = [*(row for row in there if row["name"] != name), one]
-        write(args.out, there)
+        written = [*(row for row in written if row["name"] != name), one]
+        write(args.out, written)
         print(f"{name}: distance {one['distance']:.3f}, {one['seconds']:.0f} s", flush=True)
-    print("", as_markdown([row for name in names for row in there if row["name"] == name]), sep="\n")
+    print("", as_markdown([row for name in names for row in written if row["name"] == name]), sep="\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", default="stilllife", help="as `vargen bench` takes it (default stilllife)")
-    parser.add_argument("--only", nargs="+", metavar="ROW", help=f'such as "CoDe*"; also "{FLOOR}", "{TOKENIZER}"')
-    parser.add_argument("--count", type=int, default=10_000, help="images of every row (default 10000)")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="keeps the rows that are measured")
-    parser.add_argument("--cache", type=Path, help="an .npz file that keeps the statistics of the reference")
+    parser.add_argument("--table", default="stilllife", help="a bench table, as for `vargen bench` (default stilllife)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="ROW", help=f'rows to measure, such as "CoDe*"; also "{FLOOR}", "{TOKENIZER}"'
+    )
+    parser.add_argument("--count", type=int, default=10_000, help="images per row (default 10000)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="file for the measured rows; an existing one is continued"
+    )
+    parser.add_argument("--cache", type=Path, help="an .npz file to store the statistics of the reference in")
     try:
         run(parser.parse_args())
     except (OSError, ValueError) as error:

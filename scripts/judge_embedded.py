@@ -1,8 +1,8 @@
-"""What the embedded models reach: the tokenizer's PSNR, the classifier's accuracy, and class agreement of samples.
+"""Quality of the embedded models: the tokenizer's PSNR, the classifier's accuracy, and class agreement of samples.
 
     python scripts/judge_embedded.py
 
-All images are fresh: renderings that no training saw, and one sample a class at the models' default settings.
+All renderings have seeds that no training used; samples are one per class with the models' default settings.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def psnr(pipe: Pipeline, images: Tensor) -> float:
 
 
 def verdict(images: Tensor, labels: Tensor) -> str:
-    """Share of images whose label the classifier names: whole, and part by part."""
+    """Share of images whose label the classifier predicts: all parts, and each part."""
     found = agreement(images, labels)
     parts = f"solid {100 * found.solid:.1f}, colour {100 * found.colour:.1f}, ground {100 * found.ground:.1f}"
     return f"{100 * found.whole:.1f} % ({parts})"
@@ -35,12 +35,19 @@ def verdict(images: Tensor, labels: Tensor) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="*", default=["stilllife-var", "stilllife-var-small"])
-    parser.add_argument("--cfg", type=float, nargs="*", default=[None], help="guidance to try; default the model's own")
+    parser.add_argument(
+        "--models",
+        nargs="*",
+        default=["stilllife-var", "stilllife-var-small"],
+        help="the first one's tokenizer is judged",
+    )
+    parser.add_argument(
+        "--cfg", type=float, nargs="*", default=[None], help="guidance strengths to compare (default: the model's own)"
+    )
     args = parser.parse_args()
     images, labels = torch.cat(list(fresh_batches(2000))), torch.arange(2000) % 1000
     print(f"classifier on 2000 fresh renderings: {verdict(images, labels)}")
-    print(f"tokenizer on the same: PSNR {psnr(load(args.models[0], device='cpu'), images):.2f} dB")
+    print(f"tokenizer on these: PSNR {psnr(load(args.models[0], device='cpu'), images):.2f} dB")
     for name in args.models:
         pipe = load(name, device="cpu")
         for cfg in args.cfg:

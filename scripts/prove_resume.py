@@ -1,4 +1,4 @@
-"""Draw one set of images three times: by one process, by two, and killed again and again; then compare every byte.
+"""Check that one process, two processes and a process killed several times write the same set of images to the byte.
 
 python scripts/prove_resume.py
 python scripts/prove_resume.py --shards 40
@@ -20,32 +20,32 @@ TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-p
 
 
 def command(launch: list[str], out: Path, args: argparse.Namespace) -> list[str]:
-    """What draws the set into a folder."""
+    """The command that samples the set into a folder."""
     options = ["--model", args.model, "--classes", args.classes, "--per-class", str(args.per_class), "--device", "cpu"]
     packed = ["--npz", str(out.with_suffix(".npz")), *(["--shards", str(args.shards)] if args.shards else [])]
     return [*launch, "-m", "var_toolkit", "evaluate", "sample", *options, "--out", str(out), *packed]
 
 
 def killed(out: Path, args: argparse.Namespace, count: int) -> None:
-    """Draw alone, killed with signal 9 whenever another random number of files is there."""
+    """Sample in one process that is killed with signal 9 at several random numbers of files, then finish."""
     for wanted in sorted(random.sample(range(1, count), args.kills)):
         process = subprocess.Popen(command(ONE, out, args), stderr=subprocess.DEVNULL)
         while process.poll() is None and len(files(out)) < wanted:
             time.sleep(0.01)
-        time.sleep(random.uniform(0, 0.5))  # anywhere in a batch
+        time.sleep(random.uniform(0, 0.5))  # at any point of a batch
         process.kill()
         process.wait()
-        print(f"killed at {len(files(out))} files and {len(list(out.glob('.*-*')))} half written ones", flush=True)
+        print(f"killed at {len(files(out))} files and {len(list(out.glob('.*-*')))} partial files", flush=True)
     subprocess.run(command(ONE, out, args), check=True)
 
 
 def files(out: Path) -> list[Path]:
-    """The images, or the shards."""
+    """The images or shards."""
     return [*out.glob("[0-9]*.png"), *out.glob("shard-*.tar")]
 
 
 def digest(out: Path) -> str:
-    """Of the names and the bytes of everything in a folder, and of its packed file."""
+    """Hash of names and bytes of all files of a folder and of its packed file."""
     found = blake2b(digest_size=10)
     for path in [*sorted(out.iterdir()), out.with_suffix(".npz")]:
         name = path.name if path.parent == out else "npz"
@@ -55,12 +55,12 @@ def digest(out: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="stilllife-var")
-    parser.add_argument("--classes", default="0-999")
-    parser.add_argument("--per-class", type=int, default=2)
-    parser.add_argument("--shards", type=int, help="shards instead of a file an image")
-    parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="a new folder for the three sets (default a temporary one)")
+    parser.add_argument("--model", default="stilllife-var", help="default stilllife-var")
+    parser.add_argument("--classes", default="0-999", help="default 0-999")
+    parser.add_argument("--per-class", type=int, default=2, help="images per class (default 2)")
+    parser.add_argument("--shards", type=int, help="write this many shards instead of one file per image")
+    parser.add_argument("--kills", type=int, default=5, help="how often the third run is killed (default 5)")
+    parser.add_argument("--folder", type=Path, help="a new folder for the three sets (default: a temporary one)")
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="prove-resume-"))
     one, two, many = (folder / name for name in ("one-process", "two-processes", "killed"))
@@ -71,7 +71,7 @@ def main() -> int:
     for name, value in found.items():
         print(f"{value}  {name}: {len(files(folder / name))} files")
     same = len(set(found.values())) == 1
-    print("every byte is the same" if same else "THEY DIFFER")
+    print("all bytes are equal" if same else "THE SETS DIFFER")
     return 0 if same else 1
 
 

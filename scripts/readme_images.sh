@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Draw the images of README and docs anew with the embedded models.
+# Sample the images of README.md and docs/ again with the embedded models.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 vargen sample --class 207 55 912 348 660 471 --seed 0 -n 10 --grid --out docs/samples.png

@@ -1,9 +1,9 @@
-"""Run the notebooks from top to bottom, each in a fresh kernel, and write them whole with their outputs.
+"""Run the notebooks from top to bottom, each in a fresh kernel, and save them with their outputs.
 
     python scripts/run_notebooks.py        # all of them
-    python scripts/run_notebooks.py 1 6    # some, by the beginnings of their names
+    python scripts/run_notebooks.py 1 6    # some, by prefixes of their names
 
-What would differ in every run without a reason (times of execution, addresses of objects) is left out.
+Everything that differs between runs without a reason (execution times, object addresses) is removed.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from nbformat import NotebookNode
 from var_toolkit.files import write_whole
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
-PATIENCE = 600  # seconds for a cell, on a machine that has other work
+PATIENCE = 600  # seconds per cell, on a busy machine
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-LARGE = 150_000  # letters of a PNG that is better kept as JPEG
+LARGE = 150_000  # base64 characters beyond which JPEG is used instead of PNG
 ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
 
 
 def executed(path: Path, folder: Path) -> NotebookNode:
-    """A notebook as a run in `folder`, without a network, leaves it; nbclient's CellExecutionError if a cell fails."""
+    """The notebook after a run in `folder` without network access; CellExecutionError of nbclient if a cell fails."""
     notebook = nbformat.read(path, as_version=4)
-    # One thread: such small networks gain little by more, and notebooks may run side by side.
+    # One thread, because small networks gain little from more and notebooks may run in parallel.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     client = NotebookClient(
         notebook,
@@ -48,7 +48,7 @@ def executed(path: Path, folder: Path) -> NotebookNode:
 
 
 def stable(notebook: NotebookNode) -> NotebookNode:
-    """The notebook without what differs from run to run, in place."""
+    """Remove everything that differs between runs, in place."""
     notebook.metadata = nbformat.from_dict(METADATA)
     for number, cell in enumerate(notebook.cells):
         cell.metadata, cell.id = NotebookNode(), f"cell-{number}"
@@ -59,7 +59,7 @@ def stable(notebook: NotebookNode) -> NotebookNode:
 
 
 def _slim(data: NotebookNode) -> NotebookNode:
-    """Words without addresses, and of an image that comes as PNG and as JPEG the one that is worth its size."""
+    """Remove addresses from text; of an image in PNG and JPEG keep one, JPEG if the PNG is large."""
     kept = {kind: ADDRESS.sub("", value) if kind == "text/plain" else value for kind, value in data.items()}
     if {"image/png", "image/jpeg"} <= kept.keys():
         del kept["image/png" if len(kept["image/png"]) > LARGE else "image/jpeg"]
@@ -67,17 +67,19 @@ def _slim(data: NotebookNode) -> NotebookNode:
 
 
 def chosen(beginnings: list[str]) -> list[Path]:
-    """The notebooks whose names begin so, all of them by default; ValueError if there are none."""
+    """The notebooks whose names have one of these prefixes, default all; ValueError for a prefix without a notebook."""
     found = sorted(NOTEBOOKS.glob("*.ipynb"))
     for beginning in beginnings:
         if not any(path.name.startswith(beginning) for path in found):
-            raise ValueError(f"no notebook begins with {beginning!r}; there are {', '.join(p.name for p in found)}")
+            raise ValueError(
+                f"{beginning!r} is not the prefix of a notebook; the notebooks are {', '.join(p.name for p in found)}"
+            )
     return [path for path in found if not beginnings or path.name.startswith(tuple(beginnings))]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="beginnings of the names of notebooks; default all")
+    parser.add_argument("names", nargs="*", help="prefixes of names of notebooks (default: all)")
     args = parser.parse_args()
     try:
         paths = chosen(args.names)
