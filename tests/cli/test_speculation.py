@@ -119,7 +119,7 @@ def test_draft_models_load_beside_a_model_and_follow_it(models):
         ("--speculate draft --draft-model @eagle", "is of kind EagleHead; speculate draft needs a next-token model"),
         ("--speculate eagle --draft-model @small", "is a RasterGPT; speculate eagle takes an EagleHead"),
         ("--speculate early-exit --draft-model @eagle", "is a EagleHead; speculate early-exit takes an ExitHead"),
-        ("--speculate early-exit --exit-layers 2", "an early exit of 2 layers has from 1 to 1"),
+        ("--speculate early-exit --exit-layers 2", "layers is 2;"),
         ("--speculate jacobi --accept lantern --delta 1.5", "delta is 1.5; it must be from 0 to 1"),
         ("--speculate jacobi --accept lantern --lambda 0.5", "lambda is 0.5; it must be 1 or more"),
         ("--speculate jacobi --accept lantern --delta 0.1 --lambda 2", "give one of them"),

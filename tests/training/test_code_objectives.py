@@ -117,7 +117,7 @@ def test_the_log_of_a_refiner_tells_divergence_and_accuracy(tiny, cache, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"draft_scales": 0}, "draft_scales is 0; it must be from 1 to 2, of 3 scales"),
+        ({"draft_scales": 0}, "draft_scales is 0; it must be from 1 to 2"),
         ({"draft_scales": 3}, "draft_scales is 3; it must be from 1 to 2"),
         ({"class_dropout": 1.0}, "class_dropout is 1.0; expected a number in [0, 1)"),
         ({"adaln_gamma": 1e-3}, "unknown key 'adaln_gamma'"),
@@ -140,9 +140,9 @@ def test_the_networks_to_go_on_from_are_asked_for(tiny, settings, objective, key
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"patch_nums": [1, 3, 8]}, r"teacher: patch_nums is \(1, 3, 8\), but the model has \(1, 2, 8\)"),
-        ({"vocab_size": 64}, "teacher: vocab_size is 64, but the model has 32"),
-        ({"num_classes": 10}, "teacher: num_classes is 10, but the model has 1000"),
+        ({"patch_nums": [1, 3, 8]}, r"teacher: patch_nums is \(1, 3, 8\).* \(1, 2, 8\)"),
+        ({"vocab_size": 64}, "teacher: vocab_size is 64.* 32"),
+        ({"num_classes": 10}, "teacher: num_classes is 10.* 1000"),
     ],
 )
 def test_a_teacher_that_draws_something_else_is_refused_before_an_image_is_drawn(

@@ -292,9 +292,9 @@ def test_heads_go_on_from_delivered_ones(tiny, settings, cache, tmp_path, weight
     [
         ("raster-distil", {"num_classes": 10}, "model: num_classes is 10, but the teacher has 1000"),
         ("raster-distil", {"vocab_size": 64}, "model: vocab_size is 64, but the teacher has 32"),
-        ("eagle-head", {"embed_dim": 32}, "the head has embed_dim 32, but the target has 16"),
-        ("exit-head", {"layers": 2}, "layers is 2; an early exit of 2 layers has from 1 to 1"),
-        ("exit-head", {"num_heads": 1}, "the head has num_heads 1, but the target has 2"),
+        ("eagle-head", {"embed_dim": 32}, "embed_dim is 32 .* 16"),
+        ("exit-head", {"layers": 2}, "layers is 2; .* 1 to 1"),
+        ("exit-head", {"num_heads": 1}, "num_heads is 1 .* 2"),
     ],
 )
 def test_a_drafter_that_does_not_fit_is_refused_before_anything_is_drawn(
@@ -310,8 +310,8 @@ def test_a_drafter_that_does_not_fit_is_refused_before_anything_is_drawn(
     ("name", "options", "words"),
     [
         ("eagle-head", {}, "missing key 'teacher'"),
-        ("eagle-head", {"teacher": "a", "choice_weight": -1.0}, "choice_weight is -1.0; expected 0 or more"),
-        ("eagle-head", {"teacher": "a", "feature_noise": -0.1}, "feature_noise is -0.1; expected 0 or more"),
+        ("eagle-head", {"teacher": "a", "choice_weight": -1.0}, "choice_weight is -1.0; .*0 or more"),
+        ("eagle-head", {"teacher": "a", "feature_noise": -0.1}, "feature_noise is -0.1; .*0 or more"),
         ("exit-head", {"teacher": "a", "loss": "kl"}, "loss is 'kl'; allowed: cross-entropy, tvd"),
         ("raster-distil", {"teacher": "a", "class_dropout": 0.1}, "unknown key 'class_dropout'"),
     ],

@@ -64,7 +64,7 @@ def test_a_run_may_start_from_a_var_whose_last_layers_become_both_branches(build
 
 
 def test_a_start_of_other_sizes_is_refused(build, parts):
-    with pytest.raises(ValueError, match=r"initial: .*teacher has depth 3, but the recipe asks for 2"):
+    with pytest.raises(ValueError, match=r"initial: depth is 3 .*teacher.* 2 in the recipe"):
         build("hmar", initial=str(parts / "teacher"))
 
 
@@ -131,5 +131,5 @@ def test_one_token_of_each_scale_is_hidden_at_least(build, share):
 @pytest.mark.parametrize("objective", ["var", "hmar", "hmar-mask"])
 def test_a_single_scale_is_refused(settings, objective):
     values = settings(objective)
-    with pytest.raises(ValueError, match=r"patch_nums is \[8\]; training takes two scales or more"):
+    with pytest.raises(ValueError, match=r"patch_nums is \[8\];"):
         recipe_from(values | {"model": values["model"] | {"patch_nums": [8]}})

@@ -1,4 +1,4 @@
-"""Trains the still-life classifier: three cross-entropies on slightly damaged images."""
+"""Trains the still-life classifier: three cross-entropies on slightly degraded images."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from var_toolkit.training.registry import objective
 
 @dataclass(frozen=True)
 class ClassifierOptions:
-    """Damage that generated images show as well, so that the verdict is about content."""
+    """Degradations that generated images also have, so that the classifier relies on content."""
 
     noise: float = 0.1  # largest standard deviation, in units of [-1, 1]
     blur: float = 0.5  # share of images that are blurred
@@ -29,7 +29,7 @@ class ClassifierObjective(Objective):
     """Sum of the cross-entropies of solid, colour and ground."""
 
     options_type = ClassifierOptions
-    log_note = "accuracy counts an image only if solid, colour and ground are all right"
+    log_note = "accuracy counts an image only if solid, colour and ground are all correct"
 
     @classmethod
     def config_type(cls) -> type:
@@ -62,7 +62,7 @@ class ClassifierObjective(Objective):
 
 
 def damaged(images: Tensor, options: ClassifierOptions, draws: Draws) -> Tensor:
-    """Images, (B, 3, h, w), with blur, a change of contrast and brightness, and noise, each of its own strength."""
+    """Images (B, 3, h, w) in [-1, 1] with blur, changed contrast and brightness, and noise, each of random strength."""
 
     def amount(purpose: str) -> Tensor:
         return draws.per_image(purpose).view(-1, 1, 1, 1)

@@ -1,6 +1,6 @@
-"""What the two halves of CoDe (arXiv 2411.17787) share when they are fine-tuned, each for its own scales.
+"""What fine-tuning of CoDe's drafter and refiner (arXiv 2411.17787) has in common.
 
-The authors published weights, but no training code: these objectives follow section 3 of the paper.
+The authors published weights but no training code; these objectives follow section 3 of the paper.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from var_toolkit.training.var_objective import VarObjective, require_share
 
 @dataclass(frozen=True, kw_only=True)
 class CollaborativeOptions:
-    """How many scales the drafter draws, and the trained network that the run goes on from."""
+    """The number of drafted scales, and the trained network to start from."""
 
     draft_scales: int
     initial: str  # directory or name of a model
@@ -24,7 +24,7 @@ class CollaborativeOptions:
 
 
 class CollaborativeObjective(VarObjective):
-    """Goes on from a trained VAR, with another weight for the drafted scales than for the others."""
+    """Fine-tunes a trained VAR, with different weights for drafted and other scales."""
 
     @classmethod
     def check(cls, recipe: Recipe, *, where: str) -> None:
@@ -32,7 +32,7 @@ class CollaborativeObjective(VarObjective):
         draft_scales, count = recipe.objective_options.draft_scales, len(recipe.model.patch_nums)
         if not 1 <= draft_scales <= count - 1:
             raise ValueError(
-                f"{where}: draft_scales is {draft_scales}; it must be from 1 to {count - 1}, of {count} scales"
+                f"{where}: draft_scales is {draft_scales}; it must be from 1 to {count - 1} for {count} scales"
             )
 
     def _begin(self, network: VAR) -> None:

@@ -1,4 +1,4 @@
-"""A small PatchGAN (Isola et al., arXiv 1611.07004): one verdict for each patch of an image, without batch norm."""
+"""A small PatchGAN (Isola et al., arXiv 1611.07004): one logit per patch of an image, without batch norm."""
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +8,8 @@ from torch.nn import functional as F
 class PatchDiscriminator(nn.Module):
     """Images (B, 3, h, w) -> logits (B, 1, h/8, w/8): high where a patch looks real.
 
-    GroupNorm instead of the original's batch norm: a verdict must not depend on the other images or on how many
-    processes share the batch.
+    GroupNorm replaces the original's batch norm, so that a logit does not depend on the other images or on the number
+    of processes.
     """
 
     def __init__(self, width: int = 32) -> None:
@@ -25,5 +25,5 @@ class PatchDiscriminator(nn.Module):
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """What the discriminator minimises."""
+    """The loss of the discriminator, a scalar."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())

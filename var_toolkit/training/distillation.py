@@ -1,7 +1,7 @@
-"""What the trained drafters of a next-token model share: the target as a frozen teacher, and images that it draws.
+"""What all trained proposers of a next-token model share: the target as a frozen teacher, and samples of the target.
 
-FastDraft's recipe (arXiv 2411.11055): the drafter learns on what the target draws, here with guidance and filters.
-Letters: B images, R rows (twice as many under guidance: conditional half first), L tokens, V vocabulary, C width.
+FastDraft's recipe (arXiv 2411.11055): the proposer trains on samples of the target, here with guidance and filters.
+Letters: B images, R rows (2B under guidance, conditional rows first), L tokens, V vocabulary, C width.
 """
 
 from abc import abstractmethod
@@ -27,7 +27,7 @@ from var_toolkit.training.starting_weights import network_from
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationOptions:
-    """The target, how it is sampled (`sampling.plan.Stage`), and how weights start."""
+    """The target, its sampling settings (`sampling.plan.Stage`), and the initial weights."""
 
     teacher: str  # directory or name of a RasterGPT
     guidance_scale: float = 1.0
@@ -38,24 +38,24 @@ class DistillationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MatchingOptions(DistillationOptions):
-    """What brings the drafter's choices closer to the target's (`training.acceptance`)."""
+    """The loss between the distributions of proposer and target (`training.acceptance`)."""
 
     loss: Literal["cross-entropy", "tvd++"] = "cross-entropy"
 
 
 class DistillationObjective(RasterGPTObjective):
-    """A drafter learns what its target would do next, on images that the target drew or on those of a data set."""
+    """A proposer learns the target's next-token distribution, on samples of the target or on a data set."""
 
     data_kinds: ClassVar[tuple[str, ...]] = (*RasterGPTObjective.data_kinds, "samples")
     log_note = (
-        "acceptance is the chance that the target keeps a draft, and the number that matters; "
-        "loss does not fall to 0, as the target is uncertain itself"
+        "acceptance is the probability that the target accepts a draft, and the value to watch; "
+        "loss does not reach 0, because the target itself is uncertain"
     )
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         options = recipe.objective_options
         teacher = network_from(options.teacher, RasterGPT, what="teacher").to(workplace.team.device)
-        self._require_target(recipe.model, teacher)  # first, because the data may take hours to be drawn
+        self._require_target(recipe.model, teacher)  # first, because sampling the data may take hours
         self.teacher = teacher.eval().requires_grad_(False)
         settings = {"guidance": options.guidance_scale, "top_k": options.top_k, "top_p": options.top_p}
         self.target = Stage(self.teacher, range(1), **settings)
@@ -63,7 +63,7 @@ class DistillationObjective(RasterGPTObjective):
 
     @abstractmethod
     def _require_target(self, model: Any, teacher: RasterGPT) -> None:
-        """Refuse a teacher that the drafter could not serve."""
+        """ValueError if the proposer cannot draft for this teacher."""
 
     @property
     def classes(self) -> int:
@@ -78,29 +78,29 @@ class DistillationObjective(RasterGPTObjective):
 
     @torch.no_grad()
     def _taught(self, labels: Tensor, seen_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """The target's features (R, L, C), and the logits that it would draw from (B, L, V), filtered ones -inf."""
+        """The target's features (R, L, C) and its guided and filtered logits (B, L, V), -inf where filtered."""
         if self.target.rows == 2:
             labels, seen_BL = torch.cat((labels, torch.full_like(labels, self.classes))), seen_BL.repeat(2, 1)
         features_RLC = self.teacher.next_hidden(labels, seen_BL)
         return features_RLC, choices(self.target, self.teacher.next_logits(features_RLC), 0)
 
     def _acceptance(self, draft_BLV: Tensor, target_BLV: Tensor) -> Tensor:
-        """The mean chance that a draft is kept, where drafts are drawn with the target's filters."""
+        """The mean acceptance probability of drafts that are sampled with the target's filters."""
         filtered = filter_top_k_top_p(draft_BLV.detach(), top_k=self.target.top_k, top_p=self.target.top_p)
         return acceptance(filtered, target_BLV).mean()
 
 
 class MatchingObjective(DistillationObjective):
-    """The drafter's conditional row alone learns the choices that the target makes under guidance.
+    """The proposer's conditional row learns the target's guided distribution.
 
-    A drafter needs no null row of its own then, which halves the work of a draft. `_drafted` gives its logits.
+    So a proposer needs no unconditional row, which halves the cost of a draft. `_drafted` gives its logits.
     """
 
     options_type = MatchingOptions
 
     @abstractmethod
     def _drafted(self, network: nn.Module, labels: Tensor, seen_BL: Tensor) -> Tensor:
-        """The drafter's logits of every token, (B, L, V)."""
+        """The proposer's logits of every token, (B, L, V)."""
 
     def _loss(self, batch: Batch, draws: Draws) -> Loss:
         loss, terms = self._compared(self.networks["var"], batch)
@@ -122,6 +122,6 @@ class MatchingObjective(DistillationObjective):
         return loss, {"acceptance": self._acceptance(draft_BLV, target_BLV)}
 
     def _plan(self, network: nn.Module) -> Plan:
-        """What the drafter draws by itself, without guidance."""
+        """Sampling from the proposer alone, without guidance."""
         drafter = cast(RasterGPT, network)
         return Plan(self.tokenizer, (Stage(drafter, range(1), top_k=self.target.top_k, top_p=self.target.top_p),))

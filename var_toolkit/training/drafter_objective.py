@@ -1,6 +1,6 @@
-"""Fine-tunes the large half of CoDe (arXiv 2411.17787, section 3.3): a VAR that only draws the first scales.
+"""Fine-tunes CoDe's drafter (arXiv 2411.17787, section 3.3): a VAR that predicts only the first scales.
 
-Those hold few of the tokens, so a step costs a fraction of one of VAR's.
+These have few of the tokens, so a step costs a fraction of a step of VAR.
 """
 
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ class DrafterOptions(CollaborativeOptions):
 
 @objective("drafter")
 class DrafterObjective(CollaborativeObjective):
-    """Cross-entropy on the tokens of the drafted scales, which are all that is computed.
+    """Cross-entropy on the tokens of the drafted scales; the other scales are not computed.
 
-    The previews show what the drafter draws by itself, the finer scales included, which it slowly forgets.
+    The previews show samples of the drafter alone, including the finer scales, which it slowly forgets.
     """
 
     options_type = DrafterOptions
-    log_note = "loss and accuracy are of the drafted scales alone: not to be compared with those of all scales"
+    log_note = "loss and accuracy are of the drafted scales only, so they are not comparable with those of all scales"
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         super().__init__(recipe, workplace)

@@ -1,4 +1,4 @@
-"""Trains the drafter of EAGLE (arXiv 2401.15077, section 4) for LlamaGen's GPT, under guidance as LANTERN runs it.
+"""Trains EAGLE's draft head (arXiv 2401.15077, section 4) for LlamaGen's GPT, under guidance as in LANTERN.
 
 Letters: B images, R rows (twice as many under guidance), L tokens, V vocabulary, C width.
 """
@@ -26,26 +26,26 @@ from var_toolkit.zoo.directory import save_network
 
 @dataclass(frozen=True, kw_only=True)
 class EagleHeadOptions(DistillationOptions):
-    """The published weight of the choices beside the features, and noise on the features that the head is given.
+    """The weight of the token loss relative to the feature loss (as published), and noise on the input features.
 
-    A larger weight of the choices serves the first draft and harms those behind it, which build on guessed features.
+    A larger `choice_weight` improves the first draft but harms later ones, which depend on estimated features.
     """
 
     choice_weight: float = 0.1
-    feature_noise: float = 0.1  # uniform, up to this to either side
+    feature_noise: float = 0.1  # uniform in [-feature_noise, feature_noise]
 
     def __post_init__(self) -> None:
         for name in ("choice_weight", "feature_noise"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
 
 
 @objective("eagle-head")
 class EagleHeadObjective(DistillationObjective):
-    """The target's features at the next place, of both rows under guidance, and the choices that follow from them.
+    """Regression of the target's features at the next position, of both CFG rows, and cross-entropy on its tokens.
 
-    Choices of the head are guided as the target's are, from its guesses of both rows. The first token of an image is
-    not the head's: it begins with a token that is known.
+    The head's logits are guided like the target's, from its estimates of both rows. The head does not predict the first
+    token of an image, since it starts from a known token.
     """
 
     options_type = EagleHeadOptions
@@ -70,21 +70,21 @@ class EagleHeadObjective(DistillationObjective):
     def _compared(self, network: nn.Module, batch: Batch, noise: float) -> tuple[Tensor, dict[str, Tensor]]:
         _, seen_BL = self._forced(batch)
         features_RLC, target_BLV = self._taught(batch.labels, seen_BL)
-        given, wanted, target_BLV = features_RLC[:, :-1], features_RLC[:, 1:], target_BLV[:, 1:]
+        given, expected, target_BLV = features_RLC[:, :-1], features_RLC[:, 1:], target_BLV[:, 1:]
         if noise:
             given = given + (2 * torch.rand_like(given) - 1) * noise
-        guessed = network(self.teacher.tok_embeddings(seen_BL).repeat(self.target.rows, 1, 1), given)
-        logits = self.teacher.next_logits(guessed)
+        estimated = network(self.teacher.tok_embeddings(seen_BL).repeat(self.target.rows, 1, 1), given)
+        logits = self.teacher.next_logits(estimated)
         draft_BLV = guide(logits, self.target.guidance) if self.target.rows == 2 else logits
-        regression = F.smooth_l1_loss(guessed, wanted)
+        regression = F.smooth_l1_loss(estimated, expected)
         choice = soft_cross_entropy(draft_BLV, target_BLV).mean()
         terms = {"feature_loss": regression.detach(), "choice_loss": choice.detach()}
         terms["acceptance"] = self._acceptance(draft_BLV, target_BLV)
         return regression + self.options.choice_weight * choice, terms
 
     def preview(self, network: nn.Module) -> None:
-        """Nothing: the head draws no image without its target."""
+        """None: the head cannot sample an image without its target."""
 
     def save(self, network: nn.Module, directory: Path) -> None:
-        """The head alone."""
+        """Save only the head."""
         save_network(network, directory)

@@ -1,4 +1,4 @@
-"""Trains the block behind an early exit of a GPT, after Kangaroo (arXiv 2404.18911): the target drafts for itself."""
+"""Trains the head of a GPT's early exit, as in Kangaroo (arXiv 2404.18911): the target drafts for itself."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -17,14 +17,14 @@ from var_toolkit.zoo.directory import save_network
 
 @objective("exit-head")
 class ExitHeadObjective(MatchingObjective):
-    """The first layers of the target and the head; all but the head stays as it is."""
+    """The first layers of the target and the head; only the head is trained."""
 
     network_type = ExitHead
 
     def _require_target(self, model: Any, teacher: RasterGPT) -> None:
         with torch.device("meta"):
             head = ExitHead(model)
-        early_exit(teacher, model.layers, head)  # which refuses what does not fit
+        early_exit(teacher, model.layers, head)  # raises ValueError if they do not match
 
     def _begin(self, network: Any) -> None:
         network.init_weights()
@@ -39,5 +39,5 @@ class ExitHeadObjective(MatchingObjective):
         return super()._plan(early_exit(self.teacher, self.recipe.model.layers, cast(ExitHead, network)))
 
     def save(self, network: nn.Module, directory: Path) -> None:
-        """The head alone."""
+        """Save only the head."""
         save_network(network, directory)

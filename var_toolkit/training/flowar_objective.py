@@ -63,7 +63,7 @@ class FlowAROptions:
 class FlowARObjective(Objective):
     """The mean squared error of the velocity of each scale, weighted by its tokens over those of the last.
 
-    Each scale of each image has a time of its own, uniform from 0 to 1; latents are drawn from their posteriors.
+    Each scale of each image has its own time, uniform in [0, 1]; latents are sampled from their posteriors.
     """
 
     options_type = FlowAROptions
@@ -79,7 +79,7 @@ class FlowARObjective(Objective):
             raise ValueError(f"{where}: missing key 'tokenizer'; give the directory or hub id of an AutoencoderKL")
         if len(recipe.model.patch_nums) < 2:
             raise ValueError(
-                f"{where}: patch_nums is {list(recipe.model.patch_nums)}; training takes two scales or more"
+                f"{where}: patch_nums is {list(recipe.model.patch_nums)}; training needs at least two scales"
             )
         if recipe.objective_options.class_embedding == "still-life-factors" and recipe.model.num_classes != 1000:
             raise ValueError(f"{where}: class_embedding still-life-factors needs num_classes 1000")
@@ -115,7 +115,7 @@ class FlowARObjective(Objective):
         return FlowAR(self.recipe.model)
 
     def save(self, network: Any, directory: Path) -> None:
-        """A model directory: the tokenizer belongs with what was trained on its latents."""
+        """Save a model directory, which includes the tokenizer."""
         Pipeline(self.tokenizer, network, Sampling(), self.class_names).save_pretrained(directory)
 
     def _data(self, workplace: Workplace) -> tuple[Source, HeldOut]:
@@ -129,8 +129,8 @@ class FlowARObjective(Objective):
         self.class_names = class_names_of(data, source)
         if not data.validation_count:
             return source, HeldOut(None, [])
-        kept = self._moments(workplace, data.validation_count, "validation")
-        return source, HeldOut(kept, shares(len(kept), workplace.team, recipe.batch_size))
+        validation = self._moments(workplace, data.validation_count, "validation")
+        return source, HeldOut(validation, shares(len(validation), workplace.team, recipe.batch_size))
 
     def _moments(self, workplace: Workplace, count: int, split: str) -> MomentArray:
         from var_toolkit.data.still_lifes import VERSION
@@ -142,7 +142,7 @@ class FlowARObjective(Objective):
         return MomentArray(found, labels, workplace.team.device)
 
     def _folder_moments(self, data: FoldersData, workplace: Workplace) -> MomentArray:
-        """Of the centres of all images, then of their mirror images if the data ask for these."""
+        """Moments of the centre crops of all images, then of their mirror images if `flip` is set."""
         centres = FolderImages(data, data.root, torch.device("cpu"), train=False)
         count, halves = len(centres), 1 + data.flip
 
@@ -162,7 +162,7 @@ class FlowARObjective(Objective):
         return [Phase(("flowar",), self._loss)]
 
     def param_groups(self, network: nn.Module) -> list[dict[str, Any]]:
-        """Biases and gains get no weight decay (the release's rule)."""
+        """Biases and gains have no weight decay, as in the published code."""
         named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
         exempt = [p for name, p in named if p.ndim == 1 or name.endswith(".bias")]
         decayed = [p for name, p in named if not (p.ndim == 1 or name.endswith(".bias"))]
@@ -197,29 +197,29 @@ class FlowARObjective(Objective):
         return (velocity - (noise_BLC - data)).square().mean(dim=-1)
 
     def _weighted(self, errors_BL: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and by scale the mean errors that it is made of."""
+        """The loss, and the mean error of each scale."""
         means = [part.mean() for part in self.scales.split(errors_BL)]
         weights = [length / self.scales.lengths[-1] for length in self.scales.lengths]
         total = torch.stack([weight * mean for weight, mean in zip(weights, means, strict=True)]).sum()
         return total, {"loss": total, **{f"error_scale_{k}": mean for k, mean in enumerate(means)}}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """Over all held-out images, each with the same noise and times every time."""
+        """Losses over all held-out images, with the same noise and times at every call."""
         rows = [self._judged(network, batch, i) for i, batch in enumerate(self.held_out)]
         return {key: float(torch.stack([row[key] for row in rows]).mean()) for key in rows[0]} if rows else {}
 
     def _judged(self, network: nn.Module, batch: Batch, number: int) -> dict[str, Tensor]:
-        chance = torch.Generator().manual_seed(derived("validation", number))
+        generator = torch.Generator().manual_seed(derived("validation", number))
         latent = self.tokenizer.latents(self._moments_of(batch))
         shape = (len(latent), self.scales.total, self.tokenizer.channels)
-        noise = torch.randn(shape, generator=chance).to(latent.device)
-        times = torch.rand(len(latent), len(self.scales), generator=chance).to(latent.device)
+        noise = torch.randn(shape, generator=generator).to(latent.device)
+        times = torch.rand(len(latent), len(self.scales), generator=generator).to(latent.device)
         return self._weighted(self._errors(network, batch.labels, latent, noise, times))[1]
 
     def preview(self, network: Any) -> Tensor | None:
-        """Sixteen images of classes spread over all of them, the same classes and noise every time.
+        """Sixteen images of evenly spaced classes, with the same noise at every call.
 
-        None where a young network's latents are not finite: that is no reason to end a run.
+        None if the latents of an under-trained network are not finite, since that must not end the run.
         """
         plan = Plan(self.tokenizer, (Stage(network, range(len(self.scales)), **PREVIEW),))
         labels = torch.linspace(0, self.recipe.model.num_classes - 1, 16).round().long()

@@ -1,6 +1,6 @@
-"""Trains HMAR's masked branch (arXiv 2506.04421): tokens of a scale that are hidden, from those that are not.
+"""Trains HMAR's masked branch (arXiv 2506.04421): it predicts masked tokens of a scale from the visible ones.
 
-Letters: B images, L tokens, M those of the scales that are masked (all but the first), c latent channels.
+Letters: B images, L tokens, M tokens of all scales but the first, c latent channels.
 """
 
 from dataclasses import dataclass, replace
@@ -24,14 +24,14 @@ from var_toolkit.training.starting_weights import start_from
 from var_toolkit.training.var_objective import VarObjective, require_share, token_losses
 from var_toolkit.zoo.registry import Sampling
 
-VALIDATION_SHARE = 0.5  # of the tokens that are hidden when held-out images are judged
+VALIDATION_SHARE = 0.5  # share of masked tokens in validation
 
 
 @dataclass(frozen=True, kw_only=True)
 class HmarMaskOptions:
-    """The trained next-scale network, and how its images are shown.
+    """The trained next-scale network, and whether visible tokens depend on masked ones.
 
-    `clean` hides masked tokens from what the visible ones show of the latent, too; the published training does not.
+    `clean` removes masked tokens also from the latent that the visible tokens show; the published training does not.
     """
 
     initial: str  # directory or name of an HMAR
@@ -45,15 +45,15 @@ class HmarMaskOptions:
 
 @objective("hmar-mask")
 class HmarMaskObjective(VarObjective):
-    """Mean cross-entropy of the hidden tokens; everything but the masked branch stays as it is.
+    """Mean cross-entropy of the masked tokens; only the masked branch is trained.
 
-    At every step a share of each scale is hidden, uniform in (0, 1) and one token at least, in the same places for the
-    whole batch. The first scale is never hidden.
+    Every step masks a share of each scale, uniform in (0, 1) and at least one token, at the same positions in the whole
+    batch. The first scale is never masked.
     """
 
     options_type = HmarMaskOptions
     network_type = HMAR
-    log_note = "loss and accuracy are of the hidden tokens alone: not to be compared with those of whole scales"
+    log_note = "loss and accuracy are of the masked tokens only, so they are not comparable with those of whole scales"
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         super().__init__(recipe, workplace)
@@ -73,7 +73,7 @@ class HmarMaskObjective(VarObjective):
         return Loss(loss, {"loss": loss.detach(), "accuracy": right_BM.mean(), "masked_share": loss.new_tensor(share)})
 
     def _judged(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Loss and accuracy of half of the tokens, always the same ones, with the true labels."""
+        """Loss and accuracy of a fixed half of the tokens, with the true labels."""
         generator = torch.Generator().manual_seed(0)
         losses_BM, right_BM = self._guessed(network, batch, batch.labels, VALIDATION_SHARE, generator)
         return {"loss": losses_BM.mean(), "accuracy": right_BM.mean()}
@@ -81,18 +81,18 @@ class HmarMaskObjective(VarObjective):
     def _guessed(
         self, network: nn.Module, batch: Batch, labels: Tensor, share: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Losses of the hidden tokens and whether they were guessed right, both (B, hidden)."""
+        """Losses of the masked tokens and whether their argmax is correct, both (B, masked)."""
         tokens_BL, inputs_BLc = self._forced(batch)
         hidden_M = self._hidden(share, generator).to(tokens_BL.device)
         hidden_BM = hidden_M.expand(len(tokens_BL), -1)
         logits_BLV = network(labels, inputs_BLc, self._current(tokens_BL, hidden_BM), hidden_BM)
-        places = hidden_M.nonzero().squeeze(1) + self.scales.lengths[0]
-        logits, wanted = logits_BLV[:, places], tokens_BL[:, places]
-        losses = token_losses(logits, wanted, label_smoothing=self.options.label_smoothing if network.training else 0.0)
-        return losses, (logits.detach().argmax(dim=2) == wanted).float()
+        positions = hidden_M.nonzero().squeeze(1) + self.scales.lengths[0]
+        logits, truth = logits_BLV[:, positions], tokens_BL[:, positions]
+        losses = token_losses(logits, truth, label_smoothing=self.options.label_smoothing if network.training else 0.0)
+        return losses, (logits.detach().argmax(dim=2) == truth).float()
 
     def _hidden(self, share: float, generator: torch.Generator) -> Tensor:
-        """Which tokens behind the first scale are hidden, bool (M): that share of each scale, rounded up."""
+        """Mask of the tokens after the first scale, bool (M): this share of each scale, rounded up."""
         parts = []
         for count in self.scales.lengths[1:]:
             hidden = torch.zeros(count, dtype=torch.bool)
@@ -102,7 +102,7 @@ class HmarMaskObjective(VarObjective):
 
     @torch.no_grad()
     def _current(self, tokens_BL: Tensor, hidden_BM: Tensor) -> Tensor:
-        """What the tokens of each scale behind the first add to the latent, shrunk to that scale, (B, M, c)."""
+        """Contribution of each scale after the first to the latent, downsampled to that scale, (B, M, c)."""
         first = self.scales.lengths[0]
         hidden = self.scales.split(nn.functional.pad(hidden_BM, (first, 0)))
         with torch.autocast(tokens_BL.device.type, enabled=False):
@@ -113,7 +113,7 @@ class HmarMaskObjective(VarObjective):
         return torch.cat(parts[1:], dim=1)
 
     def preview(self, network: nn.Module) -> Tensor:
-        """A row of eight images drawn scale by scale, and the same ones with masked passes."""
+        """Eight images with one pass per scale, and the same ones with masked passes."""
         plain = self._plan(network)
         refine = refinement("published", self.scales, clean=self.options.clean)
         refined = Plan(plain.tokenizer, tuple(replace(stage, refine=refine) for stage in plain.stages))

@@ -1,4 +1,4 @@
-"""Trains HMAR's next-scale branch (arXiv 2506.04421): VAR's recipe with other attention and other weights of scales.
+"""Trains HMAR's next-scale branch (arXiv 2506.04421): VAR's recipe with other attention and other scale weights.
 
 Letters: B images, L tokens, V vocabulary, K scales.
 """
@@ -24,10 +24,10 @@ from var_toolkit.training.var_objective import VarObjective, VarOptions, token_l
 
 @dataclass(frozen=True)
 class HmarOptions(VarOptions):
-    """How much each scale counts in the loss, all its tokens the same, and what the run starts from.
+    """The weight of each scale in the loss, shared equally by its tokens, and the initial weights.
 
-    `lognormal` is the paper's (its code takes a normal density, for all the name); `equal` gives every scale the same,
-    `uniform` every token, as VAR does. `initial` may also be a VAR of the same sizes.
+    `lognormal` is the paper's (in spite of the name its code uses a normal density); `equal` gives all scales the same
+    weight, `uniform` all tokens, as in VAR. `initial` may also be a VAR of the same sizes.
     """
 
     scale_weights: Literal["lognormal", "equal", "uniform"] = "lognormal"
@@ -35,15 +35,15 @@ class HmarOptions(VarOptions):
 
 @objective("hmar")
 class HmarObjective(VarObjective):
-    """Cross-entropy of every token given only the latent before its scale; the masked branch waits.
+    """Cross-entropy of every token given only the latent before its scale; the masked branch is not trained.
 
-    What is delivered has the next-scale branch in the place of the masked one as well, from which the objective
-    `hmar-mask` goes on. Until then its default is not to refine.
+    In the saved model the masked branch is a copy of the next-scale branch, from which `hmar-mask` starts, and the
+    default setting has no masked passes.
     """
 
     options_type = HmarOptions
     network_type = HMAR
-    log_note = "loss weighs the scales, validation_loss does not; " + VarObjective.log_note
+    log_note = "loss has scale weights, validation_loss does not; " + VarObjective.log_note
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         super().__init__(recipe, workplace)
@@ -63,17 +63,17 @@ class HmarObjective(VarObjective):
         return Loss(loss, {"loss": loss.detach(), **terms})
 
     def save(self, network: nn.Module, directory: Path) -> None:
-        """A model directory whose masked branch is the next-scale one."""
+        """A model directory whose masked branch is a copy of the next-scale branch."""
         assert isinstance(network, HMAR)
         copy_to_masked(network)
         super().save(network, directory)
 
 
 def scale_weights(scales: Scales, kind: str) -> list[float]:
-    """What each scale counts in the loss, (K), in all 1.
+    """The weight of each scale in the loss, (K), with sum 1.
 
-    `lognormal`: the sides over the last one are standardised (sample deviation), their order is reversed, and the
-    standard normal density of each is taken. The middle scales count most, the last ones little.
+    `lognormal`: the sides relative to the last one are standardised (sample standard deviation) and reversed, and the
+    weights are their standard normal densities. The middle scales have the largest weights, the last ones small ones.
     """
     if kind == "equal":
         raw = [1.0] * len(scales)
@@ -87,19 +87,19 @@ def scale_weights(scales: Scales, kind: str) -> list[float]:
 
 
 def masked_parts(network: Any) -> list[nn.Module]:
-    """What only masked passes run through."""
+    """The modules that only masked passes use."""
     return [network.mask_embed, network.mask_blocks, network.mask_head_nm, network.mask_head]
 
 
 @torch.no_grad()
 def copy_to_masked(network: HMAR) -> None:
-    """Fill the masked branch with the next-scale one, in place."""
+    """Copy the weights of the next-scale branch to the masked branch, in place."""
     for name in ("blocks", "head_nm", "head"):
         getattr(network, f"mask_{name}").load_state_dict(getattr(network, f"ns_{name}").state_dict())
 
 
 def start_hmar(network: HMAR, name: str) -> None:
-    """Fill a network with saved weights: of an HMAR as they are, of a VAR by giving its last layers to both branches.
+    """Load saved weights: of an HMAR unchanged; of a VAR, whose last layers are copied to both branches.
 
     ValueError if the sizes differ.
     """
@@ -109,7 +109,7 @@ def start_hmar(network: HMAR, name: str) -> None:
     for field in compared:
         if field.name != "drop_path" and ours[field.name] != theirs[field.name]:
             raise ValueError(
-                f"initial: {name} has {field.name} {theirs[field.name]}, but the recipe asks for {ours[field.name]}"
+                f"initial: {field.name} is {theirs[field.name]} in {name}, but {ours[field.name]} in the recipe"
             )
     if isinstance(saved, HMAR):
         network.load_state_dict(saved.state_dict())
@@ -121,7 +121,7 @@ def start_hmar(network: HMAR, name: str) -> None:
 
 
 def as_next_scale(state: dict[str, Tensor], shared: int) -> dict[str, Tensor]:
-    """VAR's weights under the names that HMAR's next-scale path has; the first `shared` layers are the base."""
+    """VAR's weights under the names of HMAR's next-scale branch; the first `shared` layers are the base."""
     renamed = {}
     for key, tensor in state.items():
         first, _, rest = key.partition(".")

@@ -16,12 +16,12 @@ from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
 from var_toolkit.zoo.directory import save_network
 
-MEASURED = 512  # images whose latents decide the scaling factor
+MEASURED = 512  # number of images that determine the scaling factor
 
 
 @dataclass(frozen=True)
 class KLOptions(ReconstructionOptions):
-    """The weight of the divergence from a standard normal, in nats a number of the image, beside the other terms."""
+    """The weight of the KL divergence from a standard normal, in nats per value of the image."""
 
     kl: float = 1e-6
 
@@ -32,9 +32,9 @@ class KLOptions(ReconstructionOptions):
 
 @objective("kl")
 class KLObjective(ReconstructionObjective):
-    """Reconstruction from a sample of the posterior, which a small weight keeps near a standard normal.
+    """Reconstruction from a sample of the posterior, with a weak pull towards a standard normal.
 
-    What is delivered has the scaling factor that gives latents of training images a standard deviation of 1.
+    The saved model has the scaling factor that gives latents of training images a standard deviation of 1.
     """
 
     name = "autoencoder"
@@ -68,14 +68,14 @@ class KLObjective(ReconstructionObjective):
         return self.autoencoder.autoencoder.decoder.conv_out.weight
 
     def save(self, network: Any, directory: Path) -> None:
-        """A directory that diffusers reads as well."""
+        """A directory that diffusers can read, too."""
         network.autoencoder.register_to_config(scaling_factor=round(1 / self._spread(network.to(self.device)), 5))
         save_network(network.autoencoder, directory)
 
     @torch.no_grad()
     def _spread(self, network: KLTokenizer) -> float:
-        """Standard deviation that latents drawn from the posteriors have, over images spread over all."""
+        """Standard deviation of posterior samples over images that are spread over the whole data set."""
         rows = torch.linspace(0, len(self.source) - 1, min(MEASURED, len(self.source))).long().split(32)
         moments = torch.cat([network.moments(images(batch)).cpu() for batch in self.source.batches(rows, 0)])
         means, log_variances = moments.double().chunk(2, dim=1)
-        return float((means.var() + log_variances.exp().mean()).sqrt())  # of what is between the images, and within
+        return float((means.var() + log_variances.exp().mean()).sqrt())  # variance of the means plus mean variance

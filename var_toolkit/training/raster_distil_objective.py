@@ -16,14 +16,14 @@ from var_toolkit.zoo.registry import Sampling
 
 @dataclass(frozen=True, kw_only=True)
 class RasterDistilOptions(MatchingOptions):
-    """As for `raster-gpt`, besides."""
+    """Options of the smaller GPT, with `class_embedding` as for `raster-gpt`."""
 
     class_embedding: Literal["table", "still-life-factors"] = "table"
 
 
 @objective("raster-distil")
 class RasterDistilObjective(MatchingObjective):
-    """A network of its own size, which has seen the same tokens and classes as the target."""
+    """A GPT of any size with the same tokens and classes as the target."""
 
     options_type = RasterDistilOptions
 
@@ -35,7 +35,7 @@ class RasterDistilObjective(MatchingObjective):
         for name in ("side", "vocab_size", "num_classes"):
             ours, theirs = getattr(model, name), getattr(teacher.config, name)
             if ours != theirs:
-                raise ValueError(f"model: {name} is {ours}, but the teacher has {theirs}; they must be the same")
+                raise ValueError(f"model: {name} is {ours}, but the teacher has {theirs}; they must be equal")
 
     def _class_names(self) -> Named:
         still_lifes = self.options.class_embedding == "still-life-factors"

@@ -18,7 +18,7 @@ from var_toolkit.zoo.registry import Sampling
 
 @dataclass(frozen=True)
 class RasterGPTOptions:
-    """What the published recipe leaves at its default, and how weights start."""
+    """Settings that are defaults in the published recipe, and the initial weights."""
 
     class_dropout: float = 0.1
     label_smoothing: float = 0.0
@@ -40,7 +40,7 @@ class RasterGPTObjective(VarObjective):
 
     @classmethod
     def _check_scales(cls, recipe: Recipe, where: str) -> None:
-        """There is one map, of any size."""
+        """No check: there is one map of any size."""
 
     def _require_fit(self, tokenizer: Any) -> None:
         require_equal(self.recipe.model, tokenizer, {"side": "side", "vocab_size": "vocab_size"})
@@ -57,7 +57,7 @@ class RasterGPTObjective(VarObjective):
         return Plan(self.tokenizer, (Stage(network, range(1), guidance=self.sampling.guidance_scale),))
 
     def _forced(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L), and those that the network sees, all but the last."""
+        """All tokens (B, L), and the inputs of the network, all but the last."""
         with torch.no_grad(), torch.autocast(batch.labels.device.type, enabled=False):
             tokens_BL = self._tokens(batch)[0]
         return tokens_BL, tokens_BL[:, :-1]

@@ -1,4 +1,4 @@
-"""Fine-tunes the small half of CoDe (arXiv 2411.17787, section 3.3): it learns the last scales from a larger VAR.
+"""Fine-tunes CoDe's refiner (arXiv 2411.17787, section 3.3): it learns the last scales from a larger VAR.
 
 Letters: B images, L tokens, V vocabulary.
 """
@@ -25,8 +25,8 @@ from var_toolkit.training.starting_weights import network_from
 class RefinerOptions(CollaborativeOptions):
     """Options of the refiner.
 
-    `direction` is the order of the divergence: KL(teacher || student) as the helper in the authors' code computes it,
-    or KL(student || teacher) as the paper's formula reads.
+    `direction` is that of the divergence: KL(teacher || student) as in the authors' helper function, or
+    KL(student || teacher) as in the paper's formula.
     """
 
     teacher: str  # directory or name of a model
@@ -35,19 +35,19 @@ class RefinerOptions(CollaborativeOptions):
 
 @objective("refiner")
 class RefinerObjective(CollaborativeObjective):
-    """Divergence from a teacher under teacher forcing; the weight of the drafted scales fades from 1 to 0.
+    """Divergence from a teacher under teacher forcing; the weight of the drafted scales decays from 1 to 0.
 
-    The loss is sum over tokens of weight * KL, divided by the number of all tokens: every token counts the same, as in
-    VAR's own loss, where the paper writes a sum over scales without saying how tokens are averaged in each.
+    The loss is the sum over tokens of weight * KL, divided by the number of all tokens, so tokens have equal weights as
+    in VAR's own loss. The paper has a sum over scales and does not state how the tokens of a scale are averaged.
     """
 
     options_type = RefinerOptions
     log_note = (
-        "loss falls by itself as the drafted scales fade out of it (drafted_weight); kl_refined tells what is learned"
+        "loss decreases on its own with the weight of the drafted scales (drafted_weight); watch kl_refined instead"
     )
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
-        teacher = _teacher(recipe)  # first, because the data may take hours to be made
+        teacher = _teacher(recipe)  # first, because preparing the data may take hours
         super().__init__(recipe, workplace)
         self.teacher = teacher.to(workplace.team.device).eval().requires_grad_(False)
         self.drafted = self.scales.offsets[self.options.draft_scales]
@@ -64,7 +64,7 @@ class RefinerObjective(CollaborativeObjective):
         return Loss(loss, terms | self._told(losses_BL.detach(), logits_BLV.detach(), tokens_BL))
 
     def _divergences(self, logits_BLV: Tensor, labels: Tensor, inputs_BLc: Tensor) -> Tensor:
-        """From the teacher's choice of every token, (B, L)."""
+        """Divergence from the teacher's distribution of every token, (B, L)."""
         with torch.no_grad():
             target_BLV = self.teacher(labels, inputs_BLc)
         if self.options.direction == "student-teacher":
@@ -83,13 +83,13 @@ class RefinerObjective(CollaborativeObjective):
         return {"kl": losses_BL.mean(), **self._told(losses_BL, logits_BLV, tokens_BL)}
 
     def preview(self, network: nn.Module) -> Tensor:
-        """Sixteen images whose first scales the teacher draws: alone, a refiner forgets how."""
+        """Sixteen images whose first scales come from the teacher, since a refiner forgets them."""
         plan = code(self._plan(self.teacher), self._plan(network), draft_scales=self.options.draft_scales)
         return self._drawn(plan, 16)
 
 
 def drafted_weight(step: int, steps: int) -> float:
-    """What a drafted scale counts: 1 at the first step, linearly to 0 at the last."""
+    """Weight of the drafted scales: 1 at the first step, decreasing linearly to 0 at the last."""
     return 1 - step / max(1, steps - 1)
 
 
@@ -101,10 +101,10 @@ def kl(first_BLV: Tensor, second_BLV: Tensor) -> Tensor:
 
 
 def _teacher(recipe: Recipe) -> VAR:
-    """ValueError if it draws other tokens or classes than the model of the recipe."""
+    """The teacher; ValueError if its tokens or classes differ from those of the recipe's model."""
     teacher = network_from(recipe.objective_options.teacher, VAR, what="teacher")
     for name in ("patch_nums", "vocab_size", "latent_channels", "num_classes"):
         theirs, ours = getattr(teacher.config, name), getattr(recipe.model, name)
         if theirs != ours:
-            raise ValueError(f"teacher: {name} is {theirs}, but the model has {ours}")
+            raise ValueError(f"teacher: {name} is {theirs}, but the model has {ours}; they must be equal")
     return teacher

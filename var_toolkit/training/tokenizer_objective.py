@@ -17,31 +17,31 @@ from var_toolkit.training.reconstruction import ReconstructionObjective, Reconst
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
 
-FIRST_IMAGES = 64  # whose residuals become the first codes
+FIRST_IMAGES = 64  # number of images whose residuals initialise the codebook
 
 
 @dataclass(frozen=True)
 class TokenizerOptions(ReconstructionOptions):
-    """The quantiser's loss beside the other terms, and what keeps the codebook alive."""
+    """The weight of the quantiser's loss, and the revival of unused codes."""
 
     quantiser: float = 1.0
     train_only: Literal["all", "decoder"] = "all"
-    revive_every: int = 100  # steps without a hit after which a code is moved; 0 for never
+    revive_every: int = 100  # steps without a hit after which a code is moved; 0 is never
     revive_until: float = 0.7  # share of the run during which codes may be moved
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_not_negative("quantiser", "revive_every")
         if self.train_only == "decoder" and self.initial is None:
-            raise ValueError("train_only: decoder needs initial: the directory of a trained tokenizer")
+            raise ValueError("train_only: decoder needs initial, the directory of a trained tokenizer")
 
 
 @objective("tokenizer")
 class TokenizerObjective(ReconstructionObjective):
     """Reconstruction through the quantiser.
 
-    With `train_only: decoder` encoder, quant_conv and quantize are frozen: token ids stay what they are, so that a
-    transformer trained on them stays valid while decoder and post_quant_conv learn sharper images.
+    With `train_only: decoder`, encoder, quant_conv and quantize are frozen. Token ids do not change, so transformers
+    trained on them remain valid while decoder and post_quant_conv learn sharper images.
     """
 
     name = "tokenizer"
@@ -50,7 +50,7 @@ class TokenizerObjective(ReconstructionObjective):
     network_type: ClassVar[Any] = MultiScaleVQ
     autoencoder: Coded
     record: CodebookHits
-    log_note = "codebook_used counts codes with at least one hit since the last such line; coarse scales use few codes"
+    log_note = "codebook_used counts codes with a hit since the previous such line; coarse scales use few codes"
 
     @classmethod
     def config_type(cls) -> type:
@@ -68,12 +68,12 @@ class TokenizerObjective(ReconstructionObjective):
         self.last_revival = self.options.revive_until * recipe.total_steps(len(self.source))
 
     def _prepare(self, tokenizer: Coded) -> None:
-        """Freezes what is not trained, or gives a new codebook its first codes."""
+        """Freeze parts that are not trained; initialise a new codebook."""
         if self.options.train_only == "decoder":
             for part in (tokenizer.encoder, tokenizer.quant_conv, tokenizer.quantize):
                 part.requires_grad_(False)
         if self.options.initial is None:
-            # Spread over all images: in class folders, neighbours are of one class.
+            # Spread over all images, because neighbours in class folders have the same class.
             rows = torch.linspace(0, len(self.source) - 1, min(len(self.source), FIRST_IMAGES)).long()
             first = next(iter(self.source.batches([rows], 0)))
             draws = Draws(self.recipe.seed, 0, 0, 1, len(rows), rows.device)

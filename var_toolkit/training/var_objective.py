@@ -38,7 +38,7 @@ from var_toolkit.training.starting_weights import network_from, start_from
 from var_toolkit.zoo.class_names import Named
 from var_toolkit.zoo.registry import Sampling
 
-# The release's list: parts of these names get no weight decay, nor do biases and anything one-dimensional.
+# The list of the published code: parameters with these names have no weight decay, nor have biases and 1D parameters.
 NOT_DECAYED = (
     "cls_token", "start_token", "task_token", "cfg_uncond", "pos_embed", "pos_1LC", "pos_start", "start_pos",
     "lvl_embed", "gamma", "beta", "ada_gss", "moe_bias", "scale_mul",
@@ -50,7 +50,7 @@ PREVIEW: dict[str, Any] = {"guidance": 1.5, "top_k": 900, "top_p": 0.96}
 
 @dataclass(frozen=True)
 class VarOptions:
-    """What the published recipe leaves at its default, and how weights start."""
+    """Settings that are defaults in the published recipe, and the initial weights."""
 
     class_dropout: float = 0.1
     label_smoothing: float = 0.0
@@ -64,19 +64,19 @@ class VarOptions:
 
 @objective("var")
 class VarObjective(Objective):
-    """Cross-entropy on every token of every scale, all with the same weight.
+    """Cross-entropy on every token of every scale, with equal weights.
 
-    Objectives that go on from it change the network, its starting weights (`_begin`), what is minimised (`_loss`), how
-    held-out images are judged (`_judged`), or which scales the network computes (`trained`, the first of them).
+    Subclasses change the network, its initial weights (`_begin`), the loss (`_loss`), validation (`_judged`), or the
+    number of scales that the network computes (`trained`).
     """
 
     options_type: ClassVar[type] = VarOptions
     network_type: ClassVar[Any] = VAR
     tokenizer_type: ClassVar[Any] = MultiScaleVQ
-    sampling: Sampling = Sampling()  # default settings of what the run delivers
+    sampling: Sampling = Sampling()  # default settings of the saved model
     log_note = (
-        "accuracy is the share of tokens guessed exactly; low values are normal: many codes look alike, "
-        "and on ImageNet 4 to 6 % overall goes with good images"
+        "accuracy is the share of exactly predicted tokens; low values are normal, because many codes look alike: "
+        "on ImageNet good images have 4 to 6 % overall"
     )
 
     @classmethod
@@ -96,7 +96,7 @@ class VarObjective(Objective):
     def _check_scales(cls, recipe: Recipe, where: str) -> None:
         if len(recipe.model.patch_nums) < 2:
             raise ValueError(
-                f"{where}: patch_nums is {list(recipe.model.patch_nums)}; training takes two scales or more"
+                f"{where}: patch_nums is {list(recipe.model.patch_nums)}; training needs at least two scales"
             )
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
@@ -115,12 +115,12 @@ class VarObjective(Objective):
         self.source, self.held_out = self._data(workplace)
 
     def _require_fit(self, tokenizer: Any) -> None:
-        """Refuse a model that does not fit the tokenizer's sizes."""
+        """ValueError if the sizes of model and tokenizer differ."""
         pairs = {"patch_nums": "patch_nums", "vocab_size": "vocab_size", "latent_channels": "z_channels"}
         require_equal(self.recipe.model, tokenizer, pairs)
 
     def _begin(self, network: Any) -> None:
-        """Fill the network with the weights that the run starts from."""
+        """Set the initial weights of the network."""
         network.init_weights(adaln_gamma=self.options.adaln_gamma)
         if self.options.class_embedding == "still-life-factors":
             sum_of_factors_(network.class_emb.weight)
@@ -128,14 +128,14 @@ class VarObjective(Objective):
             self._start(network, self.options.initial)
 
     def _start(self, network: Any, initial: str) -> None:
-        """Fill the network with saved weights."""
+        """Load saved weights into the network."""
         start_from(network, initial)
 
     def empty_network(self) -> nn.Module:
         return cast(nn.Module, self.network_type(self.recipe.model))
 
     def save(self, network: nn.Module, directory: Path) -> None:
-        """A model directory: the tokenizer belongs with what was trained on its tokens."""
+        """Save a model directory, which includes the tokenizer."""
         assert isinstance(network, self.network_type)
         Pipeline(self.tokenizer, network, self.sampling, self._class_names()).save_pretrained(directory)
 
@@ -145,7 +145,7 @@ class VarObjective(Objective):
 
     @property
     def classes(self) -> int:
-        """How many there are; the null class comes behind them."""
+        """Number of classes, which is also the index of the null class."""
         return cast(int, self.recipe.model.num_classes)
 
     def _data(self, workplace: Workplace) -> tuple[Source, HeldOut]:
@@ -181,7 +181,7 @@ class VarObjective(Objective):
         return self._cross_entropy(self.networks["var"](self._labels(batch, draws), inputs_BLc), tokens_BL)
 
     def _labels(self, batch: Batch, draws: Draws) -> Tensor:
-        """Labels (B), some of them dropped: guidance needs the null class."""
+        """Labels (B), some of them replaced by the null class, for guidance."""
         return without_some(batch.labels, draws, self.options.class_dropout, self.classes)
 
     def _cross_entropy(self, logits_BLV: Tensor, tokens_BL: Tensor) -> Loss:
@@ -204,7 +204,7 @@ class VarObjective(Objective):
         return self.tokenizer.encode(batch.images)
 
     def _by_scale(self, key: str, values_BL: Tensor, logits_BLV: Tensor, tokens_BL: Tensor) -> dict[str, Tensor]:
-        """Accuracy, and the means over each scale of the values, called `key`, and of what was guessed right."""
+        """Accuracy, and per scale the accuracy and the mean of the values, named `key`."""
         right_BL = (logits_BLV.argmax(dim=2) == tokens_BL).float()
         terms = {"accuracy": right_BL.mean()}
         parts = zip(self.trained.split(values_BL), self.trained.split(right_BL), strict=True)
