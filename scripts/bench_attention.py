@@ -208,8 +208,8 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     on_gpu = device.type == "cuda"
-    place = torch.cuda.get_device_name(device) if on_gpu else f"the CPU, {torch.get_num_threads()} threads"
-    print(f"torch {torch.__version__} on {place}; medians of {args.rounds} rounds\n")
+    device_name = torch.cuda.get_device_name(device) if on_gpu else f"the CPU, {torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__} on {device_name}; medians of {args.rounds} rounds\n")
     if args.json:
         check_writable(args.json.parent)
     rows = []
@@ -226,7 +226,7 @@ def main() -> None:
         print(f"{title}\n\n{table(found, needed_operations(scales, pattern, heads, batch))}\n", flush=True)
         rows.append({"size": size, "pattern": pattern, "heads": heads, "batch": batch, "implementations": found})
         if args.json:
-            settings = {"torch": torch.__version__, "place": place, "rounds": args.rounds}
+            settings = {"torch": torch.__version__, "device": device_name, "rounds": args.rounds}
             text = json.dumps({**settings, "rows": rows}, indent=1)
             write_whole(args.json, lambda temporary, text=text: temporary.write_text(text))
 

@@ -138,9 +138,9 @@ def chosen_rows(args: argparse.Namespace) -> tuple[list[str], dict[str, Row]]:
     chosen = {name: replace(rows[name], quality=args.count) for name in names if name in rows}
     for row in chosen.values():
         size_of(row)
-    for place in (args.out, args.cache):
-        if place is not None:
-            check_writable(place.parent)
+    for path in (args.out, args.cache):
+        if path is not None:
+            check_writable(path.parent)
     return names, chosen
 
 

@@ -60,10 +60,10 @@ def stable(notebook: NotebookNode) -> NotebookNode:
 
 def _slim(data: NotebookNode) -> NotebookNode:
     """Remove addresses from text; of an image in PNG and JPEG keep one, JPEG if the PNG is large."""
-    kept = {kind: ADDRESS.sub("", value) if kind == "text/plain" else value for kind, value in data.items()}
-    if {"image/png", "image/jpeg"} <= kept.keys():
-        del kept["image/png" if len(kept["image/png"]) > LARGE else "image/jpeg"]
-    return NotebookNode(kept)
+    slim = {kind: ADDRESS.sub("", value) if kind == "text/plain" else value for kind, value in data.items()}
+    if {"image/png", "image/jpeg"} <= slim.keys():
+        del slim["image/png" if len(slim["image/png"]) > LARGE else "image/jpeg"]
+    return NotebookNode(slim)
 
 
 def chosen(beginnings: list[str]) -> list[Path]:

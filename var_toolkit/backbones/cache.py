@@ -42,9 +42,9 @@ class KVCache:
 
     def of_rows(self, rows: Tensor | slice, length: int) -> Self:
         """A view of some rows that hold `length` tokens each; appends to it write to this cache."""
-        seen = copy(self)
-        seen._rows, seen.length = rows, length
-        return seen
+        view = copy(self)
+        view._rows, view.length = rows, length
+        return view
 
     def _allocate(self, capacity: int) -> Tensor:
         rows, heads, head_dim = self._shape
@@ -61,8 +61,8 @@ class KVCache:
                 if old.shape[2] == capacities[layer]:
                     continue
                 tensors[layer] = self._allocate(capacities[layer])
-                kept = min(self.length, old.shape[2], capacities[layer])
-                tensors[layer][:, :, :kept] = old[:, :, :kept]
+                count = min(self.length, old.shape[2], capacities[layer])
+                tensors[layer][:, :, :count] = old[:, :, :count]
 
     def append(self, layer: int, k_RHLD: Tensor, v_RHLD: Tensor) -> tuple[Tensor, Tensor]:
         """Append new keys and values; return all so far, as views unless only some rows are selected.
@@ -84,7 +84,7 @@ class KVCache:
 
     def contents(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer so far, (R, H, length, D) each, as views unless only some rows are selected."""
-        return tuple(kept[layer][self._rows, :, : self.length] for kept in (self._keys, self._values))  # type: ignore[return-value]
+        return tuple(one[layer][self._rows, :, : self.length] for one in (self._keys, self._values))  # type: ignore[return-value]
 
     def rewind(self, length: int) -> None:
         """Drop all but the first `length` tokens; ValueError if the cache holds fewer."""
@@ -120,8 +120,8 @@ class RaggedCache(KVCache):
         if end > capacity:
             raise ValueError(f"the cache has a capacity of {capacity} tokens in layer {layer}; {end} are needed")
         rows_R1, slots_RL = self._targets = self._targets or self._slots(k_RHLD.shape[2])
-        for kept, new_RHLD in ((self._keys[layer], k_RHLD), (self._values[layer], v_RHLD)):
-            kept[rows_R1, :, slots_RL] = new_RHLD.transpose(1, 2).to(kept.dtype)
+        for stored, new_RHLD in ((self._keys[layer], k_RHLD), (self._values[layer], v_RHLD)):
+            stored[rows_R1, :, slots_RL] = new_RHLD.transpose(1, 2).to(stored.dtype)
         return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
 
     @property
@@ -140,10 +140,10 @@ class RaggedCache(KVCache):
 
     def rewind(self, length: int | Sequence[int]) -> None:
         """Drop all but the first `length` tokens, one number or one per row; ValueError if a row has fewer."""
-        wanted = [length] * len(self.lengths) if isinstance(length, int) else list(length)
-        if any(not 0 <= kept <= held for kept, held in zip(wanted, self.lengths, strict=True)):
+        lengths = [length] * len(self.lengths) if isinstance(length, int) else list(length)
+        if any(not 0 <= new <= old for new, old in zip(lengths, self.lengths, strict=True)):
             raise ValueError(f"length is {length}; rows of {self.lengths} tokens rewind to at most their own lengths")
-        self._set(wanted)
+        self._set(lengths)
 
     def move(self, begin_R: Tensor, slots_RL: Tensor) -> None:
         """Copy some slots of each row to consecutive slots from `begin_R` on: the accepted path of a draft tree.
@@ -152,8 +152,8 @@ class RaggedCache(KVCache):
         """
         rows_R1, new = torch.arange(len(slots_RL), device=slots_RL.device).unsqueeze(1), slots_RL.shape[1]
         target_RL = begin_R.to(slots_RL.device).unsqueeze(1) + torch.arange(new, device=slots_RL.device)
-        for kept in (*self._keys, *self._values):
-            kept[rows_R1, :, target_RL] = kept[rows_R1, :, slots_RL]
+        for stored in (*self._keys, *self._values):
+            stored[rows_R1, :, target_RL] = stored[rows_R1, :, slots_RL]
 
     def _set(self, lengths: list[int]) -> None:
         self.lengths, self._targets = lengths, None

@@ -32,7 +32,7 @@ class Rotation(NamedTuple):
 def rotation_on_grids(
     sides: Iterable[int], grid: int, head_dim: int, device: torch.device, theta: float = 1e4
 ) -> Rotation:
-    """Positions of square maps, one after another, each stretched to `grid` x `grid`: places keep their angles."""
+    """RoPE of concatenated square maps, each stretched to `grid` x `grid`: equal locations, equal angles."""
     frequencies = theta ** -(torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device) / (head_dim // 2))
     angles = []
     for side in sides:
