@@ -18,7 +18,7 @@ from var_toolkit.evaluation.bench import child as child_module
 from var_toolkit.evaluation.bench import rounds
 from var_toolkit.evaluation.bench.child import Child, RowFailedError
 from var_toolkit.evaluation.bench.memory import held, peak
-from var_toolkit.evaluation.bench.plot import pareto_front
+from var_toolkit.evaluation.bench.plot import _title, appearance, pareto_front, write_plot
 from var_toolkit.evaluation.bench.random_weights import random_pipeline
 from var_toolkit.evaluation.bench.report import Spread, as_markdown, as_text, paired_ratio, report
 from var_toolkit.evaluation.bench.rounds import Measured, fit_together, measure, size_of
@@ -404,3 +404,32 @@ def test_memory_held_grows_and_shrinks_while_the_peak_stays():
     assert before + 50e6 < held(cpu) <= peak(cpu)
     block.close()
     assert held(cpu) < before + 30e6 < peak(cpu)
+
+
+def test_twenty_rows_of_a_plot_differ_in_colour_or_marker():
+    assert len({appearance(row) for row in range(20)}) == 20
+
+
+def plotted(cpu: str, rows: int, growth: int) -> dict:
+    found = [
+        {
+            "name": f"row {i}",
+            "error": None,
+            "images_per_second": 1.0 + i,
+            "memory_growth_bytes": growth * i,
+            "quality_found": {"class_agreement": 0.5, "distance": 3.0 + i},
+        }
+        for i in range(rows)
+    ]
+    return {"machine": {"cpu": cpu, "threads": 1, "torch": "2.14"}, "rows": found}
+
+
+@pytest.mark.parametrize("growth", [0, 10**8])
+def test_the_heading_of_a_plot_is_wrapped_and_names_one_thread(growth, tmp_path):
+    told = plotted("Processor " * 20, 3, growth)
+    heading = _title(told, told["rows"])
+    assert max(map(len, heading.splitlines())) <= 120
+    assert "1 thread," in " ".join(heading.split())
+    assert ("MiB" in heading) == (growth > 0)
+    write_plot(told, tmp_path / "plot.png")  # also where the system tells no memory
+    assert (tmp_path / "plot.png").stat().st_size > 10_000

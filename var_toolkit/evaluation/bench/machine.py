@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""The machine that a figure was measured on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import var_toolkit
 
 
 def machine() -> dict[str, Any]:
-    """Processor, threads and versions. GPUs are told by the rows that use them."""
+    """Processor, threads and versions. The rows name the GPUs that they use."""
     return {
         "cpu": _processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -24,6 +24,11 @@ def machine() -> dict[str, Any]:
         "torch": str(torch.__version__),
         "var_toolkit": var_toolkit.__version__,
     }
+
+
+def threads(count: int) -> str:
+    """A number of threads in words."""
+    return f"{count} thread{'' if count == 1 else 's'}"
 
 
 def _processor() -> str:

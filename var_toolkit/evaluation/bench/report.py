@@ -1,4 +1,4 @@
-"""What a measured table says: figures of each row, ratios to the first, and the table in text and in Markdown."""
+"""The report of a measured table: figures of each row, ratios to the first row, as text and as Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from var_toolkit.evaluation.bench.machine import machine
+from var_toolkit.evaluation.bench.machine import machine, threads
 from var_toolkit.evaluation.bench.rounds import Measured
 from var_toolkit.evaluation.bench.table import Table
 from var_toolkit.files import write_whole
@@ -107,7 +107,7 @@ def _work(one: Measured) -> int:
 
 
 def _number(value: float) -> str:
-    """Three digits that count, never as a power of ten."""
+    """Three significant digits, never as a power of ten."""
     return f"{value:.3g}" if 0.001 <= value < 1000 else f"{value:.0f}" if value >= 1000 else f"{value:.5f}"
 
 
@@ -126,7 +126,7 @@ def _mebi(count: int) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its heading, and what it says of a row that was measured."""
+    """A column of the table: its heading, and its text for a row that was measured."""
 
     heading: str
     text: Callable[[dict[str, Any]], str]
@@ -160,7 +160,7 @@ QUALITY_COLUMNS = (
 
 
 def _predicted(row: dict[str, Any]) -> str:
-    """Of speculation nothing is known in advance."""
+    """The gain of speculation is not known in advance."""
     return MISSING if row["speculation"] else f"{row['predicted']['transformer_ratio']:.2f}"
 
 
@@ -169,7 +169,7 @@ def _share(value: float | None) -> str:
 
 
 def has_speculation(told: dict[str, Any]) -> bool:
-    """Whether any row was sped up by drafts."""
+    """Whether any row used speculative decoding."""
     return any(row.get("speculation") for row in told["rows"])
 
 
@@ -179,7 +179,7 @@ def has_quality(told: dict[str, Any]) -> bool:
 
 
 def cells(told: dict[str, Any]) -> list[list[str]]:
-    """The table: headings, then a row each. A row without figures has the reason as the only cell after its name."""
+    """The table: headings, then the rows. A row without figures has the reason as the only cell after its name."""
     speculation = SPECULATION_COLUMNS if has_speculation(told) else ()
     columns = [*COLUMNS, *speculation, *(QUALITY_COLUMNS if has_quality(told) else ())]
     lines = [["row", *(column.heading for column in columns)]]
@@ -229,27 +229,30 @@ def _settings(row: dict[str, Any]) -> str:
 
 
 def legend(told: dict[str, Any]) -> list[str]:
-    """What the columns mean and what they were measured on, a sentence a line."""
+    """What the columns mean and on which machine they were measured, one sentence per line."""
     on = told["machine"]
     lines = [
-        f"{on['cpu']}, {on['threads']} threads, torch {on['torch']}; medians of {told['rounds']} rounds in which "
-        "the rows take turns",
-        f"ratio: times as fast as {told['rows'][0]['name']}, median of the rounds (lowest to highest); predicted: the "
-        "transformer's, from multiply-adds alone",
-        "KV: keys and values an image; work: what the transformer adds to the weights for a batch, keys and values "
-        "included (on the CPU of the first batch, to within some 100 MiB); peak: memory of the process while it draws "
-        "(beyond that of an empty process); on CUDA, both of torch's allocator",
+        f"{on['cpu']}, {threads(on['threads'])}, torch {on['torch']}; medians of {told['rounds']} "
+        f"round{'' if told['rounds'] == 1 else 's'} in which the rows take turns",
+        "s/image: seconds per image, of which the transformer and the tokenizer's decoder take the next two columns",
+        f"ratio: how many times as fast as {told['rows'][0]['name']}, median of the rounds (lowest to highest); "
+        "predicted: the transformer's ratio computed from multiply-adds alone; G mult-adds: billions of multiply-adds "
+        "of the transformer per image; passes: forward passes per batch",
+        "KV MiB: keys and values per image; work MiB: memory that the transformer needs for a batch beside its "
+        "weights, keys and values included (on the CPU of the first batch, within some 100 MiB); peak MiB: memory of "
+        "the process while it draws (in brackets beyond that of an empty process); on CUDA both are of torch's "
+        "allocator",
     ]
     if has_speculation(told):
         lines.append(
-            "tokens/pass: tokens that a pass of the target settles for an image; drafter passes: for an image; "
-            "accepted: of the drafted tokens; fallen back: images of the last round that gave up drafting"
+            "tokens/pass: tokens per forward pass of the target and image; drafter passes: per image; accepted: share "
+            "of the drafted tokens; fallen back: images of the last round that stopped drafting because it did not pay"
         )
     judged = sorted({row["quality_found"]["images"] for row in told["rows"] if row["quality_found"]})
     if judged:
         lines.append(
-            f"agreement: the embedded classifier names the class, of {', '.join(map(str, judged))} images; distance: "
-            "Fréchet distance of its features to fresh renderings"
+            f"agreement: share of {', '.join(map(str, judged))} images in which the embedded classifier sees the "
+            "requested class; distance: Fréchet distance of its features to those of new renderings, which is not FID"
         )
     failed = {row["name"]: row["quality_error"] for row in told["rows"] if row["quality_error"] is not None}
     unfinished = [f"{row['name']} ({row['unfinished']})" for row in told["rows"] if row["unfinished"]]
