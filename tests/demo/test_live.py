@@ -107,6 +107,24 @@ def test_work_that_nobody_listens_to_ends(worker, way):
     assert ended.wait(10)
 
 
+def test_who_waits_is_told_for_how_many(worker):
+    go_on = Event()
+
+    async def third():
+        first, second = (asyncio.ensure_future(everything(worker, lambda tell: go_on.wait(10))) for _ in range(2))
+        await asyncio.sleep(0)
+        heard = []
+        async with aclosing(worker.live(lambda tell: "mine")) as told:
+            async for item in told:
+                heard.append(item)
+                go_on.set()
+        await asyncio.gather(first, second)
+        return heard
+
+    heard = asyncio.run(third())
+    assert (heard[0], heard[-1]) == ("waiting for 2 others", "mine")
+
+
 def test_the_end_waits_for_the_work_and_says_if_it_took_too_long():
     worker, ended, go_on = Worker(), Event(), Event()
 

@@ -7,7 +7,9 @@ from PIL import Image, ImageChops
 
 gr = pytest.importorskip("gradio", reason="the page needs gradio (extra demo)")
 
-from var_toolkit.demo.page import SHOWN, build  # noqa: E402
+from var_toolkit.demo.choosing import NAMES  # noqa: E402
+from var_toolkit.demo.page import build  # noqa: E402
+from var_toolkit.demo.showing import SIDE  # noqa: E402
 from var_toolkit.demo.studio import Studio, model_names  # noqa: E402
 from var_toolkit.pipeline import Pipeline  # noqa: E402
 
@@ -22,7 +24,7 @@ def page(studio):
 
 def button(page, name: str):
     """What happens at a click, by its name."""
-    return next(function.fn for function in page.fns.values() if function.api_name == name)
+    return next(function.fn for function in page.fns.values() if function.api_name == name or function.name == name)
 
 
 def steps(page, name: str, *given) -> list:
@@ -43,9 +45,9 @@ def painting(image: Image.Image, box: tuple[int, int, int, int] | None) -> dict:
 
 
 def test_a_drawn_image_is_magnified_by_a_whole_factor(page):
-    *growing, (shown, row, told, drawn) = steps(page, "draw", *WISH)
+    *growing, (shown, row, told, _, drawn, _) = steps(page, "draw", *WISH)
     assert drawn.size == (64, 64)
-    assert shown.tobytes() == drawn.resize((SHOWN, SHOWN), Image.Resampling.NEAREST).tobytes()
+    assert shown.tobytes() == drawn.resize((SIDE, SIDE), Image.Resampling.NEAREST).tobytes()
     assert row.width > 6 * 64 > 5 * row.height
     assert "forward passes" in told
     said = [step[2] for step in growing if not step[2].startswith("loading")]
@@ -63,8 +65,8 @@ def test_no_file_is_written_again_while_a_browser_may_read_it(page, tmp_path):
 
 
 def test_painting_over_a_drawn_image_draws_that_part_anew(page):
-    drawn = steps(page, "draw", *WISH)[-1][3]
-    asked = painting(drawn.resize((SHOWN, SHOWN), Image.Resampling.NEAREST), (0, 0, SHOWN // 2, SHOWN))
+    drawn = steps(page, "draw", *WISH)[-1][4]
+    asked = painting(drawn.resize((SIDE, SIDE), Image.Resampling.NEAREST), (0, 0, SIDE // 2, SIDE))
     *_, (shown, told) = steps(page, "edit", asked, True, "stilllife-var", PLAN, 503, 8, 1.5)
     small = shown.resize((64, 64), Image.Resampling.NEAREST)
     assert "forward passes" in told
@@ -107,7 +109,7 @@ def test_side_by_side_shows_both_images_with_their_seconds(page):
     *_, (left, told_left, right, told_right) = steps(
         page, "compare", "stilllife-var", PLAN, "VARiant: 4 of 12 layers from scale 4 on", 207, 3, 1.5
     )
-    assert left.size == right.size == (SHOWN, SHOWN)
+    assert left.size == right.size == (SIDE, SIDE)
     assert left.tobytes() != right.tobytes()
     assert " s** · 6 forward passes · keys and values 4.8 MB" in told_left
     assert " s** · 6 forward passes · keys and values 1.6 MB" in told_right
@@ -119,11 +121,104 @@ def test_a_model_of_ones_own_is_offered_first(small_tokenizer, small_var, tmp_pa
     own = build(Studio(model_names(mine), device="cpu"), mine)
     models = next(block for block in own.blocks.values() if getattr(block, "label", None) == "Model")
     assert models.choices[0] == (mine, mine)
-    *_, (_, _, told, drawn) = steps(own, "draw", mine, PLAN, 9, 0, 1.5)
+    *_, (_, _, told, _, drawn, _) = steps(own, "draw", mine, PLAN, 9, 0, 1.5)
     assert drawn.size == (64, 64)
     assert "4 forward passes" in told
 
 
-def test_one_image_is_drawn_at_a_time(page):
-    drawing = [function for function in page.fns.values() if function.api_name in ("draw", "compare", "edit")]
-    assert {(function.concurrency_id, function.concurrency_limit) for function in drawing} == {("drawing", 1)}
+def test_several_images_count_their_seeds_up_and_fill_the_gallery(page):
+    *_, (_, _, told, gallery, last, images) = steps(page, "draw", *WISH, None, None, 3)
+    assert told.startswith("image 3 of 3 (seed 5): ")
+    assert [caption for _, caption in gallery] == ["seed 3", "seed 4", "seed 5"]
+    alone = [steps(page, "draw", *WISH[:3], seed, 1.5)[-1][4] for seed in (3, 4, 5)]
+    assert [image.tobytes() for image in images] == [image.tobytes() for image in alone]
+    assert last.tobytes() == alone[-1].tobytes()
+
+
+@pytest.mark.parametrize("count", [0, 10, 1.5])
+def test_another_number_of_images_is_refused(page, count):
+    with pytest.raises(gr.Error, match=f"count is {count}"):
+        steps(page, "draw", *WISH, None, None, count)
+
+
+def test_temperature_and_top_k_reach_the_plan_of_a_model_that_has_them(page):
+    *_, (_, _, told, *_) = steps(page, "draw", *WISH, 0.5, 7)
+    assert "top-k 7" in told
+    assert "temperature 0.5" in told
+    flowar = ("stilllife-flowar", None, 207, 3, 1.5)
+    *_, (_, _, told, *_) = steps(page, "draw", *flowar, 0.5, 7)
+    assert "FlowAR" in told
+
+
+def filled(page, name: str, *given) -> dict:
+    """What an event of that place fills the settings with, by name; what it leaves alone is missing."""
+    values = button(page, name)(*given)
+    names = ("model", "class", "seed", "guidance", "temperature", "top_k", "filled", "plan", "left", "right", "edit")
+    return {name: value for name, value in zip(names, values, strict=True) if value != gr.skip()}
+
+
+class Opened:
+    """The request for an address."""
+
+    def __init__(self, **query: str) -> None:
+        self.query_params = query
+
+
+def test_a_link_restores_every_setting(page):
+    link = {"model": "stilllife-hmar", "plan": "Plain, one pass a scale", "class": "12", "seed": "5"}
+    link |= {"guidance": "2.5", "temperature": "0.8", "top_k": "50"}
+    assert set(link) == set(NAMES)
+    found = filled(page, "opened", Opened(**link))
+    assert found["model"]["value"] == found["filled"] == "stilllife-hmar"
+    assert (found["class"]["value"], found["seed"], found["guidance"]) == (12, 5, 2.5)
+    assert (found["temperature"]["value"], found["top_k"]["value"]) == (0.8, 50)
+    assert found["plan"]["value"] == "Plain, one pass a scale"
+    assert found["plan"]["value"] in found["plan"]["choices"][0] or found["plan"]["value"] in found["plan"]["choices"]
+
+
+def test_what_a_link_names_wrongly_is_said_and_the_rest_restored(page, monkeypatch):
+    said = []
+    monkeypatch.setattr(gr, "Warning", said.append)
+    found = filled(page, "opened", Opened(model="stilllife-var", plan="Nope", seed="-5", top_k="x", guidance="2"))
+    assert found["plan"]["value"] == PLAN
+    assert found["guidance"] == 2
+    assert "seed" not in found
+    assert [sum(word in line for line in said) for word in ("'Nope'", "'-5'", "'x'")] == [1, 1, 1]
+    found = filled(page, "opened", Opened(model="/etc"))
+    assert found["model"]["value"] == "stilllife-var"
+    assert "'/etc'" in said[-1]
+
+
+def test_settings_that_a_model_lacks_are_hidden(page):
+    for model, shown in (("stilllife-flowar", False), ("stilllife-gpt", True)):
+        found = filled(page, "opened", Opened(model=model))
+        assert found["temperature"]["visible"] is found["top_k"]["visible"] is shown
+
+
+def test_draw_at_once_after_another_model_was_chosen_takes_that_models_settings(page):
+    found = filled(page, "put", "stilllife-flowar", "stilllife-var", 4, False, 1)
+    assert found["plan"]["value"] == found["plan"]["choices"][0] == "Plain, published solver with 25 steps"
+    assert found["seed"] == 4
+    assert set(filled(page, "put", "stilllife-flowar", "stilllife-flowar", 4, False, 1)) == {"seed"}
+
+
+def test_a_random_seed_is_shown_and_another_each_time(page):
+    seeds = {filled(page, "put", "stilllife-var", "stilllife-var", 1.5, True, 1)["seed"] for _ in range(4)}
+    assert len(seeds) == 4
+
+
+@pytest.mark.parametrize("seed", [1.5, -5, None, 2**53, float("inf")])
+def test_what_is_no_seed_is_one_line_of_ours(page, seed):
+    with pytest.raises(gr.Error, match="seed") as shown:
+        button(page, "put")("stilllife-var", "stilllife-var", seed, False, 1)
+    assert "\n" not in shown.value.message
+    if seed is not None:
+        assert f"seed is {seed}" in shown.value.message
+
+
+@pytest.mark.parametrize("name", ["draw", "compare", "edit"])
+def test_the_parameters_of_the_api_have_names(page, name):
+    told = page.get_api_info()["named_endpoints"][f"/{name}"]["parameters"]
+    names = [parameter["parameter_name"] for parameter in told]
+    assert {"model", "class_label", "seed", "guidance", "temperature", "top_k"} < set(names)
+    assert [one for one in told if not one["parameter_has_default"]] == [told[0]] * (name == "edit")

@@ -10,6 +10,7 @@ from threading import Event
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+GLANCE = 0.05  # seconds between two looks at the line, for those who wait in it
 _END = object()
 
 
@@ -27,10 +28,12 @@ class Worker:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="drawing")
         self._ending = Event()
-        self._under_way: set[Future[None]] = set()
+        self._line: list[Future[None]] = []  # what is done now, and what waits for it, in order
 
-    async def live(self, work: Callable[[Callable[[T | None], None]], T]) -> AsyncGenerator[T]:
+    async def live(self, work: Callable[[Callable[[T | None], None]], T]) -> AsyncGenerator[T | str]:
         """All that `work(tell)` tells while it runs, and at last what it returns; what it raises is raised here.
+
+        Before it runs, how much other work it waits for.
 
         Closing the iterator, or cancelling the task that waits for it, ends the work the next time it tells something,
         be it None, which nobody hears.
@@ -57,9 +60,11 @@ class Worker:
             put(_END)
 
         future = self._pool.submit(run)
-        self._under_way.add(future)
-        future.add_done_callback(self._under_way.discard)
+        self._line.append(future)
+        future.add_done_callback(self._line.remove)
         try:
+            async for others in self._waiting(future):
+                yield f"waiting for {others} other{'s' if others > 1 else ''}"
             while (item := await told.get()) is not _END:
                 if isinstance(item, AbandonedError):
                     return
@@ -70,8 +75,19 @@ class Worker:
             left.set()
             future.cancel()  # if it has not begun
 
+    async def _waiting(self, future: Future[None]) -> AsyncGenerator[int]:
+        """How much work is before this one in the line, each time that it changes, until there is none."""
+        others = before = 0
+        while not (future.running() or future.done()):
+            with suppress(ValueError):  # it is over
+                others = self._line.index(future)
+            if others and others != before:
+                yield others
+            before = others
+            await asyncio.sleep(GLANCE)
+
     def end(self, patience: float) -> bool:
         """Let the work end the next time it tells something; whether it has ended within so many seconds."""
         self._ending.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        return not wait(set(self._under_way), patience).not_done
+        return not wait(list(self._line), patience).not_done

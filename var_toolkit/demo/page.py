@@ -1,52 +1,51 @@
-"""The page: components, and what happens when they are used. All drawing is done by `studio`."""
+"""The page: its tabs, and what happens when they are used. All drawing is done by `studio`."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import uuid4
+from collections.abc import AsyncGenerator
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from var_toolkit.demo.painting import painted, unmagnified
-from var_toolkit.demo.studio import Frame, Studio, Wish
-from var_toolkit.images import upright_rgb
-from var_toolkit.sheets import enlarged, grid
-from var_toolkit.zoo.registry import ENTRIES, Hub
+from var_toolkit.demo.choosing import MOST_IMAGES, NOTED, Settings, connect, fill, in_order, settings_column
+from var_toolkit.demo.compare_tab import compare_tab
+from var_toolkit.demo.edit_tab import edit_tab
+from var_toolkit.demo.showing import (
+    AT_ONCE,
+    DRAWING,
+    SIDE,
+    STEP,
+    Shown,
+    facts,
+    image,
+    in_one_line,
+    line,
+    magnified,
+    main_image,
+    row_of_scales,
+    stop_button,
+)
+from var_toolkit.demo.studio import Studio, Wish
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SHOWN = 384  # pixels that a small image is magnified to
-STEP = 64  # and those of each image in the row of scales
-MOST_GUIDANCE = 8
-FIRST_CLASS = 207
 CSS = """
-.gradio-container main { width: 100%; max-width: 1180px !important; margin: auto; }
-.image img, .scales img { image-rendering: pixelated; object-fit: scale-down; }
+.gradio-container main { width: 100%; max-width: 1240px !important; margin: auto; }
+.image img, .scales img, .images img { image-rendering: pixelated; object-fit: scale-down; }
 .painting .layer-wrap { display: none; }
 .facts { min-height: 3em; }
+.dropdown .wrap-inner input { padding-right: 0; text-overflow: ellipsis; }
+@media (max-width: 500px) { .dropdown .wrap-inner input { font-size: 12px; } }
 .facts code { font-size: 0.8em; white-space: pre-wrap; }
 """
-# One image at a time, of whomever: more at once would each be slower, and no seconds could be told.
-DRAWING: Any = {"concurrency_limit": 1, "concurrency_id": "drawing", "show_progress": "hidden"}
-AT_ONCE: Any = {"show_progress": "hidden", "api_visibility": "private"}
-Shown = tuple[Any, ...]
-
-
-class What(NamedTuple):
-    """What to draw, which all tabs share."""
-
-    model: gr.Dropdown
-    label: gr.Dropdown
-    seed: gr.Number
-    guidance: gr.Slider
-
-    def wish(self, plan: gr.Dropdown) -> list[Any]:
-        """The components whose values make a `Wish`, in its order."""
-        return [self.model, plan, self.label, self.seed, self.guidance]
+EXAMPLES = [
+    {"model": "stilllife-var", "class": 207, "seed": 0},
+    {"model": "stilllife-flowar", "class": 503, "seed": 3},
+    {"model": "stilllife-hmar", "class": 42, "seed": 1},
+    {"model": "stilllife-gpt", "class": 777, "seed": 2},
+]
 
 
 def theme() -> gr.themes.Base:
@@ -64,210 +63,109 @@ def build(studio: Studio, first: str) -> gr.Blocks:
     with gr.Blocks(title="vargen demo", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         gr.Markdown("# vargen\nImages drawn coarse to fine, one map of tokens after another.")
         with gr.Row():
-            with gr.Column(scale=1, min_width=280):
-                what = _what(studio, first)
-            with gr.Column(scale=3, min_width=520), gr.Tabs() as tabs:
+            with gr.Column(scale=2, min_width=300) as left:
+                settings = settings_column(studio, first)
+            with gr.Column(scale=5, min_width=300), gr.Tabs() as tabs:
                 with gr.Tab("Draw", id="draw"):
-                    plan, drawn, take_over = _draw_tab(studio, what)
+                    drawn, take_over = _draw_tab(studio, settings)
                 with gr.Tab("Side by side", id="compare"):
-                    plans = _compare_tab(studio, what)
+                    compare_tab(studio, settings)
                 with gr.Tab("Edit", id="edit"):
-                    edit_plan, canvas = _edit_tab(studio, what)
-        offered = [what.label, what.guidance, plan, *plans, edit_plan]
-        what.model.change(lambda name: _of_model(studio, name), what.model, offered, **AT_ONCE)
+                    canvas = edit_tab(studio, settings)
+        with left:
+            connect(studio, settings, first, page)
         take_over.click(_onto_canvas, drawn, [canvas, tabs], **AT_ONCE)
     return page
 
 
-def _what(studio: Studio, first: str) -> What:
-    classes, guidance = _of_model(studio, first)[:2]
-    return What(
-        gr.Dropdown([(_titled(name), name) for name in studio.models], value=first, label="Model"),
-        gr.Dropdown(classes["choices"], value=classes["value"], label="Class (type to search)"),
-        gr.Number(0, label="Seed", precision=0, minimum=0),
-        gr.Slider(0, MOST_GUIDANCE, guidance, step=0.05, label="Guidance (0 is off)"),
-    )
-
-
-def _draw_tab(studio: Studio, what: What) -> tuple[gr.Dropdown, gr.State, gr.Button]:
-    plan = _plans(studio, what)
+def _draw_tab(studio: Studio, settings: Settings) -> tuple[gr.State, gr.Button]:
+    plan = settings.plan
+    plan.render()
+    count = gr.Slider(1, MOST_IMAGES, 1, step=1, label="Images (their seeds count up)")
+    with gr.Row() as buttons:
+        draw = gr.Button("Draw", variant="primary", scale=3, min_width=100)
+        following = gr.Button("Draw the next seed", scale=2, min_width=190)
     with gr.Row():
-        draw = gr.Button("Draw", variant="primary", scale=2)
-        following = gr.Button("Draw the next seed", scale=1)
-    image = _main_image("Image")
-    row = _image("Scale by scale", height=STEP + 12, show_label=False, buttons=[], elem_classes="scales")
-    facts = _facts("Image")
+        with gr.Column(min_width=260):
+            shown = main_image("Image", "image")
+        gallery = gr.Gallery(
+            label="Images", columns=3, fit_columns=False, height=SIDE + 24, format="png", object_fit="contain",
+            visible=False, interactive=False, buttons=["download_all"], elem_id="gallery", elem_classes="images",
+        )  # fmt: skip
+    row = image("Scale by scale", height=STEP + 12, show_label=False, buttons=[], elem_classes="scales")
+    told = facts("image")
     take_over = gr.Button("Edit this image", size="sm")
-    drawn = gr.State()
+    drawn, images = gr.State(), gr.State([])
 
-    @_in_one_line
-    async def show(*wish: Any) -> AsyncGenerator[Shown]:
-        grown: list[Image] = []
-        async for frame in studio.worker.live(partial(studio.draw, Wish(*wish))):
-            if isinstance(frame, str):
-                yield gr.skip(), gr.skip(), frame, gr.skip()
-                continue
-            grown = grown if frame.facts else [*grown, frame.image]
-            yield _magnified(frame.image, SHOWN), _row(grown, frame.scales), _told(frame), frame.image
+    @in_one_line
+    async def show(
+        model: str,
+        plan: str | None = None,
+        class_label: int | str | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        count: int = 1,
+    ) -> AsyncGenerator[Shown]:
+        done: list[Image] = []
+        for number in range(_count(count)):
+            wish = Wish(model, plan, class_label, seed, guidance, temperature, top_k).following(number)
+            of = f"image {number + 1} of {count:.0f} (seed {wish.seed}): " if count > 1 else ""
+            grown: list[Image] = []
+            async for frame in studio.worker.live(partial(studio.draw, wish)):
+                if isinstance(frame, str):
+                    yield None, None, of + frame, gr.skip(), gr.skip(), gr.skip()
+                    continue
+                if frame.facts is None:
+                    grown.append(frame.image)
+                    rest = [gr.skip()] * 3
+                else:
+                    done.append(frame.image)
+                    small = [(magnified(one, SIDE // 3), f"seed {seed + at}") for at, one in enumerate(done)]
+                    rest = [small, frame.image, list(done)]
+                yield magnified(frame.image), row_of_scales(grown, frame.scales), of + line(frame), *rest
 
-    shown = [image, row, facts, drawn]
-    draw.click(show, what.wish(plan), shown, api_name="draw", **DRAWING)
-    counted = following.click(lambda seed: (seed or 0) + 1, what.seed, what.seed, **AT_ONCE)
-    counted.then(show, what.wish(plan), shown, api_visibility="private", **DRAWING)
-    return plan, drawn, take_over
-
-
-def _compare_tab(studio: Studio, what: What) -> list[gr.Dropdown]:
-    with gr.Row():
-        plans = [_plans(studio, what, at) for at in (0, 1)]
-    draw = gr.Button("Draw both", variant="primary")
-    shown: list[Any] = []
-    with gr.Row():
-        for side in ("Left", "Right"):
-            with gr.Column(min_width=260):
-                shown += [_main_image(side, show_label=False), _facts(side)]
-
-    @_in_one_line
-    async def show(model: str, left: str, right: str, *rest: Any) -> AsyncGenerator[Shown]:
-        one: Shown = (None, "")
-        async for told in studio.worker.live(partial(studio.finished, Wish(model, left, *rest))):
-            one = (None, told) if isinstance(told, str) else _finished(told)
-            yield *one, None, ""
-        yield *one, None, "drawing …"
-        async for told in studio.worker.live(partial(studio.finished, Wish(model, right, *rest))):
-            yield *one, *((None, told) if isinstance(told, str) else _finished(told))
-
-    asked = [what.model, *plans, what.label, what.seed, what.guidance]
-    draw.click(show, asked, shown, api_name="compare", **DRAWING)
-    return plans
-
-
-def _edit_tab(studio: Studio, what: What) -> tuple[gr.Dropdown, gr.ImageEditor]:
-    plan = _plans(studio, what)
-    with gr.Row():
-        with gr.Column(min_width=260):
-            canvas = gr.ImageEditor(
-                label="Image",
-                type="pil",
-                format="png",
-                sources=("upload", "clipboard"),
-                brush=gr.Brush(default_size=48, colors=[("#ff4d6d", 0.65)], color_mode="fixed"),
-                layers=gr.LayerOptions(allow_additional_layers=False),
-                transforms=(),
-                canvas_size=(SHOWN, SHOWN),
-                height=SHOWN + 120,
-                buttons=[],
-                elem_classes="painting",
-                elem_id="painting",
-            )
-        with gr.Column(min_width=260):
-            edited = _main_image("Edited", height=SHOWN + 120)
-    keep_pixels = gr.Checkbox(True, label="Keep every pixel that is not painted over")
-    edit = gr.Button("Draw anew what is painted over", variant="primary")
-    facts = _facts("Edited")
-
-    @_in_one_line
-    async def show(painting: dict[str, Any] | None, keep: bool, *wish: Any) -> AsyncGenerator[Shown]:
-        if painting is None or painting["background"] is None:
-            raise ValueError("there is no image; upload one, or take over the drawn one")
-        wished = Wish(*wish)
-        image = unmagnified(upright_rgb(painting["background"]), studio.shape(wished.model).tokenizer.image_side)
-        mask = painted(painting["layers"], image.size)
-        redraw = partial(studio.edit, wished, image, mask, keep_pixels=keep)
-        async for told in studio.worker.live(redraw):
-            yield (gr.skip(), told) if isinstance(told, str) else _finished(told)
-
-    edit.click(show, [canvas, keep_pixels, *what.wish(plan)], [edited, facts], api_name="edit", **DRAWING)
-    return plan, canvas
+    outputs = [shown, row, told, gallery, drawn, images]
+    asked = [*settings.wish(plan), count]
+    first = [settings.model, settings.filled, settings.seed, settings.any_seed, count]
+    look = {**DRAWING, "show_progress_on": shown}
+    drawing = []
+    for button, step in ((draw, 0), (following, 1)):
+        begun = button.click(in_order(studio, settings, step), first, settings.all, **AT_ONCE)
+        name: Any = {"api_name": "draw"} if step == 0 else {"api_visibility": "private"}
+        drawing.append(begun.success(show, asked, outputs, **name, **look))
+        begun.success(None, settings.wish(plan), None, js=NOTED, **AT_ONCE)
+    offered = [example for example in EXAMPLES if example["model"] in studio.models]
+    examples = gr.Dataset(
+        components=["textbox"], samples=[[_described(studio, one)] for one in offered], type="index", label="Examples"
+    )
+    begun = examples.click(lambda at: fill(studio, offered[at]), examples, settings.all, **AT_ONCE)
+    drawing.append(begun.success(show, asked, outputs, api_visibility="private", **look))
+    begun.success(None, settings.wish(plan), None, js=NOTED, **AT_ONCE)
+    with buttons:
+        stop_button([told], drawing)
+    count.change(lambda number: gr.update(visible=number > 1), count, gallery, **AT_ONCE)
+    gallery.select(_chosen, images, [shown, drawn], **AT_ONCE)
+    return drawn, take_over
 
 
-def _of_model(studio: Studio, model: str) -> list[Any]:
-    """What the other components offer for a model: classes, guidance, and plans of Draw, both sides and Edit."""
-    names, plans = studio.class_names(model), [choice.name for choice in studio.choices(model)]
-    classes = [(f"{names.name(label)} ({label})", label) for label in range(len(names))]
-    return [
-        gr.update(choices=classes, value=min(FIRST_CLASS, len(names) - 1)),
-        studio.shape(model).sampling.guidance_scale,
-        *(gr.update(choices=plans, value=plans[min(at, len(plans) - 1)]) for at in (0, 0, 1, 0)),
-    ]
+def _described(studio: Studio, example: dict[str, Any]) -> str:
+    name = studio.class_names(example["model"]).name(example["class"])
+    return f"{name}, {example['model']}, seed {example['seed']}"
 
 
-def _onto_canvas(image: Image | None) -> tuple[Any, Any]:
-    if image is None:
+def _count(count: float) -> int:
+    if count != int(count) or not 1 <= count <= MOST_IMAGES:
+        raise ValueError(f"count is {count}; it must be an integer from 1 to {MOST_IMAGES}")
+    return int(count)
+
+
+def _chosen(images: list[Any], event: gr.SelectData) -> tuple[Any, Any]:
+    return magnified(images[event.index]), images[event.index]
+
+
+def _onto_canvas(drawn: Image | None) -> tuple[Any, Any]:
+    if drawn is None:
         raise gr.Error("there is no image yet; draw one first", print_exception=False)
-    return {"background": _magnified(image, SHOWN), "layers": [], "composite": None}, gr.Tabs(selected="edit")
-
-
-def _plans(studio: Studio, what: What, at: int = 0) -> gr.Dropdown:
-    """The plans of the first model, with one of them chosen by its place."""
-    plans = [choice.name for choice in studio.choices(what.model.value)]
-    return gr.Dropdown(plans, value=plans[min(at, len(plans) - 1)], label="Decoding plan")
-
-
-def _main_image(label: str, height: int = SHOWN + 24, **look: Any) -> gr.Image:
-    return _image(label, height=height, buttons=["download"], elem_classes="image", elem_id=label.lower(), **look)
-
-
-def _facts(label: str) -> gr.Markdown:
-    """What the image of that label took."""
-    return gr.Markdown(elem_classes="facts", elem_id=f"facts-{label.lower()}")
-
-
-def _image(label: str, **look: Any) -> gr.Image:
-    return gr.Image(label=label, type="pil", format="png", interactive=False, **look)
-
-
-def _titled(model: str) -> str:
-    known = ENTRIES.get(model)
-    return f"{model} (downloaded on first use)" if known and isinstance(known.source, Hub) else model
-
-
-def _row(grown: list[Image], scales: int) -> Image:
-    """All scales in a row, those to come left white."""
-    from PIL.Image import new
-
-    blank = new("RGB", grown[0].size, "white")
-    return _magnified(grid([*grown, *[blank] * (scales - len(grown))], scales), STEP * scales)
-
-
-def _finished(frame: Frame) -> tuple[Any, str]:
-    return _magnified(frame.image, SHOWN), _told(frame)
-
-
-def _magnified(image: Image, least: int) -> Image:
-    """An image as it is shown, marked so that it gets a file of its own.
-
-    Gradio names files by their content, and would write one anew while a browser still reads it.
-    """
-    shown: Image = enlarged(image, least)
-    shown.info["shown"] = uuid4().hex
-    return shown
-
-
-def _told(frame: Frame) -> str:
-    """What an image took, as Markdown; of an unfinished one, how far it is."""
-    facts = frame.facts
-    if facts is None:
-        return f"scale {frame.scale + 1} of {frame.scales}"
-    told = [
-        f"**{facts.seconds:.2f} s**",
-        f"{facts.forward_passes} forward passes",
-        f"keys and values {facts.cache_bytes / 1e6:.1f} MB" if facts.cache_bytes else "no keys and values kept",
-        *([f"peak {facts.peak_bytes / 1e6:.0f} MB beyond the weights"] if facts.peak_bytes is not None else []),
-    ]
-    return f"{' · '.join(told)}\n\n`{facts.plan}`"
-
-
-def _in_one_line(show: Callable[..., AsyncGenerator[Shown]]) -> Callable[..., AsyncGenerator[Shown]]:
-    """What people can put right is shown to them, in one line."""
-
-    @wraps(show)
-    async def guarded(*given: Any) -> AsyncGenerator[Shown]:
-        try:
-            async with aclosing(show(*given)) as steps:
-                async for shown in steps:
-                    yield shown
-        except (ValueError, OSError) as error:
-            raise gr.Error(" ".join(str(error).split()), print_exception=False) from None
-
-    return guarded
+    return {"background": magnified(drawn), "layers": [], "composite": None}, gr.Tabs(selected="edit")

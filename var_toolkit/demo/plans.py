@@ -84,7 +84,7 @@ def _together(model: str) -> Iterator[Choice]:
 
 
 def _shared(draft_scales: int) -> str:
-    return f"CoDe, a small refiner from scale {draft_scales} on"
+    return f"CoDe, refiner from scale {draft_scales} on"
 
 
 def _backbone(entry: Entry) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -18,6 +18,7 @@ from var_toolkit.evaluation.bench.memory import forget_peak, held, peak
 from var_toolkit.images import as_output
 from var_toolkit.loading import Source, load, skeleton
 from var_toolkit.pipeline import Pipeline, PipelineOutput
+from var_toolkit.sampling.plan import is_continuous
 from var_toolkit.zoo.registry import ENTRIES
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from var_toolkit.zoo.class_names import ClassNames
 
 Watch = Callable[["ScaleEvent"], None]
+LARGEST_SEED = 2**53  # from which on a browser's numbers pass over integers
 KEPT = 3  # pipelines; two for plans side by side, and the one before
 
 
@@ -36,10 +38,30 @@ class Wish:
     """What somebody wants to see."""
 
     model: str
-    plan: str  # the name of one of `plans.choices`
-    label: int | None
+    plan: str | None  # the name of one of `plans.choices`; None for the model's own
+    label: int | str | None
     seed: int | None
-    guidance: float | None
+    guidance: float | None = None  # None for the model's own, here and below
+    temperature: float | None = None  # these two of models that have them (`Studio.takes`), and else unheeded
+    top_k: int | None = None
+
+    def following(self, number: int) -> Wish:
+        """The same with a seed that is so much larger. ValueError if there is no seed."""
+        return replace(self, seed=seed_of(self.seed) + number)
+
+
+def seed_of(value: object) -> int:
+    """The seed that somebody typed. ValueError in one line if it is none."""
+    if value is None or value == "":
+        raise ValueError("there is no seed; give an integer of at least 0")
+    try:
+        seed = int(value)  # type: ignore[call-overload]
+        exact = isinstance(value, str) or seed == value
+    except (ValueError, OverflowError):
+        exact = False
+    if not exact or not 0 <= seed < LARGEST_SEED:
+        raise ValueError(f"seed is {value}; it must be an integer from 0 to {LARGEST_SEED - 1}")
+    return seed
 
 
 @dataclass(frozen=True)
@@ -92,6 +114,17 @@ class Studio:
         """What a model draws."""
         return self.shape(model).class_names
 
+    def takes(self, model: str) -> frozenset[str]:
+        """Which of temperature and top_k one number of a slider can set: none of continuous tokens."""
+        shape = self.shape(model)
+        if is_continuous(shape.backbone):
+            return frozenset()
+        return frozenset({"top_k"} if isinstance(shape.sampling.temperature, tuple) else {"top_k", "temperature"})
+
+    def codes(self, model: str) -> int:
+        """How many codes a token is chosen from; 0 of continuous tokens."""
+        return int(getattr(self.shape(model).backbone.config, "vocab_size", 0))
+
     def pipeline(self, source: Source, tell: Tell | None = None) -> Pipeline:
         """A pipeline with weights, loaded once and kept while it is one of the last few."""
         pipe = self._kept.pop(source, None)
@@ -136,19 +169,19 @@ class Studio:
     def _asked(self, wish: Wish, tell: Tell) -> tuple[Pipeline, Plan, dict[str, Any]]:
         """What draws a wish, how, and the arguments of its call; all is checked before weights are read."""
         names = {choice.name: choice for choice in self.choices(wish.model)}
-        if wish.plan not in names:
-            raise ValueError(f"plan {wish.plan!r} is none of {wish.model}; choose one of {', '.join(names)}")
-        if wish.label is None:
+        plan_name = wish.plan or next(iter(names))
+        if plan_name not in names:
+            raise ValueError(f"plan {plan_name!r} is not a plan of {wish.model}; choose one of {', '.join(names)}")
+        if wish.label is None or wish.label == "":
             raise ValueError("no class is chosen; choose one")
-        if wish.seed is None:
-            raise ValueError("there is no seed; give an integer of at least 0")
-        choice = names[wish.plan]
-        settings = {"guidance_scale": wish.guidance, **choice.settings}
-        self.class_names(wish.model).resolve(wish.label)
+        seed, choice = seed_of(wish.seed), names[plan_name]
+        sampled = {name: getattr(wish, name) for name in self.takes(wish.model)}
+        settings: dict[str, Any] = {"guidance_scale": wish.guidance, **sampled, **choice.settings}
+        label = self.class_names(wish.model).resolve(wish.label)
         self.shape(choice.source).plan(**settings)  # which refuses what does not fit
         pipe = self.pipeline(choice.source, tell)
         plan = pipe.plan(**settings)
-        return pipe, plan, {"class_labels": wish.label, "seeds": wish.seed, "plan": plan}
+        return pipe, plan, {"class_labels": label, "seeds": seed, "plan": plan}
 
     def _shape(self, source: Source) -> Pipeline:
         """Sizes alone. What somebody on the page names is opened only if it is offered."""
