@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from var_toolkit import locks
-from var_toolkit.files import check_writable, made, partial, sweep, write_whole, written_whole
+from var_toolkit.files import allocate, check_writable, made, partial, sweep, write_whole, written_whole
 
 KILLED = """
 import os, signal, sys
@@ -102,7 +102,7 @@ def test_a_file_system_without_locks_is_written_to_all_the_same(tmp_path, monkey
     assert names(tmp_path) == ["out"]
 
 
-def full(to: Path) -> None:
+def full(*arguments: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -115,6 +115,20 @@ def test_a_full_disk_is_told_with_the_name_of_the_target_and_leaves_nothing(tmp_
         write_whole(folder / "part" / "weights", full)
     assert caught.value.filename == str(target / "part" / "weights")
     assert names(tmp_path) == []
+
+
+def test_a_sparse_file_gets_its_space_or_goes(tmp_path, monkeypatch):
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(100_000)
+    assert path.stat().st_blocks == 0
+    allocate(path)
+    assert path.stat().st_blocks * 512 >= 100_000
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        allocate(path)
+    assert caught.value.filename == str(path)
+    assert not path.exists()
 
 
 def test_an_error_of_a_file_that_was_read_keeps_its_name(tmp_path):

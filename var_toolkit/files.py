@@ -90,6 +90,21 @@ def sweep(folder: Path) -> None:
             os.close(descriptor)
 
 
+def allocate(path: Path) -> None:
+    """Give a new file all the space of its length now. OSError with its name if the disk is full; then it is removed.
+
+    Else a memory map of a sparse file ends the process with a bus error when the disk is full.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with _naming(path), path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def check_new(target: Path) -> None:
     """ValueError in one line if a folder that is to be written exists already, unless it is empty."""
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):

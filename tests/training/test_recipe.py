@@ -36,6 +36,12 @@ def test_the_published_recipes_have_the_published_peak_rates():
     [
         ({"batchsize": 8}, ["unknown key 'batchsize'", "did you mean 'batch_size'", "Allowed keys: objective, model"]),
         ({"optimiser": {"lr": 1e-3, "beta": [0.9, 0.9]}}, ["optimiser", "'beta'", "'betas'"]),
+        ({"optimiser": {"lr": float("nan")}}, ["lr is nan", "above 0"]),
+        ({"optimiser": {"base_lr": float("inf")}}, ["base_lr is inf", "above 0"]),
+        ({"optimiser": {"lr": 1e-3, "eps": 0.0}}, ["eps is 0.0", "above 0"]),
+        ({"optimiser": {"lr": 1e-3, "weight_decay": -1.0}}, ["weight_decay is -1.0", "0 or more"]),
+        ({"checkpoint_minutes": float("nan")}, ["checkpoint_minutes is nan", "0 or more"]),
+        ({"batch_size": 32}, ["batch_size is 32", "only 24 images"]),
         ({"optimiser": {"lr": "fast"}}, ["optimiser: lr is 'fast'", "a number"]),
         ({"optimiser": {"lr": 1e-3, "base_lr": 1e-3}}, ["exactly one of lr and base_lr"]),
         ({"schedule": {"kind": "cosin"}}, ["kind is 'cosin'", "lin0, cosine, constant"]),

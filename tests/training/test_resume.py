@@ -60,20 +60,20 @@ def test_a_stopped_run_ends_like_an_uninterrupted_one(tiny, cache, tmp_path, wei
 
 
 def test_a_killed_run_ends_like_an_uninterrupted_one(tiny, cache, tmp_path, weights):
-    # A line of the log is the mean of seven steps; the checkpoint is of any of them.
-    recipe = tiny("var", checkpoint_minutes=0.0, steps=60, log_every=7, sample_every=100, validate_every=100)
+    # A line of the log is the mean of four steps; the checkpoint is of any of them.
+    recipe = tiny("var", checkpoint_minutes=0.0, steps=30, log_every=4, sample_every=100, validate_every=100)
     whole = train(recipe, tmp_path / "whole", cache_dir=cache, device="cpu")
     (tmp_path / "recipe.pickle").write_bytes(pickle.dumps(recipe))
     (tmp_path / "run.py").write_text(SCRIPT)
     out = tmp_path / "killed"
     command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "recipe.pickle"), str(out), str(cache)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    wait_for_lines(out / "log.jsonl", 4, process)
+    wait_for_lines(out / "log.jsonl", 3, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "final").exists()
     reached = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
-    assert 0 < reached < 60
+    assert 0 < reached < 30
     assert_same_bits(weights(whole), weights(train(recipe, out, cache_dir=cache, device="cpu")))
     assert without_times(out / "log.jsonl") == without_times(tmp_path / "whole" / "log.jsonl")
     assert (out / "final" / "facts.json").read_bytes() == (tmp_path / "whole" / "final" / "facts.json").read_bytes()

@@ -20,6 +20,7 @@ from numpy.lib.format import open_memmap
 
 from var_toolkit.data.ray_tracing import draw
 from var_toolkit.data.still_life_names import CLASSES, parts
+from var_toolkit.files import allocate
 from var_toolkit.progress import Progress
 
 VERSION = 1  # part of the file's name: raise it whenever images change
@@ -115,6 +116,7 @@ def _draw_chunk(task: tuple[int, str, Path]) -> None:
 def _join(file: Path, kept: int, count: int, chunks: Path) -> None:
     unfinished = file.with_suffix(".unfinished")
     joined = open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=(count, 3, SIZE, SIZE))
+    allocate(unfinished)
     if kept:
         joined[:kept] = np.load(file, mmap_mode="r")
     for start in range(kept // CHUNK * CHUNK, count, CHUNK):

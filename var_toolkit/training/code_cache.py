@@ -15,6 +15,7 @@ from filelock import FileLock
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
+from var_toolkit.files import allocate
 from var_toolkit.progress import Progress
 from var_toolkit.tokenizers.kl import KLTokenizer
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
@@ -131,6 +132,7 @@ def _compute_all(kept: Kept, count: int, codes: Codes, final: Path, progress: bo
         written = open_memmap(unfinished, mode="r+")
     else:
         written = open_memmap(unfinished, mode="w+", dtype=kept.dtype, shape=(count, *kept.shape))
+        allocate(unfinished)
     with Progress(count, "images", what=kept.work, done=done, active=progress) as bar:
         for part in codes(done):
             found: np.ndarray = part.cpu().numpy().astype(kept.dtype)

@@ -1,6 +1,7 @@
 """A training recipe: everything that decides the result of a run, read from one YAML file."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +77,12 @@ class OptimiserConfig:
 
     def __post_init__(self) -> None:
         _require((self.lr is None) != (self.base_lr is None), "give exactly one of lr and base_lr")
-        _require((self.lr or self.base_lr or 0) > 0, f"lr is {self.lr or self.base_lr}; expected a number above 0")
+        for name in ("lr", "base_lr", "eps"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < math.inf, f"{name} is {value}; expected a number above 0")
+        for name in ("weight_decay", "final_weight_decay"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value < math.inf, f"{name} is {value}; expected 0 or more")
         _require(all(0 <= beta < 1 for beta in self.betas), f"betas is {self.betas}; expected numbers in [0, 1)")
 
     def peak(self, batch_size: int) -> float:
@@ -127,6 +133,7 @@ class Recipe:
         for name in ("batch_size", "steps", "epochs", "log_every", "sample_every", "validate_every"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name} is {value}; expected a number above 0")
+        _require(self.checkpoint_minutes >= 0, f"checkpoint_minutes is {self.checkpoint_minutes}; expected 0 or more")
         _require(self.ema is None or 0 < self.ema < 1, f"ema is {self.ema}; expected a decay in (0, 1), or null")
         _require(self.grad_clip is None or self.grad_clip > 0, f"grad_clip is {self.grad_clip}; expected > 0, or null")
         count = getattr(self.data, "count", self.batch_size)  # of folders it is not known yet
