@@ -42,6 +42,19 @@ def test_shards_are_drawn_packed_continued_and_measured(model, capsys):
     assert 'was begun with files "3 shards", not "one an image"' in capsys.readouterr().err
 
 
+def test_the_folder_of_a_packed_set_is_made(model):
+    command = [model, "--classes", "0", "--per-class", "1", "--out", "set", "--npz", "new/folder/set.npz"]
+    assert evaluate(*command) == 0
+    assert np.load("new/folder/set.npz")["arr_0"].shape == (1, 64, 64, 3)
+
+
+def test_more_images_than_can_be_listed_are_refused_by_name(model, capsys):
+    assert evaluate(model, "--classes", "0", "--per-class", "9" * 20, "--out", "set") == 2
+    assert "per" in (error := capsys.readouterr().err)
+    assert "9" * 20 in error
+    assert not Path("set").exists()
+
+
 def test_json_is_one_object(model, capsys):
     assert evaluate(model, "--classes", "3", "--per-class", "2", "--out", "set", "--json") == 0
     facts = json.loads(capsys.readouterr().out)

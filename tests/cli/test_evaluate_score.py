@@ -102,7 +102,8 @@ def wrong() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--images", "nowhere"], "nowhere is not there"),
+        (["--images", "nowhere"], "nowhere"),
+        (["--images", ""], "empty name"),
         (["--images", "empty"], "empty holds no images"),
         (["--images", "mixed"], "mixed/notes.txt is no image"),
         (["--images", "corrupt"], "corrupt/b.png is damaged"),

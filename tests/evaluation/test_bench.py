@@ -23,6 +23,7 @@ from var_toolkit.evaluation.bench.random_weights import random_pipeline
 from var_toolkit.evaluation.bench.report import Spread, as_markdown, as_text, paired_ratio, report
 from var_toolkit.evaluation.bench.rounds import Measured, fit_together, measure, size_of
 from var_toolkit.evaluation.bench.table import Row, Table, find_table, plan_keywords, read_table, table_from
+from var_toolkit.evaluation.bench.worker import _in_one_line
 from var_toolkit.loading import load, skeleton
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.sampling.forecast import decoder_multiply_adds
@@ -51,6 +52,8 @@ BAD = [
     ({"rows": [{"name": "plain"}]}, "row 'plain': missing key 'model'"),
     ({"rows": [{"model": "stilllife-var"}]}, "row 1: missing key 'name'"),
     ({"rows": [a_row(), a_row("fast", dtipe="bfloat16")]}, "row 'fast': unknown key 'dtipe'; did you mean 'dtype'"),
+    ({"rows": [a_row("")]}, "name is ''"),
+    ({"rows": [a_row("two\nlines")]}, "name is 'two"),
     ({"rows": [a_row(model=3)]}, "row 'plain': model: expected a mapping of settings"),
     ({"rows": [a_row(model={"drafter": "a", "refiner": "b"})]}, "model: missing key 'draft_scales'"),
     ({"rows": [a_row(dtype="int8")]}, "row 'plain': dtype is 'int8'; allowed: float32, bfloat16, float16"),
@@ -125,6 +128,13 @@ def test_a_table_imports_code_only_if_that_is_allowed(where, tmp_path, monkeypat
     size_of(row)
     assert (tmp_path / "ran").exists()
     sys.modules.pop("evil_method")
+
+
+def test_a_long_file_of_something_else_is_refused_in_a_short_line(tmp_path):
+    (tmp_path / "table.yaml").write_text(str(list(range(10_000))))
+    with pytest.raises(ValueError, match=r"table\.yaml") as complaint:
+        read_table(tmp_path / "table.yaml")
+    assert len(str(complaint.value)) < 300
 
 
 def test_installed_methods_need_no_permission():
@@ -433,3 +443,13 @@ def test_the_heading_of_a_plot_is_wrapped_and_names_one_thread(growth, tmp_path)
     assert ("MiB" in heading) == (growth > 0)
     write_plot(told, tmp_path / "plot.png")  # also where the system tells no memory
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_a_row_that_runs_out_of_memory_says_what_to_change():
+    for error in (
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ):
+        assert "smaller batch" in _in_one_line(error)
+    assert _in_one_line(RuntimeError("no luck\nmore")) == "RuntimeError: no luck"

@@ -1,7 +1,7 @@
-"""Measure speed, memory and quality of methods side by side, as a table of rows says.
+"""Measure speed, memory and quality of the rows of a table, side by side.
 
-Exit status 1 if any row, or the quality of one, failed; the others are measured all the same. Interrupted, it writes
-what has been measured and says what is unfinished (exit status 130).
+The exit status is 1 if a row or its quality failed; the other rows are measured nevertheless. After Ctrl-C the report
+holds what has been measured and names the unfinished rows (exit status 130).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ A_ROW_FAILED = 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen bench`."""
     parser.add_argument("table", metavar="TABLE", help="a YAML file, see configs/bench/; or the name of one of those")
-    parser.add_argument(
-        "--rounds", type=at_least(1), help="how often each row is measured (default: as the table says)"
-    )
+    parser.add_argument("--rounds", type=at_least(1), help="how often each row is measured (default: as in the table)")
     parser.add_argument("--only", nargs="+", metavar="ROW", help='rows to measure, such as "var-d16*"')
     parser.add_argument(
         "--allow-code",
         action="store_true",
         help="import the methods that the table names as module:function; only for tables that you trust",
     )
-    parser.add_argument("--out", type=Path, help="a folder for the table as JSON and Markdown, and the plot")
+    parser.add_argument(
+        "--out", type=Path, help="a folder for the report as JSON and Markdown, and the plot of quality against speed"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 

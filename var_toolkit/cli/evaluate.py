@@ -1,4 +1,4 @@
-"""Draw a large set of images (`evaluate sample`), and measure a set (`evaluate score`)."""
+"""Draw a large set of images (`evaluate sample`) and score a set (`evaluate score`)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Draw many images of every class into a folder of PNG files or of shards, to be measured.
+"""Draw many images of every class into a folder of PNG files or shards, to be scored.
 
-Run it again to continue what was stopped. Under torchrun its processes share the work; on the CPU each computes with
-one thread.
+The same command continues a run that was stopped. Under torchrun the processes share the work; on the CPU each uses one
+thread.
 """
 
 from __future__ import annotations
@@ -26,23 +26,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen evaluate sample`."""
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the images")
     parser.add_argument("--classes", help="such as 0-9,207 (default: all classes of the model)")
-    parser.add_argument("--per-class", type=at_least(1), default=50, help="images a class (default 50)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of image 0; the next ones count up")
+    parser.add_argument("--per-class", type=at_least(1), default=50, help="images per class (default 50)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of image 0; image i has the seed SEED + i")
     add_model_option(parser)
     add_sampling_options(parser)
     add_machine_options(parser)
     parser.add_argument(
-        "--batch-size", type=at_least(1), default=8, help="images at a time (default 8); a set keeps the one it has"
+        "--batch-size",
+        type=at_least(1),
+        default=8,
+        help="images drawn at a time (default 8); a set that was started keeps its batch size",
     )
     parser.add_argument(
-        "--shards", type=at_least(1), metavar="N", help="N tar files (WebDataset) instead of a file an image"
+        "--shards", type=at_least(1), metavar="N", help="write N tar files (WebDataset) instead of one file per image"
     )
-    parser.add_argument("--npz", type=Path, metavar="FILE.npz", help="pack the images for the ADM evaluator as well")
+    parser.add_argument("--npz", type=Path, metavar="FILE.npz", help="also pack the images for the ADM evaluator")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw what is lacking, then say what is there."""
+    """Draw the missing images, then print a summary."""
     import torch
 
     from var_toolkit.evaluation.sample_set import draw_set

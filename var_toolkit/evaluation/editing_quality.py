@@ -15,13 +15,13 @@ from var_toolkit.evaluation.still_life_quality import Agreement, agreement
 from var_toolkit.images import as_output, to_uint8
 from var_toolkit.pipeline import Pipeline
 
-MARGIN = 3  # pixels around the solid that are drawn anew as well
+MARGIN = 3  # pixels around the solid that are inpainted as well
 FIRST_SEED = 10**9  # of the images: no training has seen them
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """A rendered still life, the box around its solid, and the class with another solid that shall be there."""
+    """A rendered still life, the box around its solid, and the class of the solid that replaces it."""
 
     image: Any  # of PIL
     box: tuple[int, int, int, int]  # x, y, width, height
@@ -30,11 +30,11 @@ class Replacement:
 
 
 def replacements(count: int) -> Iterator[Replacement]:
-    """Cases with any class, any other solid, and the same colour and ground; always the same."""
-    chance = random.Random(0)
+    """Cases of any class: another solid, the same colour and ground. The cases are always the same."""
+    generator = random.Random(0)
     for number in range(count):
-        label = chance.randrange(1000)
-        other = (label + 100 * chance.randrange(1, len(SOLIDS))) % 1000
+        label = generator.randrange(1000)
+        other = (label + 100 * generator.randrange(1, len(SOLIDS))) % 1000
         seed = FIRST_SEED + number
         (image,) = as_output(render([label], [seed]) / 127.5 - 1, "pil")
         yield Replacement(image, _box(solid_mask(label, seed)), other, number)

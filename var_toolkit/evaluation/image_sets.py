@@ -171,11 +171,13 @@ def chosen(of: int, count: int) -> list[int]:
 
 def _opened(source: str | Path, side: int | None = None) -> ImageSet:
     path = Path(source)
+    if not str(source).strip():
+        raise ValueError(f"{source!r} is an empty name; give a folder of images or an .npz file")
     if path.is_dir():
         return _open_folder(path, side)
     if path.is_file() and path.suffix.lower() == ".npz":
         return _open_npz(path)
-    problem = "is neither a folder nor an .npz file" if path.exists() else "is not there"
+    problem = "is neither a folder nor an .npz file" if path.exists() else "does not exist"
     raise ValueError(f"{source} {problem}; give a folder of images or an .npz file")
 
 

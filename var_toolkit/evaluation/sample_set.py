@@ -9,7 +9,6 @@ machine with one version of torch.
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from var_toolkit.devices import find_device
 from var_toolkit.evaluation.adm_npz import check_name, write_images
 from var_toolkit.evaluation.fingerprint import fingerprint
 from var_toolkit.evaluation.image_files import IMAGE, SHARD, members, write_image, write_shard
-from var_toolkit.evaluation.sample_folder import numbers_there, opened, sweep, write_settings
+from var_toolkit.evaluation.sample_folder import numbers_there, opened, write_settings
 from var_toolkit.files import check_writable
 from var_toolkit.loading import load, skeleton
 from var_toolkit.pipeline import Pipeline, PipelineOutput
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
 
     from var_toolkit.loading import Source
 
+MOST_IMAGES = 10**9  # their numbers are listed in memory
 OWN = "own"  # for the tokenizer, in the settings of a set
 
 
@@ -57,6 +57,11 @@ class ImageList:
         for name in ("per_class", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.count > MOST_IMAGES:
+            raise ValueError(
+                f"per_class is {self.per_class}; with {len(self.classes)} classes it must be at most "
+                f"{MOST_IMAGES // len(self.classes)}, for a set of {MOST_IMAGES:,} images"
+            )
         if not 0 <= self.seed <= 2**63 - self.count:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**63 - {self.count}, the number of images")
         if self.shards is not None and not 1 <= self.shards <= self.batches:
@@ -273,7 +278,7 @@ def _tell(out: Path, there: int, count: int) -> None:
     elif there:
         print(f"{out}: {there:,} of {count:,} images are there; {count - there:,} to draw", file=sys.stderr)
     else:
-        print(f"{out}: {count:,} images to draw", file=sys.stderr)
+        print(f"{out}: {count:,} image{'' if count == 1 else 's'} to draw", file=sys.stderr)
 
 
 def _draw(
@@ -308,7 +313,6 @@ def _draw(
 
 
 def _pack(npz: Path, out: Path, wanted: ImageList) -> None:
-    sweep(npz.parent, re.compile(rf"\.{re.escape(npz.name)}-\w{{8}}"))  # gigabytes, if a run was killed while packing
     if wanted.shards:
         files = [image for index in range(wanted.shards) for image in members(out / wanted.shard(index))]
         if len(files) != wanted.count:

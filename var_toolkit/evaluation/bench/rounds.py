@@ -1,4 +1,4 @@
-"""Measuring a table: rows take turns round by round, so that whatever disturbs the machine disturbs all alike.
+"""Measuring a table: rows take turns round by round, so that a disturbance of the machine affects all rows alike.
 
 Each row has a process of its own and only one computes at a time. The processes stay alive between rounds if all of
 them together fit into half of the free memory; otherwise each turn loads and warms up anew.
@@ -31,7 +31,7 @@ PROCESS = 500_000_000  # bytes of a process that has imported torch
 
 @dataclass(frozen=True)
 class Size:
-    """What is known of a row without its weights."""
+    """What is known about a row without its weights."""
 
     plan: str
     cost: Cost
@@ -43,7 +43,7 @@ class Size:
 
 @dataclass
 class Measured:
-    """What was found about a row; `error` says why it is not complete."""
+    """What was measured of a row; `error` is the reason if it is not complete."""
 
     row: Row
     size: Size
@@ -54,18 +54,18 @@ class Measured:
     quality_error: str | None = None  # the speed is known all the same
 
     def unfinished(self, rounds: int) -> str | None:
-        """What an interruption left out; None if nothing, or if the row failed anyway."""
+        """What an interruption left out; None if nothing, or if the row failed."""
         if self.error is None and len(self.turns) < rounds:
             return f"{len(self.turns)} of {rounds} rounds"
         lacks_quality = bool(self.row.quality) and self.quality is None and self.quality_error is None
         return "quality not judged" if self.error is None and lacks_quality else None
 
 
-Step = Callable[[str], None]  # told before each step what comes
+Step = Callable[[str], None]  # called before each step with its description
 
 
 def size_of(row: Row) -> Size:
-    """Check a row and count its work; ValueError in one line if it cannot be. Reads configurations alone."""
+    """Check a row and count its work, from configurations alone; ValueError in one line if it cannot be measured."""
     try:
         shape = skeleton(row.source)
         plan = shape.plan(**row.plan)
@@ -82,12 +82,12 @@ def size_of(row: Row) -> Size:
 
 
 def measure(table: Table, *, cache: Path, on_step: Step) -> list[Measured]:
-    """Measure every row; one that fails keeps its error and the others go on. ValueError before any work.
+    """Measure every row; a row that fails keeps its error and the others continue. ValueError before any work.
 
-    A row whose quality cannot be judged keeps its speed. What is interrupted by the keyboard returns what has been
-    measured, or raises KeyboardInterrupt if nothing has.
+    A row whose quality cannot be judged keeps its speed. After Ctrl-C the rows that were measured so far are returned,
+    or KeyboardInterrupt is raised if there are none.
 
-    `cache` is a folder that keeps what images are compared with.
+    `cache` is a folder that keeps the statistics of the renderings that images are compared with.
     """
     found = [Measured(row, size_of(row)) for row in table.rows]
     if any(row.quality for row in table.rows):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, Literal, get_type_hints
 
 from var_toolkit.config_files import find_config, read_yaml
@@ -18,18 +19,20 @@ from var_toolkit.strict_fields import build, convert, refuse_unknown_keys
 
 @dataclass(frozen=True)
 class Row:
-    """A model, a plan and a machine."""
+    """A model, a plan, a dtype and a device: what is measured together."""
 
     name: str
     model: Any  # a name, a directory or a hub id; or a mapping: drafter, refiner, draft_scales; or model, draft_model
-    weights: Literal["own", "random"] = "own"  # random: the sizes alone count, and nothing is downloaded
+    weights: Literal["own", "random"] = "own"  # random: for speed and memory; nothing is downloaded
     plan: Any = field(default_factory=dict)  # keywords of `Pipeline.plan`
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     batch: int = 8
-    quality: int = 0  # images to judge it by, of classes 0, 1, ...; 0 is off
+    quality: int = 0  # how many images are judged, of classes 0, 1, ...; 0 is off
 
     def __post_init__(self) -> None:
+        if not self.name.strip() or not self.name.isprintable():
+            raise ValueError(f"name is {self.name!r}; expected text of one line")
         if not isinstance(self.model, str):
             _ = self.source  # which refuses a mapping of other keys
         if not isinstance(self.plan, Mapping):
@@ -43,7 +46,7 @@ class Row:
         if self.quality < 0 or self.quality == 1:
             raise ValueError(f"quality is {self.quality}; expected 2 images or more, or 0 for none")
         if self.quality and self.weights == "random":
-            raise ValueError("random weights have no quality; leave out quality or weights")
+            raise ValueError("random weights have no quality; remove quality or weights")
 
     @property
     def source(self) -> str | Pair | Drafting:
@@ -56,7 +59,7 @@ class Row:
 
     @property
     def images_key(self) -> str:
-        """Rows of one key draw the same images: the batch and the name change nothing."""
+        """Rows with the same key draw the same images: batch and name do not matter."""
         return repr(dataclasses.replace(self, name="", batch=1))
 
 
@@ -117,16 +120,16 @@ def table_from(values: object, *, where: str = "table", allow_code: bool = False
     A row's own field replaces the default as a whole, `plan` as well. `allow_code`: as in `read_table`.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where}: expected a mapping with rows, got {values!r}")
+        raise ValueError(f"{where}: expected a mapping with rows, got {short(values)}")
     allowed = [*(one.name for one in dataclasses.fields(Table)), "defaults"]
     refuse_unknown_keys(values, allowed, where=where)
     defaults, rows = values.get("defaults") or {}, values.get("rows") or []
     if not isinstance(defaults, Mapping):
-        raise ValueError(f"{where}: defaults: expected a mapping of settings, got {defaults!r}")
+        raise ValueError(f"{where}: defaults: expected a mapping of settings, got {short(defaults)}")
     fields = [one.name for one in dataclasses.fields(Row)]
     refuse_unknown_keys(defaults, [name for name in fields if name != "name"], where=f"{where}: defaults")
     if not isinstance(rows, list):
-        raise ValueError(f"{where}: rows is {rows!r}; expected a list")
+        raise ValueError(f"{where}: rows is {short(rows)}; expected a list")
     settings = {name: value for name, value in values.items() if name != "defaults"}
     read = tuple(_row(row, defaults, where=f"{where}: {_called(row, i)}") for i, row in enumerate(rows, start=1))
     if not allow_code:
@@ -147,7 +150,7 @@ def _refuse_code(rows: Sequence[Row], where: str) -> None:
 
 def _row(values: object, defaults: Mapping[str, Any], *, where: str) -> Row:
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where}: expected a mapping of settings, got {values!r}")
+        raise ValueError(f"{where}: expected a mapping of settings, got {short(values)}")
     return build(Row, {**defaults, **values}, where=where)
 
 

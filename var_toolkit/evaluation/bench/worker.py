@@ -1,4 +1,4 @@
-"""The process of one row: reads orders from standard input and answers on standard output, a JSON object a line.
+"""The process of one row: reads orders from standard input and answers on standard output, one JSON object per line.
 
 Started by `bench.child`. It ends when its input does, so that it never outlives the process that started it for long.
 """
@@ -48,13 +48,13 @@ class Worker:
         self.process_bytes = before
 
     def facts(self) -> dict[str, Any]:
-        """Where the row computes, and what its process took before the networks were there."""
+        """The device of the row, and the memory of its process before the networks were loaded."""
         device = self.pipe.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
         return {"device": str(device), "gpu": name, "process_memory_bytes": self.process_bytes}
 
     def turn(self, number: int, seconds: float) -> dict[str, Any]:
-        """Draw batches for at least `seconds`: seconds an image of each batch, memory, and what the engine counted."""
+        """Draw batches for at least `seconds`: seconds per image of each batch, memory, and the engine's counts."""
         drawing: list[float] = []
         tallies: list[Tally] = []
         decoding: list[float] = []
@@ -81,14 +81,14 @@ class Worker:
         }
 
     def images(self, path: str) -> dict[str, Any]:
-        """Draw what the row's quality is judged by into a file: uint8 (N, 3, h, w), image i of class and seed i."""
+        """Write the images that the row's quality is judged on: uint8 (N, 3, h, w), image i of class and seed i."""
         import numpy as np
 
         np.save(path, torch.cat(list(self.drawn(self.row.quality))).numpy())
         return {"classes": self.pipe.backbone.config.num_classes}
 
     def drawn(self, count: int) -> Iterator[Tensor]:
-        """Batches of images, uint8 (B, 3, h, w), on the CPU: image i of class i, counted around, and seed i."""
+        """Batches of images, uint8 (B, 3, h, w), on the CPU; image i has class i modulo their number, seed i."""
         for at in range(0, count, QUALITY_BATCH):
             size = min(QUALITY_BATCH, count - at)
             one = _draw(self.pipe, self.plan, self._labels(at, size), range(at, at + size))
@@ -148,6 +148,8 @@ def main() -> None:
 def _in_one_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     kind = type(error).__name__
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return "out of memory; choose a smaller batch, or a dtype of 16 bits"
     if not text:
         return kind
     return text[0] if isinstance(error, ValueError) else f"{kind}: {text[0]}"
