@@ -60,7 +60,7 @@ class Row:
     @property
     def images_key(self) -> str:
         """Rows with the same key draw the same images: batch and name do not matter."""
-        return repr(dataclasses.replace(self, name="", batch=1))
+        return repr(dataclasses.replace(self, name="any", batch=1))
 
 
 @dataclass(frozen=True)
