@@ -1,5 +1,7 @@
 """What Python users hold."""
 
+import inspect
+import re
 from copy import deepcopy
 
 import numpy as np
@@ -13,6 +15,7 @@ import var_toolkit
 from var_toolkit.loading import Pair, load, skeleton
 from var_toolkit.pipeline import Pipeline, pair
 from var_toolkit.sampling.variant import variant
+from var_toolkit.settings import Drawing, Settings
 from var_toolkit.zoo.registry import Sampling
 
 
@@ -288,3 +291,76 @@ def test_from_pretrained_is_load(continuous, tmp_path):
     again = Pipeline.from_pretrained(tmp_path / "model", tokenizer=tmp_path / "vae", device="cpu")
     assert again.sampling == continuous.sampling
     assert again.tokenizer.image_side == 12
+
+
+@pytest.mark.parametrize("places", [(torch.bfloat16,), ("cpu", torch.bfloat16), (torch.device("cpu"), torch.bfloat16)])
+def test_a_pipeline_moves_as_those_of_diffusers_do(small_tokenizer, small_var, places):
+    half = Pipeline(deepcopy(small_tokenizer), deepcopy(small_var)).to(*places)
+    assert half.dtype == torch.bfloat16
+    assert half.to(device="cpu", dtype=torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize("place", ["float16", torch.int8, 1.5, True])
+def test_what_is_no_device_and_no_dtype_is_refused_by_name(pipe, place):
+    with pytest.raises(ValueError, match=re.escape(str(place))):
+        pipe.to(place)
+
+
+def test_a_model_is_replaced_only_if_asked_and_only_if_it_is_one(tmp_path, pipe, small_tokenizer):
+    folder = tmp_path / "model"
+    pipe.save_pretrained(folder)
+    other = Pipeline(small_tokenizer, small_var_network(depth=2))
+    with pytest.raises(ValueError, match="model exists already"):
+        other.save_pretrained(folder)
+    other.save_pretrained(folder, overwrite=True)
+    assert load(folder, device="cpu").backbone.config.depth == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"'notes\.txt'"):
+        pipe.save_pretrained(folder, overwrite=True)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("")
+    with pytest.raises(ValueError, match="photos is not a model"):
+        pipe.save_pretrained(tmp_path / "photos", overwrite=True)
+    assert (tmp_path / "photos" / "a.jpg").exists()
+
+
+def test_a_failure_while_a_model_is_replaced_leaves_the_old_one(tmp_path, pipe, small_tokenizer, monkeypatch):
+    pipe.save_pretrained(tmp_path / "model")
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("var_toolkit.saving.write_card", fail)
+    with pytest.raises(OSError, match="disk full"):
+        Pipeline(small_tokenizer, small_var_network(depth=2)).save_pretrained(tmp_path / "model", overwrite=True)
+    assert load(tmp_path / "model", device="cpu").backbone.config.depth == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_compiled_backbone_is_used_as_it_was_and_saved(tmp_path, small_tokenizer, small_var):
+    pipe = Pipeline(small_tokenizer, small_var)
+    with pytest.warns(UserWarning, match=r"torch\.compile"):
+        pipe.backbone = torch.compile(small_var)
+    assert str(pipe.plan()).startswith("scales 0-3: VAR 4 x 256")
+    pipe.save_pretrained(tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model", device="cpu")(3, seeds=0).latents, pipe(3, seeds=0).latents)
+
+
+@pytest.mark.parametrize("name", ["__call__", "edit", "vary"])
+def test_the_keywords_of_a_call_are_seen(pipe, name):
+    shown = inspect.signature(getattr(pipe, name)).parameters
+    assert not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in shown.values())
+    assert {"seeds", "guidance_scale", "top_k", "batch_size", "output_type", "speculate"} <= shown.keys()
+    assert (shown["batch_size"].default, shown["output_type"].default, shown["top_k"].default) == (8, "pil", None)
+    assert set(Drawing.__annotations__) <= shown.keys()
+    assert "    top_k: " in inspect.getdoc(getattr(pipe, name))
+
+
+def test_the_keywords_of_a_plan_are_the_settings(pipe):
+    assert list(inspect.signature(pipe.plan).parameters) == list(Settings.__annotations__)
+
+
+def test_the_package_offers_its_names():
+    assert {"load", "Pipeline", "Plan", "code", "variant", "list_models"} <= set(dir(var_toolkit))
+    assert all(getattr(var_toolkit, name) is not None for name in dir(var_toolkit))

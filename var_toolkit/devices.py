@@ -50,6 +50,26 @@ def slow_dtype(device: torch.device, dtype: torch.dtype) -> str | None:
     return f"this processor has no {name} units, so {name} is several times as slow as float32; use --dtype float32"
 
 
+def destination(
+    *wanted: torch.device | str | int | torch.dtype | None,
+) -> tuple[torch.device | None, torch.dtype | None]:
+    """The device and the dtype among some arguments in any order, each once at most; ValueError for anything else."""
+    device: torch.device | None = None
+    dtype: torch.dtype | None = None
+    for each in wanted:
+        if each is None:
+            continue
+        if isinstance(each, torch.dtype):
+            if not each.is_floating_point or dtype not in (None, each):
+                raise ValueError(f"dtype is {each}; give one floating-point type, such as torch.bfloat16")
+            dtype = each
+        elif isinstance(each, str | int | torch.device) and not isinstance(each, bool) and device is None:
+            device = find_device(each) if isinstance(each, str) else torch.device(each)
+        else:
+            raise ValueError(f"{each!r} cannot be moved to; give one device, such as 'cuda', and one dtype")
+    return device, dtype
+
+
 def clock(device: torch.device) -> float:
     """The time in seconds, once the device has done all that was asked of it."""
     if device.type == "cuda":

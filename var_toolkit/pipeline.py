@@ -6,10 +6,10 @@ pipe(class_labels=[207, "red sphere on sand"], seeds=[0, 1]).images[0]
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -17,17 +17,18 @@ import torch
 from torch import Tensor
 
 from var_toolkit.backbones.linear import pack_linears
+from var_toolkit.default_plans import default_plan, require_masked_passes, with_subnet
+from var_toolkit.devices import destination
 from var_toolkit.editing import as_image, prepare
-from var_toolkit.files import written_whole
 from var_toolkit.finite import require_finite, require_fit
 from var_toolkit.images import Given, as_output, given_square
+from var_toolkit.output import PipelineOutput
 from var_toolkit.ranges import brief, checked
 from var_toolkit.sampling.collaborative import code, require_one_tokenizer
 from var_toolkit.sampling.engine import ScaleEvent, decode
-from var_toolkit.sampling.flow import Flow
 from var_toolkit.sampling.methods import apply_method
 from var_toolkit.sampling.noise import Noise
-from var_toolkit.sampling.plan import Plan, Stage, is_continuous
+from var_toolkit.sampling.plan import Plan
 from var_toolkit.sampling.preserved import (
     Preserved,
     preserved_before,
@@ -35,8 +36,7 @@ from var_toolkit.sampling.preserved import (
     require_editable,
     require_scale,
 )
-from var_toolkit.sampling.refinement_schedule import OFF, refinement
-from var_toolkit.sampling.variant import variant
+from var_toolkit.saving import parts, save
 from var_toolkit.settings import (
     OUTPUT_TYPES,
     Drawing,
@@ -47,12 +47,12 @@ from var_toolkit.settings import (
     require_kind,
     seeds_of,
 )
+from var_toolkit.signatures import show_keywords
 from var_toolkit.speculative.settings import SETTINGS as SPECULATIVE
 from var_toolkit.speculative.settings import DraftModel, speculative
-from var_toolkit.speculative.tally import Tally, together
+from var_toolkit.speculative.tally import together
 from var_toolkit.zoo.class_names import ClassNames, class_names, kept
-from var_toolkit.zoo.directory import INDEX, write_json, write_network
-from var_toolkit.zoo.facts import Facts, of_both, write_facts
+from var_toolkit.zoo.facts import Facts, of_both
 from var_toolkit.zoo.hub import upload, with_revision
 from var_toolkit.zoo.model_card import write_card
 from var_toolkit.zoo.registry import Sampling
@@ -67,21 +67,6 @@ if TYPE_CHECKING:
     from var_toolkit.zoo.fitting import AnyTokenizer
 
     AnyBackbone = VAR | HMAR | FlowAR | RasterGPT
-
-
-@dataclass(frozen=True)
-class PipelineOutput:
-    """Images, and what they were drawn from and with."""
-
-    images: Any  # list of PIL images; or float in [0, 1]: numpy (B, h, w, 3), torch (B, 3, h, w); or latents
-    class_labels: list[int]
-    seeds: list[int]
-    tokens: list[Tensor]  # K maps on the CPU: (B, n_k), int64; continuous ones (B, n_k, C), float32
-    latents: Tensor  # (B, C, h, w), float32, on the CPU
-    forward_passes: int
-    velocity_evaluations: int  # by the head of continuous tokens
-    cache_bytes: int  # keys and values of the largest batch
-    speculation: Tally | None = None  # what became of the drafts, where there were some
 
 
 class Pipeline:
@@ -105,12 +90,36 @@ class Pipeline:
         draft_model: DraftModel | None = None,
         facts: Facts | None = None,
     ) -> None:
-        self.tokenizer, self.backbone = tokenizer, backbone
+        self.tokenizer = tokenizer
+        self.backbone = backbone
         self.sampling = sampling or Sampling()
         self._named = kept(class_names, backbone.config.num_classes)
         self.refiner, self.draft_scales = refiner, draft_scales
         self.draft_model = draft_model
         self.facts = facts or Facts()
+
+    def __repr__(self) -> str:
+        networks = " + ".join(
+            f"{type(each).__name__} {each.config.depth} x {each.config.embed_dim}" for each in self.backbones
+        )
+        side, tokenizer = self.tokenizer.image_side, type(parts(self)["tokenizer"]).__name__
+        count = self.backbone.config.num_classes
+        return (
+            f"Pipeline({networks}, {tokenizer}, {count} classes, {side} x {side} pixels, "
+            f"{self.device}, {str(self.dtype).removeprefix('torch.')})"
+        )
+
+    @property
+    def backbone(self) -> AnyBackbone:
+        """What draws the tokens, or the first of them."""
+        return self._backbone
+
+    @backbone.setter
+    def backbone(self, network: AnyBackbone) -> None:
+        # Decoding calls the layers of a backbone, never `forward`, which is all that torch.compile would change.
+        self._backbone: AnyBackbone = getattr(network, "_orig_mod", network)
+        if self._backbone is not network:
+            warnings.warn("torch.compile of a backbone has no effect on decoding; it is used as it was", stacklevel=2)
 
     @property
     def class_names(self) -> ClassNames:
@@ -132,12 +141,18 @@ class Pipeline:
         """What the networks compute in."""
         return next(self.backbone.parameters()).dtype
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
-        """Move the networks, in place. The quantiser of a codebook stays in float32 whatever the dtype.
+    def to(
+        self,
+        *places: torch.device | str | int | torch.dtype | None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Pipeline:
+        """Move the networks, in place, to a device, a dtype or both: `to("cuda", torch.bfloat16)`, `to(torch.float32)`.
 
-        ValueError, before anything is moved, if weights would become infinite in the dtype. Plans made before still
-        fit: they hold the same networks.
+        The quantiser of a codebook stays in float32 whatever the dtype. ValueError, before anything is moved, if
+        weights would become infinite in the dtype. Plans made before still fit: they hold the same networks.
         """
+        device, dtype = destination(*places, device, dtype)
         for network in self.networks:
             require_fit(network.state_dict(), dtype, type(network).__name__)
         self.tokenizer.place(device, dtype)
@@ -176,12 +191,12 @@ class Pipeline:
         depth: dict[str, Any] = {name: given.pop(name) for name in ("subnet", "full_scales") if name in given}
         drafts = {name: value for name in SPECULATIVE if (value := given.pop(name, False)) is not False}
         method, options = given.pop("method", None), given.pop("method_options", None)
-        plan = self._default_depth(given)
+        plan = default_plan(self, given)
         require_kind(plan, given)
-        self._require_masked_passes(plan, given)
+        require_masked_passes(plan, given)
         if depth:
             given_depth = {"subnet": self.sampling.subnet, "full_scales": self.sampling.full_scales, **depth}
-            plan = _variant(plan, **given_depth)
+            plan = with_subnet(plan, **given_depth)
         if drafts:
             plan = speculative(plan, drafts, self.draft_model)
         if method is not None:
@@ -189,47 +204,6 @@ class Pipeline:
         if options is not None:
             raise ValueError("method_options are those of a method; give method as well")
         return plan
-
-    def _require_masked_passes(self, plan: Plan, given: dict[str, Any]) -> None:
-        """Refuse settings of masked passes for a plan that has none."""
-        refined = [stage for stage in plan.stages if stage.refine is not None]
-        if given.get("refine", OFF) != OFF and not refined:
-            raise ValueError("refine needs a backbone with masked passes, such as HMAR; this model has none")
-        if given.get("refine_clean") and not refined:
-            raise ValueError("refine_clean changes masked passes, and there are none here; use HMAR, and refine")
-        asked = any(stage.masked(k) for stage in refined for k in range(len(plan.tokenizer.scales)))
-        drawn = any(stage.masked(k) for stage in refined for k in stage.scales)
-        if given.get("refine", OFF) != OFF and asked and not drawn:
-            raise ValueError("refine has masked passes only for scales that another model draws; give other lists")
-
-    def _default_depth(self, given: dict[str, Any]) -> Plan:
-        """The plan with as many layers as the model has by default."""
-        plan, defaults = self._full_depth(asdict(self.sampling) | given), self.sampling
-        if defaults.subnet is not None or defaults.full_scales is not None:
-            plan = _variant(plan, defaults.subnet, defaults.full_scales)
-        if self.refiner is None:
-            return plan
-        return code(plan, self.refiner._default_depth(given), draft_scales=self.draft_scales)
-
-    def _full_depth(self, chosen: dict[str, Any]) -> Plan:
-        """The plan of this backbone alone: a stage for each run of scales of one temperature."""
-        temperature, scales = chosen["temperature"], self.backbone.scales
-        count, guidance = len(scales), chosen["guidance_scale"]
-        by_scale = (temperature,) * count if isinstance(temperature, int | float) else tuple(temperature)
-        if len(by_scale) != count:
-            raise ValueError(f"there are {len(by_scale)} temperatures for {count} scales; give one, or one a scale")
-        if is_continuous(self.backbone):
-            flow = Flow(chosen["solver"], chosen["steps"], chosen["guidance_interval"])
-            return Plan(self.tokenizer, (Stage(self.backbone, range(count), guidance, flow=flow),))
-        shared = {name: chosen[name] for name in ("top_k", "top_p", "smooth", "guided_tokens")}
-        if hasattr(self.backbone, "refined"):
-            shared["refine"] = refinement(chosen["refine"], scales, clean=chosen["refine_clean"])
-        stages = []
-        for value, run in groupby(range(count), key=lambda k: by_scale[k]):
-            first, *rest = run
-            span = range(first, first + len(rest) + 1)
-            stages.append(Stage(self.backbone, span, guidance, temperature=value, **shared))
-        return Plan(self.tokenizer, tuple(stages))
 
     def __call__(self, class_labels: Labels, **drawing: Unpack[Drawing]) -> PipelineOutput | tuple[Any]:
         """Draw one image a label.
@@ -364,20 +338,14 @@ class Pipeline:
         drawn = self.tokenizer.reconstruct(given_square(image, side).unsqueeze(0).to(self.device) * 2 - 1)
         return as_output(require_finite(drawn.cpu(), "the decoder's images"), "pil")[0]
 
-    def save_pretrained(self, directory: Path | str, dtype: torch.dtype | None = None) -> None:
-        """Write a model directory in the diffusers layout, whole or not at all; a draft model is saved by itself."""
-        with written_whole(Path(directory)) as folder:
-            index: dict[str, Any] = {"_class_name": "Pipeline"}
-            for part, network in self._parts().items():
-                (folder / part).mkdir()
-                write_network(network, folder / part, dtype)
-                index[part] = [type(network).__module__.partition(".")[0], type(network).__name__]
-            index |= {"_sampling": asdict(self.sampling), "_class_names": self._named}
-            if self.refiner is not None:
-                index |= {"_refiner_sampling": asdict(self.refiner.sampling), "_draft_scales": self.draft_scales}
-            write_json(folder / INDEX, index)
-            write_facts(folder, self.facts)
-            write_card(self, folder, Path(directory).resolve().name)
+    def save_pretrained(
+        self, directory: Path | str, dtype: torch.dtype | None = None, *, overwrite: bool = False
+    ) -> None:
+        """Write a model directory in the diffusers layout, whole or not at all; a draft model is saved by itself.
+
+        ValueError if the directory exists already; `overwrite` replaces one of our models.
+        """
+        save(self, Path(directory), dtype, overwrite=overwrite)
 
     def push_to_hub(
         self,
@@ -405,11 +373,6 @@ class Pipeline:
 
         return upload(repo_id, write, private=private, revision=revision, token=token, commit_message=commit_message)
 
-    def _parts(self) -> dict[str, torch.nn.Module]:
-        refiner = {} if self.refiner is None else {"refiner": self.refiner.backbone}
-        tokenizer = getattr(self.tokenizer, "autoencoder", self.tokenizer)  # which diffusers reads as well
-        return {"tokenizer": tokenizer, "backbone": self.backbone, **refiner}
-
     @classmethod
     def from_pretrained(
         cls,
@@ -427,12 +390,6 @@ class Pipeline:
         return load(source, tokenizer=tokenizer, draft_model=draft_model, revision=revision, device=device, dtype=dtype)
 
 
-def _variant(plan: Plan, subnet: int | None, full_scales: int | None) -> Plan:
-    if subnet is None or full_scales is None:
-        raise ValueError("subnet and full_scales go together: how many layers, and how many scales have all of them")
-    return variant(plan, subnet=subnet, full_scales=full_scales)
-
-
 def pair(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
     """Two models as one that draws with both (CoDe). ValueError if their tokenizers or classes are not the same."""
     if drafter.refiner or refiner.refiner:
@@ -441,3 +398,13 @@ def pair(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
     shared = Pipeline(drafter.tokenizer, refiner.backbone, refiner.sampling, refiner.class_names.named)
     ours = (drafter.tokenizer, drafter.backbone, drafter.sampling, drafter.class_names.named)
     return Pipeline(*ours, refiner=shared, draft_scales=draft_scales, facts=of_both(drafter.facts, refiner.facts))
+
+
+_DEFAULTS = {name: each.default for name, each in inspect.signature(Pipeline._draw).parameters.items()}
+for _method, _tables in (
+    (Pipeline.__call__, (Drawing, Settings)),
+    (Pipeline.edit, (Drawing, Settings)),
+    (Pipeline.vary, (Drawing, Settings)),
+    (Pipeline.plan, (Settings,)),
+):
+    show_keywords(_method, _tables, _DEFAULTS)

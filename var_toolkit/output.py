@@ -1,0 +1,71 @@
+"""What a pipeline returns: images, and what they were drawn from; a notebook shows the images."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from var_toolkit.images import as_output
+from var_toolkit.sheets import enlarged, grid
+from var_toolkit.speculative.tally import Tally
+
+LISTED = 8  # labels and seeds in a repr
+SHOWN = 16  # images in a notebook,
+COLUMNS = 4  # in rows of so many,
+LEAST, MOST = 128, 1024  # pixels of each, about, and of all together at most
+
+
+@dataclass(frozen=True, repr=False)
+class PipelineOutput:
+    """Images, and what they were drawn from and with."""
+
+    images: Any  # list of PIL images; or float in [0, 1]: numpy (B, h, w, 3), torch (B, 3, h, w); or latents
+    class_labels: list[int]
+    seeds: list[int]
+    tokens: list[Tensor]  # K maps on the CPU: (B, n_k), int64; continuous ones (B, n_k, C), float32
+    latents: Tensor  # (B, C, h, w), float32, on the CPU
+    forward_passes: int
+    velocity_evaluations: int  # by the head of continuous tokens
+    cache_bytes: int  # keys and values of the largest batch
+    speculation: Tally | None = None  # what became of the drafts, where there were some
+
+    def __repr__(self) -> str:
+        if isinstance(self.images, list):
+            what = " x ".join(map(str, self.images[0].size))
+        else:
+            what = f"{type(self.images).__name__} {tuple(self.images.shape)}"
+        count = len(self.class_labels)
+        return (
+            f"PipelineOutput({count} image{'s' * (count > 1)}, {what}, class_labels={_listed(self.class_labels)}, "
+            f"seeds={_listed(self.seeds)})"
+        )
+
+    def _repr_png_(self) -> bytes | None:
+        """The first images as one, of at most about a thousand pixels a side; None for latents, which show nothing."""
+        shown = self._shown()
+        if not shown:
+            return None
+        sheet = grid([enlarged(image, LEAST) for image in shown], min(COLUMNS, len(shown)))
+        sheet.thumbnail((MOST, MOST))
+        png = io.BytesIO()
+        sheet.save(png, format="png")
+        return png.getvalue()
+
+    def _shown(self) -> list[Any]:
+        """The first images, of PIL."""
+        import torch
+
+        if isinstance(self.images, list):
+            return self.images[:SHOWN]
+        if self.images is self.latents:
+            return []
+        some = torch.as_tensor(self.images[:SHOWN])
+        return list(as_output((some if isinstance(self.images, Tensor) else some.movedim(-1, 1)) * 2 - 1, "pil"))
+
+
+def _listed(numbers: list[int]) -> str:
+    more = f", ... {len(numbers)} in all" if len(numbers) > LISTED else ""
+    return f"[{', '.join(map(str, numbers[:LISTED]))}{more}]"

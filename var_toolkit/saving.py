@@ -1,0 +1,58 @@
+"""A pipeline as a model directory in the diffusers layout; `loading` reads it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from var_toolkit.files import written_whole
+from var_toolkit.zoo.directory import EXPECTED, INDEX, read_json, write_json, write_network
+from var_toolkit.zoo.facts import FACTS, write_facts
+from var_toolkit.zoo.model_card import write_card
+from var_toolkit.zoo.registry import CARD
+
+if TYPE_CHECKING:
+    import torch
+
+    from var_toolkit.pipeline import Pipeline
+
+
+def save(pipe: Pipeline, directory: Path, dtype: torch.dtype | None, *, overwrite: bool) -> None:
+    """Write a pipeline to a directory, whole or not at all, its weights as `dtype` if given.
+
+    ValueError if the directory exists already; `overwrite` replaces it if it holds one of our models and nothing else.
+    """
+    if overwrite:
+        directory = directory.resolve()  # so that a link stays one
+        _require_replaceable(directory)
+    with written_whole(directory, overwrite=overwrite) as folder:
+        index: dict[str, Any] = {"_class_name": "Pipeline"}
+        for part, network in parts(pipe).items():
+            (folder / part).mkdir()
+            write_network(network, folder / part, dtype)
+            index[part] = [type(network).__module__.partition(".")[0], type(network).__name__]
+        index |= {"_sampling": asdict(pipe.sampling), "_class_names": pipe.class_names.named}
+        if pipe.refiner is not None:
+            index |= {"_refiner_sampling": asdict(pipe.refiner.sampling), "_draft_scales": pipe.draft_scales}
+        write_json(folder / INDEX, index)
+        write_facts(folder, pipe.facts)
+        write_card(pipe, folder, directory.resolve().name)
+
+
+def parts(pipe: Pipeline) -> dict[str, torch.nn.Module]:
+    """The networks of a pipeline by the names of their folders."""
+    refiner = {} if pipe.refiner is None else {"refiner": pipe.refiner.backbone}
+    tokenizer = getattr(pipe.tokenizer, "autoencoder", pipe.tokenizer)  # which diffusers reads as well
+    return {"tokenizer": tokenizer, "backbone": pipe.backbone, **refiner}
+
+
+def _require_replaceable(folder: Path) -> None:
+    """ValueError if a folder is there and holds anything but a model directory as we write them."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / INDEX).is_file() or "_sampling" not in read_json(folder / INDEX):
+        raise ValueError(f"{folder} is not a model of var_toolkit; overwrite replaces only these: choose another name")
+    odd = sorted({path.name for path in folder.iterdir()} - {INDEX, CARD, FACTS, *EXPECTED})
+    if odd:
+        raise ValueError(f"{folder} holds {odd[0]!r}, which is no part of a model; move it, or choose another name")
