@@ -53,7 +53,7 @@ class Team:
         if self.leads:
             try:
                 act()
-            except (OSError, ValueError) as error:
+            except Exception as error:  # of any kind: the others would wait for ever
                 problem = error
         if self.any(problem is not None):
             raise problem or ValueError("the first process cannot go on, and says why")

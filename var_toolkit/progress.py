@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-FIRST, GROWTH, LONGEST = 10.0, 1.5, 600.0  # seconds before the first line, growth of the gaps, the longest gap
+FIRST, GROWTH, LONGEST = 5.0, 1.5, 600.0  # seconds before the first line, growth of the gaps, the longest gap
 
 
 class Progress:

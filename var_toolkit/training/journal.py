@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from var_toolkit.files import write_whole
+from var_toolkit.files import sweep, write_whole
 from var_toolkit.images import to_uint8
 
 
@@ -29,6 +29,7 @@ class Journal:
         """Drops what a killed run logged after its checkpoint, and adds a note; lines before stay as they are."""
         if not self.active:
             return
+        sweep(self.out / "samples")  # what the killed run was writing
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
         kept = [line for line in lines if _is_header(line) or _step(line) <= step]
         if not kept or not _is_header(kept[0]):
