@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,9 +44,17 @@ class Team:
         """Whether any process says so: all of them learn the same answer."""
         if self.size == 1:
             return flag
-        votes = torch.tensor(int(flag), device=self.device)
+        votes = torch.tensor(int(flag))  # on the CPU: asked at every step, a GPU's queue must not run empty for it
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         return bool(votes.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def led(self, act: Callable[[], object]) -> None:
         """The first process acts while the others wait; if it fails, all of them end."""
@@ -79,7 +88,7 @@ def team_of_this_process(device: str) -> Iterator[Team]:
         return
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Team(dist.get_rank(), dist.get_world_size(), where)
     finally:

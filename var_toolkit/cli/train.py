@@ -16,6 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="the folder of the run (default runs/NAME)")
     parser.add_argument("--cache", type=Path, help="where rendered images and tokens are stored between runs")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; torchrun's processes take a GPU each")
+    parser.add_argument(
+        "--skip-damaged",
+        action="store_true",
+        help="put another image of the same class in place of one that cannot be read, and count them",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
     from var_toolkit.user_folders import default_cache
 
     try:
-        final = train(recipe, out, cache_dir=args.cache or default_cache(), device=args.device)
+        final = train(
+            recipe, out, cache_dir=args.cache or default_cache(), device=args.device, skip_damaged=args.skip_damaged
+        )
     except TrainingStoppedError as stopped:
         print(stopped)
         return 130

@@ -40,11 +40,11 @@ def is_leftover(name: str) -> bool:
     return name.startswith(".") or name in LEFTOVERS
 
 
-def told(paths: Sequence[str], one: str, many: str) -> str:
+def told(paths: Sequence[str], one: str, many: str, became: str = "skipped") -> str:
     """A line such as "4 files that are not images were skipped: a, b, c and 1 more"."""
     listed = ", ".join(paths[:SHOWN])
     more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
-    return f"{len(paths)} {one if len(paths) == 1 else many} skipped: {listed}{more}"
+    return f"{len(paths)} {one if len(paths) == 1 else many} {became}: {listed}{more}"
 
 
 def skipped_files(paths: Sequence[str]) -> str:

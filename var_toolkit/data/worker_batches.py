@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from var_toolkit.images import ImageFileError
+
 
 class _Piped:
     """A batch on its way: arrays, or tensors once torch's own thread has pinned them."""
@@ -46,6 +48,8 @@ def worker_batches(
     try:
         for batch in loader:
             yield batch.tensors()
+    except ImageFileError:  # which crosses processes as one line
+        raise
     except (ValueError, OSError) as error:
         if not workers:
             raise

@@ -19,6 +19,7 @@ class Batch(NamedTuple):
     images: Tensor | None = None  # (B, 3, h, w) in [-1, 1]
     tokens: Tensor | None = None  # (B, L) int64, all scales, coarse to fine
     moments: Tensor | None = None  # (B, 2C, h, w) float32, mean and log variance of latents
+    damaged: tuple[str, ...] = ()  # files in place of which others of their classes are in the batch
 
 
 class Source(Protocol):

@@ -1,12 +1,15 @@
 """The data section of a recipe -> images to train on, and images held out."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from var_toolkit.data.folder_listing import told
 from var_toolkit.data.worker_batches import worker_batches
 from var_toolkit.processes import Team
 from var_toolkit.training.batches import Batch, ImageArray, Source, to_unit_range
@@ -19,30 +22,51 @@ STILL_LIFE_CLASSES = 1000
 HELD_OUT_OF_FOLDERS = 2_048  # decoded images stay in memory, as bytes
 
 
-class FolderImages:
-    """Images in class folders, decoded and cropped by worker processes."""
+class FolderImages(torch.utils.data.Dataset[tuple[Tensor, int, bool]]):
+    """Images in folders, decoded and cropped by worker processes; item i also says if another stands in for it."""
 
-    def __init__(self, data: FoldersData, root: str, device: torch.device, *, train: bool, seed: int = 0) -> None:
+    def __init__(
+        self,
+        data: FoldersData,
+        root: str,
+        device: torch.device,
+        *,
+        train: bool,
+        seed: int = 0,
+        flat: bool = False,
+        skip_damaged: bool = False,
+    ) -> None:
         from var_toolkit.data.folders import ClassFolders
 
-        self.folders = ClassFolders(Path(root), data.size, train, flip=data.flip, seed=seed)
+        self.folders = ClassFolders(
+            Path(root), data.size, train, flip=data.flip, seed=seed, flat=flat, skip_damaged=skip_damaged
+        )
         self.workers, self.device = data.workers, device
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, bool]:
+        return self.folders.read(index)
 
     def __len__(self) -> int:
         return len(self.folders)
 
     def in_order(self, start: int, size: int) -> Iterator[Tensor]:
         """Bytes of the images from one on, (size, 3, h, w)."""
-        rows = [range(at, min(at + size, len(self.folders))) for at in range(start, len(self.folders), size)]
-        for images, _ in worker_batches(self.folders, rows, workers=self.workers):
+        rows = [range(at, min(at + size, len(self))) for at in range(start, len(self), size)]
+        for numbers, (images, _, replaced) in zip(rows, worker_batches(self, rows, workers=self.workers), strict=True):
+            _tell_replaced(self._names(numbers, replaced))
             yield images
+
+    def _names(self, indices: Sequence[int], replaced: Tensor) -> tuple[str, ...]:
+        return tuple(str(self.folders.path(index)) for index, gone in zip(indices, replaced, strict=True) if gone)
 
     def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
         self.folders.set_epoch(epoch)
         chosen, pin = [numbers.tolist() for numbers in rows], self.device.type == "cuda"
-        for images, labels in worker_batches(self.folders, chosen, workers=self.workers, pin=pin):
+        loaded = worker_batches(self, chosen, workers=self.workers, pin=pin)
+        for numbers, (images, labels, replaced) in zip(chosen, loaded, strict=True):
             moved = images.to(self.device, non_blocking=True)
-            yield Batch(labels.to(self.device, non_blocking=True), images=to_unit_range(moved))
+            damaged = self._names(numbers, replaced)
+            yield Batch(labels.to(self.device, non_blocking=True), images=to_unit_range(moved), damaged=damaged)
 
 
 class HeldOut:
@@ -71,11 +95,16 @@ def require_size(data: Data, side: int) -> None:
         raise ValueError(f"data: images have {size} x {size} pixels, but the tokenizer reads {side} x {side}")
 
 
-def images_of(recipe: Recipe, workplace: Workplace, classes: int | None = None) -> tuple[Source, HeldOut]:
-    """Images to train on, of as many classes as given, and those held out. What does not fit is refused first."""
+def images_of(
+    recipe: Recipe, workplace: Workplace, classes: int | None = None, *, flat: bool = False
+) -> tuple[Source, HeldOut]:
+    """Images to train on, of as many classes as given, and those held out. What does not fit is refused first.
+
+    With `flat` labels do not matter, and a folder of images without class folders is accepted.
+    """
     data = recipe.data
     if isinstance(data, FoldersData):
-        return _folders(data, recipe, workplace, classes)
+        return _folders(data, recipe, workplace, classes, flat)
     if classes is not None:
         require_still_life_classes(classes)
     source = ImageArray(*still_lifes(workplace, data.count, "train"), workplace.team.device)
@@ -122,19 +151,23 @@ def _named(data: FoldersData, folders: tuple[str, ...]) -> Named:
 
 
 def _folders(
-    data: FoldersData, recipe: Recipe, workplace: Workplace, classes: int | None
+    data: FoldersData, recipe: Recipe, workplace: Workplace, classes: int | None, flat: bool
 ) -> tuple[FolderImages, HeldOut]:
     team = workplace.team
-    source = FolderImages(data, data.root, team.device, train=True, seed=derived(recipe.seed, "crops"))
+    how: Any = {"flat": flat, "skip_damaged": workplace.skip_damaged}
+    source = FolderImages(data, data.root, team.device, train=True, seed=derived(recipe.seed, "crops"), **how)
     found = source.folders.classes
+    _tell(source.folders.notes, team)
     if classes is not None and len(found) != classes:
         raise ValueError(f"model: num_classes is {classes}, but {data.root} has {len(found)} class folders")
     if classes is not None:
         _named(data, found)  # refuses names that do not fit
     if data.validation_root is None:
         return source, HeldOut(None, [])
-    other = FolderImages(data, data.validation_root, team.device, train=False)
-    if other.folders.classes != found:
+    other = FolderImages(data, data.validation_root, team.device, train=False, **how)
+    _tell(other.folders.notes, team)
+    # A flat folder has no classes, and labels do not matter then.
+    if found and other.folders.classes and other.folders.classes != found:
         odd = sorted(set(found) ^ set(other.folders.classes))[0]
         raise ValueError(
             f"data: {data.root} and {data.validation_root} must have the same class folders, "
@@ -147,8 +180,19 @@ def _folders(
 def _decoded(folders: FolderImages, team: Team) -> ImageArray | None:
     """This process's share of images spread over all classes, as bytes on the CPU."""
     chosen = np.linspace(0, len(folders) - 1, min(HELD_OUT_OF_FOLDERS, len(folders))).astype(np.int64)
-    mine = [folders.folders[int(chosen[number])] for part in shares(len(chosen), team, 1) for number in part]
-    if not mine:
+    indices = [int(chosen[number]) for part in shares(len(chosen), team, 1) for number in part]
+    if not indices:
         return None
-    images, labels = zip(*mine, strict=True)
+    images, labels, replaced = zip(*[folders[index] for index in indices], strict=True)
+    _tell_replaced([str(folders.folders.path(i)) for i, gone in zip(indices, replaced, strict=True) if gone])
     return ImageArray(torch.stack(images).numpy(), np.array(labels), folders.device)
+
+
+def _tell(notes: Sequence[str], team: Team) -> None:
+    for note in notes if team.leads else ():
+        print(note, file=sys.stderr)
+
+
+def _tell_replaced(names: Sequence[str]) -> None:
+    if names:
+        print(told(names, "damaged image was", "damaged images were", "replaced"), file=sys.stderr)

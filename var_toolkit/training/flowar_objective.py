@@ -143,7 +143,8 @@ class FlowARObjective(Objective):
 
     def _folder_moments(self, data: FoldersData, workplace: Workplace) -> MomentArray:
         """Moments of the centre crops of all images, then of their mirror images if `flip` is set."""
-        centres = FolderImages(data, data.root, torch.device("cpu"), train=False)
+        skip = workplace.skip_damaged
+        centres = FolderImages(data, data.root, torch.device("cpu"), train=False, skip_damaged=skip)
         count, halves = len(centres), 1 + data.flip
 
         def chunks(start: int) -> Iterator[Tensor]:

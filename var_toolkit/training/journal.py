@@ -68,6 +68,21 @@ class Journal:
             self._replace([json.dumps(self.header)])
         self.board, self.begun = _tensorboard(self.out / "tensorboard"), True
 
+    def note_damaged(self, step: int, names: list[str]) -> None:
+        """Logs damaged images that were replaced, each once in a run however often it goes on."""
+        if not self.active:
+            return
+        self._open()
+        fresh = sorted(set(names) - set(self.damaged()))
+        if fresh:
+            with open(self._path, "a", encoding="utf-8") as handle:
+                handle.write(json.dumps({"step": step, "damaged": fresh}) + "\n")
+
+    def damaged(self) -> list[str]:
+        """The damaged images that the log names."""
+        lines = self._path.read_text(encoding="utf-8").splitlines()
+        return [name for line in lines for name in _fields(line).get("damaged", [])]
+
     def last_numbers(self) -> dict[str, float]:
         """The last value of everything that was logged."""
         found: dict[str, float] = {}

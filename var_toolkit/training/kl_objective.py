@@ -54,7 +54,7 @@ class KLObjective(ReconstructionObjective):
         self.device = workplace.team.device
         self._open(tokenizer, workplace)
         self.record = nn.Module()
-        self.source, self.held_out = images_of(recipe, workplace)
+        self.source, self.held_out = images_of(recipe, workplace, flat=True)
 
     def empty_network(self) -> KLTokenizer:
         return KLTokenizer(self.recipe.model.build())

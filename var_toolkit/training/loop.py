@@ -7,6 +7,7 @@ the CPU, ends with the same bits as one that was not.
 import json
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,13 +20,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from var_toolkit.data.folder_listing import told
 from var_toolkit.files import check_writable, made, written_whole
+from var_toolkit.images import ImageFileError
 from var_toolkit.locks import held
 from var_toolkit.processes import Team, team_of_this_process
 from var_toolkit.progress import Progress
 from var_toolkit.training import parallel
 from var_toolkit.training.batches import stream
 from var_toolkit.training.checkpoint import as_json, read_checkpoint, write_checkpoint
+from var_toolkit.training.damaged_images import read_together
 from var_toolkit.training.delivery import note_training
 from var_toolkit.training.draws import derived
 from var_toolkit.training.journal import Journal
@@ -40,7 +44,7 @@ class TrainingStoppedError(Exception):
     """A signal ended the run early; its checkpoint is on disk."""
 
 
-def train(recipe: Recipe, out: Path, *, cache_dir: Path, device: str = "auto") -> Path:
+def train(recipe: Recipe, out: Path, *, cache_dir: Path, device: str = "auto", skip_damaged: bool = False) -> Path:
     """Train as the recipe says, or continue the run in `out`; returns the directory of what it delivers.
 
     That is a model directory for a backbone, and the network alone for anything else. A run that is finished already
@@ -50,6 +54,9 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path, device: str = "auto") -
     images and tokens for later runs. SIGINT and SIGTERM write a checkpoint and raise `TrainingStoppedError`.
     ValueError if the recipe, the data or `out` does not fit; then nothing is left in `out`. FloatingPointError if the
     loss is no longer finite.
+
+    An image that cannot be read raises `ImageFileError`, a ValueError that names it, after a checkpoint. With
+    `skip_damaged` the next image of its class takes its place, and the log names it.
     """
     with team_of_this_process(device) as team, ExitStack() as stack:
         if recipe.batch_size % team.size:
@@ -58,7 +65,7 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path, device: str = "auto") -
         team.led(lambda: stack.enter_context(_held(out)))
         saved = read_checkpoint(out / "checkpoint.pt", recipe)
         torch.manual_seed(derived(recipe.seed, "initialisation"))
-        objective = objective_class(recipe.objective)(recipe, Workplace(cache_dir, team))
+        objective = objective_class(recipe.objective)(recipe, Workplace(cache_dir, team, skip_damaged))
         run = _Run(recipe, out, team, objective)
         run.start(saved)
         with _stop_signals() as asked:
@@ -141,17 +148,30 @@ class _Run:
             tqdm.write(f"{self.out}: finished already, after step {self.first}; raise steps or epochs to go on")
 
     def steps_to_the_end(self, asked: threading.Event) -> None:
-        todo = range(self.first, self.steps)
+        todo, done = range(self.first, self.steps), self.first
         self.window.began = time.perf_counter()
         with Progress(self.steps, "steps", what="training", done=self.first, active=self.team.leads) as bar:
-            for draws, batch in stream(self.objective.source, self.recipe, self.team, todo):
-                self.window.add(self.state.train_step(batch, draws))
-                upkeep = self.objective.after_step(batch, draws)
-                bar.update()
-                if upkeep:
-                    self.journal.write(draws.step + 1, upkeep)
-                self._report(draws.step + 1, bar)
-                self._save_if_due(draws.step + 1, asked.is_set())
+            steps = stream(self.objective.source, self.recipe, self.team, todo)
+            try:
+                for draws, batch in read_together(steps, self.team, self.journal.note_damaged):
+                    self.window.add(self.state.train_step(batch, draws))
+                    upkeep = self.objective.after_step(batch, draws)
+                    bar.update()
+                    done = draws.step + 1
+                    if upkeep:
+                        self.journal.write(done, upkeep)
+                    self._report(done, bar)
+                    self._save_if_due(done, asked.is_set())
+            except ImageFileError:
+                self._save_before_leaving(done)
+                raise
+
+    def _save_before_leaving(self, done: int) -> None:
+        """Writes a checkpoint for the same command to continue from, once the image is repaired or removed."""
+        if done > self.first:
+            self._refuse_broken(done, self.team.mean(self.window.means()))
+            self._checkpoint(done)
+        self.journal.close()
 
     def _report(self, done: int, bar: Progress) -> None:
         if self._due(done, self.recipe.log_every):
@@ -224,6 +244,8 @@ class _Run:
             self._checkpoint(self.steps)
         final = self.out / "final"
         self._deliver(final)
+        if self.team.leads and (names := self.journal.damaged()):
+            print(told(names, "damaged image was", "damaged images were", "replaced"), file=sys.stderr)
         self.journal.close()
         return final
 

@@ -37,6 +37,7 @@ class Workplace(NamedTuple):
 
     cache_dir: Path
     team: "Team"
+    skip_damaged: bool = False  # replace images of folders that cannot be read, instead of ending the run
 
 
 class Objective(ABC):

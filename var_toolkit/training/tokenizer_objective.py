@@ -62,7 +62,7 @@ class TokenizerObjective(ReconstructionObjective):
         require_size(recipe.data, tokenizer.image_side)
         start_from(tokenizer, self.options.initial)
         self._open(tokenizer, workplace)
-        self.source, self.held_out = images_of(recipe, workplace)
+        self.source, self.held_out = images_of(recipe, workplace, flat=True)
         self.record = CodebookHits(len(tokenizer.scales), recipe.model.vocab_size).to(workplace.team.device)
         self._prepare(tokenizer)
         self.last_revival = self.options.revive_until * recipe.total_steps(len(self.source))
