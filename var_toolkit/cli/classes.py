@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from var_toolkit.cli.hints import unnamed
 from var_toolkit.cli.options import add_model_option
 from var_toolkit.zoo.class_names import CLASSES, SYNSET, ClassNames, class_names
 from var_toolkit.zoo.registry import ENTRIES
-
-if TYPE_CHECKING:
-    from var_toolkit.zoo.facts import Facts
 
 SUMMARY = "list the classes that a model draws"
 
@@ -55,16 +53,7 @@ def _names(model: str) -> tuple[ClassNames, str | None]:
 
     pipe = skeleton(model)
     names = pipe.class_names
-    return names, None if names.named is not None else unnamed(pipe.facts, len(names))
-
-
-def unnamed(facts: Facts, count: int) -> str:
-    """Why a model has no class names, and what its labels are."""
-    labels = f"labels 0 to {count - 1}"
-    if facts.recipe is None or "kind: folders" not in facts.recipe:
-        return f"the model has no class names; {labels}"
-    order = " (0, 1, 10, 11, 2)" if count > 10 else ""
-    return f"this model was trained before class names were kept; {labels} are its class folders, sorted as text{order}"
+    return names, None if names.named is not None else unnamed(names, pipe.facts)
 
 
 def _row(names: ClassNames, label: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from var_toolkit.cli.hints import tell_label_order, tell_purpose
 from var_toolkit.cli.options import (
     add_machine_options,
     add_model_option,
@@ -22,7 +23,6 @@ from var_toolkit.cli.options import (
 from var_toolkit.files import check_writable, write_whole
 from var_toolkit.sheets import enlarged, grid
 from var_toolkit.zoo.class_names import NO_CLASS
-from var_toolkit.zoo.registry import DEFAULT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,6 +106,7 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
         _show_plan(args, plan, labels)
         return
     _check_places(args)
+    tell_label_order(shape.class_names, shape.facts)
     if (slow := slow_dtype(device, getattr(torch, args.dtype))) is not None:
         print(f"vargen: {slow}", file=sys.stderr)
 
@@ -262,12 +263,7 @@ def _report(
         print(json.dumps(facts))
     else:
         _tell(args, drawn, {label: f"class {label}, {name}" if label < none else name for label, name in names.items()})
-    if model_of(args) == DEFAULT:
-        print(
-            f"{DEFAULT} draws rendered still lifes. ImageNet models are downloaded by name, such as --model var-d16; "
-            "`vargen models` lists them.",
-            file=sys.stderr,
-        )
+    tell_purpose(str(model_of(args)), of_image="image" in args)
 
 
 def _tell(args: argparse.Namespace, drawn: Drawn, names: Mapping[int, str]) -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from var_toolkit.cli.hints import tell_purpose
 from var_toolkit.cli.options import add_machine_options, add_model_option
 from var_toolkit.files import check_writable, write_whole
 from var_toolkit.sheets import enlarged, grid
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps({"file": str(out), "psnr": round(psnr, 2), "tokens": tokens, "model": str(args.model)}))
     else:
         print(f"{out}: left the image, right what {told} keep of it; PSNR {psnr:.1f} dB")
+    tell_purpose(args.model, of_image=True)
 
 
 def _kept(tokenizer: AnyTokenizer) -> tuple[int, str]:
