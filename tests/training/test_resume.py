@@ -143,7 +143,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tiny, cache, tmp_path, dama
     train(recipe, tmp_path, cache_dir=cache, device="cpu")
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged .* delete it to start anew") as caught:
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged") as caught:
         train(recipe, tmp_path, cache_dir=cache, device="cpu")
     assert "\n" not in str(caught.value)
 

@@ -43,7 +43,7 @@ def read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any] | None:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         then, now = (_decisive(json.loads(text)) for text in (content["recipe"], as_json(recipe)))
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError):
-        raise ValueError(f"{path} is damaged or no checkpoint of a run; delete it to start anew") from None
+        raise ValueError(f"{path} is damaged or not the checkpoint of a run; delete it to start anew") from None
     for name in now:
         if then.get(name) != now[name]:
             key, old, new = _first_difference(name, then.get(name), now[name])

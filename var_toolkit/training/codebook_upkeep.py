@@ -1,4 +1,4 @@
-"""Keeps a codebook in use: counts hits, and gives codes that nobody uses a new place.
+"""Keeps a codebook in use: counts how often codes are chosen, and replaces those that are not.
 
 Multi-scale VQ collapses easily (few codes win everything), most of all on coarse scales. Dead codes move onto residual
 vectors of the current batch, drawn in proportion to how badly they are coded now, as k-means++ draws its centres.

@@ -1,4 +1,4 @@
-"""What a run notes beside the weights it delivers, so that a model card can tell where they come from."""
+"""The facts of a run, saved with its weights, from which the model card is written."""
 
 import dataclasses
 from pathlib import Path
@@ -17,7 +17,7 @@ SPEED = ("lr", "images_per_second")  # in the log, and no result
 
 
 def note_training(folder: Path, recipe: Recipe, images: int, numbers: dict[str, float], name: str) -> None:
-    """Write the facts of a run into what it delivers, and a card that tells them if that is a model directory.
+    """Write the facts of a run into the folder of its result, and a model card if that is a model directory.
 
     `numbers` are the last ones of its log, `images` how many it has seen; the card calls the model `name`.
     """

@@ -1,4 +1,4 @@
-"""Chance in training: every step's random numbers follow from (seed, step, rank), so that a run can be resumed."""
+"""Random numbers in training: those of a step follow from (seed, step, rank), so a run can be resumed."""
 
 import hashlib
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Draws:
         return torch.Generator().manual_seed(derived(self.seed, purpose, self.step))
 
     def per_image(self, purpose: str) -> Tensor:
-        """Uniform numbers in [0, 1), (B,), drawn for the whole batch: an image's does not depend on the world size."""
+        """Uniform numbers in [0, 1), (B,), one for each image, which does not depend on the number of processes."""
         return torch.rand(self.batch_size, generator=self.generator(purpose))[self.rows].to(self.device)
 
 

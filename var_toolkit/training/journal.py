@@ -1,4 +1,4 @@
-"""What a run tells: JSON lines, TensorBoard where it is installed, and sheets of images."""
+"""The record of a run: JSON lines, TensorBoard if it is installed, and grids of images."""
 
 import json
 import math
@@ -22,7 +22,7 @@ class Journal:
         self.header: dict[str, object] | None = None
 
     def begin(self, header: dict[str, object]) -> None:
-        """A new run, whose log starts with a line that describes it. It is written with the first line of numbers."""
+        """Begin a new log. Its first line, `header`, is written together with the first numbers."""
         self.header = header
 
     def rewind(self, step: int, header: dict[str, object], note: str | None = None) -> None:

@@ -64,7 +64,7 @@ class Objective(ABC):
 
     @classmethod
     def check(cls, recipe: "Recipe", *, where: str) -> None:
-        """Refuse with a ValueError what the fields alone cannot tell, before any work."""
+        """Raise ValueError for settings that do not fit together, before any work."""
         return None
 
     @abstractmethod

@@ -10,7 +10,7 @@ from var_toolkit.processes import Team
 
 
 def wrapped(network: nn.Module, parallel: str, team: Team) -> nn.Module:
-    """What losses call. FSDP2 changes the network in place; DDP puts a module around it; alone, nothing happens."""
+    """The module that losses call: sharded in place (FSDP2), wrapped (DDP), or unchanged in a single process."""
     if team.size == 1 or not any(p.requires_grad for p in network.parameters()):
         return network
     if parallel == "fsdp":
@@ -20,7 +20,7 @@ def wrapped(network: nn.Module, parallel: str, team: Team) -> nn.Module:
 
 
 def shard(network: nn.Module) -> nn.Module:
-    """FSDP2 in place: each transformer block is a unit, so is the head of a flow, the rest is one more."""
+    """FSDP2 in place: each transformer block is a unit, the flow head is one, and the rest is another."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     # What is called before the forward pass of a unit and needs its weights, too: the class steers every block, and the

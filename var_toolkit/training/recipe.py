@@ -19,7 +19,7 @@ def _require(condition: bool, complaint: str) -> None:
 
 @dataclass(frozen=True)
 class StillLifesData:
-    """The synthetic data set, rendered once and kept on disk."""
+    """The synthetic data set, rendered once and stored on disk."""
 
     kind: Literal["still-lifes"] = "still-lifes"
     count: int = 100_000
@@ -49,7 +49,7 @@ class FoldersData:
 
 @dataclass(frozen=True)
 class SamplesData:
-    """Images of uniformly spread classes that the teacher of a drafter draws, once, kept on disk as tokens."""
+    """Samples of the target model with uniformly distributed classes, generated once and stored on disk as tokens."""
 
     kind: Literal["samples"] = "samples"
     count: int = 6_000

@@ -83,7 +83,7 @@ class RefinerObjective(CollaborativeObjective):
         return {"kl": losses_BL.mean(), **self._told(losses_BL, logits_BLV, tokens_BL)}
 
     def preview(self, network: nn.Module) -> Tensor:
-        """Sixteen images whose first scales come from the teacher, since a refiner forgets them."""
+        """Sixteen images whose first scales come from the teacher, because the refiner is not trained on them."""
         plan = code(self._plan(self.teacher), self._plan(network), draft_scales=self.options.draft_scales)
         return self._drawn(plan, 16)
 

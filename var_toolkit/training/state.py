@@ -23,7 +23,7 @@ FIRST_SCALE, SCALE_INTERVAL, LARGEST_SCALE = 2.0**11, 1000, 2.0**15
 
 
 def warmed_up_average(decay: float) -> Callable[[ParamList, ParamList, Tensor | int], None]:
-    """An exponential moving average that forgets faster at first, so that it soon lets go of untrained weights."""
+    """An exponential moving average with a smaller decay at first, so that untrained weights soon have no influence."""
 
     def update(average: ParamList, current: ParamList, averaged: Tensor | int) -> None:
         count = int(averaged)

@@ -43,7 +43,7 @@ class VariantOptions(VarOptions):
 class VariantObjective(VarObjective):
     """Cross-entropy on every token, at each step of the whole network or of one of its subnets.
 
-    A subnet is drawn with the same chance as any other: the paper does not say how. All processes draw the same one.
+    Each subnet has the same probability: the paper does not give one. All processes choose the same subnet.
     Layers that it skips still learn from the first scales, so no parameter is without a gradient at any step.
     """
 
@@ -105,7 +105,7 @@ class VariantObjective(VarObjective):
 
 
 def subnet_probability(passed: float, between: tuple[float, float], ends: tuple[float, float]) -> float:
-    """The chance that a step trains a subnet after the share `passed` of the run."""
+    """The probability that a step trains a subnet after the share `passed` of the run."""
     if passed >= ends[1]:
         return between[1]
     if passed <= ends[0]:
@@ -114,5 +114,5 @@ def subnet_probability(passed: float, between: tuple[float, float], ends: tuple[
 
 
 def _named(terms: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """Numbers of one depth, told apart from those of the others."""
+    """Numbers of one depth under names of their own."""
     return {f"{key}_{f'subnet_{layers}' if layers else 'full'}": value for key, value in terms.items()}
