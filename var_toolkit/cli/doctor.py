@@ -176,7 +176,7 @@ def _rates() -> dict[str, str]:
 def _folders() -> dict[str, str]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from var_toolkit.cli.train import default_cache
+    from var_toolkit.user_folders import default_cache
 
     folders = {"downloads": Path(HF_HUB_CACHE), "training cache": default_cache()}
     found = {name: f"{path} ({_writable(path)})" for name, path in folders.items()}
