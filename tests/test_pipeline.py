@@ -87,6 +87,12 @@ def test_names_that_do_not_fit_the_classes_are_refused(small_tokenizer, small_va
         Pipeline(small_tokenizer, small_var, class_names=names)
 
 
+def test_a_data_set_names_the_classes_unless_they_have_names(small_tokenizer, small_var):
+    assert Pipeline(small_tokenizer, small_var, data_set="still-lifes").class_names.resolve("red sphere on checks") == 1
+    with pytest.raises(ValueError, match="data_set 'still-lifes'"):
+        Pipeline(small_tokenizer, small_var, class_names=NAMES, data_set="still-lifes")
+
+
 def test_a_pair_has_the_names_of_its_drafter(small_tokenizer, small_var):
     named = Pipeline(small_tokenizer, small_var, class_names=NAMES)
     assert pair(named, Pipeline(small_tokenizer, small_var_network(depth=2)), 2).class_names.resolve("c") == 2

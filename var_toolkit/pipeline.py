@@ -73,8 +73,8 @@ class Pipeline:
     """A tokenizer and a backbone that draw images of classes.
 
     `sampling` holds the default settings. `class_names` are a name for each label in order, or "imagenet" or
-    "still-lifes" for the names of these data sets; they are saved with the model. With a `refiner`, itself
-    a pipeline on the same tokenizer, the backbone draws the first `draft_scales` scales and the refiner's the others.
+    "still-lifes" for the names of these data sets, as is `data_set`; they are saved with the model. With a `refiner`,
+    itself a pipeline on the same tokenizer, the backbone draws the first `draft_scales` scales, the refiner's the rest.
     A `draft_model` drafts where the setting `speculate` asks for it. `facts` say where the weights come from.
     """
 
@@ -85,6 +85,7 @@ class Pipeline:
         sampling: Sampling | None = None,
         class_names: str | Iterable[str] | None = None,
         *,
+        data_set: str | None = None,
         refiner: Pipeline | None = None,
         draft_scales: int = 0,
         draft_model: DraftModel | None = None,
@@ -93,7 +94,9 @@ class Pipeline:
         self.tokenizer = tokenizer
         self.backbone = backbone
         self.sampling = sampling or Sampling()
-        self._named = kept(class_names, backbone.config.num_classes)
+        if class_names is not None and data_set is not None:
+            raise ValueError(f"class_names and data_set {data_set!r} both name the classes; give one of them")
+        self._named = kept(data_set if class_names is None else class_names, backbone.config.num_classes)
         self.refiner, self.draft_scales = refiner, draft_scales
         self.draft_model = draft_model
         self.facts = facts or Facts()

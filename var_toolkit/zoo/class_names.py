@@ -235,7 +235,7 @@ def read(value: object, count: int, where: str) -> Named:
     if isinstance(value, str):
         if value not in DATA_SETS:
             raise ValueError(f"{where} is {value[:LONGEST]!r}; it must be {', '.join(DATA_SETS)} or a list of names")
-        if count != CLASSES:
+        if count > CLASSES or (value == "imagenet" and count < CLASSES):
             raise ValueError(f"{where} is {value!r}, which has {CLASSES} classes, but the backbone has {count}")
         return value
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
