@@ -132,7 +132,7 @@ def test_the_options_are_the_documented_ones():
     assert options["bench"] == {"-h", "--help", "--rounds", "--only", "--out", "--json"}
     assert options["demo"] == machine | {"--model", "--host", "--port"}
     assert options["push"] == {"-h", "--help", "--private", "--revision", "--license", "--dtype", "--json"}
-    assert options["train"] == {"-h", "--help", "--out", "--cache", "--device"}
+    assert options["train"] == {"-h", "--help", "--out", "--cache", "--device", "--skip-damaged"}
 
 
 def test_models_lists_names_sizes_and_whereabouts(capsys):

@@ -1,4 +1,4 @@
-"""Show what a model's tokenizer keeps of an image: the image and its reconstruction, side by side."""
+"""Encode and decode an image with a model's tokenizer: the image and its reconstruction, side by side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from var_toolkit.sheets import enlarged, grid
 if TYPE_CHECKING:
     from var_toolkit.zoo.fitting import AnyTokenizer
 
-SUMMARY = "show what the tokenizer keeps of an image"
+SUMMARY = "show an image as the tokenizer reconstructs it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,16 +49,16 @@ def run(args: argparse.Namespace) -> None:
     psnr = -10 * torch.tensor(max(error, 1e-10)).log10().item()
     pair = grid([*as_output(before.unsqueeze(0) * 2 - 1, "pil"), *as_output(after, "pil")], columns=2)
     write_whole(out, lambda path: enlarged(pair, 512).save(path, format="png"))
-    tokens, told = _kept(tokenizer)
+    tokens, told = _token_count(tokenizer)
     if args.json:
         print(json.dumps({"file": str(out), "psnr": round(psnr, 2), "tokens": tokens, "model": str(args.model)}))
     else:
-        print(f"{out}: left the image, right what {told} keep of it; PSNR {psnr:.1f} dB")
+        print(f"{out}: left the image, right its reconstruction from {told}; PSNR {psnr:.1f} dB")
     tell_purpose(args.model, of_image=True)
 
 
-def _kept(tokenizer: AnyTokenizer) -> tuple[int, str]:
-    """How many tokens an image is kept as, in words as well. The coarser maps of a continuous one add nothing."""
+def _token_count(tokenizer: AnyTokenizer) -> tuple[int, str]:
+    """How many tokens encode an image, and that in words. The coarser maps of a continuous tokenizer add nothing."""
     from var_toolkit.tokenizers.kl import KLTokenizer
 
     if not isinstance(tokenizer, KLTokenizer):
