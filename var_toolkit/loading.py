@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from var_toolkit import strict_fields
 from var_toolkit.devices import find_device
@@ -21,7 +22,7 @@ from var_toolkit.zoo.class_names import read as read_class_names
 from var_toolkit.zoo.directory import DRAFT_HEADS, EXPECTED, INDEX, PARTS, build, empty_network, load_network, read_json
 from var_toolkit.zoo.facts import Facts, of_entry, read_facts
 from var_toolkit.zoo.fitting import AnyTokenizer, fitted
-from var_toolkit.zoo.hub import at_revision, is_hub_id, snapshot
+from var_toolkit.zoo.hub import at_revision, is_hub_id, snapshot, with_revision
 from var_toolkit.zoo.lone_tokenizers import ALONE, find_tokenizer, read_autoencoder, read_tokenizer
 from var_toolkit.zoo.registry import CONFIG, Embedded, Entry, Hub, Sampling
 
@@ -96,6 +97,9 @@ def load_tokenizer(source: str | Path, *, device: str = "auto", dtype: torch.dty
 
     An AutoencoderKL may also be the `vae` of a pipeline of diffusers, in a directory or on the hub.
     """
+    known = registry.ENTRIES.get(str(source))
+    if known is not None and isinstance(known.source, Hub) and not Path(source).is_dir():
+        return _published_tokenizer(known.source).place(find_device(device), dtype)
     try:
         place = find_tokenizer(source, ALONE)
     except ValueError:
@@ -105,6 +109,21 @@ def load_tokenizer(source: str | Path, *, device: str = "auto", dtype: torch.dty
     tokenizer: Any = network if isinstance(network, CodebookTokenizer) else KLTokenizer(network)
     placed: AnyTokenizer = tokenizer.place(find_device(device), dtype)
     return placed
+
+
+def tokenizer_network(source: str | Path) -> nn.Module:
+    """The network of a tokenizer, as it is trained: from a directory, by a name of the zoo, or from a hub id."""
+    known = registry.ENTRIES.get(str(source))
+    if known is None or not isinstance(known.source, Hub) or Path(source).is_dir():
+        return read_tokenizer(find_tokenizer(source))
+    return getattr(tokenizer := _published_tokenizer(known.source), "autoencoder", tokenizer)
+
+
+def _published_tokenizer(source: Hub) -> AnyTokenizer:
+    """The tokenizer of published files alone, for the token maps of their backbone."""
+    backbone = _published_sizes(source, ["backbone"])["backbone"]
+    part = _downloaded(source, ["tokenizer"])["tokenizer"]
+    return fitted(part.network, backbone.network, (part.source, backbone.source))
 
 
 def _opened(source: Source, tokenizer: str | Path | None, *, weights: bool) -> Pipeline:
@@ -118,6 +137,8 @@ def _opened(source: Source, tokenizer: str | Path | None, *, weights: bool) -> P
     given = {}
     if tokenizer is not None:
         given["tokenizer"] = Part(read_autoencoder(tokenizer, weights=weights), str(tokenizer))
+    if not str(source).strip():
+        raise ValueError(f"the model is empty text; give {registry.WAYS}, or a model directory")
     if Path(source).is_dir():
         return _from_directory(Path(source), given, weights)
     if str(source) not in registry.ENTRIES and is_hub_id(str(source)):
@@ -149,6 +170,8 @@ def _head_folder(source: str) -> Path | None:
 
 
 def _from_directory(folder: Path, given: Mapping[str, Part], weights: bool) -> Pipeline:
+    if not (folder / INDEX).exists() and (folder / "final" / INDEX).is_file():
+        raise ValueError(f"{folder / INDEX} is missing; did you mean {folder / 'final'}?")
     index = read_json(folder / INDEX)
     for part in PARTS:
         if part not in index or not (folder / part).is_dir():
@@ -170,8 +193,10 @@ def _from_directory(folder: Path, given: Mapping[str, Part], weights: bool) -> P
 
 def _from_entry(found: Entry, given: Mapping[str, Part], weights: bool) -> Pipeline:
     if not found.draws:
-        drawing = [name for name, other in registry.ENTRIES.items() if other.draws]
-        raise ValueError(f"model {found.name!r} draws no images ({found.summary}); those that do: {', '.join(drawing)}")
+        raise ValueError(
+            f"model {found.name!r} draws no images ({found.summary}); give a model that does, such as "
+            f"{registry.DEFAULT!r} (`vargen models` lists them)"
+        )
     if isinstance(found.source, Embedded):
         folders = found.source.parts()
         own = _read({part: folder for part, folder in folders.items() if part not in given}, weights)
@@ -226,10 +251,13 @@ def _published_sizes(source: Hub, parts: Sequence[str]) -> dict[str, Part]:
 
 def _downloaded(source: Hub, parts: Sequence[str]) -> dict[str, Part]:
     from var_toolkit.zoo.hub import download
-    from var_toolkit.zoo.published import networks_from_tensors
+    from var_toolkit.zoo.published import networks_from_tensors, required
     from var_toolkit.zoo.weight_files import read_weights
 
-    tensors = {part: read_weights(download(*source.files[part]), part) for part in parts}
+    tensors = {}
+    for part in parts:
+        repository, file, commit = source.at(part)
+        tensors[part] = read_weights(download(with_revision(repository, commit), file), required(source.family, part))
     files = {part: source.files[part][1] for part in parts}
     networks = networks_from_tensors(source.family, tensors, source.configs, files)
     return {part: Part(network, files[part]) for part, network in networks.items()}

@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -12,29 +14,48 @@ Config = TypeVar("Config")
 
 def build(cls: type[Config], values: object, *, where: str) -> Config:
     """An instance of the dataclass `cls` from a mapping; `where` names file and section in every complaint."""
+    return made(cls, read(cls, values, where=where), where=where)
+
+
+def read(cls: type, values: object, *, where: str) -> dict[str, Any]:
+    """The fields of `cls` in a mapping, each of its annotated type; unknown and missing keys are refused by name."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where}: expected a mapping of settings, got {values!r}")
+        raise ValueError(f"{where}: expected a mapping of settings, got {shown(values)}")
     hints = typing.get_type_hints(cls)
-    allowed = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+    allowed = [field.name for field in dataclasses.fields(cls) if field.init]
     refuse_unknown_keys(values, allowed, where=where)
-    read = {key: convert(hints[key], value, where=f"{where}: {key}") for key, value in values.items()}
-    missing = [field.name for field in dataclasses.fields(cls) if field.name not in read and _is_required(field)]  # type: ignore[arg-type]
+    found = {key: convert(hints[key], value, where=f"{where}: {key}") for key, value in values.items()}
+    missing = [field.name for field in dataclasses.fields(cls) if field.name not in found and _is_required(field)]
     if missing:
         raise ValueError(f"{where}: missing key {missing[0]!r}; give it a value")
+    return found
+
+
+def made(cls: type[Config], fields: Mapping[str, Any], *, where: str) -> Config:
+    """An instance from fields of the right types; what the class refuses is told with `where`."""
     try:
-        return cls(**read)
+        return cls(**fields)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
 
-def refuse_unknown_keys(values: Mapping[Any, Any], allowed: list[str], *, where: str) -> None:
+def refuse_unknown_keys(values: Mapping[Any, Any], allowed: Sequence[str], *, where: str) -> None:
+    """ValueError naming the first key that is not allowed, with the nearest one that is."""
     for key in values:
         if key not in allowed:
-            near = difflib.get_close_matches(str(key), allowed, n=1, cutoff=0.0)
-            raise ValueError(
-                f"{where}: unknown key {key!r}; did you mean {near[0] if near else 'nothing'!r}? "
-                f"Allowed keys: {', '.join(allowed)}"
-            )
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"{where}: unknown key {shown(key)}; {hint}Allowed keys: {', '.join(allowed)}")
+
+
+def shown(value: object) -> str:
+    """A value for a complaint: one line of a bounded length, whatever it is."""
+    limits = reprlib.Repr()
+    limits.maxstring = limits.maxother = limits.maxlong = 60
+    try:
+        return " ".join(limits.repr(value).split())
+    except ValueError:  # of an integer with thousands of digits, which Python refuses to print
+        return "a huge number"
 
 
 def _is_required(field: "dataclasses.Field[Any]") -> bool:
@@ -50,7 +71,7 @@ def convert(hint: Any, value: object, *, where: str) -> Any:
         return _convert_union(hint, value, where=where)
     if origin is Literal:
         if value not in get_args(hint):
-            raise ValueError(f"{where} is {value!r}; allowed: {', '.join(map(str, get_args(hint)))}")
+            raise ValueError(f"{where} is {shown(value)}; allowed: {', '.join(map(str, get_args(hint)))}")
         return value
     if origin in (tuple, Sequence):
         return _convert_tuple(hint, value, where=where)
@@ -72,41 +93,48 @@ def _convert_union(hint: Any, value: object, *, where: str) -> Any:
     if lists and isinstance(value, list | tuple):
         return convert(lists[0], value, where=where)
     exact = [member for member in kinds if type(value) is member]
-    return convert((exact or kinds)[0], value, where=where)
+    return convert((exact or kinds or lists)[0], value, where=where)
 
 
 def _convert_tuple(hint: Any, value: object, *, where: str) -> tuple[Any, ...]:
     members = get_args(hint)
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{where} is {value!r}; expected a list such as [1,2]")
+        raise ValueError(f"{where} is {shown(value)}; expected a list such as [1,2]")
     if len(members) == 1 or (len(members) == 2 and members[1] is Ellipsis):  # Sequence[x], tuple[x, ...]
         members = (members[0],) * len(value)
     if len(members) != len(value):
-        raise ValueError(f"{where} is {value!r}; expected a list of {len(members)} values")
+        raise ValueError(f"{where} is {shown(value)}; expected a list of {len(members)} values")
     return tuple(convert(member, item, where=where) for member, item in zip(members, value, strict=True))
 
 
 def _convert_dict(hint: Any, value: object, *, where: str) -> dict[Any, Any]:
     of_keys, of_values = get_args(hint)
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where} is {value!r}; expected a mapping")
+        raise ValueError(f"{where} is {shown(value)}; expected a mapping")
     return {
-        convert(of_keys, key, where=f"{where}: key {key!r}"): convert(of_values, item, where=f"{where}: {key}")
+        convert(of_keys, key, where=f"{where}: key {shown(key)}"): convert(of_values, item, where=f"{where}: {key}")
         for key, item in value.items()
     }
+
+
+def _finite(value: float | str) -> float | None:
+    """A finite number, also from text, as which YAML 1.1 reads 1e-3 without a dot; None for anything else."""
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _convert_scalar(hint: Any, value: object, *, where: str) -> Any:
     if hint in (Any, object):
         return value
     if hint is float and not isinstance(value, bool) and isinstance(value, int | float | str):
-        try:
-            return float(value)  # YAML 1.1 reads 1e-3, without a dot, as text
-        except ValueError:
-            pass
+        if (number := _finite(value)) is not None:
+            return number
     elif type(value) is hint:
         return value
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     if hint is str and isinstance(value, bool):
         raise ValueError(f"{where} is {value!r}, which is how YAML reads on and off, yes and no; put it in quotes")
-    raise ValueError(f"{where} is {value!r}; expected {names.get(hint, hint)}")
+    raise ValueError(f"{where} is {shown(value)}; expected {names.get(hint, hint)}")

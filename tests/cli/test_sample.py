@@ -138,7 +138,7 @@ BAD = [
     (["--class", "3", "--guidance", "4"], "--guidance-scale"),
     (["--class", "3", "--draft-length=--5"], "'--5'"),
     (["--class", "3", "--model", "var-d17"], "did you mean 'var-d16'"),
-    (["--class", "3", "--model", "./nowhere"], "known are"),
+    (["--class", "3", "--model", "./nowhere"], "./nowhere: no such folder"),
     (["--class", "3", "--model", "stilllife-classifier"], "draws no images"),
     (["--class", "3", "--device", "cuda"], "usable are auto, cpu"),
     (["--class", "3", "--device", "abacus"], "usable are auto, cpu"),

@@ -1,7 +1,9 @@
 """Download code against a local stand-in of the hub."""
 
 import hashlib
+import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -12,10 +14,13 @@ import pytest
 import torch
 from conftest import small_var_network
 from PIL import Image
+from safetensors.torch import load_file, save
 from small_flowar import golden_flowar, tiny_flowar, tiny_kl
 
+from var_toolkit.loading import load
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.zoo.directory import save_network
+from var_toolkit.zoo.registry import ENTRIES, PINNED, WEIGHTS, Hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -103,6 +108,41 @@ def test_without_network_and_cache_one_line_says_the_way_out(hub):
     assert "vargen convert" in result.stderr.splitlines()[-1]
 
 
+def test_a_hub_that_cannot_be_reached_is_told_once_and_at_once(hub):
+    handler, environment = hub
+    gone = {**environment, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    code = (
+        "import sys; from var_toolkit.cli import main; "
+        "sys.exit(main(['sample', '--class', '3', '--dry-run', '--model', 'someone/model']))"
+    )
+    for command in (["-c", code], ["-c", code.replace("'--dry-run', ", "").replace("someone/model", "var-d16")]):
+        result = subprocess.run([sys.executable, *command], env=gone, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 2
+        assert result.stderr.count("\n") == 1
+        assert "Retrying" not in result.stderr
+    handler.files["weights.pth"] = b"x" * 1000
+    path = download(environment).stdout
+    assert download(gone).stdout == path
+
+
+def test_a_network_in_shards_is_read_from_the_hub(hub, tmp_path, small_tokenizer):
+    handler, environment = hub
+    save_network(small_tokenizer, tmp_path / "network")
+    names = sorted(tensors := load_file(tmp_path / "network" / WEIGHTS))
+    halves = {f"{Path(WEIGHTS).stem}-0000{i}-of-00002.safetensors": names[i - 1 :: 2] for i in (1, 2)}
+    index = {name: file for file, held in halves.items() for name in held}
+    for file, held in halves.items():
+        handler.files[f"tokenizer/{file}"] = save({name: tensors[name] for name in held})
+    handler.files[f"tokenizer/{WEIGHTS}.index.json"] = json.dumps({"weight_map": index}).encode()
+    handler.files["tokenizer/config.json"] = (tmp_path / "network" / "config.json").read_bytes()
+    code = (
+        "from var_toolkit.zoo.lone_tokenizers import find_tokenizer, read_tokenizer; "
+        "print(float(read_tokenizer(find_tokenizer('someone/model')).quantize.embedding.weight.double().sum()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert result.stdout == f"{float(small_tokenizer.quantize.embedding.weight.double().sum())}\n", result.stderr
+
+
 def test_a_file_that_the_hub_does_not_have_is_named(hub):
     _, environment = hub
     assert "someone/model/weights.pth cannot be downloaded" in download(environment).stderr
@@ -185,3 +225,22 @@ def test_a_tokenizer_on_the_hub_is_read_without_its_model(hub, tmp_path, small_t
     )
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert result.stdout == f"{kind} {kind}\n", result.stderr
+
+
+def test_pinned_files_are_asked_for_at_their_commit(monkeypatch, tmp_path):
+    asked = []
+
+    def downloaded(name, filename, revision, local_files_only):
+        asked.append((name, filename, revision))
+        (tmp_path / "x.pth").write_bytes(b"")
+        return str(tmp_path / "x.pth")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", downloaded)
+    monkeypatch.setattr("var_toolkit.zoo.hub.reachable", lambda: True)
+    with pytest.raises(ValueError, match=r"x\.pth is empty"):
+        load("var-d16")
+    assert asked == [("FoundationVision/var", "vae_ch160v4096z32.pth", PINNED["FoundationVision/var"])]
+    assert all(re.fullmatch(r"[0-9a-f]{40}", commit) for commit in PINNED.values())
+    assert PINNED.keys() <= {
+        name for e in ENTRIES.values() if isinstance(e.source, Hub) for name, _ in e.source.files.values()
+    }

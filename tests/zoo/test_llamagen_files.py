@@ -212,7 +212,7 @@ def test_a_truncated_file_and_one_of_another_kind_are_refused(published, small_v
     assert "lacks 'cls_embedding.embedding_table.weight'" in capsys.readouterr().err
     (published / "short.pt").write_bytes((published / "c2i.pt").read_bytes()[:9000])
     assert convert(published, published / "model", backbone="short.pt") == 2
-    assert "is damaged, or" in capsys.readouterr().err
+    assert "short.pt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("side", [2, 4, 6])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -158,7 +159,7 @@ def test_without_a_right_to_write_nothing_is_written(hub, vargen, model, changes
 )
 def test_what_is_no_user_and_name_is_refused_before_a_token_is_looked_for(name, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    with pytest.raises(ValueError, match="is no hub id; give user/name"):
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
         may_upload(name)
 
 
@@ -175,6 +176,19 @@ def test_a_card_written_by_hand_stays_on_the_hub_and_ours_is_replaced(hub, varge
     hub.commit(NAME, "main", hub.files(NAME) | {"README.md": b"---\nlicense: mit\n---\n\nMy own words.\n"})
     assert vargen("push", model, NAME).returncode == 0
     assert b"My own words" in hub.files(NAME)["README.md"]
+
+
+@pytest.mark.parametrize("revision", [None, "v2"])
+def test_a_repository_of_something_else_is_left_as_it_is(hub, vargen, model, revision):
+    theirs = {"model_index.json": b'{"unet": ["diffusers", "UNet"]}', "tokenizer/vocab.json": b"{}", "README.md": b"x"}
+    for files in (theirs, {"tokenizer/vocab.json": b"{}"}, {"model.safetensors": b"x"}):
+        hub.branches[NAME] = {}
+        hub.commit(NAME, "main", files)
+        refused = vargen("push", model, NAME, *(["--revision", revision] if revision else []))
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+        assert f"{NAME} cannot be written: it holds" in refused.stderr
+        assert hub.branches[NAME].keys() == {"main"}
+        assert hub.files(NAME) == files
 
 
 def test_a_card_that_cannot_be_read_is_not_taken_for_a_missing_one(tmp_path, monkeypatch):
@@ -212,7 +226,7 @@ def test_a_revision_stands_behind_an_at(source, parts):
 
 @pytest.mark.parametrize("source", ["stilllife-var", ".", "var-d16@v1"])
 def test_only_hub_ids_have_revisions(source):
-    with pytest.raises(ValueError, match="is for a hub id user/name"):
+    with pytest.raises(ValueError, match=source):
         at_revision(source, "v1")
 
 

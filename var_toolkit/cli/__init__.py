@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from typing import Any
 
 COMMANDS = (
     "sample", "edit", "vary", "reconstruct", "models", "classes", "convert", "train", "evaluate", "bench", "demo",
@@ -45,6 +47,24 @@ def parser() -> argparse.ArgumentParser:
     return parser()
 
 
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Warnings of this package, which Python users can filter, as one line each."""
+    import warnings
+
+    others = warnings.showwarning
+
+    def show(message: Any, category: Any, filename: str, *rest: Any, **more: Any) -> None:
+        if category is UserWarning and os.path.dirname(__file__).removesuffix("cli") in filename:
+            print(f"note: {message}", file=sys.stderr)
+        else:
+            others(message, category, filename, *rest, **more)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     """Run the command that was parsed from some words."""
     prog = arguments.leaf.prog
@@ -52,7 +72,8 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         from var_toolkit.user_folders import settle_user
 
         settle_user()
-        status: int = arguments.run(arguments) or 0
+        with _notes():
+            status: int = arguments.run(arguments) or 0
         sys.stdout.flush()  # here, where a full disk or a reader that has gone can still be told
         return status
     except BrokenPipeError:

@@ -76,7 +76,8 @@ def _whereabouts(entry: Entry) -> str:
         return "embedded" if all(folder.is_dir() for folder in entry.source.parts().values()) else "missing"
     from huggingface_hub import try_to_load_from_cache
 
-    cached = all(isinstance(try_to_load_from_cache(*file), str) for file in entry.source.files.values())
+    places = [entry.source.at(part) for part in entry.source.files]
+    cached = all(isinstance(try_to_load_from_cache(name, file, revision=at), str) for name, file, at in places)
     return "cached" if cached else "on the hub"
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from var_toolkit.config_files import read_yaml
-from var_toolkit.strict_fields import build, refuse_unknown_keys
+from var_toolkit.strict_fields import build, refuse_unknown_keys, shown
 from var_toolkit.training.registry import objective_class
+from var_toolkit.zoo.directory import require_buildable
+from var_toolkit.zoo.limits import network_config
 
 
 def _require(condition: bool, complaint: str) -> None:
@@ -163,15 +165,16 @@ def read_recipe(path: Path) -> Recipe:
 def recipe_from(values: object, *, where: str = "recipe") -> Recipe:
     """The recipe in a mapping; `where` names it in complaints."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where}: expected a mapping of settings, got {values!r}")
+        raise ValueError(f"{where}: expected a mapping of settings, got {shown(values)}")
     refuse_unknown_keys(values, [one.name for one in dataclasses.fields(Recipe)], where=where)
     try:
         objective = objective_class(str(values.get("objective")))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     parts = dict(values)
-    parts["model"] = build(objective.config_type(), values.get("model") or {}, where=f"{where}: model")
-    options = values.get("objective_options") or {}
+    model, options = ({} if values.get(name) is None else values[name] for name in ("model", "objective_options"))
+    parts["model"] = network_config(objective.config_type(), model, where=f"{where}: model")
+    require_buildable(parts["model"], where=f"{where}: model")
     parts["objective_options"] = build(objective.options_type, options, where=f"{where}: objective_options")
     parts["data"] = _read_data(values.get("data"), objective.data_kinds, where=f"{where}: data")
     recipe = build(Recipe, parts, where=where)
@@ -182,5 +185,5 @@ def recipe_from(values: object, *, where: str = "recipe") -> Recipe:
 def _read_data(values: object, allowed: tuple[str, ...], *, where: str) -> Data:
     kind = values.get("kind") if isinstance(values, Mapping) else None
     if not isinstance(kind, str) or kind not in allowed:
-        raise ValueError(f"{where}: kind is {kind!r}; allowed: {', '.join(allowed)}")
+        raise ValueError(f"{where}: kind is {shown(kind)}; allowed: {', '.join(allowed)}")
     return build(DATA[kind], values, where=where)

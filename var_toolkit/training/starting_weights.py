@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from var_toolkit.loading import tokenizer_network
 from var_toolkit.zoo.directory import CONFIG, load_network
-from var_toolkit.zoo.registry import embedded_part
+from var_toolkit.zoo.registry import ENTRIES, Embedded, embedded_part
 
 FREE = {"drop_path", "dropout", "input_side", "scaling_factor"}  # of the settings: weights may start with others
 CLASSES = "num_classes"
@@ -24,18 +25,28 @@ PARTS = {
 def network_from(name: str, cls: type[Network], *, what: str) -> Network:
     """The network in a directory, in a model directory, or embedded under that name; ValueError for anything else.
 
+    A tokenizer may also be that of any model of the zoo, a published one too, or have a hub id.
+
     `what` is the recipe's name for it, for complaints.
     """
     part = PARTS.get(cls.__name__, "backbone")
     nearby = [folder for folder in (Path(name), Path(name) / part) if (folder / CONFIG).is_file()]
-    try:
-        folder = nearby[0] if nearby else embedded_part(name)
-    except ValueError as error:
-        hint = f"{name!r} is no directory with {CONFIG}, such as the final/ of a run"
-        raise ValueError(f"{what}: {hint}; {error}") from None
-    network = load_network(folder)
+    if nearby:
+        network = load_network(nearby[0])
+    elif Embedded.folder(name).is_dir() and not (part == "tokenizer" and name in ENTRIES):
+        network = load_network(embedded_part(name))
+    elif part == "tokenizer":
+        try:
+            network = tokenizer_network(name)
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from None
+    else:
+        raise ValueError(
+            f"{what}: {name!r} is not a directory with {CONFIG}, such as the final/ of a run, nor a network that comes "
+            "with the package"
+        )
     if not isinstance(network, cls):
-        raise ValueError(f"{what}: {folder} holds a {type(network).__name__}; expected a {cls.__name__}")
+        raise ValueError(f"{what}: {name} holds a {type(network).__name__}; expected a {cls.__name__}")
     return network
 
 

@@ -7,10 +7,7 @@ computes with it, and never runs code.
 from __future__ import annotations
 
 import errno
-import json
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,13 +15,17 @@ from typing import Any, get_type_hints
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from var_toolkit import strict_fields
 from var_toolkit.files import write_whole, written_whole
 from var_toolkit.finite import require_fit
+from var_toolkit.zoo import diffusers_config
+from var_toolkit.zoo.json_files import read_json, write_json
+from var_toolkit.zoo.limits import check_parameters, network_config
 from var_toolkit.zoo.registry import CONFIG, WEIGHTS
+from var_toolkit.zoo.safetensors_files import read_folder, read_safetensors
 
 INDEX = "model_index.json"  # of a model directory, which holds a folder for each part
 BACKBONES = ("VAR", "HMAR", "FlowAR", "RasterGPT")
@@ -48,11 +49,6 @@ NETWORKS = {
 }
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole."""
-    write_whole(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file whole. OSError if the disk is full or the folder closed."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -60,19 +56,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
     except SafetensorError as error:  # which is no OSError, though it reports one
         raise OSError(errno.ENOSPC, f"cannot be written: {error}", str(path)) from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; ValueError in one line for anything else."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; a model directory needs it") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}; it must hold a JSON object")
-    return content
 
 
 def write_network(network: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -112,36 +95,64 @@ def load_network(directory: Path | str, dtype: torch.dtype = torch.float32) -> n
     facts = read_json(folder / CONFIG)
     cls = network_class(facts.get("_class_name"), folder)
     if not is_ours(cls):
+        diffusers_config.check(cls, facts, folder / CONFIG)
         return pretrained(cls, folder, dtype)
-    network = build(cls, _public(facts), source=str(folder / CONFIG))
-    fill(network, read_safetensors(folder / WEIGHTS), source=str(folder / WEIGHTS))
+    network = _skeleton(cls, facts, folder)
+    tensors, source = read_folder(folder, read_safetensors)
+    fill(network, tensors, source=str(source))
     return network.to(dtype).eval()
 
 
 def empty_network(folder: Path) -> nn.Module:
     """A network of the sizes that a folder tells, without memory behind its weights."""
     facts = read_json(folder / CONFIG)
-    return build(network_class(facts.get("_class_name"), folder), _public(facts), source=str(folder / CONFIG))
+    return _skeleton(network_class(facts.get("_class_name"), folder), facts, folder)
+
+
+def _skeleton(cls: type[nn.Module], facts: Mapping[str, Any], folder: Path) -> nn.Module:
+    """A network without memory behind its weights, from all that we write of its sizes."""
+    return build(cls, _public(facts) if is_ours(cls) else facts, source=str(folder / CONFIG), complete=True)
 
 
 def network_class(name: object, folder: Path) -> type[nn.Module]:
     """The class that a `config.json` names."""
-    if name not in NETWORKS:
-        raise ValueError(f"{folder / CONFIG} names the class {name!r}; known are {', '.join(NETWORKS)}")
+    if not isinstance(name, str) or name not in NETWORKS:
+        known = ", ".join(NETWORKS)
+        raise ValueError(f"{folder / CONFIG}: _class_name is {strict_fields.shown(name)}; known are {known}")
     return getattr(import_module(NETWORKS[name]), name)
 
 
-def build(cls: type[nn.Module], settings: Mapping[str, Any], source: str) -> nn.Module:
-    """A network without memory behind its weights yet; unknown or impossible settings are refused by name."""
+def build(cls: type[nn.Module], settings: Mapping[str, Any], source: str, *, complete: bool = False) -> nn.Module:
+    """A network without memory behind its weights yet; unknown or impossible settings are refused by name.
+
+    With `complete` missing ones are refused as well.
+    """
     if not is_ours(cls):
-        try:
-            with torch.device("meta"), _quiet_diffusers():
-                return cls.from_config(dict(settings))  # type: ignore[attr-defined]
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{source} has no settings of {cls.__name__}: {error}") from None
-    config = strict_fields.build(get_type_hints(cls.__init__)["config"], settings, where=source)
-    with torch.device("meta"):
-        return cls(config)
+        diffusers_config.check(cls, settings, Path(source))
+        return _built(lambda: cls.from_config(dict(settings)), cls.__name__, source)  # type: ignore[attr-defined]
+    kind = get_type_hints(cls.__init__)["config"]
+    config = network_config(kind, settings, where=source, complete=complete)
+    return _built(lambda: cls(config), cls.__name__, source)
+
+
+def require_buildable(config: Any, *, where: str) -> None:
+    """ValueError in one line for the configuration of a network that cannot be, or that no machine could hold."""
+    name = type(config).__name__.removesuffix("Config")
+    if hasattr(config, "build"):  # of an autoencoder, which diffusers makes
+        _built(config.build, name, where)
+    elif name in NETWORKS:
+        _built(lambda: getattr(import_module(NETWORKS[name]), name)(config), name, where)
+
+
+def _built(make: Callable[[], nn.Module], name: str, source: str) -> nn.Module:
+    """What `make` makes, without memory behind its weights."""
+    try:
+        with torch.device("meta"), diffusers_config.quiet():
+            network = make()
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise ValueError(f"{source} cannot be built as {name}: {' '.join(str(error).split())}") from None
+    check_parameters(network, where=source)
+    return network
 
 
 def is_ours(cls: type[nn.Module]) -> bool:
@@ -155,15 +166,20 @@ def pretrained(
     dtype: torch.dtype = torch.float32,
     subfolder: str = "",
     revision: str | None = None,
+    offline: bool = False,
 ) -> nn.Module:
     """A network of diffusers from a directory or a hub id, in evaluation mode. ValueError in one line for any trouble.
+
+    `offline` means from the cache alone.
 
     diffusers reads its own older layouts, which is why this is left to it; here its warnings become refusals.
     """
     options = {"torch_dtype": dtype, "output_loading_info": True, "low_cpu_mem_usage": False}
     try:
-        with _quiet_diffusers():
-            network, found = cls.from_pretrained(source, subfolder=subfolder, revision=revision, **options)
+        with diffusers_config.quiet():
+            network, found = cls.from_pretrained(
+                source, subfolder=subfolder, revision=revision, local_files_only=offline, **options
+            )
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
         why = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
         raise ValueError(f"{source} cannot be read as {cls.__name__}: {why}") from None
@@ -176,18 +192,6 @@ def pretrained(
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{source}: {name} holds values that are not finite; the file is damaged")
     return network.eval()
-
-
-@contextmanager
-def _quiet_diffusers() -> Iterator[None]:
-    """Without what diffusers logs: what matters of it is told by us, in one line."""
-    logger = logging.getLogger("diffusers")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -210,13 +214,3 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None
             raise ValueError(f"{source}: {name} holds values that are not finite; the file is damaged")
     network.load_state_dict(dict(tensors), assign=True)
     network.to(memory_format=torch.channels_last)
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ValueError in one line if it is missing or damaged."""
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; a model directory needs it") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {error}") from None

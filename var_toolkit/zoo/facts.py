@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,8 @@ def read_facts(folder: Path) -> Facts:
 def write_facts(folder: Path, facts: Facts) -> None:
     """Write what is known, in an existing folder; the card is not part of it."""
     known = {name: value for name, value in asdict(facts).items() if value not in (None, (), {}) and name != "card"}
+    if facts.training:  # without figures that JSON cannot hold, of a training that diverged
+        known["training"] = {name: value for name, value in facts.training.items() if isfinite(value)}
     write_json(folder / FACTS, known)
 
 

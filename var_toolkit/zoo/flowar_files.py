@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from var_toolkit.scales import Scales
-from var_toolkit.zoo.state_dicts import Arguments, Tensors, count
+from var_toolkit.zoo.state_dicts import Arguments, Tensors, count, shape
 
 REQUIRED = ("class_emb.weight", "z_proj.weight", "encoder_pos_embed_learned", "decoder_embed.weight")
 DROPPED = ("mask", "rope.freqs")
@@ -31,17 +31,19 @@ RATIO_PARTS = 100
 
 def flowar_sizes(tensors: Tensors) -> dict[str, Any]:
     """The sizes of a FlowAR."""
-    width, channels = tensors["z_proj.weight"].shape
+    width, channels = shape(tensors, "z_proj.weight", 2)
+    shape(tensors, "decoder_embed.weight", 2)
+    shape(tensors, "encoder_pos_embed_learned", 3)
     frequencies, cross = "encoder_blocks.0.attn.rope.freqs", "flownet.res_blocks.0.crossattn.q.weight"
     sizes = {
         "embed_dim": width,
         "encoder_depth": count(tensors, "encoder_blocks."),
         "decoder_depth": count(tensors, "decoder_blocks."),
-        "mlp_ratio": _mlp_ratio(width, len(tensors["encoder_blocks.0.mlp.fc1_g.weight"])),
-        "num_classes": len(tensors["class_emb.weight"]) - 1,
+        "mlp_ratio": _mlp_ratio(width, shape(tensors, "encoder_blocks.0.mlp.fc1_g.weight", 2)[0]),
+        "num_classes": shape(tensors, "class_emb.weight", 2)[0] - 1,
         "latent_channels": channels,
         "head_depth": count(tensors, "flownet.res_blocks."),
-        "head_width": len(tensors["flownet.input_proj.weight"]),
+        "head_width": shape(tensors, "flownet.input_proj.weight", 2)[0],
         "cross_attention": cross in tensors,
     }
     return {**sizes, **({"num_heads": width // (4 * len(tensors[frequencies]))} if frequencies in tensors else {})}

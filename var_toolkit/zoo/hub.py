@@ -1,11 +1,13 @@
 """A model hub, through huggingface_hub: its cache, its progress bar, its offline switch, its token.
 
-A hub id is `user/name`, or `user/name@revision` with a branch, a tag or a commit; "/" in one is written %2F.
+A hub id is `user/name`, or `user/name@revision` with a branch, a tag or a commit; "/" in one is written %2F. Without a
+connection nothing is tried again and again: what the cache holds is used, and what it lacks is told at once.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +16,24 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from var_toolkit.zoo.directory import EXPECTED
-from var_toolkit.zoo.registry import CARD
+from var_toolkit.zoo.directory import EXPECTED, INDEX
+from var_toolkit.zoo.json_files import read_json
+from var_toolkit.zoo.registry import CARD, CONFIG, WEIGHTS
+from var_toolkit.zoo.safetensors_files import WEIGHTS_INDEX, shards
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
+PATIENCE = 5  # seconds
+COMMON = (
+    ".gitattributes",
+    ".gitignore",
+    CARD,
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+)  # in a repository without a model
 LOGIN = (
     "log in with `hf auth login`, or set HF_TOKEN to a token that may write (https://huggingface.co/settings/tokens)"
 )
@@ -32,22 +46,31 @@ def download(repository: str, filename: str) -> Path:
     cannot be had; HF_HUB_OFFLINE=1 forbids the network.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     name, revision = split_revision(repository)
-    known = isinstance(try_to_load_from_cache(name, filename, revision=revision), str)
-    try:
-        path = Path(hf_hub_download(name, filename, revision=revision))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        raise ValueError(
-            f"{repository}/{filename} is not in the cache and the hub cannot be reached; "
-            "connect once to download it, or convert a local file with `vargen convert`"
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise ValueError(f"{repository}/{filename} cannot be downloaded: {_why(error, repository)}") from None
-    if not known:
+    cached = try_to_load_from_cache(name, filename, revision=revision)
+    if isinstance(cached, str) and revision is not None and COMMIT.fullmatch(revision):
+        return Path(cached)
+    with _asked(f"{repository}/{filename}", repository):
+        path = Path(hf_hub_download(name, filename, revision=revision, local_files_only=not reachable()))
+    if not isinstance(cached, str):
         _check(path, f"{repository}/{filename}")
     return path
+
+
+def download_network(repository: str, subfolder: str) -> Path:
+    """The local folder of a network's configuration and weights, which may be in shards. ValueError as `download`."""
+    folder = download(repository, str(Path(subfolder) / CONFIG)).parent
+    try:
+        download(repository, str(Path(subfolder) / WEIGHTS))
+    except ValueError as whole:
+        try:
+            index = download(repository, str(Path(subfolder) / WEIGHTS_INDEX))
+        except ValueError:
+            raise whole from None
+        for shard in shards(index):
+            download(repository, str(Path(subfolder) / shard))
+    return folder
 
 
 def snapshot(repository: str, weights: bool = True) -> Path:
@@ -56,24 +79,52 @@ def snapshot(repository: str, weights: bool = True) -> Path:
     ValueError in one line if it cannot be had.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     name, revision = split_revision(repository)
     wanted = ["*.json", CARD, *(["*.safetensors"] if weights else [])]
+    with _asked(repository, repository):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=not reachable()))
+
+
+def reachable() -> bool:
+    """Whether the hub answers at all, within seconds: its library tries five times, and tells of each."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+    except Exception:  # of whichever HTTP client the hub's library has
+        return False
+    return True
+
+
+@contextmanager
+def _asked(what: str, repository: str) -> Iterator[None]:
+    """Whatever goes wrong while something is read from the hub, as a ValueError of one line, and no other line."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise ValueError(
-            f"{repository} is not in the cache and the hub cannot be reached; connect once to download it"
+            f"{what} is not in the cache and the hub cannot be reached; "
+            "connect once to download it, or convert a local file with `vargen convert`"
         ) from None
     except (HfHubHTTPError, OSError) as error:
-        raise ValueError(f"{repository} cannot be downloaded: {_why(error, repository)}") from None
+        raise ValueError(f"{what} cannot be downloaded: {_why(error, repository)}") from None
+    finally:
+        logger.setLevel(before)
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a source that is no directory reads user/name, perhaps with a revision behind an @.
+    """Whether a source that is not a directory reads user/name, perhaps with a revision behind an @.
 
-    Below a folder that is there it is a mistyped path.
+    Below an existing folder it is a mistyped path.
     """
     owner, _, name = source.partition("@")[0].partition("/")
     return bool(owner and name) and "/" not in name and owner[0] not in ".~" and not Path(owner).is_dir()
@@ -97,7 +148,7 @@ def with_revision(repository: str, revision: str | None) -> str:
 def at_revision(source: str, revision: str) -> str:
     """A hub id at a revision. ValueError if the source is no hub id, or has one already."""
     if Path(source).is_dir() or not is_hub_id(source):
-        raise ValueError(f"revision {revision!r} is for a hub id user/name; {source!r} is none")
+        raise ValueError(f"revision {revision!r} is for a hub id user/name; {source!r} is not one")
     if "@" in source:
         raise ValueError(f"{source!r} has a revision already, and revision is {revision!r}; give one of them")
     return with_revision(source, revision)
@@ -115,11 +166,13 @@ def upload(
     """Commit what `write` puts into a new folder to a hub id, and return the address of the commit.
 
     Repository and branch are made if they are missing; `private` counts for a new one. A card there that was written by
-    hand stays. ValueError in one line if the hub refuses, which is found out before anything is written.
+    hand stays. ValueError in one line if the hub refuses, or if the repository holds something other than a model of
+    this package, whose files would be replaced: that is found out before anything is written.
     """
     api = may_upload(repository, token)
     with _in_one_line(repository):
         api.create_repo(repository, private=private, exist_ok=True)
+        _require_ours(api, repository, revision)
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
     with TemporaryDirectory(prefix="vargen-push-") as temporary:
@@ -140,9 +193,9 @@ def upload(
 
 
 def may_upload(repository: str, token: str | None = None) -> HfApi:
-    """The hub, for someone with a token. ValueError in one line for what is no user/name, without a token, or offline.
+    """The hub, for someone with a token. ValueError in one line without one, offline, or for a name that cannot be.
 
-    Nothing is asked of the hub yet: whether the token may write there, the first request tells.
+    No request is made yet: the first one tells whether the token may write there.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -156,7 +209,7 @@ def may_upload(repository: str, token: str | None = None) -> HfApi:
         valid = False
     if not valid:
         raise ValueError(
-            f"{repository!r} is no hub id; give user/name of letters, digits, '-', '_' and '.' "
+            f"{repository!r} is not a hub id; give user/name of letters, digits, '-', '_' and '.' "
             "(and a branch as the revision)"
         )
     if HF_HUB_OFFLINE:
@@ -181,6 +234,41 @@ def _in_one_line(repository: str) -> Iterator[None]:
         raise ValueError(f"{repository} cannot be written: {why}") from None
 
 
+def _require_ours(api: HfApi, repository: str, revision: str | None) -> None:
+    """ValueError in one line for a repository with files that no push of ours could have left there.
+
+    A branch that does not exist yet will be made from the main one.
+    """
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RevisionNotFoundError
+
+    with TemporaryDirectory(prefix="vargen-push-") as folder:
+        try:
+            found = api.hf_hub_download(repository, INDEX, revision=revision, local_dir=folder)
+            ours = _is_ours(Path(found))
+        except RevisionNotFoundError:
+            return None if revision is None else _require_ours(api, repository, None)
+        except LocalEntryNotFoundError:  # the connection is gone, which says nothing of the file
+            raise
+        except EntryNotFoundError:
+            ours = False
+    files = [] if ours else [file.rfilename for file in api.model_info(repository, revision=revision).siblings or []]
+    if foreign := [file for file in files if file not in COMMON]:
+        raise ValueError(
+            f"it holds {foreign[0]!r} and is not a model of var_toolkit, and a push would replace its files; "
+            "choose a new repository"
+        )
+    return None
+
+
+def _is_ours(index: Path) -> bool:
+    """Whether a model_index.json names a backbone of this package."""
+    try:
+        backbone = read_json(index).get("backbone")
+    except ValueError:
+        return False
+    return isinstance(backbone, list) and backbone[:1] == ["var_toolkit"]
+
+
 def _why(error: Exception, repository: str) -> str:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -188,7 +276,7 @@ def _why(error: Exception, repository: str) -> str:
     if isinstance(error, RevisionNotFoundError):
         return f"{name} has no revision {revision or 'main'!r}; give a branch, a tag or a commit of it"
     if isinstance(error, GatedRepoError):
-        return f"its owner wants to be asked first, at https://huggingface.co/{name}; then log in with `hf auth login`"
+        return f"access to it must be requested at https://huggingface.co/{name}; then log in with `hf auth login`"
     if isinstance(error, RepositoryNotFoundError):
         return "the hub has no such model, or it is private: check the name, or log in with `hf auth login`"
     if type(error) is ValueError:  # by which the hub's library says what is wrong with a card, a line for each

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from var_toolkit import strict_fields
 from var_toolkit.tokenizers.kl import KLConfig
 from var_toolkit.zoo.directory import fill
-from var_toolkit.zoo.state_dicts import Arguments, Tensors, Told, count, require, sizes_of
+from var_toolkit.zoo.state_dicts import Arguments, Tensors, Told, count, require, shape, sizes_of
 
 SCALING = 0.2325  # latents times this have a variance about 1
 ARGUMENTS = Arguments(ignored=frozenset({"ckpt_path", "use_variational"}))
+REQUIRED = ("encoder.conv_in.weight", "quant_conv.weight", "post_quant_conv.weight")
 LEVEL = re.compile(r"\.up\.(\d+)\.")
 # In this order: what is renamed further down lies inside what is renamed further up.
 NAMES = (
@@ -51,7 +52,7 @@ def autoencoder_from_tensors(
 ) -> nn.Module:
     """The autoencoder of a published state dict, whatever the schedule."""
     told = Told.read(given, KL16Config, ARGUMENTS, "the configuration of the tokenizer")
-    require(tensors, ("encoder.conv_in.weight", "quant_conv.weight", "post_quant_conv.weight"), source)
+    require(tensors, REQUIRED, source)
     sizes = KL16Config(**told.merged(sizes_of(_sizes, tensors, source)))
     levels = len(sizes.ch_mult)
     network = _built(sizes, attention=f"encoder.down.{levels - 1}.attn.0.q.weight" in tensors)
@@ -72,12 +73,12 @@ def _built(sizes: KL16Config, *, attention: bool) -> nn.Module:
 
 
 def _sizes(tensors: Tensors) -> dict[str, Any]:
-    ch = len(tensors["encoder.conv_in.weight"])
+    ch = shape(tensors, "encoder.conv_in.weight", 4)[0]
     levels = range(count(tensors, "encoder.down."))
     return {
-        "embed_dim": tensors["post_quant_conv.weight"].shape[1],
+        "embed_dim": shape(tensors, "post_quant_conv.weight", 4)[1],
         "ch": ch,
-        "ch_mult": tuple(len(tensors[f"encoder.down.{i}.block.0.conv1.weight"]) // ch for i in levels),
+        "ch_mult": tuple(shape(tensors, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] // ch for i in levels),
         "num_res_blocks": count(tensors, "encoder.down.0.block."),
     }
 

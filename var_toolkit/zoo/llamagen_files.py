@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from var_toolkit.backbones.raster_gpt import PUBLISHED, usual_hidden
 from var_toolkit.tokenizers.raster_vq import RasterVQ, RasterVQConfig
 from var_toolkit.zoo.directory import build, fill
-from var_toolkit.zoo.state_dicts import Arguments, Tensors, Told, count, require, sizes_of
+from var_toolkit.zoo.state_dicts import Arguments, Tensors, Told, count, require, shape, sizes_of
 
 REQUIRED = ("cls_embedding.embedding_table.weight", "tok_embeddings.weight", "output.weight")
+TOKENIZER_REQUIRED = ("encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight")
 DROPPED = ("freqs_cis",)
 HEADS = {width: heads for _, heads, width in PUBLISHED.values()}
 # What our networks compute; the published code knows more.
@@ -69,12 +70,12 @@ TOKENIZER_ARGUMENTS = Arguments(
 
 def gpt_sizes(tensors: Tensors) -> dict[str, Any]:
     """The sizes of a RasterGPT."""
-    vocabulary, width = tensors["output.weight"].shape
+    vocabulary, width = shape(tensors, "output.weight", 2)
     return {
         "embed_dim": width,
         "depth": count(tensors, "layers."),
-        "mlp_hidden": len(tensors["layers.0.feed_forward.w1.weight"]),
-        "num_classes": len(tensors["cls_embedding.embedding_table.weight"]) - 1,
+        "mlp_hidden": shape(tensors, "layers.0.feed_forward.w1.weight", 2)[0],
+        "num_classes": shape(tensors, "cls_embedding.embedding_table.weight", 2)[0] - 1,
         "vocab_size": vocabulary,
     }
 
@@ -97,7 +98,7 @@ def tokenizer_from_tensors(
 ) -> nn.Module:
     """The tokenizer of a published state dict. It serves a map of any side, so the backbone's decides."""
     told = Told.read(given, RasterVQConfig, TOKENIZER_ARGUMENTS, "the configuration of the tokenizer")
-    require(tensors, ("encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight"), source)
+    require(tensors, TOKENIZER_REQUIRED, source)
     settings = told.merged({**sizes_of(_tokenizer_sizes, tensors, source), "side": patch_nums[-1]})
     network = build(RasterVQ, settings, source)
     fill(network, dict(_renamed(tensors, len(settings["ch_mult"]))), source)
@@ -105,15 +106,15 @@ def tokenizer_from_tensors(
 
 
 def _tokenizer_sizes(tensors: Tensors) -> dict[str, Any]:
-    vocabulary, channels = tensors["quantize.embedding.weight"].shape
-    ch = len(tensors["encoder.conv_in.weight"])
+    vocabulary, channels = shape(tensors, "quantize.embedding.weight", 2)
+    ch = shape(tensors, "encoder.conv_in.weight", 4)[0]
     levels = range(count(tensors, "encoder.conv_blocks."))
     return {
         "vocab_size": vocabulary,
         "code_dim": channels,
-        "z_channels": len(tensors["encoder.conv_out.weight"]),
+        "z_channels": shape(tensors, "encoder.conv_out.weight", 4)[0],
         "ch": ch,
-        "ch_mult": tuple(len(tensors[f"encoder.conv_blocks.{i}.res.0.conv1.weight"]) // ch for i in levels),
+        "ch_mult": tuple(shape(tensors, f"encoder.conv_blocks.{i}.res.0.conv1.weight", 4)[0] // ch for i in levels),
         "num_res_blocks": count(tensors, "encoder.conv_blocks.0.res."),
     }
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from var_toolkit.zoo import registry
+from var_toolkit.zoo import diffusers_config, registry
 from var_toolkit.zoo.directory import (
     EXPECTED,
     empty_network,
@@ -17,8 +17,8 @@ from var_toolkit.zoo.directory import (
     pretrained,
     read_json,
 )
-from var_toolkit.zoo.hub import download, is_hub_id, split_revision
-from var_toolkit.zoo.registry import CONFIG, WEIGHTS, Embedded
+from var_toolkit.zoo.hub import download, download_network, is_hub_id, reachable, split_revision
+from var_toolkit.zoo.registry import CONFIG, Embedded
 
 ALONE = ("", "vae")  # where a tokenizer lies in its own folder, and in a pipeline of diffusers
 ANYWHERE = (*ALONE, "tokenizer")  # also in a model of ours
@@ -52,7 +52,8 @@ def find_tokenizer(source: str | Path, subfolders: tuple[str, ...] = ANYWHERE) -
 
 def read_tokenizer(place: Place, *, weights: bool = True) -> nn.Module:
     """The tokenizer at a place, without memory behind its weights if they are not wanted."""
-    cls = network_class(read_json(place.folder / CONFIG).get("_class_name"), place.folder)
+    facts = read_json(place.folder / CONFIG)
+    cls = network_class(facts.get("_class_name"), place.folder)
     if cls.__name__ not in EXPECTED["tokenizer"]:
         raise ValueError(f"{place.repository or place.folder} holds a {cls.__name__}, no tokenizer")
     if not weights:
@@ -60,9 +61,10 @@ def read_tokenizer(place: Place, *, weights: bool = True) -> nn.Module:
     if place.repository is None:
         return load_network(place.folder)
     if not is_ours(cls):
+        diffusers_config.check(cls, facts, place.folder / CONFIG)
         name, revision = split_revision(place.repository)
-        return pretrained(cls, name, subfolder=place.subfolder, revision=revision)  # which knows more kinds of files
-    return load_network(download(place.repository, str(Path(place.subfolder) / WEIGHTS)).parent)
+        return pretrained(cls, name, subfolder=place.subfolder, revision=revision, offline=not reachable())
+    return load_network(download_network(place.repository, place.subfolder))
 
 
 def read_autoencoder(source: str | Path, *, weights: bool = True) -> nn.Module:

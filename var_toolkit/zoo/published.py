@@ -12,6 +12,8 @@ from var_toolkit.backbones.flowar import FlowAR, FlowARConfig
 from var_toolkit.backbones.hmar import HMAR, HMARConfig
 from var_toolkit.backbones.raster_gpt import RasterGPT, RasterGPTConfig
 from var_toolkit.backbones.var import VAR, VARConfig
+from var_toolkit.scales import SCHEDULES, Scales
+from var_toolkit.strict_fields import convert
 from var_toolkit.zoo import flowar_files, kl16, llamagen_files, var_files
 from var_toolkit.zoo.directory import build, fill
 from var_toolkit.zoo.registry import Sampling, flowar_sampling, hmar_sampling, llamagen_sampling
@@ -24,6 +26,7 @@ class TokenizerFiles:
 
     read: Callable[[Tensors, Mapping[str, Any], tuple[int, ...], str], nn.Module]
     empty: Callable[[Mapping[str, Any], str], nn.Module]
+    required: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class Family:
     sizes: Callable[[Tensors], dict[str, Any]]
     completed: Callable[[dict[str, Any], Tensors, str], dict[str, Any]]
     sampling: Callable[[Any], Sampling]
+
+
+def required(family: str, part: str) -> tuple[str, ...]:
+    """Tensors by which the files of a part are known."""
+    kind = FAMILIES[family]
+    return kind.tokenizer.required if part == "tokenizer" else kind.required
 
 
 def backbone_from_tensors(family: str, tensors: Tensors, given: Mapping[str, Any], source: str) -> Any:
@@ -62,16 +71,30 @@ def networks_from_tensors(
         if part != "tokenizer"
     }
     if "tokenizer" in tensors:
-        schedule = next(iter(networks.values())).scales.patch_nums
-        read = FAMILIES[family].tokenizer.read
         told = config.get("tokenizer", {})
-        networks["tokenizer"] = read(tensors["tokenizer"], told, schedule, sources["tokenizer"])
+        schedule = next(iter(networks.values())).scales.patch_nums if networks else _schedule(told)
+        networks["tokenizer"] = FAMILIES[family].tokenizer.read(
+            tensors["tokenizer"], told, schedule, sources["tokenizer"]
+        )
     return networks
 
 
-MULTI_SCALE_VQ = TokenizerFiles(var_files.tokenizer_from_tensors, var_files.empty_tokenizer)
-KL16 = TokenizerFiles(kl16.autoencoder_from_tensors, kl16.empty_autoencoder)
-RASTER_VQ = TokenizerFiles(llamagen_files.tokenizer_from_tensors, llamagen_files.empty_tokenizer)
+def _schedule(told: Mapping[str, Any]) -> tuple[int, ...]:
+    """The token maps of a tokenizer without a backbone that decides: those told, else those of 256 px."""
+    where = "the configuration of the tokenizer"
+    for name in ("patch_nums", "v_patch_nums"):
+        if name in told:
+            return Scales(convert(tuple[int, ...], told[name], where=f"{where}: {name}")).patch_nums
+    return (convert(int, told["side"], where=f"{where}: side"),) if "side" in told else SCHEDULES["256"]
+
+
+MULTI_SCALE_VQ = TokenizerFiles(
+    var_files.tokenizer_from_tensors, var_files.empty_tokenizer, var_files.TOKENIZER_REQUIRED
+)
+KL16 = TokenizerFiles(kl16.autoencoder_from_tensors, kl16.empty_autoencoder, kl16.REQUIRED)
+RASTER_VQ = TokenizerFiles(
+    llamagen_files.tokenizer_from_tensors, llamagen_files.empty_tokenizer, llamagen_files.TOKENIZER_REQUIRED
+)
 
 FAMILIES = {
     "var": Family(

@@ -5,6 +5,7 @@ Adding a model is adding an entry. Sizes are known without the weights, so that 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -18,6 +19,8 @@ from var_toolkit.scales import SCHEDULES
 VAR_TOKENIZER = ("FoundationVision/var", "vae_ch160v4096z32.pth")
 KL16_TOKENIZER = ("xwen99/mar-vae-kl16", "kl16.ckpt")
 VQ16_TOKENIZER = ("FoundationVision/LlamaGen", "vq_ds16_c2i.pt")
+# Commits of repositories on the hub, so that a later upload there changes no model here; the others follow `main`.
+PINNED = {"FoundationVision/var": "6d0ee6598a42f75079aa79e58b012b57b284c91b"}
 VAR_PARAMETERS = {16: 310_000_000, 20: 600_000_000, 24: 1_030_000_000, 30: 2_010_000_000, 36: 2_350_000_000}
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -72,6 +75,11 @@ class Hub:
     parameters: int  # about, of the backbones
     family: str = "var"  # of the backbones
     license: str | None = None  # of the backbones, as their authors state it; None where they state none
+
+    def at(self, part: str) -> tuple[str, str, str | None]:
+        """Repository, file and, where it is pinned, the commit of a part."""
+        repository, file = self.files[part]
+        return repository, file, PINNED.get(repository)
 
 
 @dataclass(frozen=True)
@@ -340,20 +348,30 @@ ENTRIES: dict[str, Entry] = {
 DEFAULT = "stilllife-var"
 
 
+WAYS = "a name that `vargen models` lists, a hub id user/name"
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """The names of the zoo that match a shell pattern, such as "var*"."""
     return [name for name in ENTRIES if fnmatch(name, pattern)]
 
 
 def entry(name: str) -> Entry:
-    """The entry of a name; ValueError with the nearest and all names if there is none."""
+    """The entry of a name; ValueError with the nearest that draws, and the way out, if there is none."""
     if name in ENTRIES:
         return ENTRIES[name]
-    nearest = get_close_matches(name, ENTRIES, n=1)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    raise ValueError(
-        f"model {name!r} is not known; {hint}known are {', '.join(ENTRIES)}, a model directory, or a hub id user/name"
-    )
+    if os.sep in name or "/" in name or name.startswith((".", "~")):
+        raise ValueError(f"{name}: no such folder; give a model directory, {WAYS}")
+    nearest = nearest_drawing(name)
+    hint = f"did you mean {nearest!r}? " if nearest else ""
+    raise ValueError(f"model {name!r} is not known; {hint}Give {WAYS}, or a model directory")
+
+
+def nearest_drawing(name: str) -> str | None:
+    """The model that draws whose name is nearest, or begins so; None if none is near."""
+    drawing = [known for known, other in ENTRIES.items() if other.draws]
+    begun = [known for known in drawing if name and known.startswith(name.lower())]
+    return next(iter(begun or get_close_matches(name.lower(), drawing, n=1)), None)
 
 
 def embedded_part(name: str) -> Path:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import Tensor
+
+from var_toolkit.strict_fields import convert, shown
 
 Tensors = Mapping[str, Tensor]
 
@@ -30,7 +32,7 @@ class Told:
     @classmethod
     def read(cls, given: Mapping[str, Any], allowed: type, arguments: Arguments, source: str) -> Told:
         """Keep what our configuration knows, drop what changes nothing, refuse the rest by name."""
-        known = {field.name for field in fields(allowed)}
+        known, hints = {field.name for field in fields(allowed)}, get_type_hints(allowed)
         settings: dict[str, Any] = {}
         for name, value in arguments.prepared(given, source).items():
             if name in arguments.ignored:
@@ -38,8 +40,8 @@ class Told:
             ours = arguments.renamed.get(name, name)
             if ours not in known:
                 choices = sorted(known | {theirs for theirs, ours in arguments.renamed.items() if ours in known})
-                raise ValueError(f"{source} has the unknown field {name!r}; known are {', '.join(choices)}")
-            value = tuple(value) if isinstance(value, list) else value
+                raise ValueError(f"{source} has the unknown field {shown(name)}; known are {', '.join(choices)}")
+            value = convert(hints[ours], value, where=f"{source}: {name}")
             if settings.setdefault(ours, value) != value:
                 raise ValueError(
                     f"{source} says {name} is {value}, but {ours} is {settings[ours]}; they must be the same"
@@ -69,6 +71,14 @@ def sizes_of(read: Callable[[Tensors], dict[str, Any]], tensors: Tensors, source
         raise ValueError(
             f"{source} has missing or misshapen tensors ({error}): it is damaged or of another kind"
         ) from None
+
+
+def shape(tensors: Tensors, name: str, axes: int) -> tuple[int, ...]:
+    """The shape of a tensor. KeyError if it is missing, ValueError if it has another number of axes."""
+    found = tuple(tensors[name].shape)
+    if len(found) != axes or 0 in found:
+        raise ValueError(f"{name} has shape {found}, expected {axes} axes and no size of 0")
+    return found
 
 
 def count(tensors: Tensors, prefix: str) -> int:

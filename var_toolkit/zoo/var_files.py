@@ -15,9 +15,10 @@ from torch import nn
 from var_toolkit.scales import SCHEDULES, Scales
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
 from var_toolkit.zoo.directory import build, fill
-from var_toolkit.zoo.state_dicts import Arguments, Tensors, Told, count, require, sizes_of
+from var_toolkit.zoo.state_dicts import Arguments, Tensors, Told, count, require, shape, sizes_of
 
 REQUIRED = ("word_embed.weight", "class_emb.weight", "pos_1LC", "lvl_embed.weight")  # of either backbone
+TOKENIZER_REQUIRED = ("encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight")
 DROPPED = ("attn_bias_for_masking", "lvl_1L", "zero_k_bias")
 ARGUMENTS = Arguments(
     renamed={"v_patch_nums": "patch_nums", "n_layers_train": "branch_depth"},
@@ -43,7 +44,7 @@ def hmar_sizes(tensors: Tensors) -> dict[str, Any]:
 def completed(settings: dict[str, Any], tensors: Tensors, source: str) -> dict[str, Any]:
     """The sizes of either with what no tensor tells: the schedule by its length, and the heads."""
     if "patch_nums" not in settings:
-        settings["patch_nums"] = _known_schedule(len(tensors["lvl_embed.weight"]), tensors["pos_1LC"].shape[1], source)
+        settings["patch_nums"] = _known_schedule(tensors, source)
     # Without L2 normalisation no tensor tells the heads; the published family has one for 64 channels.
     return {"num_heads": max(settings["embed_dim"] // 64, 1), **settings}
 
@@ -58,37 +59,40 @@ def tokenizer_from_tensors(
 ) -> nn.Module:
     """The tokenizer of a published state dict. It serves any schedule, so the backbone's decides."""
     told = Told.read(given, MultiScaleVQConfig, ARGUMENTS, "the configuration of the tokenizer")
-    require(tensors, ("encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight"), source)
+    require(tensors, TOKENIZER_REQUIRED, source)
     settings = told.merged({**sizes_of(_tokenizer_sizes, tensors, source), "patch_nums": patch_nums})
     network = build(MultiScaleVQ, settings, source)
     kept, usage = dict(tensors), "quantize.ema_vocab_hit_SV"
-    shape = network.get_buffer(usage).shape
-    if usage not in kept or kept[usage].shape != shape:
-        kept[usage] = torch.zeros(shape)  # counts of training with another schedule, which no result depends on
+    counts = network.get_buffer(usage).shape
+    if usage not in kept or kept[usage].shape != counts:
+        kept[usage] = torch.zeros(counts)  # counts of training with another schedule, which no result depends on
     fill(network, kept, source)
     return network.float().eval()
 
 
 def _next_scale_sizes(tensors: Tensors, block: str, head: str) -> dict[str, Any]:
-    width, channels = tensors["word_embed.weight"].shape
+    width, channels = shape(tensors, "word_embed.weight", 2)
+    shape(tensors, "pos_1LC", 3)
+    shape(tensors, "lvl_embed.weight", 2)
     sizes: dict[str, Any] = {
         "embed_dim": width,
         "latent_channels": channels,
-        "num_classes": len(tensors["class_emb.weight"]) - 1,
-        "vocab_size": len(tensors[f"{head}.weight"]),
+        "num_classes": shape(tensors, "class_emb.weight", 2)[0] - 1,
+        "vocab_size": shape(tensors, f"{head}.weight", 2)[0],
         "shared_aln": "shared_ada_lin.1.weight" in tensors,
         "attn_l2_norm": f"{block}.attn.scale_mul_1H11" in tensors,
     }
     if f"{block}.ffn.fc1.weight" in tensors:
-        sizes["mlp_ratio"] = len(tensors[f"{block}.ffn.fc1.weight"]) / width
+        sizes["mlp_ratio"] = shape(tensors, f"{block}.ffn.fc1.weight", 2)[0] / width
     if sizes["attn_l2_norm"]:
-        sizes["num_heads"] = tensors[f"{block}.attn.scale_mul_1H11"].shape[1]
+        sizes["num_heads"] = shape(tensors, f"{block}.attn.scale_mul_1H11", 4)[1]
     if "lvl_1L" in tensors:
         sizes["patch_nums"] = tuple(round(n**0.5) for n in tensors["lvl_1L"].flatten().long().bincount().tolist())
     return sizes
 
 
-def _known_schedule(scales: int, length: int, source: str) -> tuple[int, ...]:
+def _known_schedule(tensors: Tensors, source: str) -> tuple[int, ...]:
+    scales, length = len(tensors["lvl_embed.weight"]), tensors["pos_1LC"].shape[1]
     for sides in SCHEDULES.values():
         if len(sides) == scales and Scales(sides).total == length:
             return sides
@@ -98,16 +102,16 @@ def _known_schedule(scales: int, length: int, source: str) -> tuple[int, ...]:
 
 
 def _tokenizer_sizes(tensors: Tensors) -> dict[str, Any]:
-    vocabulary, channels = tensors["quantize.embedding.weight"].shape
-    ch = len(tensors["encoder.conv_in.weight"])
+    vocabulary, channels = shape(tensors, "quantize.embedding.weight", 2)
+    ch = shape(tensors, "encoder.conv_in.weight", 4)[0]
     levels = range(count(tensors, "encoder.down."))
     sizes: dict[str, Any] = {
         "vocab_size": vocabulary,
         "z_channels": channels,
         "ch": ch,
-        "ch_mult": tuple(len(tensors[f"encoder.down.{i}.block.0.conv1.weight"]) // ch for i in levels),
+        "ch_mult": tuple(shape(tensors, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] // ch for i in levels),
         "num_res_blocks": count(tensors, "encoder.down.0.block."),
-        "quant_conv_ks": tensors["quant_conv.weight"].shape[-1],
+        "quant_conv_ks": shape(tensors, "quant_conv.weight", 4)[-1],
     }
     shared = count(tensors, "quantize.quant_resi.qresi_ls.")
     if shared:

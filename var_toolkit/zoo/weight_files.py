@@ -1,42 +1,77 @@
-"""Published weight files: `.pth` or `.safetensors` in, tensors out. A file never runs code."""
+"""Published weight files: `.pth`, `.safetensors` or several shards in, tensors out. A file never runs code."""
 
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
-from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from var_toolkit.zoo.directory import read_safetensors
+from var_toolkit.zoo.beside_weights import harmless
+from var_toolkit.zoo.checkpoints import Chosen, NoSuchWeightsError, choose
+from var_toolkit.zoo.file_kinds import described, is_safetensors
+from var_toolkit.zoo.safetensors_files import INDEX_ENDING, SHARD, read_safetensors, read_shards
 
-WRAPPERS = ("model", "module", "state_dict")  # the last two by DeepSpeed and Lightning
+UNSAFE = re.compile(r"GLOBAL ([\w.]+)|(?:function|got) <(?:class|function|built-in)\W+([\w.]+)|TorchScript")
 
 
-def read_weights(path: Path | str, part: str | None = None) -> dict[str, Tensor]:
-    """The state dict in a published file, float tensors as stored. ValueError in one line if it is no such file.
+def read_weights(path: Path | str, required: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The state dict in a published file, as stored. ValueError in one line if it is no such file.
 
-    `part` says what of a model is wanted, "tokenizer" or "backbone", where published scripts wrap the state dict.
+    Where a trainer wrapped it, it is known by the names of the tensors `required`.
     """
+    return read_checkpoint(path, required).tensors
+
+
+def read_checkpoint(path: Path | str, required: Sequence[str] = (), wanted: str | None = None) -> Chosen:
+    """The same with a choice, see `choose`, and what is to be said about it."""
     path = Path(path)
+    return choose(_content(_file(path)), required, str(path), wanted)
+
+
+def read_checkpoints(files: Mapping[str, tuple[Path, Sequence[str]]], wanted: str | None = None) -> dict[str, Chosen]:
+    """Several files by part, each with its required tensors. The choice must be there in one of them at least."""
+    found, refused = {}, []
+    for part, (path, required) in files.items():
+        try:
+            found[part] = read_checkpoint(path, required, wanted)
+        except NoSuchWeightsError as error:
+            refused.append(error)
+            found[part] = read_checkpoint(path, required)
+    if refused and len(refused) == len(found):
+        raise refused[-1]
+    return found
+
+
+def _file(path: Path) -> Path:
+    """A file, or the one of a folder that has the weights."""
+    if path.is_dir():
+        for ending in (f"*{INDEX_ENDING}", "*.safetensors", "*.pth", "*.pt", "*.ckpt", "*.bin"):
+            found = sorted(path.glob(ending))
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise ValueError(f"{path} holds {found[0].name}, {found[1].name} and perhaps more; give one of them")
+        raise ValueError(f"{path} is a folder without weights; give a published .pth or .safetensors file")
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give a published .pth or .safetensors file")
-    content = read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    if isinstance(content, dict):
-        content = _unwrapped(content, part)
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path} holds no state dict (names to tensors); it is no published weight file")
-    return content
+    return path
 
 
-def _unwrapped(content: dict[Any, Any], part: str | None) -> Any:
-    """What a checkpoint of VAR's training script, or a file of MAR's autoencoder or of LlamaGen, wraps."""
-    if isinstance(content.get("trainer"), dict):
-        return content["trainer"].get("vae_local" if part == "tokenizer" else "var_wo_ddp")
-    return next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
+def _content(path: Path) -> object:
+    if path.name.endswith(INDEX_ENDING) or path.name.endswith(".bin.index.json"):
+        return read_shards(path, _single)
+    if found := SHARD.search(path.name):
+        raise ValueError(f"{path} is one of {int(found[1])} shards; give the file that ends in .index.json")
+    return _single(path)
+
+
+def _single(path: Path) -> object:
+    return read_safetensors(path) if path.suffix == ".safetensors" or is_safetensors(path) else _read_pickle(path)
 
 
 def _load(path: Path) -> object:
@@ -50,14 +85,27 @@ def _load(path: Path) -> object:
 
 def _read_pickle(path: Path) -> object:
     try:
-        # Warnings are about pickle protocols, beside the error that matters. LlamaGen's training script notes its
-        # arguments beside the weights; a Namespace runs nothing.
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([Namespace]):
+        # Warnings are about pickle protocols, beside the error that matters.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(harmless()):
             return _load(path)
-    except pickle.UnpicklingError:
-        raise ValueError(
-            f"{path} is damaged, or holds objects other than tensors, which could run code; refused. "
-            "Save its state dict alone, best as .safetensors"
-        ) from None
+    except pickle.UnpicklingError as error:
+        found = UNSAFE.search(str(error))
+        told = None if found else described(path)
+        raise ValueError(f"{path} {told or _unsafe(found)}") from None
+    except MemoryError:
+        raise
     except Exception:  # a damaged file can fail in any way at all
-        raise ValueError(f"{path} is damaged, or is not a weight file") from None
+        raise ValueError(f"{path} {_complaint(path)}") from None
+
+
+def _unsafe(found: re.Match[str] | None) -> str:
+    """What is said of a pickle that the weights-only reader refuses, by what it found there."""
+    kind = next((name for name in found.groups() if name), None) if found else None
+    what = f"holds objects other than tensors (class {kind})" if kind else "holds a TorchScript program"
+    if found is None:
+        what = "is damaged, or holds objects other than tensors"
+    return f"{what}, which could run code; refused. Save its state dict alone, best as .safetensors"
+
+
+def _complaint(path: Path) -> str:
+    return described(path) or "is damaged, or is not a weight file; download it again"
