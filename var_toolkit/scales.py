@@ -75,19 +75,21 @@ class Scales:
         """(B, L, ...) -> K tensors (B, n_k, ...)."""
         return list(packed.split(self.lengths, dim=1))
 
-    def level_ids(self) -> torch.Tensor:
-        """The scale each token belongs to, int64 (L)."""
+    def level_ids(self, device: torch.device | None = None) -> torch.Tensor:
+        """The scale each token belongs to, int64 (L), computed on the device."""
         import torch
 
-        return torch.cat([torch.full((length,), scale) for scale, length in enumerate(self.lengths)])
+        return torch.cat([torch.full((length,), k, device=device) for k, length in enumerate(self.lengths)])
 
-    def block_causal_mask(self, first: int = 0, last: int | None = None) -> torch.Tensor:
+    def block_causal_mask(
+        self, first: int = 0, last: int | None = None, device: torch.device | None = None
+    ) -> torch.Tensor:
         """Attention mask when scales first .. last-1 are computed in one pass, bool (queries, keys).
 
         Keys are the tokens of scales 0 .. last-1. A token attends to its own scale and every coarser one.
         """
         last = len(self) if last is None else last
-        levels = self.level_ids()[: self.offsets[last]]
+        levels = self.level_ids(device)[: self.offsets[last]]
         return levels[self.offsets[first] :, None] >= levels[None, :]
 
     def block_diagonal_mask(self) -> torch.Tensor:

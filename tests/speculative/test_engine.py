@@ -205,7 +205,7 @@ def test_the_cache_after_a_rollback_is_a_fresh_prefill(widths):
         for _ in range(3):
             run.round += 1
             tokens = torch.randint(0, 64, (3, tree.nodes - 1), generator=torch.Generator().manual_seed(run.round))
-            target.check(Draft(tokens, tree, torch.tensor([3, 2, 3]), None, "certain"), Hopeful())
+            target.check(Draft(tokens, tree, [3, 2, 3], None, "certain"), Hopeful())
         assert len(set(run.counts)) > 1
         fresh = stage.backbone.new_ragged_cache(6, 40)
         stage.backbone.next_hidden(labels, run.tokens_BL[:, : max(run.counts) - 1].repeat(2, 1), cache=fresh)
@@ -234,7 +234,7 @@ def test_a_tree_lists_nodes_level_by_level():
 
 def test_chains_that_agree_so_far_count_for_each_other():
     tokens = torch.tensor([[5, 5, 7, 1, 2, 3]])  # three chains of two: 5 1, 5 2, 7 3
-    drafted = Draft(tokens, topology((3, 1), True), torch.tensor([2]), None, "independent").drafted()
+    drafted = Draft(tokens, topology((3, 1), True), [2], None, "independent").drafted()
     assert drafted.tokens.tolist() == [[[5, 5, 7], [1, 2, 3], [1, 2, 3], [1, 2, 3]]]
     assert drafted.valid.int().tolist() == [[[1, 1, 1], [1, 1, 0], [1, 1, 0], [0, 0, 1]]]
 

@@ -51,12 +51,12 @@ def within_pyramid(scales: Scales, pattern: Pattern) -> Attend:
 def block_causal(scales: Scales, computed: range, device: torch.device, dropout: float = 0.0) -> Attend:
     """Attention of the tokens of the scales `computed` to themselves and to the coarser scales in the cache."""
     if dropout > 0:
-        return to_allowed(scales.block_causal_mask(computed.start, computed.stop).to(device), dropout)
+        return to_allowed(scales.block_causal_mask(computed.start, computed.stop, device), dropout)
     if len(computed) <= 1:
         return to_all
     if computed.start == 0:
         return within_pyramid(scales, "block-causal")
-    return to_allowed(scales.block_causal_mask(computed.start, computed.stop).to(device))
+    return to_allowed(scales.block_causal_mask(computed.start, computed.stop, device))
 
 
 def _pyramid(q: Tensor, k: Tensor, v: Tensor, scale: float, *, scales: Scales, pattern: Pattern) -> Tensor:

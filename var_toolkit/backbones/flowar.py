@@ -228,7 +228,7 @@ class FlowAR(nn.Module):
         hidden = self.hidden(self.condition(labels_B), inputs_BLc, scales=scales)
         rotation = self._rotation(scales, HEAD_DIM)
         attend = within_pyramid(self.scales, "block-diagonal")
-        levels_L = self.scales.level_ids().to(hidden.device)
+        levels_L = self.scales.level_ids(hidden.device)
         return self.flownet(
             noisy_BLc, times_BK, self.flownet.condition(hidden, rotation), rotation, attend, levels_L
         ).float()

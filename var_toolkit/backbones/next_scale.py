@@ -166,7 +166,7 @@ class NextScaleTransformer(nn.Module):
     def _position_embeddings(self, scales: range) -> Tensor:
         """Sum of scale and position embeddings of the tokens of some scales, (1, L, C)."""
         span = slice(self.scales.offsets[scales.start], self.scales.offsets[scales.stop])
-        levels_L = self.scales.level_ids()[span].to(self.pos_1LC.device)
+        levels_L = self.scales.level_ids(self.pos_1LC.device)[span]
         return self.lvl_embed(levels_L) + self.pos_1LC[:, span]
 
     def _head_logits(self, head: nn.Module, hidden_RLC: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

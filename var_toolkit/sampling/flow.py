@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -69,11 +70,7 @@ class Flow:
 
     def times(self) -> list[float]:
         """Where the steps begin and end, from 1 down to 0."""
-        if self.solver != "published" or self.steps == 50:
-            return torch.linspace(1, 0, self.steps + 1, dtype=torch.float64).tolist()
-        half = self.steps // 2
-        coarse = torch.linspace(1, 0.3, half, dtype=torch.float64)
-        return torch.cat((coarse, torch.linspace(0.25, 0, half + 1, dtype=torch.float64))).tolist()
+        return list(_times(self.solver == "published" and self.steps != 50, self.steps))
 
     def guided(self, time: float, strength: float) -> bool:
         """Whether the null class takes part at a time."""
@@ -108,6 +105,17 @@ class Flow:
         low, high = self.interval
         guided = f", guided from {high:g} to {low:g}" if self.is_guided(strength) else ""
         return f"{self.steps} steps ({self.solver}){guided}"
+
+
+@lru_cache(maxsize=64)
+def _times(fine_near_data: bool, steps: int) -> tuple[float, ...]:
+    """Made once on the processor: every scale asks for them several times."""
+    if not fine_near_data:
+        return tuple(torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu").tolist())
+    half = steps // 2
+    coarse = torch.linspace(1, 0.3, half, dtype=torch.float64, device="cpu")
+    fine = torch.linspace(0.25, 0, half + 1, dtype=torch.float64, device="cpu")
+    return tuple(torch.cat((coarse, fine)).tolist())
 
 
 def _interval(given: Any) -> tuple[float, float]:

@@ -1,11 +1,12 @@
-"""Drafts of one round: tokens that may follow the last settled one, as a chain, as several chains, or as a tree.
+"""Drafts of one round: tokens that may follow the last decided one, as a chain, as several chains, or as a tree.
 
-Letters: B images, R rows (images, twice under guidance), N drafts, M positions with drafts, S drafts for one place,
-V vocabulary. Node 0 is the last settled token, the root; node 1 + i is draft i. Drafts lie level by level.
+Letters: B images, R rows (images, twice under guidance), N drafts, M positions with drafts, S drafts for one position,
+V vocabulary. Node 0 is the last decided token, the root; node 1 + i is draft i. Drafts are stored level by level.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -20,10 +21,10 @@ from var_toolkit.speculative.rules import Drafted, Kind
 
 @dataclass(frozen=True)
 class Topology:
-    """Which draft stands behind which: `widths` children for every node of a level.
+    """Which draft follows which: `widths` children for every node of a level.
 
-    As `chains`, independent drafts that happen to begin alike count for each other: the drafts for the place behind a
-    node are then those of all chains, as far as they agree up to there.
+    As `chains`, independent drafts that happen to begin alike count for each other: the drafts for the position after a
+    node are then those of all chains that agree up to there.
     """
 
     widths: tuple[int, ...]
@@ -39,12 +40,12 @@ class Topology:
 
     @property
     def is_chain(self) -> bool:
-        """Whether every draft stands behind the one before."""
+        """Whether every draft follows the one before."""
         return max(self.widths) == 1
 
     @property
     def siblings(self) -> int:
-        """Drafts for one place at most."""
+        """Drafts for one position at most."""
         return max(self.widths)
 
     @cached_property
@@ -75,7 +76,7 @@ class Topology:
 
     @cached_property
     def children(self) -> Tensor:
-        """The drafts for the place behind each of the M nodes that have some, int64 (M, S); -1 where there are less."""
+        """The drafts that follow each of the M nodes that have some, int64 (M, S); -1 where there are fewer than S."""
         rows = []
         for above, below in pairwise(self.levels):
             for node in above:
@@ -91,17 +92,17 @@ class Topology:
             seen[node] |= seen[parent]
         return seen
 
-    def branches(self, fed: range, before_R: Tensor, root_R: Tensor, *, first: int) -> Branches | None:
-        """How a pass over the nodes `fed` stands and sees: None for a chain, which is a sequence like any other.
+    def branches(self, fed: range, before_R: Tensor, root_R: Tensor, *, longest: int, first: int) -> Branches | None:
+        """Positions and attention mask of a pass over the nodes `fed`; None for a chain, which is a plain sequence.
 
-        `before_R` slots of each row of the cache hold what every node sees, and `root_R` is the place of the root. The
-        nodes from `first` on follow in the cache, those that are fed at the end.
+        The first `before_R` slots of each row of the cache, `longest` at most, are visible to every node, and `root_R`
+        is the position of the root. The nodes from `first` on follow in the cache, those that are fed at the end.
         """
         if self.is_chain:
             return None
         device = before_R.device
         positions_RL = root_R.unsqueeze(1) + self.depths[fed.start : fed.stop].to(device)
-        slots_K = torch.arange(int(before_R.max()) + fed.stop - first, device=device)
+        slots_K = torch.arange(longest + fed.stop - first, device=device)
         node_RK = slots_K - before_R.unsqueeze(1) + first
         sees_LN = self.sees[fed.start : fed.stop].to(device)
         sees_RLK = sees_LN[:, node_RK.clamp(0, self.nodes - 1)].transpose(0, 1)
@@ -121,7 +122,7 @@ class Draft:
 
     tokens: Tensor  # (B, N), int64
     topology: Topology
-    depths: Tensor  # (B,), int64: the levels that count for each image; 0 for none
+    depths: Sequence[int]  # (B): the levels that count for each image, 0 for none; known to the host
     q: Tensor | None  # (B, M, V): what the drafts behind each node were drawn from; None if they are certain
     kind: Kind
 
@@ -129,7 +130,7 @@ class Draft:
         """The same as a rule reads it: for each image and each of the M positions, (B, M, ...)."""
         device, count = self.tokens.device, len(self.topology.children)
         children_MS, depth_M = self.topology.children.to(device), self.topology.depths[:count].to(device)
-        valid_BMS = (children_MS >= 0) & (depth_M < self.depths.to(device).unsqueeze(1)).unsqueeze(-1)
+        valid_BMS = (children_MS >= 0) & (depth_M < torch.tensor(self.depths).to(device).unsqueeze(1)).unsqueeze(-1)
         if self.topology.chains:
             valid_BMS = valid_BMS & self._agreeing()
         tokens_BMS = self.tokens[:, children_MS.clamp(min=0)]

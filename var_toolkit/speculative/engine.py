@@ -1,8 +1,11 @@
-"""The engine of speculative decoding for next-token models: drafts, one pass of the target, a verdict, and anew.
+"""The engine of speculative decoding for next-token models: drafts, one pass of the target, a verdict, and again.
 
-Every image goes forward at its own pace, so a batch changes nothing for any of them (Speculative Jacobi's published
-code moves all rows by the shortest, which is not exact). Chance has a stream for drafts, one for verdicts and one for
-the tokens that the target draws itself, each used once for every purpose and round.
+Every image advances at its own pace, so none depends on the others of its batch (the published code of Speculative
+Jacobi advances all rows by the shortest, which is not exact). Randomness has a stream for drafts, one for verdicts and
+one for the tokens that the target draws itself, each used once for every purpose and round.
+
+The host reads from the device once a round: which drafts were accepted. An n-gram proposer also reads the new tokens,
+and a confidence threshold adds a read for each level of drafts.
 
 Letters: B images, R rows (B, or 2B under guidance: conditional half first), L tokens, N drafts, M positions with
 drafts, S drafts for one position, A tokens decided in a round, C width, V vocabulary.
@@ -38,7 +41,7 @@ class Run:
         self.total = stage.backbone.config.tokens
         self.images = len(labels_R) // stage.rows
         self.tokens_BL = labels_R.new_zeros(self.images, self.total)
-        self.counts = [0] * self.images  # settled tokens of each image, which is the place of the next
+        self.counts = [0] * self.images  # decided tokens of each image, which is the position of the next
         self.positions_B = labels_R.new_zeros(self.images)  # the same as a tensor
         self.round = 0
         self.checks = FiniteCheck()
@@ -49,17 +52,18 @@ class Run:
         return [self.total - count for count in self.counts]
 
     def last(self) -> Tensor:
-        """The last settled token of each image, (B, 1)."""
+        """The last decided token of each image, (B, 1)."""
         return self.tokens_BL.gather(1, self.positions_B.unsqueeze(1) - 1)
 
     def extend(self, tokens_BA: Tensor, new: Sequence[int]) -> None:
-        """Put the first `new` tokens of each row behind those that are settled."""
+        """Append the first `new` tokens of each row to those that are decided."""
         if min(new) == max(new) == tokens_BA.shape[1]:
             self.tokens_BL.scatter_(1, self._ranks(tokens_BA) + self.positions_B.unsqueeze(1), tokens_BA)
             self.positions_B = self.positions_B + max(new)
         else:
-            new_B = torch.tensor(new, device=tokens_BA.device)
-            rows_X, ranks_X = (self._ranks(tokens_BA) < new_B.unsqueeze(1)).nonzero(as_tuple=True)
+            new_B = torch.tensor(new).to(tokens_BA.device)
+            pairs = [(row, rank) for row, count in enumerate(new) for rank in range(count)]
+            rows_X, ranks_X = torch.tensor(pairs).to(tokens_BA.device).unbind(1)
             self.tokens_BL[rows_X, self.positions_B[rows_X] + ranks_X] = tokens_BA[rows_X, ranks_X]
             self.positions_B = self.positions_B + new_B
         self.counts = [count + more for count, more in zip(self.counts, new, strict=True)]
@@ -76,8 +80,8 @@ class Checked:
     draft: Draft | None
     p: Tensor  # (B, 1 + N, V): what the target would draw from behind each node
     verdict: Verdict | None  # of the M positions, (B, M)
-    new: list[int]  # tokens that each image has settled: the drafts that stood and one more, or none at all
-    tokens: Tensor  # (B, A): they, from the left
+    new: list[int]  # tokens that each image gains: the accepted drafts and one more, or none at all
+    tokens: Tensor  # (B, A): these tokens, from the left
     features: Tensor  # (R, A, C): the target's, where it predicted them
 
 
@@ -182,7 +186,7 @@ class _Books:
 
     def enter(self, checked: Checked, passes: Sequence[int]) -> None:
         """A round that is over; the first pass had no drafts and belongs to none."""
-        offered = [0] * self.run.images if checked.draft is None else checked.draft.depths.tolist()
+        offered = [0] * self.run.images if checked.draft is None else checked.draft.depths
         for row, (drafted, new) in enumerate(zip(offered, checked.new, strict=True)):
             if new == 0:
                 continue
@@ -213,7 +217,7 @@ class _Books:
 
 
 class Target:
-    """The large network and its cache, which holds all but the last settled token between rounds."""
+    """The large network and its cache, which holds all but the last decided token between rounds."""
 
     def __init__(self, run: Run, nodes: int) -> None:
         self.run, self.network = run, cast(Any, run.stage.backbone)
@@ -221,7 +225,7 @@ class Target:
         self.uniform_BL = run.noise.uniform(Stream.TOKEN, 0, run.total)
 
     def check(self, draft: Draft | None, rule: Rule) -> Checked:
-        """One pass over the last settled token and its drafts; settles what stands, and a token more."""
+        """One pass over the last decided token and its drafts; appends the accepted drafts, and one token more."""
         run = self.run
         hidden_RLC = self._read(draft)
         what = f"the target's logits from token {min(run.counts)} on"
@@ -238,7 +242,7 @@ class Target:
         return Checked(None, p, None, [min(1, left) for left in self.run.left], tokens_B1, hidden_R1C)
 
     def _judged(self, draft: Draft, p: Tensor, hidden_RLC: Tensor, rule: Rule) -> Checked:
-        """The drafts that stand, and a token behind them."""
+        """The accepted drafts, and a token after them."""
         run, verdict = self.run, self._verdict(draft, p, rule)
         paths = _paths(draft, verdict)
         new = [len(path) if left else 0 for path, left in zip(paths, run.left, strict=True)]
@@ -258,7 +262,9 @@ class Target:
         if draft is not None:
             tokens_BL = torch.cat((tokens_BL, draft.tokens), dim=1)
             root_R = run.positions_B.repeat(copies)
-            branches = draft.topology.branches(range(draft.topology.nodes), root_R, root_R, first=0)
+            branches = draft.topology.branches(
+                range(draft.topology.nodes), root_R, root_R, longest=max(run.counts), first=0
+            )
         hidden = self.network.next_hidden(None, tokens_BL.repeat(copies, 1), cache=self.cache, branches=branches)
         return cast(Tensor, hidden)
 
@@ -281,7 +287,7 @@ class Target:
     def _tokens(self, draft: Draft, p: Tensor, verdict: Verdict, nodes_BA: Tensor, paths: list[list[int]]) -> Tensor:
         """The drafts along each path, and behind them one token from what is left there, (B, A)."""
         p = torch.cat((verdict.residual, p[:, verdict.residual.shape[1] :]), dim=1)
-        accepted_B1 = torch.tensor([[len(path) - 1] for path in paths], device=p.device)
+        accepted_B1 = torch.tensor([[len(path) - 1] for path in paths]).to(p.device)
         last_B1V = along(p, nodes_BA.gather(1, accepted_B1))
         drawn_B1 = pick(last_B1V, self._uniform(self.run.positions_B.unsqueeze(1) + accepted_B1))
         drafts_BA = draft.tokens.gather(1, (nodes_BA[:, 1:] - 1).clamp(min=0))
@@ -298,7 +304,10 @@ def along(values_RLX: Tensor, index_RA: Tensor) -> Tensor:
 
 
 def _paths(draft: Draft, verdict: Verdict) -> list[list[int]]:
-    """The nodes of each image from the root along the drafts that stand."""
+    """The nodes of each image from the root along the accepted drafts.
+
+    The one read of a round by the host, which has to know how far each image has come.
+    """
     children = draft.topology.children.tolist()
     return [_path(choice, children) for choice in verdict.choice.tolist()]
 

@@ -1,4 +1,4 @@
-"""Drafts that a network draws level by level: behind every node of a level, then behind what was drawn there.
+"""Drafts that a network draws level by level: after every node of a level, then after the tokens drawn there.
 
 Letters: B images, R rows of the proposer (images, twice if it is guided), n nodes of a level, L tokens, C width,
 V vocabulary.
@@ -46,7 +46,7 @@ class Shape:
 
 
 class Reader(Protocol):
-    """A network that drafts, and its cache, which holds every settled token, and maybe the class before them."""
+    """A network that drafts, and its cache of every decided token, in some networks with the class before them."""
 
     cache: RaggedCache
     stage: Stage  # how it draws
@@ -61,21 +61,21 @@ class Reader(Protocol):
 
 
 class GrowingSession:
-    """Reads what has been settled, and draws on from there."""
+    """Reads the decided tokens, and drafts from there."""
 
     def __init__(self, reader: Reader, shape: Shape, lengths: LengthPolicy) -> None:
         self.reader, self.shape, self.confidence = reader, shape, lengths.confidence
-        self.root_R1C: Tensor | None = None  # features at the last settled token
+        self.root_R1C: Tensor | None = None  # features at the last decided token
 
     def learn(self, run: Run, checked: Checked) -> None:
-        """Read the settled tokens with the target's own features, where drafting had only its guesses."""
+        """Read the decided tokens with the target's own features, in place of the predicted ones of drafting."""
         hidden_RLC = self.reader.read(checked.tokens, checked.features, None)
         new, read = checked.new * self.reader.stage.rows, checked.tokens.shape[1]
         self.reader.cache.rewind([end - read + more for end, more in zip(self.reader.cache.lengths, new, strict=True)])
         if read == 1:
             self.root_R1C = hidden_RLC
             return
-        last_R1 = torch.tensor([[max(more - 1, 0)] for more in new], device=hidden_RLC.device)
+        last_R1 = torch.tensor([[max(more - 1, 0)] for more in new]).to(hidden_RLC.device)
         self.root_R1C = along(hidden_RLC, last_R1)
 
     def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
@@ -83,7 +83,7 @@ class GrowingSession:
         assert self.root_R1C is not None
         tree = topology(self.shape.widths[: max(depths)], self.shape.chains)
         before, hidden_RnC = self.reader.cache.lengths, self.root_R1C
-        depths_B = torch.tensor(depths, device=hidden_RnC.device)
+        drafted = list(depths)
         tokens: list[Tensor] = []
         masses: list[Tensor] = []
         for level, width in enumerate(tree.widths):
@@ -92,35 +92,40 @@ class GrowingSession:
             positions_Bn = (run.positions_B + level).unsqueeze(1).expand(-1, len(tree.levels[level]))
             logits, what = self.reader.logits(hidden_RnC), f"the draft model's logits from token {min(run.counts)} on"
             q_BnV = choices(self.reader.stage, logits, positions_Bn, run.checks, what).softmax(-1)
-            depths_B = self._sure(q_BnV, depths_B, level)
-            if not bool((depths_B > level).any()):
+            drafted = self._sure(q_BnV, drafted, level)
+            if max(drafted) <= level:
                 break
             tokens.append(self._drawn(run, q_BnV, width, first=tree.levels[level + 1].start - 1))
             masses.append(q_BnV)
         self.reader.cache.rewind(before)
-        # One for the root, and one for each level behind which this image has looked on.
-        passes = [min(drafted + 1, asked) for drafted, asked in zip(depths_B.tolist(), depths, strict=True)]
+        # One for the root, and one for each level after which this image was read.
+        passes = [min(levels + 1, asked) for levels, asked in zip(drafted, depths, strict=True)]
         if not tokens:
             return None, passes
         drawn = topology(tree.widths[: len(tokens)], tree.chains)
         kind: Kind = "distinct" if drawn.siblings > 1 and not drawn.chains else "independent"
-        return Draft(torch.cat(tokens, 1), drawn, depths_B, torch.cat(masses, 1), kind), passes
+        return Draft(torch.cat(tokens, 1), drawn, drafted, torch.cat(masses, 1), kind), passes
 
     def _read(
         self, run: Run, fed: range, before: list[int], tokens_Bn: Tensor, parents_RnC: Tensor, tree: Topology
     ) -> Tensor:
         """Features at the nodes of a level, whose parents' are given."""
         width = tokens_Bn.shape[1] // parents_RnC.shape[1]
-        before_R = torch.tensor(before, device=tokens_Bn.device)
-        branches = tree.branches(fed, before_R, run.positions_B.repeat(self.reader.stage.rows), first=1)
+        before_R = torch.tensor(before).to(tokens_Bn.device)
+        branches = tree.branches(
+            fed, before_R, run.positions_B.repeat(self.reader.stage.rows), longest=max(before), first=1
+        )
         return self.reader.read(tokens_Bn, parents_RnC.repeat_interleave(width, dim=1), branches)
 
-    def _sure(self, q_BnV: Tensor, depths_B: Tensor, level: int) -> Tensor:
-        """The levels that count, cut here where no node has a likely enough token: seen before any is drawn."""
+    def _sure(self, q_BnV: Tensor, depths: list[int], level: int) -> list[int]:
+        """The levels that count, cut here where no node has a likely enough token: seen before any is drawn.
+
+        One read by the host, unless the confidence is 0.
+        """
         if self.confidence == 0:
-            return depths_B
-        sure_B = q_BnV.amax((1, 2)) >= self.confidence
-        return torch.where(sure_B, depths_B, depths_B.clamp(max=level))
+            return depths
+        sure = (q_BnV.amax((1, 2)) >= self.confidence).tolist()
+        return [depth if one else min(depth, level) for depth, one in zip(depths, sure, strict=True)]
 
     def _drawn(self, run: Run, q_BnV: Tensor, width: int, first: int) -> Tensor:
         """`width` tokens behind each node, (B, n * width): with replacement for chains, else without."""

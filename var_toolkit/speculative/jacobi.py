@@ -28,12 +28,12 @@ STARTS: tuple[Start, ...] = get_args(Start)
 
 @dataclass(frozen=True)
 class Jacobi:
-    """Places behind a rejection are drafted from what the target said of them, stale as its context was.
+    """Positions after a rejection are drafted from the last distribution of the target there, of an older context.
 
-    Places it has not seen yet `start` with certain drafts (section 4.2 of the paper): a `random` token, a `repeat` of
-    the left neighbour's, or the `likeliest` of what the left neighbour's draft came from; in the first column always a
-    random one. With `keep` (adaptive continuation of SJD-PAC) drafts behind a rejection are tried as well, and those
-    that stand there stay, so consecutive rounds disagree as little as they can.
+    Positions without one `start` with certain drafts (section 4.2 of the paper): a `random` token, a `repeat` of the
+    left neighbour's, or the `likeliest` of what the left neighbour's draft came from; in the first column always a
+    random one. With `keep` (adaptive continuation of SJD-PAC) drafts after a rejection are judged too, and those
+    that are accepted there are drafted again, so that consecutive rounds differ as little as possible.
     """
 
     window: int
@@ -71,12 +71,12 @@ class JacobiSession:
         count, device = settings.nodes, run.tokens_BL.device
         self.tokens_BN = torch.zeros(run.images, count, dtype=torch.int64, device=device)
         self.q_BNV = torch.zeros(run.images, count, self.vocabulary, device=device)
-        self.known_B = torch.zeros(run.images, dtype=torch.int64, device=device)
+        self.known = [0] * run.images
 
     def learn(self, run: Run, checked: Checked) -> None:
-        """Draft every place behind what is settled that the last pass has seen."""
+        """Draft every position after the decided tokens that the last pass has seen."""
         if checked.draft is None:
-            self.known_B = torch.zeros_like(self.known_B)
+            self.known = [0] * run.images
             return
         count = checked.p.shape[1] - 1  # drafts of the last pass
         uniform_BN = run.noise.uniform(Stream.DRAFT, 0, count + 1, attempt=run.round)
@@ -84,15 +84,15 @@ class JacobiSession:
         if self.settings.keep and checked.verdict is not None:
             accepted = F.pad(checked.verdict.choice == 0, (0, 1))
             tokens = torch.where(accepted, F.pad(checked.draft.tokens, (0, 1)), tokens)
-        new_B = torch.tensor(checked.new, device=tokens.device)
+        new_B = torch.tensor(checked.new).to(tokens.device)
         shift_BN = new_B.unsqueeze(1) + torch.arange(self.tokens_BN.shape[1], device=tokens.device)
         taken_BN = shift_BN.clamp(max=count)
         self.tokens_BN, self.q_BNV = tokens.gather(1, taken_BN), along(checked.p, taken_BN)
-        # Of a window that counted only up to some depth, the place behind it is the last that was seen truly.
-        self.known_B = (checked.draft.depths.to(new_B.device) + 1 - new_B).clamp(min=0)
+        # Of a window that counted only up to some depth, the position after it is the last with valid logits.
+        self.known = [max(0, depth + 1 - new) for depth, new in zip(checked.draft.depths, checked.new, strict=True)]
 
     def _masses(self, checked: Checked) -> Tensor:
-        """What a draft behind each node is drawn from if none stays, (B, 1 + N, V)."""
+        """The distribution of a new draft after each node, (B, 1 + N, V)."""
         if not self.settings.keep or checked.verdict is None:
             return checked.p
         return torch.cat((checked.verdict.residual, checked.p[:, -1:]), dim=1)
@@ -100,23 +100,23 @@ class JacobiSession:
     def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
         deepest = max(depths)
         self._start(run, deepest)
-        depths_B = torch.tensor(depths, device=self.tokens_BN.device)
         tokens, q = self.tokens_BN[:, :deepest], self.q_BNV[:, :deepest]
-        return Draft(tokens, topology((1,) * deepest), depths_B, q, "independent"), [0] * run.images
+        return Draft(tokens, topology((1,) * deepest), depths, q, "independent"), [0] * run.images
 
     def _start(self, run: Run, deepest: int) -> None:
         """Fill the positions up to `deepest` that no pass has seen, from left to right: one may repeat another."""
-        if int(self.known_B.min()) >= deepest:
+        if min(self.known) >= deepest:
             return
         fresh_BN = self._random(run, deepest)
         positions_BN = run.positions_B.unsqueeze(1) + torch.arange(deepest, device=fresh_BN.device)
         left_B = run.last().squeeze(1)
+        known_B = torch.tensor(self.known).to(fresh_BN.device)
         self.q_BNV, self.tokens_BN = self.q_BNV.clone(), self.tokens_BN.clone()
         for n in range(deepest):
             token_B = fresh_BN[:, n]
             if self.settings.start != "random":
                 token_B = torch.where(positions_BN[:, n] % self.side == 0, token_B, left_B)
-            unseen_B = n >= self.known_B
+            unseen_B = n >= known_B
             token_B = torch.where(unseen_B, token_B, self.tokens_BN[:, n])
             self.tokens_BN[:, n] = token_B
             certain_BV = F.one_hot(token_B, self.vocabulary).to(self.q_BNV.dtype)
@@ -124,6 +124,6 @@ class JacobiSession:
             left_B = self.q_BNV[:, n].argmax(-1) if self.settings.start == "likeliest" else token_B
 
     def _random(self, run: Run, count: int) -> Tensor:
-        """Tokens all alike probable, (B, N); their noise lies behind that of the drafts that are drawn."""
+        """Tokens all alike probable, (B, N); their noise follows that of the drafts that are drawn."""
         uniform_BN = run.noise.uniform(Stream.DRAFT, self.settings.window, count, attempt=run.round)
         return (uniform_BN * self.vocabulary).long()

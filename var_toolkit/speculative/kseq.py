@@ -1,6 +1,6 @@
-"""K-SEQ (SpecTr, arXiv 2310.15141, section 4): several independent drafts for one place.
+"""K-SEQ (SpecTr, arXiv 2310.15141, section 4): several independent drafts for one position.
 
-Letters: V vocabulary, S drafts for one place.
+Letters: V vocabulary, S drafts for one position.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ BISECTIONS = 30
 
 
 class KSeq(Rule):
-    """A draft stands with probability min(1, p / (rho q)), with the smallest rho for which that is still exact.
+    """A draft is accepted with probability min(1, p / (rho q)), with the smallest rho for which that is still exact.
 
     One draft makes it the standard rule.
     """

@@ -1,4 +1,4 @@
-"""LANTERN (arXiv 2410.03355) and LANTERN++ (arXiv 2502.06352): a draft also counts what its neighbours are worth.
+"""LANTERN (arXiv 2410.03355) and LANTERN++ (arXiv 2502.06352): drafts are credited with the mass of similar codes.
 
 Letters: V vocabulary, k neighbours, C channels of a code.
 """
@@ -23,7 +23,7 @@ class Lantern(OneByOne):
     gathered mass at x and none at those neighbours, so it differs from p by at most `delta` in total variation. With a
     certain draft the token comes out as that target draws it. A sampled draft meets another relaxed target for each x,
     so there the bound holds given the draft, and not over all drafts. `delta` 0 and `factor` 1 are the standard rule.
-    What falls leaves, as in the paper, what the relaxed target has more than q.
+    The residual of a rejection is, as in the paper, that of the relaxed target.
     """
 
     neighbours: Tensor  # (V, k), int64, the nearest first

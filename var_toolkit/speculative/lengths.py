@@ -1,4 +1,4 @@
-"""How far to draft: policies that look at what became of earlier drafts, and never at the target of this round."""
+"""How far to draft: policies that depend on earlier rounds, and never on the target of this round."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PATIENCE = 8  # rounds before a gain is believed
 
 
 class Record(NamedTuple):
-    """What became of one round of one image."""
+    """The result of one round of one image."""
 
     drafted: int  # levels of drafts
     accepted: int  # of them
@@ -20,7 +20,7 @@ class Record(NamedTuple):
 
 
 class LengthPolicy(Protocol):
-    """`window` counts the tokens that a pass may settle at most: the drafted ones, and one from the target itself."""
+    """`window` counts the tokens that a pass may decide at most: the drafted ones, and one from the target itself."""
 
     @property
     def window(self) -> int: ...
@@ -36,7 +36,7 @@ class LengthPolicy(Protocol):
         ...
 
     def after(self, window: int, record: Record) -> int:
-        """The window behind a round that had another."""
+        """The window after a round that had another."""
         ...
 
 
@@ -64,7 +64,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Adaptive(Fixed):
-    """Two tokens more after a round in which all drafts stood, one less after any other, up to `window`."""
+    """Two tokens more after a round in which all drafts were accepted, one less after any other, up to `window`."""
 
     @property
     def first(self) -> int:
@@ -83,7 +83,7 @@ class Adaptive(Fixed):
 
 @dataclass
 class Account:
-    """What the rounds of an image have settled and taken."""
+    """What the rounds of an image have decided, and their cost."""
 
     rounds: int = 0
     decided: int = 0
@@ -95,7 +95,7 @@ class Account:
         self.decided += record.accepted + 1
 
     def pays(self, cost: float) -> bool:
-        """Whether drafting has settled more than plain decoding would have for the same work.
+        """Whether drafting has decided more tokens than plain decoding would have for the same work.
 
         `cost` is that of a proposer's pass in passes of the target; a pass of the target over several tokens counts as
         one. So it depends on no clock, and a seed gives one image. True until there are enough rounds to tell.

@@ -107,8 +107,8 @@ class NGramSession:
     def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
         tree = topology(self.shape.widths[: max(depths)])
         device = run.tokens_BL.device
-        tokens_BN = torch.tensor([self._grown(table, tree) for table in self.tables], device=device)
-        return Draft(tokens_BN, tree, torch.tensor(depths, device=device), None, "certain"), [0] * run.images
+        tokens_BN = torch.tensor([self._grown(table, tree) for table in self.tables]).to(device)
+        return Draft(tokens_BN, tree, depths, None, "certain"), [0] * run.images
 
     @staticmethod
     def _grown(table: Table, tree: Topology) -> list[int]:

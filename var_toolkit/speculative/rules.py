@@ -1,7 +1,7 @@
-"""Acceptance rules: which of the tokens drafted for a place stands, and what is drawn if none does.
+"""Acceptance rules: which of the tokens drafted for a position is accepted, and what is drawn if none is.
 
 Rules are pure functions of distributions and uniform numbers. Every tensor may have any leading dimensions, written
-`...`. Letters: V vocabulary, S drafts for one place (siblings).
+`...`. Letters: V vocabulary, S drafts for one position (siblings).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-# How the drafts for one place came about: each drawn from q; each drawn from q without those before it; or picked
+# How the drafts for one position were made: each drawn from q; each drawn from q without those before it; or picked
 # without randomness, so that q is certain of them.
 Kind = Literal["independent", "distinct", "certain"]
 KINDS: tuple[Kind, ...] = ("independent", "distinct", "certain")
@@ -25,7 +25,7 @@ class Drafted(NamedTuple):
     valid: Tensor  # (..., S), bool: those that do not count are passed over
     q: Tensor | None  # (..., V): what they were drawn from; None if they are certain
     kind: Kind
-    depth: Tensor  # (...): how many drafts stand before the place
+    depth: Tensor  # (...): how many drafts come before the position
 
     def without(self, sibling: int) -> Tensor | None:
         """What the next sibling was drawn from."""
@@ -45,7 +45,7 @@ class Verdict(NamedTuple):
 
 
 class Rule(ABC):
-    """Says which of the drafts for a place stands."""
+    """Says which of the drafts for a position is accepted."""
 
     kinds: ClassVar[tuple[Kind, ...]] = KINDS  # of drafts that it can serve
 
@@ -59,7 +59,7 @@ class Rule(ABC):
 
 
 class OneByOne(Rule):
-    """Tries siblings one after another; each that falls changes what is left of the target for the next."""
+    """Tries siblings one after another; each rejection replaces the target by its residual for the next."""
 
     def judge(self, p: Tensor, drafted: Drafted, uniform: Tensor) -> Verdict:
         siblings = drafted.tokens.shape[-1]
@@ -76,7 +76,7 @@ class OneByOne(Rule):
 
     @abstractmethod
     def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        """The probability (...) that one drafted token stands, and what is left of the target if it falls (..., V).
+        """The probability (...) of accepting one drafted token, and the residual distribution of a rejection (..., V).
 
         Of a certain draft q is None.
         """
@@ -110,7 +110,7 @@ def ratio(p: Tensor, q: Tensor) -> Tensor:
 
 
 def residual(p: Tensor, q: Tensor | None, token: Tensor) -> Tensor:
-    """What p has more than q, as a distribution (..., V)."""
+    """The residual distribution max(0, p - q), normalised, (..., V)."""
     more = p.scatter(-1, token.unsqueeze(-1), 0.0) if q is None else (p - q).clamp(min=0.0)
     return normalised(more, p)
 

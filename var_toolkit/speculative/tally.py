@@ -1,4 +1,4 @@
-"""What speculation did, in numbers."""
+"""Statistics of speculative decoding."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Tally:
     draft_passes: int = 0
     decided: int = 0  # tokens
     drafted: int = 0  # tokens along the path that the rule looked at first; a tree has more
-    accepted_counts: Counter[int] = field(default_factory=Counter)  # rounds by how many drafts stood
-    fall_backs: int = 0  # images whose drafts did not pay, so that they went on without
+    accepted_counts: Counter[int] = field(default_factory=Counter)  # rounds by how many drafts were accepted
+    fall_backs: int = 0  # images whose drafts did not pay, so that drafting ended
     forward_passes: int = 0  # of the target, over whole batches
     cache_bytes: int = 0  # of the target's keys and values at their largest
     paces: list[list[int]] = field(default_factory=list)  # next-token models: tokens of each pass, a list an image
@@ -56,7 +56,7 @@ class Tally:
 
     @property
     def accepted(self) -> int:
-        """Drafted tokens that stood."""
+        """Drafted tokens that were accepted."""
         return sum(count * rounds for count, rounds in self.accepted_counts.items())
 
 

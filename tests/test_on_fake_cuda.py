@@ -1,0 +1,203 @@
+"""Every family decodes, edits and learns on a CUDA device that is not there, without a wait of the host in the loop.
+
+FakeTensorMode computes shapes and devices alone, so a tensor left on the host is an error, as on a real GPU.
+"""
+
+from collections import Counter
+from contextlib import contextmanager, suppress
+
+import pytest
+import torch
+from small_flowar import tiny_config, tiny_kl
+from small_llamagen import tiny_gpt_config, tiny_vq
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from var_toolkit.backbones import linear, raster_gpt
+from var_toolkit.backbones.flowar import FlowAR
+from var_toolkit.backbones.hmar import HMAR, HMARConfig
+from var_toolkit.backbones.raster_gpt import RasterGPT
+from var_toolkit.backbones.var import VAR, VARConfig
+from var_toolkit.finite import FiniteCheck
+from var_toolkit.kernels import pyramid_attention
+from var_toolkit.sampling.collaborative import code
+from var_toolkit.sampling.engine import decode
+from var_toolkit.sampling.flow import Flow
+from var_toolkit.sampling.noise import Noise
+from var_toolkit.sampling.plan import Plan, Stage
+from var_toolkit.sampling.preserved import preserved_before
+from var_toolkit.sampling.refinement_schedule import refinement
+from var_toolkit.sampling.variant import variant
+from var_toolkit.speculative import drafts
+from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
+
+SMALL = {"num_classes": 5, "latent_channels": 8, "patch_nums": (1, 2, 3), "vocab_size": 16}
+CUDA = torch.device("cuda", 0)
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "repeat_interleave.Tensor")
+
+
+class Watch(TorchDispatchMode):
+    """Counts what makes the host wait, and copies between devices."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits, self.copies = Counter(), Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func).removeprefix("aten.")
+        if name.startswith(WAITS):
+            self.waits[name] += 1
+        found = func(*args, **(kwargs or {}))
+        if name.startswith(("_to_copy", "copy_")):
+            source = args[1] if name.startswith("copy_") else args[0]
+            if source.device.type != found.device.type:
+                self.copies[f"{source.device.type} to {found.device.type}"] += 1
+        return found
+
+
+@contextmanager
+def fake_cuda(monkeypatch):
+    """A mode in which networks may be made and moved to CUDA, and nothing is computed."""
+    linear._has_onednn()  # which computes, so before the mode
+    Flow("heun", 2).times()
+    clear_tables()
+    monkeypatch.setattr(FiniteCheck, "require", lambda self: None)  # the one read at the end
+    with FakeTensorMode():
+        yield
+    clear_tables()
+
+
+def clear_tables():
+    """What is made once a device must not outlive the mode, nor come from before it."""
+    for table in (raster_gpt.rotation_with_class, pyramid_attention._cached_mask, drafts.topology):
+        table.cache_clear()
+
+
+def on_cuda(make):
+    """A network whose weights are on the device, where nothing has values. `Module.to` cannot move fake tensors."""
+    with unset_fake_temporarily():
+        network = make()
+    for module in network.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype, device=CUDA)))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=CUDA))
+    return network
+
+
+def vq():
+    sizes = {"z_channels": 8, "ch": 32, "ch_mult": (1, 1), "patch_nums": (1, 2, 3), "vocab_size": 16}
+    return on_cuda(lambda: MultiScaleVQ(MultiScaleVQConfig(**sizes)))
+
+
+def var(depth=2):
+    return on_cuda(lambda: VAR(VARConfig(depth=depth, embed_dim=16, num_heads=2, **SMALL)))
+
+
+def hmar():
+    return on_cuda(lambda: HMAR(HMARConfig(depth=2, embed_dim=16, num_heads=2, branch_depth=1, **SMALL)))
+
+
+def flowar():
+    return on_cuda(lambda: FlowAR(tiny_config()))
+
+
+def gpt(**changes):
+    return on_cuda(lambda: RasterGPT(tiny_gpt_config(**changes)))
+
+
+def whole(tokenizer, backbone, **settings):
+    return Plan(tokenizer, (Stage(backbone, range(len(tokenizer.scales)), **settings),))
+
+
+def flowar_plan():
+    return whole(on_cuda(tiny_kl), flowar(), guidance=2.0, flow=Flow("heun", 2))
+
+
+def gpt_plan(**settings):
+    return whole(on_cuda(tiny_vq), gpt(), guidance=2.0, top_k=4, **settings)
+
+
+def hmar_plan():
+    tokenizer = vq()
+    return whole(tokenizer, hmar(), guidance=2.0, top_p=0.9, refine=refinement("published", tokenizer.scales))
+
+
+def code_plan():
+    tokenizer = vq()
+    return code(whole(tokenizer, var(), guidance=1.0), whole(tokenizer, var(), guidance=1.0), draft_scales=1)
+
+
+PLANS = {
+    "var": lambda: whole(vq(), var(), guidance=2.0, top_k=5, top_p=0.9),
+    "var-smooth": lambda: whole(vq(), var(), smooth=True),
+    "hmar": hmar_plan,
+    "flowar": flowar_plan,
+    "gpt": lambda: gpt_plan(top_p=0.9, guided_tokens=3),
+    "code": code_plan,
+    "variant": lambda: variant(whole(vq(), var(depth=4), guidance=1.0), subnet=2, full_scales=1),
+}
+
+
+@pytest.mark.parametrize("edited", [False, True], ids=["drawn", "edited"])
+@pytest.mark.parametrize("name", PLANS)
+def test_decoding_never_waits_for_the_device(name, edited, monkeypatch):
+    with fake_cuda(monkeypatch):
+        plan, labels, preserved = PLANS[name](), torch.tensor([1, 2], device=CUDA), None
+        noise = Noise([0, 1], CUDA)
+        if edited:
+            side = plan.tokenizer.image_side
+            with torch.no_grad():
+                tokens = plan.tokenizer.encode(torch.zeros(1, 3, side, side, device=CUDA))
+                if name == "flowar":
+                    tokens = plan.tokenizer.scales.split(plan.tokenizer.pyramid.maps(tokens))
+            preserved = preserved_before(1, tokens, plan.tokenizer)
+        with Watch() as watch:
+            decoded = decode(plan, labels, noise, preserved=preserved)
+        assert not watch.waits
+        assert watch.copies.keys() <= {"cpu to cuda"}
+        assert watch.copies.total() <= (name == "code")  # the mask of the refiner's prefill, once a process
+        assert {tensor.device for tensor in (*decoded.tokens, decoded.latent)} == {CUDA}
+        assert plan.tokenizer.decode(decoded.latent).device == CUDA
+
+
+def losses():
+    labels = torch.tensor([1, 2], device=CUDA)
+    tokenizer = vq()
+    images = torch.zeros(2, 3, tokenizer.image_side, tokenizer.image_side, device=CUDA)
+    tokens = tokenizer.encode(images)
+    inputs, target = tokenizer.quantize.teacher_inputs(tokens), torch.cat(tokens, dim=1)
+    yield tokenizer, lambda: tokenizer(images).quantizer_loss
+    for network in (var(), hmar()):
+        yield network, lambda network=network: F.cross_entropy(network(labels, inputs).flatten(0, 1), target.flatten())
+    masked, network = torch.ones_like(target, dtype=torch.bool), hmar()
+    shown = torch.zeros(2, target.shape[1], 8, device=CUDA)
+    yield network, lambda: network(labels, inputs, shown[:, 1:], masked[:, 1:]).sum()
+    flow = flowar()
+    maps = torch.zeros(2, flow.scales.total, 4, device=CUDA)
+    yield flow, lambda: flow(labels, maps[:, 1:], maps, torch.zeros(2, 3, device=CUDA)).sum()
+    raster = gpt()
+    yield raster, lambda: raster(labels, torch.zeros(2, 8, dtype=torch.int64, device=CUDA)).sum()
+
+
+def test_a_training_pass_of_every_family_stays_on_the_device(monkeypatch):
+    """Forward alone: torch's backward pass asks for a real driver."""
+    with fake_cuda(monkeypatch):
+        for network, loss in losses():
+            with Watch() as watch:
+                assert loss().device == CUDA
+            assert not watch.waits, type(network)
+            assert "cuda to cpu" not in watch.copies
+
+
+def test_the_watch_sees_what_waits(monkeypatch):
+    with fake_cuda(monkeypatch), Watch() as watch:
+        x = torch.ones(2, device=CUDA)
+        for wait in (lambda: bool(x.any()), lambda: x.nonzero()):
+            before = watch.waits.total()
+            with suppress(Exception):  # there is no value to return
+                wait()
+            assert watch.waits.total() > before
+        x.to("cpu")
+        assert watch.copies["cuda to cpu"]
