@@ -204,7 +204,8 @@ def _from_entry(found: Entry, given: Mapping[str, Part], weights: bool) -> Pipel
         lacking = [part for part in found.source.files if part not in given]
         own = _downloaded(found.source, lacking) if weights else _published_sizes(found.source, lacking)
     facts = _with(given, of_entry(found))
-    return _together({**own, **given}, [found.sampling] * 2, found.class_names, found.draft_scales, facts)
+    names = None if found.class_names == "none" else found.class_names  # "none" is how entries said it before
+    return _together({**own, **given}, [found.sampling] * 2, names, found.draft_scales, facts)
 
 
 def _read(folders: Mapping[str, Path], weights: bool) -> dict[str, Part]:
