@@ -12,7 +12,8 @@ from torch import nn
 
 from var_toolkit import strict_fields
 from var_toolkit.devices import find_device
-from var_toolkit.pipeline import Pipeline, pair
+from var_toolkit.pipeline import Pipeline
+from var_toolkit.sampling.collaborative import code
 from var_toolkit.speculative.settings import DraftModel
 from var_toolkit.tokenizers.codebook import CodebookTokenizer
 from var_toolkit.tokenizers.kl import KLTokenizer
@@ -20,7 +21,7 @@ from var_toolkit.zoo import registry
 from var_toolkit.zoo.class_names import Named
 from var_toolkit.zoo.class_names import read as read_class_names
 from var_toolkit.zoo.directory import DRAFT_HEADS, EXPECTED, INDEX, PARTS, build, empty_network, load_network, read_json
-from var_toolkit.zoo.facts import Facts, of_entry, read_facts
+from var_toolkit.zoo.facts import Facts, of_both, of_entry, read_facts
 from var_toolkit.zoo.fitting import AnyTokenizer, fitted
 from var_toolkit.zoo.hub import at_revision, is_hub_id, snapshot, with_revision
 from var_toolkit.zoo.lone_tokenizers import ALONE, find_tokenizer, read_autoencoder, read_tokenizer
@@ -262,3 +263,13 @@ def _downloaded(source: Hub, parts: Sequence[str]) -> dict[str, Part]:
     files = {part: source.files[part][1] for part in parts}
     networks = networks_from_tensors(source.family, tensors, source.configs, files)
     return {part: Part(network, files[part]) for part, network in networks.items()}
+
+
+def pair(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
+    """Two models as one that draws with both (CoDe). ValueError if their tokenizers or classes are not the same."""
+    if drafter.refiner or refiner.refiner:
+        raise ValueError("one of the two is itself a pair; combine plans of more than two models by `code` in Python")
+    code(drafter, refiner, draft_scales=draft_scales)  # which refuses what does not fit
+    shared = Pipeline(drafter.tokenizer, refiner.backbone, refiner.sampling, refiner.class_names.named)
+    ours = (drafter.tokenizer, drafter.backbone, drafter.sampling, drafter.class_names.named)
+    return Pipeline(*ours, refiner=shared, draft_scales=draft_scales, facts=of_both(drafter.facts, refiner.facts))

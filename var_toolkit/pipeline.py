@@ -1,4 +1,4 @@
-"""What a Python user holds: load it, call it, save it.
+"""The pipeline: a tokenizer and a backbone that are loaded, called and saved together.
 
 pipe = var_toolkit.load("stilllife-var")
 pipe(class_labels=[207, "red sphere on sand"], seeds=[0, 1]).images[0]
@@ -24,7 +24,7 @@ from var_toolkit.finite import require_finite, require_fit
 from var_toolkit.images import Given, as_output, given_square
 from var_toolkit.output import PipelineOutput
 from var_toolkit.ranges import brief, checked
-from var_toolkit.sampling.collaborative import code, require_one_tokenizer
+from var_toolkit.sampling.collaborative import require_one_tokenizer
 from var_toolkit.sampling.engine import ScaleEvent, decode
 from var_toolkit.sampling.methods import apply_method
 from var_toolkit.sampling.noise import Noise
@@ -52,7 +52,7 @@ from var_toolkit.speculative.settings import SETTINGS as SPECULATIVE
 from var_toolkit.speculative.settings import DraftModel, speculative
 from var_toolkit.speculative.tally import together
 from var_toolkit.zoo.class_names import ClassNames, class_names, kept
-from var_toolkit.zoo.facts import Facts, of_both
+from var_toolkit.zoo.facts import Facts
 from var_toolkit.zoo.hub import upload, with_revision
 from var_toolkit.zoo.model_card import write_card
 from var_toolkit.zoo.registry import Sampling
@@ -114,7 +114,7 @@ class Pipeline:
 
     @property
     def backbone(self) -> AnyBackbone:
-        """What draws the tokens, or the first of them."""
+        """The transformer; with a refiner, the one that draws the first scales."""
         return self._backbone
 
     @backbone.setter
@@ -131,7 +131,7 @@ class Pipeline:
 
     @property
     def data_set(self) -> str | None:
-        """Whose classes the labels are, "imagenet" or "still-lifes", where that is known."""
+        """The data set whose classes the labels are, "imagenet" or "still-lifes", or None."""
         return self._named if isinstance(self._named, str) else None
 
     @property
@@ -141,7 +141,7 @@ class Pipeline:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the networks compute in."""
+        """The precision of the networks."""
         return next(self.backbone.parameters()).dtype
 
     def to(
@@ -164,7 +164,7 @@ class Pipeline:
         return self
 
     def pack(self) -> Pipeline:
-        """On the CPU, lay the weights of the backbone out for speed, in place: worth it before drawing much.
+        """On the CPU, pack the weights of the backbone for oneDNN, in place: faster, at the cost of a moment.
 
         `to`, saving and copying undo it; training a packed backbone begins with `backbone.train()`.
         """
@@ -174,7 +174,7 @@ class Pipeline:
 
     @property
     def networks(self) -> list[torch.nn.Module]:
-        """All that draw or draft."""
+        """The backbones and the draft model."""
         return [*self.backbones, *([self.draft_model.network] if self.draft_model else [])]
 
     @property
@@ -209,14 +209,13 @@ class Pipeline:
         return plan
 
     def __call__(self, class_labels: Labels, **drawing: Unpack[Drawing]) -> PipelineOutput | tuple[Any]:
-        """Draw one image a label.
+        """Draw one image per label.
 
-        Labels are numbers, names or synsets; None draws without one. Each image is drawn from its own seed (63 bits)
-        and does not depend on the batch; without `seeds` they come from `generator` (one for all, or one an image), or
-        from torch's global one. The settings are those of `plan`; a `plan` made elsewhere takes their place. The
-        callback sees every scale of every batch.
-        Without `return_dict` the images come alone, in a tuple.
-        ValueError names what is wrong before anything is drawn.
+        Labels are numbers, names or synsets; None draws without a class. Each image has its own seed (63 bits) and does
+        not depend on the batch. Without `seeds` they come from `generator` (one for all images, or one per image), or
+        from torch's global one. The settings are those of `plan`; a `plan` that was made before replaces them. The
+        callback is called after every scale of every batch. Without `return_dict` only the images are returned, in a
+        tuple. ValueError, before anything is drawn, names what does not fit.
         """
         return self._draw(class_labels, **drawing)
 
@@ -230,14 +229,15 @@ class Pipeline:
         keep_pixels: bool = False,
         **drawing: Unpack[Drawing],
     ) -> PipelineOutput | tuple[Any]:
-        """Draw a part of an image anew, one result a label: in-painting, or out-painting with `expand`.
+        """Inpaint a part of an image, or outpaint with `expand`; one result per label.
 
-        `mask` is an image of the same size, light where it is drawn anew, or a box (x, y, width, height) in pixels;
-        `expand` adds pixels around the image, on all sides or (left, top, right, bottom), and draws those. A model
-        sees the largest square that holds the mask, scaled to its own size, and the result is that square; the rest of
-        it is as the tokenizer keeps it, and changes a little near the mask. With `keep_pixels` the drawn part is pasted
-        into the given image, which stays as it is outside the mask. Labels and `drawing` are those of a call;
-        speculation keeps nothing and is refused. ValueError names what does not fit before anything is drawn.
+        `mask` is an image of the same size, light where it is inpainted, or a box (x, y, width, height) in pixels.
+        `expand` adds pixels around the image, on all sides or (left, top, right, bottom), and draws them. The model
+        sees the largest square that contains the mask, scaled to its own size, and the result is that square; outside
+        the mask it is as the tokenizer reconstructs it, and differs a little near the mask. With `keep_pixels` the
+        drawn part is pasted into the given image, which is unchanged outside the mask. Labels and `drawing` are those
+        of a call; plans with speculative decoding are refused. ValueError, before anything is drawn, names what does
+        not fit.
         """
         side = self.tokenizer.image_side
         edit = prepare(image, mask, expand, side=side, whole=keep_pixels)
@@ -254,10 +254,10 @@ class Pipeline:
     def vary(
         self, image: Given, from_scale: int, class_labels: Labels = None, **drawing: Unpack[Drawing]
     ) -> PipelineOutput | tuple[Any]:
-        """Draw the finer scales of an image anew, from `from_scale` on, one result a label; the coarser ones stay.
+        """Redraw the scales of an image from `from_scale` on and preserve the coarser ones; one result per label.
 
-        0 draws everything, the number of scales nothing. The image is cut square as in `reconstruct`. Labels and
-        `drawing` are those of a call. ValueError names what does not fit before anything is drawn.
+        0 redraws every scale, the number of scales none. The image is cropped as in `reconstruct`. Labels and `drawing`
+        are those of a call. ValueError, before anything is drawn, names what does not fit.
         """
         require_scale(from_scale, self.tokenizer.scales)
         side = self.tokenizer.image_side
@@ -288,7 +288,7 @@ class Pipeline:
         callback_on_scale_end: Callable[[ScaleEvent], None] | None = None,
         **settings: Unpack[Settings],
     ) -> PipelineOutput | tuple[Any]:
-        """As a call, with what finds the tokens that stay, and what makes the output of images in [-1, 1]."""
+        """A call; `preserve` finds the preserved tokens, `finish` makes the output from images in [-1, 1]."""
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
         batch_size = checked("batch_size", batch_size)
@@ -332,7 +332,7 @@ class Pipeline:
         )
 
     def reconstruct(self, image: Given) -> Image:
-        """What the tokenizer keeps of an image, whose middle square is scaled to the tokenizer's size.
+        """The tokenizer's reconstruction of an image, whose centre square is scaled to the tokenizer's size.
 
         Takes a PIL image of any size, a path, an array (h, w, 3) of uint8, or a tensor (3, h, w), float in [0, 1], as
         `edit` and `vary` do. ValueError for anything else.
@@ -344,7 +344,7 @@ class Pipeline:
     def save_pretrained(
         self, directory: Path | str, dtype: torch.dtype | None = None, *, overwrite: bool = False
     ) -> None:
-        """Write a model directory in the diffusers layout, whole or not at all; a draft model is saved by itself.
+        """Write a model directory in the diffusers layout, whole or not at all; a draft model is saved separately.
 
         ValueError if the directory exists already; `overwrite` replaces one of our models.
         """
@@ -363,9 +363,9 @@ class Pipeline:
     ) -> str:
         """Commit the model to user/name on the hub, with a card; returns the address of the commit.
 
-        A repository that is missing is made, `private` if asked; so is the branch `revision`. The `license` is yours
-        to state where the weights have none yet, as the hub names it ("mit"). A card there that was written by hand
-        stays. ValueError in one line, before anything is written, if the hub cannot be reached or refuses.
+        A repository or a branch (`revision`) that does not exist is created. State the `license`, as the hub names it
+        ("mit"), where the weights have none yet. A hand-written card on the hub is preserved. ValueError of one line,
+        before anything is written, if the hub cannot be reached or refuses.
         """
         shown = copy(self)
         shown.facts = self.facts.licensed(license)
@@ -391,16 +391,6 @@ class Pipeline:
         from var_toolkit.loading import load
 
         return load(source, tokenizer=tokenizer, draft_model=draft_model, revision=revision, device=device, dtype=dtype)
-
-
-def pair(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
-    """Two models as one that draws with both (CoDe). ValueError if their tokenizers or classes are not the same."""
-    if drafter.refiner or refiner.refiner:
-        raise ValueError("one of the two is itself a pair; combine plans of more than two models by `code` in Python")
-    code(drafter, refiner, draft_scales=draft_scales)  # which refuses what does not fit
-    shared = Pipeline(drafter.tokenizer, refiner.backbone, refiner.sampling, refiner.class_names.named)
-    ours = (drafter.tokenizer, drafter.backbone, drafter.sampling, drafter.class_names.named)
-    return Pipeline(*ours, refiner=shared, draft_scales=draft_scales, facts=of_both(drafter.facts, refiner.facts))
 
 
 _DEFAULTS = {name: each.default for name, each in inspect.signature(Pipeline._draw).parameters.items()}

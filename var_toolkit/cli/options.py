@@ -41,7 +41,7 @@ def numbers(*counts: int) -> Callable[[str], tuple[int, ...]]:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """A file to be named in front of what is wrong with it."""
+    """Puts the name of a file in front of the ValueErrors about it."""
     try:
         yield
     except ValueError as error:
@@ -49,7 +49,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def add_image_options(parser: argparse.ArgumentParser, help: str) -> None:
-    """The image that a command begins with, and the classes it is drawn towards."""
+    """The image that a command edits, and the classes to draw."""
     parser.add_argument("image", type=Path, metavar="IMAGE", help=help)
     parser.add_argument(
         "--class",
@@ -57,7 +57,7 @@ def add_image_options(parser: argparse.ArgumentParser, help: str) -> None:
         nargs="+",
         default=["none"],
         metavar="CLASS",
-        help="as for `vargen sample`; without it the image is drawn on as it is",
+        help="as for `vargen sample`; without it, no class guides the drawing",
     )
 
 
@@ -66,7 +66,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", help="auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:1, mps"
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what the networks compute in")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the networks")
 
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +81,7 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 
 
 def model_of(args: argparse.Namespace) -> str | Pair | Drafting:
-    """What `load` and `skeleton` shall open: a model, a model and what drafts for it, or a drafter and a refiner."""
+    """What `load` and `skeleton` open: a model, a model and its draft model, or a drafter and a refiner (CoDe)."""
     given = (args.drafter, args.refiner, args.draft_scales)
     from var_toolkit.zoo.registry import DEFAULT, ENTRIES
 
@@ -96,9 +96,9 @@ def model_of(args: argparse.Namespace) -> str | Pair | Drafting:
 
         return Drafting(args.model, draft_model)
     if args.draft_model is not None:
-        raise ValueError("--draft-model speculates, --drafter and --refiner share an image (CoDe); give one of them")
+        raise ValueError("--draft-model (speculative decoding) cannot be combined with --drafter and --refiner (CoDe)")
     if args.model != DEFAULT:
-        raise ValueError(f"--model {args.model} and --drafter, --refiner are two ways to name what draws; give one")
+        raise ValueError(f"--model {args.model} cannot be combined with --drafter and --refiner; give one or the other")
     if any(value is None for value in given):
         raise ValueError("--drafter, --refiner and --draft-scales go together; give all three, or --model")
     from var_toolkit.loading import Pair
@@ -107,7 +107,7 @@ def model_of(args: argparse.Namespace) -> str | Pair | Drafting:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """How images are drawn: the settings, which are the model's own unless given, and what shortens the work."""
+    """Sampling settings, which default to those of the model, and methods that make sampling faster."""
     parser.add_argument(
         "--cfg",
         "--guidance-scale",
@@ -116,65 +116,96 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         metavar="SCALE",
         help="guidance at the last scale, as VAR counts it; 0 is off",
     )
-    parser.add_argument("--top-k", type=int, help="keep the k likeliest tokens; 0 is off")
-    parser.add_argument("--top-p", type=float, help="keep the likeliest tokens up to this mass; 0 is off")
-    parser.add_argument("--temperature", type=float, help="above 1 varies more, below 1 less")
-    parser.add_argument("--smooth", action="store_true", help="mix codes instead of drawing one: smoother images")
-    parser.add_argument("--solver", metavar="NAME", help="of continuous tokens: published, euler, midpoint or heun")
-    parser.add_argument("--steps", type=at_least(1), metavar="N", help="of the solver, for each scale")
+    parser.add_argument("--top-k", type=int, help="sample from the k most probable tokens; 0 is off")
+    parser.add_argument(
+        "--top-p", type=float, help="sample from the most probable tokens up to this total probability; 0 is off"
+    )
+    parser.add_argument("--temperature", type=float, help="of the logits: above 1 images vary more, below 1 less")
+    parser.add_argument(
+        "--smooth",
+        action="store_true",
+        help="mix codes (Gumbel softmax) instead of sampling one: smoother images, not for FID",
+    )
+    parser.add_argument("--solver", metavar="NAME", help="continuous tokens: published, euler, midpoint or heun")
+    parser.add_argument("--steps", type=at_least(1), metavar="N", help="continuous tokens: solver steps per scale")
     parser.add_argument(
         "--guidance-interval",
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="times between 0 (data) and 1 (noise) at which the solver is guided",
+        help="continuous tokens: guide at times between LOW and HIGH; 0 is data, 1 is noise",
     )
     parser.add_argument(
-        "--guided-tokens", type=at_least(0), metavar="N", help="of next-token models: how many, from the first"
+        "--guided-tokens", type=at_least(0), metavar="N", help="next-token models: guide only the first N tokens"
     )
     parser.add_argument(
-        "--tokenizer", metavar="MODEL", help="an AutoencoderKL instead of the model's own: a directory or a hub id"
+        "--tokenizer", metavar="MODEL", help="replace the model's own by an AutoencoderKL: a directory or a hub id"
     )
-    parser.add_argument("--subnet", type=at_least(2), metavar="D", help="layers for the finer scales (VARiant)")
-    parser.add_argument("--full-scales", type=at_least(1), metavar="N", help="scales that run through every layer")
+    parser.add_argument("--subnet", type=at_least(2), metavar="D", help="VARiant: layers that draw the finer scales")
+    parser.add_argument("--full-scales", type=at_least(1), metavar="N", help="VARiant: scales that all layers draw")
     parser.add_argument(
-        "--refine", metavar="LISTS", help='masked passes of each scale (HMAR): published, off, or "1;1,3;1,1,2,5;..."'
+        "--refine", metavar="LISTS", help='HMAR: masked passes of each scale: published, off, or "1;1,3;1,1,2,5;..."'
     )
-    parser.add_argument("--refine-clean", action="store_true", help="hide masked tokens from visible ones, too")
+    parser.add_argument("--refine-clean", action="store_true", help="HMAR: also hide masked tokens from visible ones")
     _add_speculation_options(parser)
-    parser.add_argument("--drafter", metavar="MODEL", help="instead of --model: draws the first scales (CoDe)")
-    parser.add_argument("--refiner", metavar="MODEL", help="draws the other scales")
-    parser.add_argument("--draft-scales", type=at_least(1), metavar="N", help="how many scales the drafter draws")
+    parser.add_argument("--drafter", metavar="MODEL", help="CoDe, instead of --model: draws the first scales")
+    parser.add_argument("--refiner", metavar="MODEL", help="CoDe: draws the other scales")
     parser.add_argument(
-        "--method", nargs="+", metavar=("NAME", "OPTION=VALUE"), help="one of your own: module:function, or installed"
+        "--draft-scales", type=at_least(1), metavar="N", help="CoDe: number of scales that the drafter draws"
+    )
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        metavar=("NAME", "OPTION=VALUE"),
+        help="a method of yours, module:function, or an installed one",
     )
 
 
 def _add_speculation_options(parser: argparse.ArgumentParser) -> None:
-    """What drafts, which drafts stand, and how far drafts go."""
+    """Proposer, acceptance rule and draft length."""
     group = parser.add_argument_group("speculative decoding")
-    group.add_argument("--speculate", metavar="NAME", help="what drafts: jacobi, draft, early-exit, ngram or eagle")
+    group.add_argument("--speculate", metavar="NAME", help="proposer: jacobi, draft, early-exit, ngram or eagle")
     group.add_argument(
-        "--draft-model", metavar="MODEL", help="a smaller model, or a trained head: a name or a directory"
+        "--draft-model", metavar="MODEL", help="the smaller model or the trained head: a name or a directory"
     )
     group.add_argument(
-        "--accept", metavar="RULE", help="which drafts stand: standard (default), kseq, lantern, grouped, decayed"
+        "--accept", metavar="RULE", help="acceptance rule: standard (default), kseq, lantern, grouped or decayed"
     )
     group.add_argument(
-        "--draft-length", type=_length, metavar="N", help="tokens (VAR: scales) a pass may settle; 1 is plain; auto"
+        "--draft-length",
+        type=_length,
+        metavar="N",
+        help="largest number of tokens (VAR: scales) per pass; 1 is plain decoding; auto adapts it",
     )
-    group.add_argument("--draft-tree", type=_widths, metavar="K,K,...", help="instead: drafts behind each node")
-    group.add_argument("--draft-confidence", type=float, metavar="P", help="stop where no token is as likely as this")
-    group.add_argument("--jacobi-start", metavar="NAME", help="places not seen yet: random, repeat or likeliest")
-    group.add_argument("--jacobi-keep", action="store_true", help="try the drafts behind a rejection as well")
-    group.add_argument("--exit-layers", type=at_least(1), metavar="N", help="layers before an early exit")
-    group.add_argument("--delta", type=float, help="LANTERN: mass that neighbours may lend a draft, 0 to 1")
-    group.add_argument("--lambda", dest="factor", type=float, help="LANTERN++: the same as a factor on its own mass")
-    group.add_argument("--neighbours", type=at_least(1), metavar="K", help="LANTERN: nearest codes that may lend")
-    group.add_argument("--raw-codes", action="store_true", help="LANTERN: distances of codes as stored, as published")
-    group.add_argument("--group", type=at_least(1), metavar="G", help="grouped: codes that stand or fall together")
-    group.add_argument("--boost", type=float, help="decayed: factor on the chance of the first draft")
-    group.add_argument("--decay", type=float, help="decayed: how fast that factor falls with every draft")
+    group.add_argument(
+        "--draft-tree",
+        type=_widths,
+        metavar="K,K,...",
+        help="instead of a chain, a tree: children of each node, per level",
+    )
+    group.add_argument(
+        "--draft-confidence", type=float, metavar="P", help="stop drafting where no token is as probable as P"
+    )
+    group.add_argument(
+        "--jacobi-start", metavar="NAME", help="jacobi: drafts of new positions: random, repeat or likeliest"
+    )
+    group.add_argument("--jacobi-keep", action="store_true", help="jacobi: keep drafts after a rejected one")
+    group.add_argument(
+        "--exit-layers", type=at_least(1), metavar="N", help="early-exit: layers of the target that draft"
+    )
+    group.add_argument("--delta", type=float, help="LANTERN: bound on the probability added from neighbours, 0 to 1")
+    group.add_argument(
+        "--lambda", dest="factor", type=float, help="LANTERN++: that bound as a factor on the draft's own probability"
+    )
+    group.add_argument("--neighbours", type=at_least(1), metavar="K", help="LANTERN: number of neighbours")
+    group.add_argument(
+        "--raw-codes", action="store_true", help="LANTERN: distances between codes as stored, as published"
+    )
+    group.add_argument(
+        "--group", type=at_least(1), metavar="G", help="grouped: codes that are accepted or rejected together"
+    )
+    group.add_argument("--boost", type=float, help="decayed: factor on the acceptance probability of the first draft")
+    group.add_argument("--decay", type=float, help="decayed: rate at which that factor decreases per draft")
 
 
 def _length(text: str) -> int | str:
@@ -222,7 +253,7 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _method_options(texts: Sequence[str]) -> dict[str, Any]:
-    """What stands behind the name of a method, `option=value`, the values as YAML reads them."""
+    """The options after the name of a method, `option=value`, with values in YAML."""
     import yaml
 
     read: dict[str, Any] = {}
