@@ -23,7 +23,7 @@ QUIET = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-PATIENCE = 60_000  # milliseconds: for slow machines; all is over in a few seconds
+PATIENCE = 180_000  # milliseconds: for machines with ten times as much to do; all is over in a few seconds
 
 
 def free_port() -> int:
@@ -149,7 +149,7 @@ def test_several_images_go_on_by_a_link_and_end_by_stop(page, served):
     page.set_viewport_size({"width": 390, "height": 844})
     page.goto(page.url.replace("class=207", "class=12").replace("stilllife-var", "stilllife-gpt"))
     page.wait_for_function(
-        "() => document.querySelector(`input[aria-label='Class (type to search)']`).value.includes('(12)')"
+        "() => document.querySelector(`input[aria-label='Class (type to search)']`)?.value.includes('(12)')"
     )
     assert page.get_by_label("Seed", exact=True).input_value() == seed
     assert page.evaluate("document.documentElement.scrollWidth") == 390
@@ -243,7 +243,7 @@ def test_ctrl_c_ends_it_cleanly_while_an_image_is_drawn(page, served):
     process = served[1]
     page.get_by_role("button", name="Draw", exact=True).click()
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=180) == 0
     assert process.stderr.read() == ""
 
 

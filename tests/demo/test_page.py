@@ -202,6 +202,12 @@ def test_draw_at_once_after_another_model_was_chosen_takes_that_models_settings(
     assert set(filled(page, "put", "stilllife-flowar", "stilllife-flowar", 4, False, 1)) == {"seed"}
 
 
+def test_draw_before_a_link_has_filled_the_page_draws_what_the_link_says(page):
+    asked = ("stilllife-var", "", 0, False, 1, Opened(model="stilllife-gpt", seed="7"))
+    found = filled(page, "put", *asked)
+    assert (found["filled"], found["seed"]) == ("stilllife-gpt", 7)
+
+
 def test_a_random_seed_is_shown_and_another_each_time(page):
     seeds = {filled(page, "put", "stilllife-var", "stilllife-var", 1.5, True, 1)["seed"] for _ in range(4)}
     assert len(seeds) == 4

@@ -144,8 +144,14 @@ def in_order(studio: Studio, settings: Settings, step: int = 0) -> Any:
     passed over. What is no seed is refused here.
     """
 
-    def put(model: str, filled: str, seed: Any, any_seed: bool, count: float = 1) -> list[Any]:
-        found = [gr.skip()] * len(settings.all) if model == filled else fill(studio, {"model": model})
+    def put(
+        model: str, filled: str, seed: Any, any_seed: bool, count: float = 1, request: gr.Request | None = None
+    ) -> list[Any]:
+        if filled:
+            found = [gr.skip()] * len(settings.all) if model == filled else fill(studio, {"model": model})
+        else:  # the page has only just been opened, perhaps by a link
+            asked = {"model": model, **_of_link(request.query_params if request else {})}
+            found, seed = fill(studio, asked), asked.get("seed", seed)
         if any_seed:
             found[2] = randrange(RANDOM_SEEDS)
             return found
