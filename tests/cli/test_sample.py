@@ -264,7 +264,7 @@ def test_a_subnet_draws_with_less_memory(model, capsys):
         (["--drafter", "MODEL", "--refiner", "stilllife-var", "--draft-scales", "2"], "must be one"),
         (
             ["--model", "MODEL", "--drafter", "a", "--refiner", "b", "--draft-scales", "2"],
-            "two ways to name what draws",
+            "--drafter and --refiner; give one or the other",
         ),
         (["--model", "MODEL", "--subnet", "5", "--full-scales", "2"], "--subnet is 5; it must be from 2 to 4"),
         (["--model", "MODEL", "--subnet", "2", "--full-scales", "5"], "--full-scales is 5; it must be from 1 to 4"),
