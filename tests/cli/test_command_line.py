@@ -121,7 +121,7 @@ def test_the_options_are_the_documented_ones():
     assert options["classes"] == {"-h", "--help", "--model", "--json"}
     assert options["models"] == {"-h", "--help", "--json"}
     assert options["convert"] == {
-        "-h", "--help", "--family", "--tokenizer", "--backbone", "--config", "--out", "--half",
+        "-h", "--help", "--family", "--tokenizer", "--backbone", "--config", "--out", "--half", "--weights",
     }  # fmt: skip
     assert options["evaluate sample"] == machine | drawing | plans | {
         "--model", "--out", "--classes", "--per-class", "--seed", "--npz", "--shards", "--json",

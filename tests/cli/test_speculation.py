@@ -112,7 +112,10 @@ def test_draft_models_load_beside_a_model_and_follow_it(models):
         ("--speculate jacobi --draft-length 0", "'0' must be an integer of at least 1"),
         ("--speculate jacobi --draft-length far", "'far' must be an integer of at least 1"),
         ("--speculate jacobi --draft-tree 2,2", "--draft-tree is for speculate draft or early-exit or ngram or eagle"),
-        ("--speculate jacobi --draft-confidence 0.5", "--draft-confidence is for speculate draft or early-exit or eagle"),
+        (
+            "--speculate jacobi --draft-confidence 0.5",
+            "--draft-confidence is for speculate draft or early-exit or eagle",
+        ),
         ("--speculate jacobi --jacobi-start zero", "--jacobi-start is 'zero'; it must be one of random, repeat"),
         ("--speculate draft", "speculate draft needs a draft model"),
         ("--speculate draft --draft-model @other", "has vocab_size 8, but the target has 16"),
@@ -127,7 +130,10 @@ def test_draft_models_load_beside_a_model_and_follow_it(models):
         ("--speculate jacobi --delta 0.1", "delta is for accept lantern, not for standard"),
         ("--speculate ngram --draft-tree 2,2 --draft-length 4", "both say how far to draft"),
         ("--speculate draft --draft-model @small --accept kseq --draft-tree 2,2", "must go on with ones"),
-        ("--speculate draft --draft-model @small --draft-confidence 2", "--draft-confidence is 2.0; it must be a number from 0"),
+        (
+            "--speculate draft --draft-model @small --draft-confidence 2",
+            "--draft-confidence is 2.0; it must be a number from 0",
+        ),
         ("--speculate draft --draft-model nowhere", "'nowhere' is not known"),
     ],
 )
