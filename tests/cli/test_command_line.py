@@ -128,8 +128,9 @@ def test_the_options_are_the_documented_ones():
     }  # fmt: skip
     assert options["evaluate score"] == {
         "-h", "--help", "--images", "--reference", "--features", "--inception-weights", "-n", "--json",
+        "--save-statistics", "--save-features",
     }  # fmt: skip
-    assert options["bench"] == {"-h", "--help", "--rounds", "--only", "--out", "--json"}
+    assert options["bench"] == {"-h", "--help", "--rounds", "--only", "--out", "--json", "--allow-code"}
     assert options["demo"] == machine | {"--model", "--host", "--port"}
     assert options["push"] == {"-h", "--help", "--private", "--revision", "--license", "--dtype", "--json"}
     assert options["train"] == {"-h", "--help", "--out", "--cache", "--device", "--skip-damaged"}

@@ -54,7 +54,7 @@ def test_a_set_of_samples_has_a_method_and_goes_on_only_with_the_same(model, cap
     [
         (["warmer_method:warmer", "temperature"], "'temperature' must be written option=value"),
         (["warmer_method:warmer", "temperature=["], "the value is not YAML"),
-        (["warmer_method:warmer", "temperature=-1"], "temperature is -1.0; it must be above 0"),
+        (["warmer_method:warmer", "temperature=-1"], "temperature is -1.0"),
         (["warmer_method:warmer", "temperature=1", "temperature=2"], "temperature is given twice"),
         (["warmer_method:colder"], "warmer_method.py; the nearest there: warmer"),
         (["warmer_method"], "did you mean warmer_method:FUNCTION?"),

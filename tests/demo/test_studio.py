@@ -120,7 +120,7 @@ def test_a_plan_of_two_models_draws_with_both(studio):
         ({"seed": None}, "there is no seed"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 1.5}, "seed is 1.5"),
-        ({"guidance": -2.0}, "guidance is -2.0"),
+        ({"guidance": -2.0}, "guidance_scale is -2.0"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_one_line(studio, changes, words):

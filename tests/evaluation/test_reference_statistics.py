@@ -126,7 +126,7 @@ def test_the_commands_write_and_read_the_file(images_folder, reference_folder, t
         (["--save-statistics", "ref.npy"], "ref.npy"),
         (["--save-statistics", "folder.npz"], "folder.npz"),
         (["--save-statistics", "file/ref.npz"], "file"),
-        (["--save-features", "--images", "images"], "save_statistics"),
+        (["--save-features", "--images", "images"], "--save-statistics"),
         ([], "--images"),
         (["--save-statistics", "ref.npz", "-n", "5"], "--images"),
     ],
