@@ -1,5 +1,6 @@
-"""Every family decodes, edits and learns on a CUDA device that is not there, without a wait of the host in the loop.
+"""Every family decodes, edits, speculates, learns and is scored on a CUDA device that is not there.
 
+Plain decoding never makes the host wait, speculation once a round.
 FakeTensorMode computes shapes and devices alone, so a tensor left on the host is an error, as on a real GPU.
 """
 
@@ -10,17 +11,21 @@ import pytest
 import torch
 from small_flowar import tiny_config, tiny_kl
 from small_llamagen import tiny_gpt_config, tiny_vq
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from var_toolkit.backbones import linear, raster_gpt
+from var_toolkit.backbones.draft_heads import EagleHead, EagleHeadConfig
 from var_toolkit.backbones.flowar import FlowAR
 from var_toolkit.backbones.hmar import HMAR, HMARConfig
 from var_toolkit.backbones.raster_gpt import RasterGPT
 from var_toolkit.backbones.var import VAR, VARConfig
+from var_toolkit.evaluation import extractors
 from var_toolkit.finite import FiniteCheck
 from var_toolkit.kernels import pyramid_attention
+from var_toolkit.pipeline import Pipeline
 from var_toolkit.sampling.collaborative import code
 from var_toolkit.sampling.engine import decode
 from var_toolkit.sampling.flow import Flow
@@ -29,12 +34,22 @@ from var_toolkit.sampling.plan import Plan, Stage
 from var_toolkit.sampling.preserved import preserved_before
 from var_toolkit.sampling.refinement_schedule import refinement
 from var_toolkit.sampling.variant import variant
-from var_toolkit.speculative import drafts
+from var_toolkit.speculative import drafts, engine
+from var_toolkit.speculative.settings import DraftModel, speculative
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
 
 SMALL = {"num_classes": 5, "latent_channels": 8, "patch_nums": (1, 2, 3), "vocab_size": 16}
 CUDA = torch.device("cuda", 0)
-WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "repeat_interleave.Tensor")
+WAITS = (
+    "_local_scalar_dense",
+    "item",
+    "nonzero",
+    "masked_select",
+    "equal",
+    "is_nonzero",
+    "unique",
+    "repeat_interleave.Tensor",
+)
 
 
 class Watch(TorchDispatchMode):
@@ -46,14 +61,27 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = str(func).removeprefix("aten.")
-        if name.startswith(WAITS):
+        if waits(name, args):
             self.waits[name] += 1
-        found = func(*args, **(kwargs or {}))
-        if name.startswith(("_to_copy", "copy_")):
+        found = self.answer(name, args) if waits(name, args) else None
+        if found is None:
+            found = func(*args, **(kwargs or {}))
+        if name.startswith(("_to_copy", "to.", "copy_")):  # `to` is seen whole in inference mode
             source = args[1] if name.startswith("copy_") else args[0]
             if source.device.type != found.device.type:
                 self.copies[f"{source.device.type} to {found.device.type}"] += 1
+        if isinstance(found, FakeTensor):
+            found.constant = None  # fake mode would compute with small constants in earnest, on the device too
         return found
+
+    def answer(self, name, args):
+        """What the host reads; None leaves it to fake mode, which refuses."""
+
+
+def waits(name, args):
+    """Whether the host waits for this operator: it reads, or the shape of what comes out depends on values."""
+    masks = args[1] if name.startswith("index") and isinstance(args[1], list | tuple) else ()
+    return name.startswith(WAITS) or any(each is not None and each.dtype == torch.bool for each in masks)
 
 
 @contextmanager
@@ -74,15 +102,15 @@ def clear_tables():
         table.cache_clear()
 
 
-def on_cuda(make):
-    """A network whose weights are on the device, where nothing has values. `Module.to` cannot move fake tensors."""
+def on_cuda(make, device=CUDA):
+    """A network whose weights are on the device, where nothing has values."""
     with unset_fake_temporarily():
         network = make()
     for module in network.modules():
         for name, weight in module.named_parameters(recurse=False):
-            setattr(module, name, torch.nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype, device=CUDA)))
+            setattr(module, name, torch.nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype, device=device)))
         for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=CUDA))
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
     return network
 
 
@@ -191,6 +219,132 @@ def test_a_training_pass_of_every_family_stays_on_the_device(monkeypatch):
             assert "cuda to cpu" not in watch.copies
 
 
+class Answers(Watch):
+    """Answers what speculation reads. Odd images accept no draft in the first round; masks select everything."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.draft, self.rounds = None, 0  # the draft that is judged now; rounds with drafts until now
+        monkeypatch.setattr(FakeTensor, "tolist", lambda tensor: self.listed(tensor))
+        paths = engine._paths
+
+        def noting(draft, verdict):
+            self.draft = draft
+            found = paths(draft, verdict)
+            self.draft, self.rounds = None, self.rounds + 1
+            return found
+
+        monkeypatch.setattr(engine, "_paths", noting)
+
+    def answer(self, name, args):
+        if name.startswith("index"):
+            return args[0].clone()
+        return torch.arange(len(args[0]), device=CUDA).unsqueeze(1) if name.startswith("nonzero") else 0
+
+    def listed(self, tensor):
+        assert tensor.device == CUDA
+        self.waits["tolist"] += 1
+        with unset_fake_temporarily():
+            if self.draft is None:
+                return torch.zeros(tensor.shape, dtype=tensor.dtype).tolist()
+            return [[self.choice(image, node) for node in range(tensor.shape[1])] for image in range(len(tensor))]
+
+    def choice(self, image, node):
+        """The first draft after a node, or none of them, which is their number."""
+        tree = self.draft.topology
+        level = next(depth for depth, nodes in enumerate(tree.levels) if node in nodes)
+        accepts = level < self.draft.depths[image] and (self.rounds > 0 or image % 2 == 0)
+        return 0 if accepts else tree.siblings
+
+
+def speculated(given, draft=None, plan=gpt_plan):
+    plan = plan()
+    model = draft and DraftModel(draft(), "draft", tokenizer=plan.tokenizer)
+    return speculative(plan, given, model)
+
+
+def eagle():
+    sizes = {"embed_dim": 32, "num_heads": 2, "mlp_hidden": 48, "vocab_size": 16, "side": 3}
+    return on_cuda(lambda: EagleHead(EagleHeadConfig(**sizes)))
+
+
+TREE = {"draft_tree": (2, 2)}
+LANTERN = {"accept": "lantern", "neighbours": 3}
+# Settings, what drafts, and how often a round reads from the device.
+SPECULATIONS = {
+    "jacobi": ({"speculate": "jacobi", "draft_length": 4}, None, 1),
+    "jacobi-keep": (
+        {"speculate": "jacobi", "draft_length": 4, "jacobi_start": "likeliest", "jacobi_keep": True},
+        None,
+        1,
+    ),
+    "jacobi-lantern": ({"speculate": "jacobi", "draft_length": 4, **LANTERN}, None, 1),
+    "jacobi-grouped": ({"speculate": "jacobi", "draft_length": 4, "accept": "grouped"}, None, 1),
+    "draft": ({"speculate": "draft"}, lambda: gpt(depth=1), 1),
+    "draft-auto": ({"speculate": "draft", "draft_length": "auto"}, lambda: gpt(depth=1), 1),
+    "draft-tree-decayed": ({"speculate": "draft", "accept": "decayed", **TREE}, lambda: gpt(depth=1), 1),
+    "draft-kseq": ({"speculate": "draft", "accept": "kseq"}, lambda: gpt(depth=1), 1),
+    "early-exit": ({"speculate": "early-exit", "exit_layers": 1}, None, 1),
+    "eagle-lantern": ({"speculate": "eagle", **LANTERN}, eagle, 1),
+    "eagle-tree": ({"speculate": "eagle", **TREE}, eagle, 1),
+    "ngram": ({"speculate": "ngram", "draft_length": 3}, None, 2),
+    "ngram-tree": ({"speculate": "ngram", **TREE}, None, 2),
+}
+
+
+@pytest.mark.parametrize("name", SPECULATIONS)
+def test_speculation_reads_from_the_device_once_a_round(name, monkeypatch):
+    given, draft, reads = SPECULATIONS[name]
+    with fake_cuda(monkeypatch):
+        plan = speculated(given, draft)
+        with Answers(monkeypatch) as watch:
+            decoded = decode(plan, torch.tensor([1, 2], device=CUDA), Noise([0, 1], CUDA))
+        assert watch.rounds > 1
+        assert watch.waits == {"tolist": reads * watch.rounds}
+        assert watch.copies.keys() == {"cpu to cuda"}
+        assert {tensor.device for tensor in (*decoded.tokens, decoded.latent)} == {CUDA}
+
+
+@pytest.mark.parametrize("rule", [{}, LANTERN], ids=["standard", "lantern"])
+def test_next_scale_speculation_stays_on_the_device(rule, monkeypatch):
+    with fake_cuda(monkeypatch):
+        plan = speculated({"speculate": "draft", "draft_length": 2, **rule}, var, PLANS["var"])
+        with Answers(monkeypatch) as watch:
+            decoded = decode(plan, torch.tensor([1, 2], device=CUDA), Noise([0, 1], CUDA))
+        drafted = 2  # of three scales; the last one is never drafted
+        assert watch.waits == {
+            "nonzero.default": 3,
+            "item.default": 3 + drafted,
+            "index.Tensor": drafted,
+            "tolist": drafted,
+        }
+        assert watch.copies.keys() <= {"cpu to cuda"}
+        assert {tensor.device for tensor in (*decoded.tokens, decoded.latent)} == {CUDA}
+
+
+def applied(module, move, recurse=True):
+    """As `Module._apply`, which cannot move fake tensors."""
+    for child in module.children():
+        child._apply(move)
+    for name, weight in module._parameters.items():
+        module._parameters[name] = weight if weight is None else torch.nn.Parameter(move(weight))
+    for name, buffer in module._buffers.items():
+        module._buffers[name] = move(buffer)
+    return module
+
+
+@pytest.mark.parametrize("given", [{"speculate": "early-exit", **LANTERN}, {}], ids=["speculative", "plain"])
+def test_a_plan_made_before_the_model_is_moved_draws_after_it(given, monkeypatch):
+    with fake_cuda(monkeypatch):
+        monkeypatch.setattr(torch.nn.Module, "_apply", applied)
+        pipe = Pipeline(on_cuda(tiny_vq, "cpu"), on_cuda(lambda: RasterGPT(tiny_gpt_config()), "cpu"))
+        plan = pipe.plan(top_k=4, **given)
+        pipe.to(CUDA)
+        with Answers(monkeypatch):
+            decoded = decode(plan, torch.tensor([1, 2], device=CUDA), Noise([0, 1], CUDA))
+        assert decoded.latent.device == CUDA
+
+
 def test_the_watch_sees_what_waits(monkeypatch):
     with fake_cuda(monkeypatch), Watch() as watch:
         x = torch.ones(2, device=CUDA)
@@ -201,3 +355,22 @@ def test_the_watch_sees_what_waits(monkeypatch):
             assert watch.waits.total() > before
         x.to("cpu")
         assert watch.copies["cuda to cpu"]
+
+
+@pytest.mark.parametrize("kind", ["still-lifes", "inception"])
+def test_features_of_images_are_computed_on_the_device(kind, monkeypatch):
+    names = list(extractors.LAYERS)
+    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *args, **kwargs: {})
+    monkeypatch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *args: None)
+    with fake_cuda(monkeypatch):
+        if kind == "inception":  # without weights, which would be read and checked
+            extractor = extractors.InceptionExtractor.__new__(extractors.InceptionExtractor)
+            extractors.Extractor.__init__(extractor, "inception", names)
+            extractor.network = on_cuda(lambda: inception.FeatureExtractorInceptionV3("i", ["2048", "logits_unbiased"]))
+        else:
+            extractor = on_cuda(lambda: extractors.StillLifeExtractor("judge", names))
+        with torch.no_grad(), Watch() as watch:
+            found = extractor(torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=CUDA))
+        assert not watch.waits
+        assert not watch.copies
+        assert [feature.device for feature in found] == [CUDA] * 3

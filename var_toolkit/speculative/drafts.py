@@ -75,14 +75,19 @@ class Topology:
         return torch.tensor([depth for depth, level in enumerate(self.levels) for _ in level])
 
     @cached_property
-    def children(self) -> Tensor:
-        """The drafts that follow each of the M nodes that have some, int64 (M, S); -1 where there are fewer than S."""
+    def children_lists(self) -> list[list[int]]:
+        """The drafts that follow each of the M nodes that have some, S each; -1 where there are fewer."""
         rows = []
         for above, below in pairwise(self.levels):
             for node in above:
                 own = below if self.chains else [n for n in below if self.parents[n - 1] == node]
                 rows.append([n - 1 for n in own] + [-1] * (self.siblings - len(own)))
-        return torch.tensor(rows)
+        return rows
+
+    @cached_property
+    def children(self) -> Tensor:
+        """The same as a tensor, int64 (M, S)."""
+        return torch.tensor(self.children_lists)
 
     @cached_property
     def sees(self) -> Tensor:

@@ -308,7 +308,7 @@ def _paths(draft: Draft, verdict: Verdict) -> list[list[int]]:
 
     The one read of a round by the host, which has to know how far each image has come.
     """
-    children = draft.topology.children.tolist()
+    children = draft.topology.children_lists
     return [_path(choice, children) for choice in verdict.choice.tolist()]
 
 

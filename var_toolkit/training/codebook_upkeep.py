@@ -30,9 +30,9 @@ class CodebookHits(nn.Module):
 
     @torch.no_grad()
     def count(self, tokens: Sequence[Tensor]) -> None:
-        vocab_size = self.hits_SV.shape[1]
-        for scale, tokens_BL in enumerate(tokens):
-            self.hits_SV[scale] += torch.bincount(tokens_BL.flatten(), minlength=vocab_size)
+        for hits_V, tokens_BL in zip(self.hits_SV, tokens, strict=True):
+            ids = tokens_BL.flatten()
+            hits_V.scatter_add_(0, ids, torch.ones_like(ids))  # bincount makes the host wait for the device
 
     def take(self) -> Tensor:
         """The counts of all processes, (S, V); starts counting afresh."""

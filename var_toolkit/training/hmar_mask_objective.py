@@ -83,10 +83,11 @@ class HmarMaskObjective(VarObjective):
     ) -> tuple[Tensor, Tensor]:
         """Losses of the masked tokens and whether their argmax is correct, both (B, masked)."""
         tokens_BL, inputs_BLc = self._forced(batch)
-        hidden_M = self._hidden(share, generator).to(tokens_BL.device)
-        hidden_BM = hidden_M.expand(len(tokens_BL), -1)
+        hidden_M = self._hidden(share, generator)
+        # Found on the host, where the mask was made: their number would make the host wait for the device.
+        positions = (hidden_M.nonzero().squeeze(1) + self.scales.lengths[0]).to(tokens_BL.device)
+        hidden_BM = hidden_M.to(tokens_BL.device).expand(len(tokens_BL), -1)
         logits_BLV = network(labels, inputs_BLc, self._current(tokens_BL, hidden_BM), hidden_BM)
-        positions = hidden_M.nonzero().squeeze(1) + self.scales.lengths[0]
         logits, truth = logits_BLV[:, positions], tokens_BL[:, positions]
         losses = token_losses(logits, truth, label_smoothing=self.options.label_smoothing if network.training else 0.0)
         return losses, (logits.detach().argmax(dim=2) == truth).float()
