@@ -1,5 +1,6 @@
 """What Python users hold."""
 
+import copy
 import inspect
 import re
 from copy import deepcopy
@@ -351,6 +352,20 @@ def test_a_compiled_backbone_is_used_as_it_was_and_saved(tmp_path, small_tokeniz
     assert str(pipe.plan()).startswith("scales 0-3: VAR 4 x 256")
     pipe.save_pretrained(tmp_path / "model")
     assert torch.equal(load(tmp_path / "model", device="cpu")(3, seeds=0).latents, pipe(3, seeds=0).latents)
+
+
+def test_compiled_layers_are_what_decoding_runs(small_tokenizer, small_var):
+    pipe, graphs = Pipeline(small_tokenizer, copy.deepcopy(small_var)), []
+    wanted = pipe(3, seeds=0).tokens
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    for block in pipe.backbone.blocks:
+        block.compile(backend=backend)
+    assert all(map(torch.equal, pipe(3, seeds=0).tokens, wanted))
+    assert graphs
 
 
 @pytest.mark.parametrize("name", ["__call__", "edit", "vary"])

@@ -114,7 +114,10 @@ class Pipeline:
 
     @property
     def backbone(self) -> AnyBackbone:
-        """The transformer; with a refiner, the one that draws the first scales."""
+        """The transformer; with a refiner, the one that draws the first scales.
+
+        To compile it, call `block.compile()` for each of its `blocks`, which is what decoding runs.
+        """
         return self._backbone
 
     @backbone.setter
@@ -122,7 +125,11 @@ class Pipeline:
         # Decoding calls the layers of a backbone, never `forward`, which is all that torch.compile would change.
         self._backbone: AnyBackbone = getattr(network, "_orig_mod", network)
         if self._backbone is not network:
-            warnings.warn("torch.compile of a backbone has no effect on decoding; it is used as it was", stacklevel=2)
+            warnings.warn(
+                "torch.compile of a backbone has no effect on decoding, so it was undone; "
+                "compile its layers: for block in pipe.backbone.blocks: block.compile()",
+                stacklevel=2,
+            )
 
     @property
     def class_names(self) -> ClassNames:

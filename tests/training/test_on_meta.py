@@ -1,8 +1,8 @@
 """A whole training step on the meta device: forward, backward, optimiser and average never leave the device.
 
 The backward pass of torch asks for a real driver under FakeTensorMode, so CUDA itself is imitated in
-tests/test_on_fake_cuda.py for the forward pass alone. A tensor that stays on the CPU, or a read by the host, is an error
-on the meta device too.
+tests/test_on_fake_cuda.py for the forward pass alone. A tensor that stays on the CPU, or a read by the host, is an
+error on the meta device too.
 """
 
 from contextlib import nullcontext
