@@ -1,6 +1,5 @@
 """What Python users hold."""
 
-import copy
 import inspect
 import re
 from copy import deepcopy
@@ -354,8 +353,8 @@ def test_a_compiled_backbone_is_used_as_it_was_and_saved(tmp_path, small_tokeniz
     assert torch.equal(load(tmp_path / "model", device="cpu")(3, seeds=0).latents, pipe(3, seeds=0).latents)
 
 
-def test_compiled_layers_are_what_decoding_runs(small_tokenizer, small_var):
-    pipe, graphs = Pipeline(small_tokenizer, copy.deepcopy(small_var)), []
+def test_compiled_layers_are_what_decoding_runs(small_tokenizer):
+    pipe, graphs = Pipeline(small_tokenizer, small_var_network(depth=1)), []
     wanted = pipe(3, seeds=0).tokens
 
     def backend(graph, inputs):
@@ -364,8 +363,10 @@ def test_compiled_layers_are_what_decoding_runs(small_tokenizer, small_var):
 
     for block in pipe.backbone.blocks:
         block.compile(backend=backend)
-    assert all(map(torch.equal, pipe(3, seeds=0).tokens, wanted))
+    with torch._dynamo.config.patch(recompile_limit=1):  # one length is enough here
+        found = pipe(3, seeds=0).tokens
     assert graphs
+    assert all(map(torch.equal, found, wanted))
 
 
 @pytest.mark.parametrize("name", ["__call__", "edit", "vary"])

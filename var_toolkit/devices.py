@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -47,7 +48,13 @@ def slow_dtype(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu" or dtype not in units or not features or features & units[dtype]:
         return None
     name = str(dtype).removeprefix("torch.")
-    return f"this processor has no {name} units, so {name} is several times as slow as float32; use --dtype float32"
+    return f"this processor has no {name} units, so {name} is several times as slow as float32; use float32"
+
+
+def tell_slow_dtype(device: torch.device, dtype: torch.dtype) -> None:
+    """Print why a dtype is slow on the processor, if it is, to standard error."""
+    if (reason := slow_dtype(device, dtype)) is not None:
+        print(f"vargen: {reason}", file=sys.stderr)
 
 
 def destination(

@@ -1,6 +1,7 @@
 """`vargen doctor` tells what a bug report needs, and errors of memory end in one line, whatever raised them."""
 
 import json
+from contextlib import suppress
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from var_toolkit import devices
 from var_toolkit.backbones import linear
 from var_toolkit.cli import doctor, main
 from var_toolkit.cli.memory import ran_out_of_memory
+from var_toolkit.evaluation import sample_set
+from var_toolkit.evaluation.bench import rounds
 from var_toolkit.sampling import forecast
 
 
@@ -61,6 +64,25 @@ def test_half_precision_without_units_is_told_before_drawing(units, monkeypatch,
     assert ("no bfloat16 units" in note) == (units == ["avx2"])
     assert devices.slow_dtype(torch.device("cpu"), torch.float32) is None
     assert devices.slow_dtype(torch.device("cuda"), torch.bfloat16) is None
+
+
+def test_long_runs_in_half_precision_without_units_are_told(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(devices, "processor_features", lambda: frozenset({"avx2"}))
+
+    def stop(*args, **settings):
+        raise ValueError("stopped")
+
+    monkeypatch.setattr(sample_set, "load", stop)
+    monkeypatch.setattr(rounds, "measure", stop)
+    table = tmp_path / "table.yaml"
+    table.write_text("rows: [{name: one, model: stilllife-var, dtype: bfloat16, device: cpu}]")
+    drawing = ["evaluate", "sample", "--out", str(tmp_path / "set"), "--classes", "0", "--dtype", "bfloat16"]
+    for command in ([*drawing, "--device", "cpu"], ["bench", str(table)]):
+        with suppress(SystemExit):
+            main(command)
+        told = capsys.readouterr().err
+        assert told.count("no bfloat16 units") == 1
+        assert "stopped" in told
 
 
 def test_processors_are_known_without_the_function_of_new_torch(monkeypatch):

@@ -36,8 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read and check the table, measure, print, write."""
+    from contextlib import suppress
     from dataclasses import replace
 
+    import torch
+
+    from var_toolkit.devices import find_device, tell_slow_dtype
     from var_toolkit.evaluation.bench.report import as_text, report, write_report
     from var_toolkit.evaluation.bench.rounds import measure, steps
     from var_toolkit.evaluation.bench.table import find_table, read_table
@@ -48,6 +52,9 @@ def run(args: argparse.Namespace) -> int:
     table = replace(table, rounds=args.rounds) if args.rounds else table
     if args.out:
         check_writable(args.out)
+    for device, dtype in dict.fromkeys((row.device, row.dtype) for row in table.rows):
+        with suppress(ValueError):  # a device that is not there is an error of its rows
+            tell_slow_dtype(find_device(device), getattr(torch, dtype))
     from var_toolkit.progress import Progress
 
     with Progress(steps(table), "turns", leave=False) as bar:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -92,7 +91,7 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     _check_names(args)
     import torch
 
-    from var_toolkit.devices import find_device, slow_dtype
+    from var_toolkit.devices import find_device, tell_slow_dtype
     from var_toolkit.loading import load, skeleton
 
     device = find_device(args.device)
@@ -107,8 +106,7 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
         return
     _check_places(args)
     tell_label_order(shape.class_names, shape.facts)
-    if (slow := slow_dtype(device, getattr(torch, args.dtype))) is not None:
-        print(f"vargen: {slow}", file=sys.stderr)
+    tell_slow_dtype(device, getattr(torch, args.dtype))
 
     began = time.perf_counter()
     pipe = load(model_of(args), tokenizer=args.tokenizer, device=args.device, dtype=getattr(torch, args.dtype)).pack()

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from var_toolkit import __version__
-from var_toolkit.devices import find_device
+from var_toolkit.devices import find_device, tell_slow_dtype
 from var_toolkit.evaluation.adm_npz import check_name, write_images
 from var_toolkit.evaluation.fingerprint import fingerprint
 from var_toolkit.evaluation.image_files import IMAGE, SHARD, members, write_image, write_shard
@@ -168,6 +168,7 @@ def draw_set(
         lacking = [i for i in own if not all(there.issuperset(numbers) for numbers in wanted.part(i))]
         if team.leads:
             _tell(out, len(there), wanted.count)
+            tell_slow_dtype(team.device, dtype)
         pipe = None
         if lacking or team.leads:
             pipe = load(model, tokenizer=tokenizer, device=str(team.device), dtype=dtype)
