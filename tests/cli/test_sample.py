@@ -273,7 +273,7 @@ def test_a_subnet_draws_with_less_memory(model, capsys):
         (["--model", "MODEL", "--refine-clean"], "--refine-clean changes masked passes"),
         (["--model", "stilllife-hmar", "--refine", "1;2"], "refine has 2 lists for 6 scales"),
         (["--model", "stilllife-hmar", "--refine", "1;2,3;..."], "refine: scale 1 has 2,3; it must be positive"),
-        (["--model", "stilllife-hmar", "--smooth"], "choose one, or refine off"),
+        (["--model", "stilllife-hmar", "--smooth"], "remove smooth"),
         (["--model", "stilllife-hmar", "--subnet", "2", "--full-scales", "2"], "HMAR has no subnets"),
     ],
 )

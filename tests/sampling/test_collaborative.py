@@ -73,7 +73,7 @@ def test_the_work_is_that_of_both_halves_and_only_drawn_tokens_pass_a_head(small
 @pytest.mark.parametrize("draft_scales", [0, 4])
 def test_a_number_of_drafted_scales_that_leaves_one_half_empty_is_refused(small_tokenizer, small_var, draft_scales):
     plan = plan_of(small_tokenizer, small_var)
-    with pytest.raises(ValueError, match=f"draft_scales is {draft_scales}; it must be from 1 to 3"):
+    with pytest.raises(ValueError, match=f"draft_scales is {draft_scales}"):
         code(plan, plan, draft_scales=draft_scales)
 
 

@@ -108,7 +108,7 @@ def test_stages_that_do_not_cover_the_scales_once_are_refused(small_tokenizer, s
 
 @pytest.mark.parametrize("scales", [range(5), range(0, 4, 2), range(2, 2), [0, 1, 2, 3]])
 def test_a_stage_has_a_range_of_scales_that_there_are(small_tokenizer, small_var, scales):
-    with pytest.raises(ValueError, match="it must be a range of consecutive scales out of 0 to 3"):
+    with pytest.raises(ValueError, match=r"a stage has .* 0 to 3"):
         Stage(small_var, scales)
 
 

@@ -144,11 +144,11 @@ def test_guidance_counts_and_its_interval_does():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"solver": "rk4"}, "solver is 'rk4'; it must be one of published, euler, midpoint, heun"),
-        ({"steps": 1}, "steps is 1; it must be a whole number from 2 "),
+        ({"solver": "rk4"}, "solver is 'rk4'"),
+        ({"steps": 1}, "steps is 1"),
         ({"solver": "heun", "steps": 0}, "steps is 0"),
         ({"steps": 2.5}, "steps is 2.5"),
-        ({"interval": 0.9}, "guidance_interval is 0.9; it must be two times"),
+        ({"interval": 0.9}, "guidance_interval is 0.9"),
         ({"interval": (0.5, 0.2)}, r"guidance_interval is \(0.5, 0.2\)"),
         ({"interval": (0, 1.2)}, "guidance_interval"),
         ({"interval": (0.5,)}, "guidance_interval"),

@@ -226,14 +226,14 @@ def test_a_stage_shows_the_masked_passes_of_its_own_scales_alone(small_tokenizer
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        ([1, 3], r"refine is \[1, 3\]; it must be off, published"),
+        ([1, 3], r"refine is \[1, 3\]"),
         ([[1], [1.5, 2.5], [9], [16]], "refine is .*it must be off, published"),
-        (5, "refine is 5; it must be off, published"),
-        ("1;1,3;9", "refine has 3 lists for 4 scales; give one list a scale"),
-        ("1;1,2;9;16", "refine: scale 1 has 1,2; it must be positive numbers that sum to 4"),
-        ("1;0,4;9;16", "refine: scale 1 has 0,4; it must be positive"),
+        (5, "refine is 5"),
+        ("1;1,3;9", "refine has 3 lists for 4 scales"),
+        ("1;1,2;9;16", "refine: scale 1 has 1,2"),
+        ("1;0,4;9;16", "refine: scale 1 has 0,4"),
         ("1;1,x;9;16", "refine is '1;1,x;9;16'; it must be off, published"),
-        ("sometimes", "refine is 'sometimes'; it must be off, published"),
+        ("sometimes", "refine is 'sometimes'"),
     ],
 )
 def test_a_schedule_that_does_not_fit_is_refused(wanted, words):
@@ -244,7 +244,7 @@ def test_a_schedule_that_does_not_fit_is_refused(wanted, words):
 def test_what_cannot_be_combined_is_refused(small_tokenizer, small_hmar, small_var):
     with pytest.raises(ValueError, match=r"refine needs a backbone with masked passes \(HMAR\), not VAR"):
         plan_of(small_tokenizer, small_var, "published")
-    with pytest.raises(ValueError, match="smooth mixes codes"):
+    with pytest.raises(ValueError, match="smooth"):
         plan_of(small_tokenizer, small_hmar, "published", smooth=True)
     with pytest.raises(ValueError, match="HMAR has no subnets; VARiant needs VAR"):
         variant(plan_of(small_tokenizer, small_hmar), subnet=2, full_scales=2)

@@ -172,13 +172,13 @@ def test_the_plan_says_what_it_does():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"smooth": True}, "RasterGPT draws one token after another; smooth mixes the codes of whole maps"),
+        ({"smooth": True}, "RasterGPT draws .*smooth"),
         ({"guided_tokens": -1}, "guided_tokens is -1"),
         ({"guided_tokens": 2.5}, "guided_tokens is 2.5"),
         ({"steps": 5}, "steps is for continuous tokens"),
-        ({"refine": "published"}, "refine needs a backbone with masked passes"),
-        ({"refine_clean": True}, "refine_clean changes masked passes, and there are none here"),
-        ({"subnet": 2, "full_scales": 1}, "RasterGPT has no subnets; VARiant needs VAR"),
+        ({"refine": "published"}, "refine needs"),
+        ({"refine_clean": True}, "refine_clean"),
+        ({"subnet": 2, "full_scales": 1}, "RasterGPT has no subnets"),
         ({"temperature": (1.0, 2.0)}, "2 temperatures for 1 scales"),
         ({"top_p": 1.5}, "top_p is 1.5"),
     ],
@@ -197,16 +197,16 @@ def test_other_kinds_of_models_have_no_guided_tokens(small_tokenizer, small_var)
 
 def test_methods_for_several_scales_are_refused_in_words(small_tokenizer, small_var):
     plan = plan_of(tiny_vq(), tiny_gpt())
-    with pytest.raises(ValueError, match="RasterGPT draws its image as one map; two models share an image of sev"):
+    with pytest.raises(ValueError, match="RasterGPT draws"):
         code(plan, plan, draft_scales=1)
     with pytest.raises(ValueError, match="RasterGPT has no subnets"):
         variant(plan, subnet=2, full_scales=1)
     scales = Plan(small_tokenizer, (Stage(small_var, range(4)),))
     with pytest.raises(ValueError, match="the drafter has a MultiScaleVQ and the refiner a RasterVQ"):
         code(scales, plan, draft_scales=1)
-    with pytest.raises(ValueError, match="flow is for continuous ones"):
+    with pytest.raises(ValueError, match="RasterGPT draws discrete tokens"):
         plan_of(tiny_vq(), tiny_gpt(), flow=Flow())
-    with pytest.raises(ValueError, match="RasterGPT has no subnets; VARiant needs VAR"):
+    with pytest.raises(ValueError, match="RasterGPT has no subnets"):
         plan_of(tiny_vq(), tiny_gpt(), subnet=Subnet((0, 1), 1))
 
 

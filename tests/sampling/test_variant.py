@@ -110,10 +110,10 @@ def test_the_plan_says_what_it_does(small_tokenizer, small_var):
 @pytest.mark.parametrize(
     ("subnet", "full_scales", "words"),
     [
-        (1, 2, "subnet is 1; it must be from 2 to 4"),
-        (5, 2, "subnet is 5; it must be from 2 to 4"),
-        (2, 0, "full_scales is 0; it must be from 1 to 4"),
-        (2, 5, "full_scales is 5; it must be from 1 to 4"),
+        (1, 2, "subnet is 1"),
+        (5, 2, "subnet is 5"),
+        (2, 0, "full_scales is 0"),
+        (2, 5, "full_scales is 5"),
     ],
 )
 def test_what_no_network_can_do_is_refused(small_tokenizer, small_var, subnet, full_scales, words):

@@ -240,7 +240,7 @@ def test_chains_that_agree_so_far_count_for_each_other():
 
 
 @pytest.mark.parametrize(
-    ("widths", "chains", "words"), [((0,), False, "of 1 or more"), ((2, 2), True, "go on with ones")]
+    ("widths", "chains", "words"), [((0,), False, r"widths \[0\]"), ((2, 2), True, r"widths are \[2, 2\]")]
 )
 def test_trees_that_cannot_be_are_refused(widths, chains, words):
     with pytest.raises(ValueError, match=words):

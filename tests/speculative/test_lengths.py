@@ -1,4 +1,4 @@
-"""Length policies follow what stood; drafting that does not pay is given up; the n-gram table knows neighbours."""
+"""Length policies follow what was accepted; drafting that does not pay ends; the n-gram table knows neighbours."""
 
 from itertools import islice
 

@@ -255,11 +255,11 @@ def test_what_is_not_one_plain_var_is_refused(small_tokenizer, small_var, small_
         (plan, small_hmar, "HMAR cannot be its proposer"),
         (plan, continuous, "FlowAR cannot be its proposer"),
         (plan_of(small_tokenizer, small_hmar), small_var, "HMAR cannot be its target"),
-        (plan_of(small_tokenizer, small_var, smooth=True), small_var, "draws plainly, without smooth; switch it off"),
+        (plan_of(small_tokenizer, small_var, smooth=True), small_var, "smooth"),
         (
             plan_of(small_tokenizer, small_var, subnet=Subnet((0, 2), 2)),
             small_var,
-            "draws plainly, without subnet; switch it off",
+            "subnet",
         ),
     ]
     for refused, proposer, words in cases:

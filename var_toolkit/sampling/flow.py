@@ -1,7 +1,7 @@
-"""Flow matching per scale (FlowAR, arXiv 2412.15205): solvers that carry noise to the tokens of a map.
+"""Flow matching per scale (FlowAR, arXiv 2412.15205): solvers that integrate from noise to the tokens of a map.
 
-A velocity field says how the tokens of a scale move; at time 1 they are noise, at time 0 data. The state is float64 as
-published, so that sums over many steps lose nothing, the network computes in its own dtype.
+The network predicts velocities of the tokens of a scale: at time 1 they are noise, at time 0 data. The state is
+float64 as published, so that rounding errors do not add up; the network computes in its own dtype.
 
 Letters: B images, L tokens, C channels.
 """
@@ -69,19 +69,19 @@ class Flow:
         object.__setattr__(self, "interval", _interval(self.interval))
 
     def times(self) -> list[float]:
-        """Where the steps begin and end, from 1 down to 0."""
+        """The ends of the steps, from 1 down to 0."""
         return list(_times(self.solver == "published" and self.steps != 50, self.steps))
 
     def guided(self, time: float, strength: float) -> bool:
-        """Whether the null class takes part at a time."""
+        """Whether guidance is on at a time."""
         return strength > 1 and self.interval[0] <= time <= self.interval[1]
 
     def is_guided(self, strength: float) -> bool:
-        """Whether the null class takes part at all."""
+        """Whether guidance is on at any evaluation."""
         return any(self.guided(time, strength) for time in self.evaluations())
 
     def evaluations(self) -> Iterator[float]:
-        """The times at which one scale asks for velocities, in order."""
+        """The times at which the velocity of one scale is evaluated, in order."""
         for now, then in pairwise(self.times()):
             yield now
             if self.solver == "midpoint":
@@ -101,7 +101,7 @@ class Flow:
         return x
 
     def shown(self, strength: float) -> str:
-        """In words, at the strength of the last scale."""
+        """The settings in words; `strength` is the guidance scale of the last scale."""
         low, high = self.interval
         guided = f", guided from {high:g} to {low:g}" if self.is_guided(strength) else ""
         return f"{self.steps} steps ({self.solver}){guided}"
@@ -109,7 +109,7 @@ class Flow:
 
 @lru_cache(maxsize=64)
 def _times(fine_near_data: bool, steps: int) -> tuple[float, ...]:
-    """Made once on the processor: every scale asks for them several times."""
+    """Computed once on the CPU, because every scale needs them several times."""
     if not fine_near_data:
         return tuple(torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu").tolist())
     half = steps // 2
@@ -148,6 +148,6 @@ def draw_map(stage: Stage, scale: int, hidden_RLC: Tensor, noise: Noise, *, chan
         conditional, null = both(x_BLC.float().repeat(2, 1, 1), time).to(x_BLC.dtype).chunk(2)
         return null + strength * (conditional - null)
 
-    wide = torch.float32 if start.device.type == "mps" else torch.float64  # which MPS has not
+    wide = torch.float32 if start.device.type == "mps" else torch.float64  # MPS has no float64
     found: Tensor = flow.solve(velocity, start.to(wide)).float()
     return found

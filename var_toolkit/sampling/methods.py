@@ -1,8 +1,8 @@
-"""Methods by name: functions from a plan to a plan, of this package or of anyone else.
+"""Methods by name: functions from a plan to a plan, from this package or any other.
 
-A method is called `module:function`, of a module that Python finds or that lies in the current folder, or by the name
-of an entry point of the group `var_toolkit.methods` of an installed package. Its options are the parameters behind the
-plan; their annotations say what they may be. docs/add-a-method.md shows how one is written.
+A method is called `module:function`, of a module on Python's path or in the current folder, or by the name
+of an entry point of the group `var_toolkit.methods` of an installed package. Its options are the parameters after the
+plan, checked against their annotations. docs/add-a-method.md shows how one is written.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ Method = Callable[..., Plan]
 
 
 def apply_method(plan: Plan, method: str | Method, options: Mapping[str, Any]) -> Plan:
-    """What a method makes of a plan; ValueError in one line if there is no such method, or the options do not fit it.
+    """The plan that a method returns. ValueError of one line if the method does not exist or its options do not fit.
 
-    Plans are also made of networks without weights, to count their cost: a method looks at sizes alone.
+    Plans are also built from networks without weights, to count their cost, so a method may read only sizes.
     """
     if isinstance(method, str):
         name, function = method, find_method(method)
     else:
         name, function = getattr(method, "__name__", repr(method)), method
     if not callable(function):
-        raise ValueError(f"method {name} is no function; it must be one from a plan to a plan")
+        raise ValueError(f"method {name} is not a function; it must take a plan and return a plan")
     if not isinstance(options, Mapping):
         raise ValueError(f"method_options is {options!r}; it must be a mapping from options to values")
     made = function(plan, **_checked(function, options, where=f"method {name}"))
@@ -48,7 +48,7 @@ def apply_method(plan: Plan, method: str | Method, options: Mapping[str, Any]) -
 
 
 def find_method(name: str) -> Method:
-    """The function that `module:function` or an entry point names. Its module is imported, and so it runs."""
+    """The function that `module:function` or an entry point names. This imports, and so runs, its module."""
     module, colon, function = name.partition(":")
     if not colon:
         module, function = _installed(name)
@@ -67,7 +67,7 @@ def find_method(name: str) -> Method:
 
 @contextmanager
 def _current_folder() -> Iterator[None]:
-    """The current folder as the last place where modules are looked for, where it hides nothing."""
+    """Puts the current folder at the end of the module search path, where it shadows nothing."""
     folder = os.getcwd()
     known = folder in sys.path
     if not known:
@@ -80,16 +80,16 @@ def _current_folder() -> Iterator[None]:
 
 
 def _installed(name: str) -> tuple[str, str]:
-    """Module and function of a method that has a name of its own."""
+    """Module and function of a method that is named by an entry point."""
     entries = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name in entries:
         return entries[name].module, entries[name].attr
     meant, known = name.removesuffix(".py"), ", ".join(sorted(entries))
     spec = PathFinder.find_spec(meant, [*sys.path, os.getcwd()]) if meant.isidentifier() else None
-    if spec and spec.origin:  # a folder without code has none
+    if spec and spec.origin:  # a folder without code has no origin
         raise ValueError(f"method {name!r} is a module; did you mean {meant}:FUNCTION?")
     raise ValueError(
-        f"method {name!r} is not installed; give module:function{f', or one that is: {known}' if known else ''}"
+        f"method {name!r} is not installed; give module:function{f', or an installed method: {known}' if known else ''}"
     )
 
 
@@ -99,7 +99,7 @@ def _imported(module: str, name: str) -> ModuleType:
     except Exception as error:  # whatever an author's module raises
         lacking = error.name if isinstance(error, ModuleNotFoundError) else None
         if lacking and f"{module}.".startswith(f"{lacking}."):
-            reason = f"{error}; modules are looked for where Python does and in the current folder"
+            reason = f"{error}; modules are searched on Python's path and in the current folder"
         elif lacking:
             reason = f"the module {module} imports {lacking}, which is not installed"
         else:
@@ -108,32 +108,32 @@ def _imported(module: str, name: str) -> ModuleType:
 
 
 def _missing(module: ModuleType, function: str) -> str:
-    """Where a function was looked for in vain, which ones there are like it, and what else may have been meant."""
+    """The file that lacks the function, similar functions in it, and another file that may have been meant."""
     here, file = Path(f"{module.__name__}.py"), getattr(module, "__file__", None) or f"Python's own {module.__name__}"
     own = [name for name, value in inspect.getmembers(module, inspect.isfunction) if inspect.getmodule(value) is module]
     near = get_close_matches(function, own, n=3, cutoff=0.0)
-    words = f"there is no {function!r} in {file}" + (f"; the nearest there: {', '.join(near)}" if near else "")
+    words = f"{file} has no function {function!r}" + (f"; the nearest there: {', '.join(near)}" if near else "")
     if here.is_file() and here.resolve() != Path(file).resolve():
-        words += f"; it comes before {here} of this folder, which needs another name"
+        words += f"; it hides {here} in this folder; rename that file"
     return words
 
 
 def _checked(function: Method, options: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """The options as the function's signature has them."""
+    """The options, converted to the annotations of the function."""
     try:
         _plan, *parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # nothing to read, or no parameter
+    except (TypeError, ValueError):  # no signature, or no parameter
         raise ValueError(f"{where} must be a function of a plan and of options by name") from None
     named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
     refuse_unknown_keys(options, [one.name for one in named], where=where)
     for one in named:
         if one.default is one.empty and one.name not in options:
             raise ValueError(f"{where}: missing option {one.name!r}; give it a value")
-    # Of the options alone: what else is annotated may be imported for type checkers only.
+    # Only of the options, because other annotations may be imported for type checkers only.
     written = {one.name: Any if one.annotation is one.empty else one.annotation for one in named}
     try:
         space = getattr(inspect.unwrap(function), "__globals__", {})
         hints = get_type_hints(SimpleNamespace(__annotations__=written), space)
     except NameError as error:
-        raise ValueError(f"{where}: an option is annotated with a name that is not there: {error}") from None
+        raise ValueError(f"{where}: an option is annotated with an unknown name: {error}") from None
     return {name: convert(hints[name], value, where=f"{where}: {name}") for name, value in options.items()}

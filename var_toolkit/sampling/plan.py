@@ -20,9 +20,9 @@ from var_toolkit.scales import Scales
 
 
 class Backbone(Protocol):
-    """What a plan asks of a network; `blocks` are its layers.
+    """What a plan requires of a network; `blocks` are its layers.
 
-    The engine asks for more, of each kind its own. Of one that draws ids of a codebook scale by scale `condition`,
+    The engine requires more, depending on the kind: of one that draws ids of a codebook scale by scale `condition`,
     `hidden` and `logits` (`backbones.var`), and for masked refinement `refined` (`backbones.hmar`); of one that draws
     continuous tokens `field` in place of `logits` (`backbones.flowar`); of one that draws a map token by token
     `next_hidden` and `next_logits` (`backbones.raster_gpt`). One that is `markov` attends to no scale but the
@@ -46,7 +46,7 @@ class Backbone(Protocol):
 
 
 class Tokenizer(Protocol):
-    """What the engine asks of a tokenizer.
+    """What the engine requires of a tokenizer.
 
     `pyramid` knows how the latent grows by the codes of a scale, and what of it the next scale sees; that of discrete
     tokens also what code each stands for (`tokenizers.residual_quantizer`, `tokenizers.latent_pyramid`). `meaning` are
@@ -64,7 +64,7 @@ class Tokenizer(Protocol):
 
 
 class Speculates(Protocol):
-    """How drafts speed up a plan of one stage (`speculative`); `networks` are those that draft."""
+    """Speculative decoding of a plan of one stage (`speculative`); `networks` are those that draft."""
 
     @property
     def networks(self) -> Sequence[Any]: ...
@@ -79,12 +79,12 @@ class Stage:
     """Some consecutive scales, drawn by one backbone under one set of settings.
 
     `guidance` is VAR's: what the last scale of the image gets, even if the stage draws others. Scale k of K gets
-    guidance * k / (K - 1), the first one none; the usual guidance scale there is 1 more. A next-token model has one
+    guidance * k / (K - 1), the first one none; the usual guidance scale is 1 more. A next-token model has one
     scale, and all of it at every token. 0 switches guidance off and halves the work. `subnet` says which layers the
     finer scales run through; None for all. `refine` says which scales are drawn in several masked passes. `flow` says
-    how maps of continuous tokens are drawn; backbones of such tokens have one, and no others. `guided_tokens` are those
-    at the beginning of a next-token model's map that are guided; None for all. `speculation` replaces most passes by
-    drafts; a plan with one has no other stage.
+    how maps of continuous tokens are drawn; backbones of such tokens have one, and no others. `guided_tokens` is
+    the number of guided tokens at the start of a next-token model's map; None for all. `speculation` replaces most
+    passes by drafts; a plan with one has no other stage.
     """
 
     backbone: Backbone
@@ -117,7 +117,7 @@ class Stage:
             raise ValueError(f"a stage has {found}; it must be a range of consecutive scales out of 0 to {last - 1}")
 
     def _require_kind(self, name: str) -> None:
-        """Refuse what only another kind of backbone has."""
+        """ValueError for settings that only another kind of backbone has."""
         if self.flow is None and is_continuous(self.backbone):
             raise ValueError(f"{name} draws continuous tokens and needs a flow (`sampling.flow.Flow`)")
         if self.flow is not None and not is_continuous(self.backbone):
@@ -133,21 +133,23 @@ class Stage:
         if not hasattr(self.backbone, "refined"):
             raise ValueError(f"refine needs a backbone with masked passes (HMAR), not {type(self.backbone).__name__}")
         if self.smooth:
-            raise ValueError("smooth mixes codes, masked passes draw single ones again; choose one, or refine off")
+            raise ValueError(
+                "smooth mixes codes and masked passes redraw single codes; remove smooth, or set refine off"
+            )
         refine.require_fit(self.backbone.scales)
 
     def masked(self, scale: int) -> tuple[int, ...]:
-        """How many tokens of a scale are drawn again in each of its masked passes."""
+        """How many tokens of a scale are redrawn in each of its masked passes."""
         return () if self.refine is None else self.refine.masked(scale)
 
     def forward_passes(self, scale: int) -> int:
-        """How often the backbone runs to draw a scale."""
+        """Number of forward passes that draw a scale."""
         if is_next_token(self.backbone):
             return self.backbone.scales.lengths[scale]
         return 1 + len(self.masked(scale))
 
     def evaluations(self) -> int:
-        """How often each scale asks for velocities; 0 for discrete tokens."""
+        """Number of velocity evaluations of each scale; 0 for discrete tokens."""
         return 0 if self.flow is None else sum(1 for _ in self.flow.evaluations())
 
     def strength(self, progress: float) -> float:
@@ -161,7 +163,7 @@ class Stage:
         return 2 if guided else 1
 
     def continues(self, before: Stage) -> bool:
-        """Whether this stage goes on with the keys and values of the stage before it."""
+        """Whether this stage continues with the cache of the stage before it."""
         return (self.backbone is before.backbone, self.rows, self.subnet) == (True, before.rows, before.subnet)
 
     def __str__(self) -> str:
@@ -236,7 +238,7 @@ class Plan:
 
     @property
     def networks(self) -> list[Any]:
-        """The backbones, and what drafts for them, each once."""
+        """The backbones and draft models, each once."""
         drafting = (network for stage in self.stages if stage.speculation for network in stage.speculation.networks)
         found = [*(stage.backbone for stage in self.stages), *drafting]
         return list({id(network): network for network in found}.values())
@@ -247,7 +249,7 @@ class Plan:
         return ", ".join(f"{stage.scales.start}-{stage.scales.stop - 1}" for stage in self.stages) or "nothing"
 
     def within(self, scales: range) -> tuple[Stage, ...]:
-        """The stages, cut to some scales: what methods put together anew. ValueError if the plan has no such scales."""
+        """The stages, cut to some scales, from which methods build new plans. ValueError if the plan lacks a scale."""
         count = len(self.tokenizer.scales)
         if scales.start < 0 or scales.stop > count or scales.step != 1:
             raise ValueError(
@@ -260,7 +262,7 @@ class Plan:
         return tuple(replace(stage, scales=left) for stage, left in cut if left)
 
     def passes(self) -> Iterator[Pass]:
-        """The forward passes that draw a scale, in order; masked passes of a scale come on top.
+        """The forward passes that draw a scale, in order; masked passes are not included.
 
         A backbone that takes over prefills the scales before it, all in its first pass, unless it is Markov.
         """
@@ -274,7 +276,7 @@ class Plan:
                 fresh, known = False, k + 1
 
     def _capacities(self, index: int, scales: range) -> tuple[int, ...]:
-        """Until the switch to a subnet no layer has to hold more than the scales before it; then some hold nothing."""
+        """Tokens for which each layer needs cache; layers that a subnet skips need none after the switch to it."""
         stage, offsets = self.stages[index], self.tokenizer.scales.offsets
         if stage.backbone.markov:
             return ()
@@ -293,9 +295,9 @@ class Plan:
         return tuple(offsets[last] if layer in subnet.layers else skipped for layer in range(depth))
 
     def cost(self) -> Cost:
-        """What the engine will do for one image, counted from sizes alone: the networks may be without weights.
+        """The work of one image, counted from sizes alone, so the networks need no weights.
 
-        What speculation saves shows only when drawing, so its plans count as plain decoding.
+        What speculation saves is known only after decoding, so its plans count as plain decoding.
         """
         passes = list(self.passes())
         return Cost(
@@ -316,10 +318,10 @@ class Plan:
         for k in one.scales:  # under the block-causal mask a token attends to its own scale and the coarser ones
             context = scales.lengths[k] if backbone.markov else scales.offsets[k + 1]
             each = backbone.layer_work(scales.lengths[k], context)
-            kept = (
+            active = (
                 stage.subnet is None or layer in stage.subnet.layers or k < stage.subnet.full_scales for layer in layers
             )
-            work += each * sum(kept)
+            work += each * sum(active)
         again = head + len(layers) * backbone.layer_work(scales.lengths[drawn], scales.lengths[drawn])
         shown = stage.rows if stage.flow is None else stage.flow.rows(stage.strength(scales.progress(drawn)))
         return stage.rows * work + shown * head + len(stage.masked(drawn)) * again  # masked passes run without guidance
@@ -336,7 +338,7 @@ def is_next_token(backbone: Backbone) -> bool:
 
 
 def has_subnets(backbone: Backbone) -> bool:
-    """Whether a backbone was made to skip layers."""
+    """Whether a backbone supports subnets, which skip layers."""
     return not (backbone.markov or is_continuous(backbone) or is_next_token(backbone))
 
 

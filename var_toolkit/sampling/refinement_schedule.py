@@ -36,9 +36,9 @@ class Refinement:
         return tuple(sum(counts[step:]) for step in range(1, len(counts)))
 
     def require_fit(self, scales: Scales) -> None:
-        """ValueError if this is no schedule for these scales."""
+        """ValueError if the schedule does not fit these scales."""
         if len(self.schedule) != len(scales):
-            raise ValueError(f"refine has {len(self.schedule)} lists for {len(scales)} scales; give one list a scale")
+            raise ValueError(f"refine has {len(self.schedule)} lists for {len(scales)} scales; give one list per scale")
         for k, (counts, tokens) in enumerate(zip(self.schedule, scales.lengths, strict=True)):
             shown = ",".join(map(str, counts))
             if any(count < 1 for count in counts) or sum(counts) != tokens:
@@ -57,7 +57,7 @@ class Refinement:
 
 
 def refinement(wanted: str | Sequence[Sequence[int]], scales: Scales, *, clean: bool = False) -> Refinement | None:
-    """What `--refine` means for a schedule of scales: a name, lists such as "1;1,3;1,1,2,5;...", or "off" (None).
+    """The schedule that `--refine` names, for some scales: a name, lists such as "1;1,3;1,1,2,5;...", or "off" (None).
 
     A last list of "..." stands for one pass for each scale that is left. ValueError if it does not fit.
     """
@@ -95,4 +95,4 @@ def _are_lists(wanted: object) -> bool:
 
 
 def _complaint(wanted: object) -> str:
-    return f'refine is {wanted!r}; it must be {OFF}, {", ".join(NAMED)}, or a list a scale such as "1;1,3;1,1,2,5;..."'
+    return f'refine is {wanted!r}; it must be {OFF}, {", ".join(NAMED)}, or a list per scale: "1;1,3;1,1,2,5;..."'

@@ -1,4 +1,4 @@
-"""Drafts of one round: tokens that may follow the last decided one, as a chain, as several chains, or as a tree.
+"""Drafts of one round: tokens that may follow the last decided one, in a chain, several chains or a tree.
 
 Letters: B images, R rows (images, twice under guidance), N drafts, M positions with drafts, S drafts for one position,
 V vocabulary. Node 0 is the last decided token, the root; node 1 + i is draft i. Drafts are stored level by level.
@@ -36,7 +36,9 @@ class Topology:
                 f"a draft tree has widths {list(self.widths)}; it must have one of 1 or more for each level"
             )
         if self.chains and max(self.widths[1:], default=1) > 1:
-            raise ValueError(f"chains part at the root alone; widths {list(self.widths)} must go on with ones")
+            raise ValueError(
+                f"chains branch only at the root; widths are {list(self.widths)}, and all but the first must be 1"
+            )
 
     @property
     def is_chain(self) -> bool:
@@ -123,7 +125,7 @@ def topology(widths: tuple[int, ...], chains: bool = False) -> Topology:
 
 @dataclass(frozen=True)
 class Draft:
-    """The drafts of a round, and what is known of how they came about."""
+    """The drafts of a round, and the distributions that they were drawn from."""
 
     tokens: Tensor  # (B, N), int64
     topology: Topology

@@ -1,4 +1,4 @@
-"""EAGLE (arXiv 2401.15077): a trained block goes on from the target's own features.
+"""EAGLE (arXiv 2401.15077): a trained block predicts from the target's own features.
 
 Letters: B images, R rows (images, twice under guidance), L tokens, C width, V vocabulary.
 """

@@ -170,7 +170,7 @@ class Speculation:
         return run.tokens_BL, books.closed(target.cache.nbytes)
 
     def __repr__(self) -> str:
-        """In words that tell all settings, without the tensors."""
+        """All settings in words, without the tensors."""
         return f"{self.proposer}, {self.rule}, {self.lengths}"
 
 
@@ -274,7 +274,7 @@ class Target:
         return counts_B1 if draft is None else counts_B1 + draft.topology.depths.to(counts_B1.device)
 
     def _verdict(self, draft: Draft, p: Tensor, rule: Rule) -> Verdict:
-        """Of every place with drafts: which one the path takes is known only afterwards."""
+        """For every position with drafts, because the accepted path is known only afterwards."""
         if draft.kind not in rule.kinds:
             raise ValueError(f"{rule} judges {' or '.join(rule.kinds)} drafts; these are {draft.kind}")
         drafted = draft.drafted()

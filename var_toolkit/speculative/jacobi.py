@@ -124,6 +124,6 @@ class JacobiSession:
             left_B = self.q_BNV[:, n].argmax(-1) if self.settings.start == "likeliest" else token_B
 
     def _random(self, run: Run, count: int) -> Tensor:
-        """Tokens all alike probable, (B, N); their noise follows that of the drafts that are drawn."""
+        """Uniformly random tokens, (B, N); their noise follows that of the drafts that are drawn."""
         uniform_BN = run.noise.uniform(Stream.DRAFT, self.settings.window, count, attempt=run.round)
         return (uniform_BN * self.vocabulary).long()

@@ -78,7 +78,7 @@ def _parts(codes_VC: Tensor, size: int = 1024) -> list[tuple[int, Tensor]]:
 def _nearest(part_NC: Tensor, codes_VC: Tensor, count: int, start: int) -> Tensor:
     distance = torch.cdist(part_NC, codes_VC)
     rows = torch.arange(len(part_NC), device=distance.device)
-    distance[rows, start + rows] = torch.inf  # a code is no neighbour of its own
+    distance[rows, start + rows] = torch.inf  # a code is not its own neighbour
     return distance.topk(count, largest=False).indices
 
 

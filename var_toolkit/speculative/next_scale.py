@@ -6,7 +6,7 @@ the target, whether all of it was accepted or not. If it was not, the finer draf
 discarded and drafting starts again after it. If all were accepted, the target draws one more scale from the same pass.
 
 When it is worth it: a scale of n tokens is accepted only if all n are, so with an exact rule only the coarsest are,
-which are the cheap ones. With the embedded VAR of 12 layers as the target and that of 6 as the proposer, .75, .79,
+which are cheap anyway. With the embedded VAR of 12 layers as the target and that of 6 as the proposer, .75, .79,
 .65, .48 and .46 of the tokens of scales 0 to 4 are accepted, and an image takes 5.1 passes instead of 6 with a window
 of two, 4.8 with three or more. LANTERN accepts more (delta 0.2: 4.0 passes with a window of three; 0.4: 3.6, and 3.3
 with four). But the proposer takes half the time of the target, and most drafts of fine scales are rejected: on a CPU,
@@ -45,7 +45,7 @@ SHARED = ("patch_nums", "vocab_size", "latent_channels", "num_classes")
 
 @dataclass
 class ScaleTally(Tally):
-    """Counts of drafted scales rather than of tokens; a round counts in `stood` if it had drafts."""
+    """Counts of drafted scales rather than of tokens; a round counts in `accepted_counts` if it had drafts."""
 
     judged: Counter[int] = field(default_factory=Counter)  # tokens that the rule looked at, by scale
     accepted_tokens: Counter[int] = field(default_factory=Counter)  # of them
@@ -61,7 +61,7 @@ class ScaleTally(Tally):
         return whole
 
     def as_json(self) -> dict[str, Any]:
-        """The same, and the share of tokens that stood in each scale: a scale stands only if all of its tokens do."""
+        """The same, and the share of accepted tokens by scale; a scale is accepted only if all of them are."""
         by_scale = {str(k): round(self.accepted_tokens[k] / self.judged[k], 4) for k in sorted(self.judged)}
         return {**super().as_json(), "token_acceptance_by_scale": by_scale}
 
@@ -71,8 +71,8 @@ class NextScale:
     """How a VAR draws its images with the help of a smaller one.
 
     The proposer is a network, which drafts with the target's settings, or a stage with settings of its own; a stage
-    drafts no other scales than its own. `window` is how many scales a pass of the target settles at most: the drafted
-    ones and one from the target itself. 1 is plain decoding.
+    drafts no other scales than its own. `window` is the largest number of scales that one pass of the target decides:
+    the drafted ones and one from the target itself. 1 is plain decoding.
     """
 
     proposer: Backbone | Stage
@@ -107,7 +107,7 @@ class NextScale:
     def decode(
         self, plan: Plan, labels_B: Tensor, noise: Noise, *, on_scale: Callable[[ScaleEvent], None] | None = None
     ) -> Decoded:
-        """As `sampling.engine.decode`, which calls it. The callback learns of a scale once all images have it.
+        """As `sampling.engine.decode`, which calls it. The callback is called for a scale once all images have it.
 
         Passes and memory are those of the batch: a pass for all images that begin a round at a scale counts as one.
         """
@@ -122,7 +122,7 @@ class NextScale:
         return Decoded(run.tokens, latent, run.tally.forward_passes, 0, run.tally.cache_bytes, run.tally)
 
     def __repr__(self) -> str:
-        """In words that tell all settings, without the network."""
+        """All settings in words, without the network."""
         drafts = f"of {self.proposer}" if isinstance(self.proposer, Stage) else f"by {_named(self.proposer)}"
         return f"drafts {drafts}, {self.rule}, window {self.window}"
 
@@ -145,7 +145,7 @@ class _Reader:
 
     @classmethod
     def begin(cls, stage: Stage, labels_B: Tensor, scales: int) -> _Reader:
-        """A network that will read so many scales at most."""
+        """A network that will read at most `scales` scales."""
         backbone: Any = stage.backbone
         rows_R, capacity = labels_of_rows(stage, labels_B), backbone.scales.offsets[scales]
         cache = backbone.new_cache(len(rows_R), [capacity] * backbone.config.depth)
@@ -159,7 +159,7 @@ class _Reader:
         return replace(self, condition=self.condition.of_rows(rows), rows=rows)
 
     def features(self, canvas: Canvas, scales: range) -> Tensor:
-        """(R, L, C) of some scales, whatever the cache has held of them and of finer ones until now."""
+        """(R, L, C) of some scales, which replaces what the cache holds of them and of finer ones."""
         backbone: Any = self.stage.backbone
         cache = self.cache.of_rows(self.rows, canvas.scales.offsets[scales.start])
         inputs = canvas.inputs_of(scales, self.stage.rows)
@@ -183,13 +183,13 @@ class _Run:
         self.proposer = _Reader.begin(proposer, labels_B, self.drafted.stop)
         self.tokens = [labels_B.new_zeros(len(labels_B), length) for length in self.scales.lengths]
         self.decided_B = torch.zeros_like(labels_B)  # scales of each image; the target's cache holds as many
-        self.held_B = torch.zeros_like(labels_B)  # scales in the proposer's cache that are still true
+        self.held_B = torch.zeros_like(labels_B)  # scales in the proposer's cache that are still valid
         self.checks = FiniteCheck()
         self.tally = ScaleTally(images=len(labels_B), decided=len(labels_B) * self.scales.total)
         self.tally.cache_bytes = self.target.cache.nbytes + self.proposer.cache.nbytes
 
     def round(self, first: int) -> None:
-        """Settle the scale `first`, and finer ones if drafts stand, of the images that have come so far."""
+        """Decide the scale `first`, and finer ones if drafts are accepted, of the images that have reached it."""
         images_G = (self.decided_B == first).nonzero().squeeze(1)
         if len(images_G) == 0:
             return
@@ -198,24 +198,24 @@ class _Run:
         scales = range(first, first + len(drafts) + 1)
         target = self.target.of(images_G, len(self.decided_B))
         features = target.features(canvas, scales).split(self.scales.lengths[first : scales.stop], dim=1)
-        standing = torch.arange(len(images_G), device=images_G.device)  # images whose drafts all stand so far
+        whole = torch.arange(len(images_G), device=images_G.device)  # images whose drafts are all accepted until here
         for k, part, draft in zip(scales, features, [*drafts, None], strict=True):
-            if len(standing) == 0:
+            if len(whole) == 0:
                 break
-            images, logits = images_G[standing], target.choices(part, k, self.checks, "target's ")[standing]
+            images, logits = images_G[whole], target.choices(part, k, self.checks, "target's ")[whole]
             self.decided_B[images] = k + 1
             if draft is None:
                 self.tokens[k][images] = draw(
                     logits, self._uniform(Stream.TOKEN, k, images), temperature=target.stage.temperature
                 )
             else:
-                draft = _Draft(*(one[standing] for one in draft))
+                draft = _Draft(*(one[whole] for one in draft))
                 found = self.tokens[k][images] = self._judged(draft, logits, k, first, images)
-                standing = standing[self._accepted_whole(draft.tokens == found, k)]
+                whole = whole[self._accepted_whole(draft.tokens == found, k)]
         self._record(images_G, first, len(drafts))
 
     def _drafts(self, images_G: Tensor, canvas: Canvas, first: int) -> list[_Draft]:
-        """Scales from `first` on, each drafted from the drafts before, which the canvas takes up."""
+        """Scales from `first` on, each drafted from the drafts before it, which are added to the canvas."""
         proposer, drafts = self.proposer.of(images_G, len(self.decided_B)), []
         known = int(self.held_B[images_G].min())
         last = min(first + self.window - 1, self.drafted.stop) if first in self.drafted else first
@@ -229,7 +229,7 @@ class _Run:
         return drafts
 
     def _judged(self, draft: _Draft, logits: Tensor, k: int, first: int, images_G: Tensor) -> Tensor:
-        """The tokens of a drafted scale: those that stand, and others from what the rule leaves of the target."""
+        """The tokens of a drafted scale: accepted drafts, and tokens from the residual distribution for the others."""
         p = (logits / self.target.stage.temperature).softmax(-1)
         tokens = draft.tokens.unsqueeze(-1)
         depth = torch.full_like(draft.tokens, k - first)
@@ -241,24 +241,24 @@ class _Run:
     def _uniform(self, stream: Stream, k: int, images_G: Tensor) -> Tensor:
         """Numbers for the tokens of a scale, the same in every round.
 
-        A scale that is judged is settled, so an image meets them in one verdict at most; drafts that were thrown away
-        unseen have had no say in anything.
+        A judged scale is decided, so an image uses them in one verdict at most; discarded drafts that were never judged
+        have no influence on the image.
         """
         return self.noise.uniform(stream, self.scales.offsets[k], self.scales.lengths[k])[images_G]
 
     def _accepted_whole(self, same_GL: Tensor, k: int) -> Tensor:
-        """Of which images a drafted scale stands whole, bool (G,)."""
+        """Images whose drafted scale is accepted as a whole, bool (G,)."""
         self.tally.judged[k] += same_GL.numel()
         self.tally.accepted_tokens[k] += int(same_GL.sum())
         return same_GL.all(1)
 
     def _record(self, images_G: Tensor, first: int, drafts: int) -> None:
-        """What a round has changed and taken."""
+        """Update the counts after a round."""
         decided_G, count = self.decided_B[images_G], len(images_G)
         self.tally.forward_passes += 1
         self.tally.target_passes += count
         if drafts:
-            # The proposer's keys of a scale follow from coarser scales alone: those of one that fell are still true.
+            # The proposer's keys of a scale follow from coarser scales alone: those of a rejected scale stay valid.
             self.held_B[images_G] = decided_G.clamp(max=first + drafts)
             self.tally.draft_passes += drafts * count
             self.tally.drafted += drafts * count

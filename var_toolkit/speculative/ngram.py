@@ -1,6 +1,6 @@
 """Drafts without a network: what has followed these neighbours before (after ADED, arXiv 2406.18485).
 
-ADED's table is of words in a row; an image's tokens have a left and an upper neighbour, so this one is of both.
+ADED's table holds sequences of words; an image token has a left and an upper neighbour, so this table holds both.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Table:
         self.tokens.append(token)
 
     def guesses(self, left: int, position: int) -> Iterator[int]:
-        """Tokens for a position behind `left`, the best first, every one once."""
+        """Tokens for the position after `left`, the most frequent first, each once."""
         given: set[int] = set()
         for token in self._ranked(left, self._up(position)):
             if token not in given:
@@ -86,7 +86,7 @@ class Table:
 
     @staticmethod
     def _contexts(left: int | None, up: int | None) -> list[Hashable]:
-        """The most telling first."""
+        """The most specific first."""
         both: list[Hashable] = [("both", left, up)] if left is not None and up is not None else []
         return both + [(name, token) for name, token in (("left", left), ("up", up)) if token is not None]
 

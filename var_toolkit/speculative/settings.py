@@ -1,4 +1,4 @@
-"""Speculation by name: what users ask for in words, as a proposer, a rule and a length policy that fit a model."""
+"""Speculation by name: makes a proposer, a rule and a length policy for a model from the settings that users type."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _by_scale(plan: Plan, given: Mapping[str, Any], model: DraftModel | None) ->
         if name in given:
             raise ValueError(f"{name} is for next-token models; a VAR's drafts are whole scales: use draft_length")
     if given.get("accept") == "kseq":
-        raise ValueError("accept kseq is for next-token models; a VAR has one draft for each place")
+        raise ValueError("accept kseq is for next-token models; a VAR has one draft for each position")
     window = given.get("draft_length", SCALES)
     if isinstance(window, str):
         raise ValueError(f"draft_length is {window!r}; for a VAR it must be a number of scales, 1 (plain) or more")
@@ -115,7 +115,7 @@ def _require_owned(given: Mapping[str, Any], proposer: str, rule: str) -> None:
         if OF_RULES.get(name, rule) != rule:
             raise ValueError(f"{name} is for accept {OF_RULES[name]}, not for {rule}")
     if rule == "kseq" and proposer in ("jacobi", "ngram"):
-        raise ValueError(f"accept kseq needs several independent drafts, which {proposer} has not; use draft or eagle")
+        raise ValueError(f"accept kseq needs independent drafts, which {proposer} has not; use draft or eagle")
 
 
 def _require_target(plan: Plan, proposer: str) -> None:
@@ -131,7 +131,7 @@ def _require_target(plan: Plan, proposer: str) -> None:
 
 
 def _tree(tree: Any, plan: Plan) -> tuple[int, ...]:
-    """The children of every node of a level, if that is a tree of some use."""
+    """The children of every node of a level; ValueError if the tree does not fit the model."""
     config: Any = plan.stages[0].backbone.config
     if not isinstance(tree, tuple | list) or not tree or not all(type(width) is int for width in tree):
         raise ValueError(f"draft_tree is {tree!r}; it must be numbers of drafts, one for each level, such as 4,2,1")
@@ -159,7 +159,7 @@ def _extent(plan: Plan, given: Mapping[str, Any], proposer: str, rule: str) -> t
     first = CHAINS if chains else 1
     widths = tuple(tree) if tree is not None else (first, *(1,) * (window - 2))[: window - 1]
     shape = Shape(widths, chains)
-    _ = shape.nodes  # which refuses widths that cannot be
+    _ = shape.nodes  # which raises ValueError for impossible widths
     return shape, policy
 
 
@@ -230,7 +230,7 @@ def _rule(plan: Plan, name: str, given: Mapping[str, Any]) -> Rule:
 
 
 def _lantern(plan: Plan, given: Mapping[str, Any]) -> Lantern:
-    """With a delta of 0.1 unless a delta or a lambda is given; codes are compared as the tokenizer does it."""
+    """With a delta of 0.1 unless a delta or a lambda is given; codes are compared as the tokenizer compares them."""
     delta, factor = given.get("delta"), given.get("factor")
     if delta is None and factor is None:
         delta = 0.1

@@ -54,7 +54,7 @@ class SmallModel:
 
 
 class SmallReader:
-    """Reads the class, then tokens; the target's features are nothing to it."""
+    """Reads the class, then tokens; it does not use the target's features."""
 
     def __init__(self, settings: SmallModel, run: Run) -> None:
         self.stage, self.network = settings.stage(run.stage), settings.network

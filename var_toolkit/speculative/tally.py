@@ -21,11 +21,11 @@ class Tally:
     fall_backs: int = 0  # images whose drafts did not pay, so that drafting ended
     forward_passes: int = 0  # of the target, over whole batches
     cache_bytes: int = 0  # of the target's keys and values at their largest
-    paces: list[list[int]] = field(default_factory=list)  # next-token models: tokens of each pass, a list an image
+    paces: list[list[int]] = field(default_factory=list)  # next-token models: tokens of each pass, one list per image
 
     @classmethod
     def total(cls, tallies: Iterable[Tally]) -> Self:
-        """All of them together."""
+        """The sum of some tallies."""
         whole = cls()
         for one in tallies:
             for name in (
@@ -44,7 +44,7 @@ class Tally:
         return whole
 
     def as_json(self) -> dict[str, Any]:
-        """Means an image, shares, and the histogram of accepted drafts a round."""
+        """Means per image, shares, and the histogram of accepted drafts per round."""
         return {
             "passes_per_image": round(self.target_passes / self.images, 2),
             "tokens_per_pass": round(self.decided / self.target_passes, 3),
@@ -61,5 +61,5 @@ class Tally:
 
 
 def together(tallies: Sequence[Tally]) -> Tally | None:
-    """All of them as one of their kind; None of none."""
+    """The sum of some tallies of one type; None if there are none."""
     return type(tallies[0]).total(tallies) if tallies else None
