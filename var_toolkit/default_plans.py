@@ -1,4 +1,4 @@
-"""The plan that a model draws by before subnets, drafts or a method change it: settings to stages."""
+"""The default plan of a model, built from its settings, before subnets, speculative decoding or a method change it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def default_plan(pipe: Pipeline, given: dict[str, Any]) -> Plan:
-    """The plan for some settings, with as many layers as the model has by default, and its refiner if it has one."""
+    """The plan for some settings, with the model's default number of layers, and its refiner if it has one."""
     plan, defaults = _full_depth(pipe, asdict(pipe.sampling) | given), pipe.sampling
     if defaults.subnet is not None or defaults.full_scales is not None:
         plan = with_subnet(plan, defaults.subnet, defaults.full_scales)
@@ -29,31 +29,37 @@ def default_plan(pipe: Pipeline, given: dict[str, Any]) -> Plan:
 def with_subnet(plan: Plan, subnet: int | None, full_scales: int | None) -> Plan:
     """The plan with fewer layers on the finer scales (VARiant). ValueError if only one of the two is given."""
     if subnet is None or full_scales is None:
-        raise ValueError("subnet and full_scales go together: how many layers, and how many scales have all of them")
+        raise ValueError(
+            "subnet (layers of the finer scales) and full_scales (scales with all layers) go together; give both"
+        )
     return variant(plan, subnet=subnet, full_scales=full_scales)
 
 
 def require_masked_passes(plan: Plan, given: dict[str, Any]) -> None:
-    """Refuse settings of masked passes for a plan that has none."""
+    """ValueError for settings of masked passes if the plan has none."""
     refined = [stage for stage in plan.stages if stage.refine is not None]
     if given.get("refine", OFF) != OFF and not refined:
         raise ValueError("refine needs a backbone with masked passes, such as HMAR; this model has none")
     if given.get("refine_clean") and not refined:
-        raise ValueError("refine_clean changes masked passes, and there are none here; use HMAR, and refine")
+        raise ValueError("refine_clean changes masked passes, but the plan has none; use HMAR and set refine")
     asked = any(stage.masked(k) for stage in refined for k in range(len(plan.tokenizer.scales)))
     drawn = any(stage.masked(k) for stage in refined for k in stage.scales)
     if given.get("refine", OFF) != OFF and asked and not drawn:
-        raise ValueError("refine has masked passes only for scales that another model draws; give other lists")
+        raise ValueError(
+            "refine has masked passes only for scales that another model draws; give lists for the scales of this one"
+        )
 
 
 def _full_depth(pipe: Pipeline, chosen: dict[str, Any]) -> Plan:
-    """The plan of the pipeline's own backbone alone: a stage for each run of scales of one temperature."""
+    """The plan of the pipeline's backbone: one stage for each run of scales with the same temperature."""
     backbone, temperature = pipe.backbone, chosen["temperature"]
     scales = backbone.scales
     count, guidance = len(scales), chosen["guidance_scale"]
     by_scale = (temperature,) * count if isinstance(temperature, int | float) else tuple(temperature)
     if len(by_scale) != count:
-        raise ValueError(f"there are {len(by_scale)} temperatures for {count} scales; give one, or one for each scale")
+        raise ValueError(
+            f"temperature has {len(by_scale)} values for {count} scales; give one number, or one per scale"
+        )
     if is_continuous(backbone):
         flow = Flow(chosen["solver"], chosen["steps"], chosen["guidance_interval"])
         return Plan(pipe.tokenizer, (Stage(backbone, range(count), guidance, flow=flow),))

@@ -21,7 +21,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# The formats that are read. Pillow would find others by their content too, and run Ghostscript for EPS.
+# The formats that are read. By default Pillow would recognise others by their content, and run Ghostscript for EPS.
 KINDS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 ENDINGS = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif", ".tiff",
@@ -46,13 +46,13 @@ class ImageFileError(ValueError):
 
 
 class DamagedImageError(ImageFileError):
-    """The content of an image file cannot be read, now or later."""
+    """The content of an image file cannot be read, so reading it again would fail too."""
 
 
 def read_image(file: Path | IO[bytes], name: object = None) -> Image:
-    """An image file as an upright RGB image of 8 bits on white, of an animation the first frame.
+    """An image file as an upright RGB image of 8 bits, on white if it is transparent; the first frame of an animation.
 
-    `name` is what errors call the file, its path by default. Raises DamagedImageError in one line for content that
+    `name` is the file's name in errors, its path by default. Raises DamagedImageError in one line for content that
     cannot be read, and OSError if the file cannot be opened.
     """
     name = name or file
@@ -68,7 +68,7 @@ def open_image(file: Path | IO[bytes], name: object = None) -> Image:
 
 
 def image_size(file: Path | IO[bytes], name: object = None) -> tuple[int, int]:
-    """Height and width of the upright image in a file, from its header; of a PNG all checksums are compared.
+    """Height and width of the upright image in a file, from its header; for a PNG all checksums are compared.
 
     Errors as in `read_image`.
     """
@@ -85,7 +85,7 @@ def image_size(file: Path | IO[bytes], name: object = None) -> tuple[int, int]:
 def _opened(file: Path | IO[bytes]) -> Iterator[Image]:
     from PIL.Image import open as opened
 
-    # By its path, Pillow maps an uncompressed TIFF into memory, and takes width for height if it lies sideways.
+    # Given a path, Pillow memory-maps an uncompressed TIFF, and confuses the sides if its orientation swaps them.
     with file.open("rb") if isinstance(file, Path) else nullcontext(file) as stream:
         with _FILTERS, warnings.catch_warnings(action="ignore"):  # of broken EXIF, and of sizes up to Pillow's limit
             image = opened(stream, formats=_kinds())
@@ -95,7 +95,7 @@ def _opened(file: Path | IO[bytes]) -> Iterator[Image]:
 
 @cache
 def _kinds() -> tuple[str, ...]:
-    """Those of KINDS that the installed Pillow knows: AVIF came with 11.3."""
+    """The KINDS that the installed Pillow can read; AVIF needs 11.3."""
     from PIL import Image
 
     Image.init()
@@ -113,12 +113,12 @@ def _damage_named(name: object) -> Iterator[None]:
         raise
     except UnidentifiedImageError:
         lacking = [kind for kind in KINDS if kind not in _kinds()]
-        more = f"; {', '.join(lacking)} takes a newer Pillow" if lacking else ""
+        more = f"; {', '.join(lacking)} needs a newer Pillow" if lacking else ""
         raise DamagedImageError(
             f"{name} is not an image that can be read; use PNG, JPEG, WebP, GIF or TIFF{more}"
         ) from None
     except DecompressionBombError as error:
-        raise DamagedImageError(f"{name} is too large an image: {_line(error)}") from None
+        raise DamagedImageError(f"{name} is too large: {_line(error)}") from None
     except Exception as error:  # Pillow raises anything from SyntaxError to struct.error
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the file system's
@@ -144,10 +144,10 @@ def image_tensor(image: Image, side: int) -> Tensor:
 
 
 def upright_rgb(image: Image, behind: str = "white", what: str = "the image") -> Image:
-    """A PIL image as people see it: turned as its camera says, in RGB of 8 bits, on a colour where it is transparent.
+    """A PIL image upright (EXIF orientation applied), in RGB of 8 bits, on the colour `behind` where it is transparent.
 
-    DamagedImageError, which is a ValueError, for pixels whose black and white are not known: floating-point numbers,
-    and whole numbers beyond 16 bits.
+    DamagedImageError, which is a ValueError, for pixels without a known range: floating-point numbers, and integers
+    of more than 16 bits.
     """
     from PIL.Image import alpha_composite, new
 
@@ -162,7 +162,7 @@ def upright_rgb(image: Image, behind: str = "white", what: str = "the image") ->
 
 def _refuse_float(image: Image, what: str) -> None:
     if image.mode == "F":
-        raise DamagedImageError(f"{what} has floating-point pixels; save it with 8 or 16 bits for a colour")
+        raise DamagedImageError(f"{what} has floating-point pixels; save it with 8 or 16 bits per channel")
 
 
 def _turned(image: Image) -> Image:
@@ -177,12 +177,12 @@ def _turned(image: Image) -> Image:
 
 
 def _orientation(image: Image) -> int:
-    """1 to 8 as EXIF counts; 1 where it says nothing, or nothing that can be read."""
+    """The EXIF orientation, 1 to 8; 1 where it is missing or cannot be read."""
     from PIL.Image import Image as Plain
 
     try:
         with _FILTERS, warnings.catch_warnings(action="ignore"):
-            # A PNG's own method decodes all of it first, in case that EXIF stands at its end.
+            # The method of PNG images would decode the whole file first, since EXIF may be at its end.
             return int(Plain.getexif(image).get(ORIENTATION, 1))
     except Exception:  # anything, of broken EXIF
         return 1
@@ -195,7 +195,7 @@ def _of_16_bits(image: Image, what: str) -> Image:
     levels = np.asarray(image).astype(np.int64)
     if levels.size and not 0 <= levels.min() <= levels.max() < 2**16:
         raise DamagedImageError(
-            f"{what} has pixels from {levels.min()} to {levels.max()}; save it with 8 or 16 bits for a colour"
+            f"{what} has pixels from {levels.min()} to {levels.max()}; save it with 8 or 16 bits per channel"
         )
     grey = fromarray(((levels * 255 + 2**15 - 1) // (2**16 - 1)).astype(np.uint8))
     clear = image.info.get("transparency")
@@ -205,7 +205,7 @@ def _of_16_bits(image: Image, what: str) -> Image:
 
 
 def given_image(image: Given) -> Image:
-    """An image as a caller of `edit`, `vary` and `reconstruct` gives it, upright and in RGB.
+    """The image argument of `edit`, `vary` and `reconstruct`, upright and in RGB.
 
     A PIL image of any mode, the path of a file, an array (h, w, 3) of uint8, or a tensor (3, h, w), float in [0, 1].
     ValueError in one line for anything else.
@@ -246,7 +246,7 @@ def require_unit_tensor(image: Tensor) -> None:
 def given_square(image: Given, side: int) -> Tensor:
     """A given image (as in `given_image`), cropped to the square in its middle, scaled: (3, side, side), in [0, 1].
 
-    A tensor of that size is taken as it is.
+    A tensor of that size is returned unchanged.
     """
     if isinstance(image, Tensor) and image.shape == (3, side, side):
         require_unit_tensor(image)
@@ -281,7 +281,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def as_output(images_B3hw: Tensor, output_type: str) -> Any:
-    """Images in [-1, 1] as what the caller asked for."""
+    """Images in [-1, 1] in an output type: "pt", "np" or "pil"."""
     unit = (images_B3hw + 1) / 2
     if output_type == "pt":
         return unit

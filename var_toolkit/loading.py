@@ -1,4 +1,4 @@
-"""Models by zoo name, directory or hub id, with their weights or, for plans and costs, without."""
+"""Load models by zoo name, directory or hub id, with weights, or without them for plans and costs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from var_toolkit.zoo.registry import CONFIG, Embedded, Entry, Hub, Sampling
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models by name that draw one image together (CoDe): a source that `load` and `skeleton` take."""
+    """Two models by name that draw one image together (CoDe): a source for `load` and `skeleton`."""
 
     drafter: str
     refiner: str
@@ -42,7 +42,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Drafting:
-    """A model and what drafts for it, by name: a source that `load` and `skeleton` take."""
+    """A model and its draft model, by name: a source for `load` and `skeleton`."""
 
     model: str
     draft_model: str
@@ -55,7 +55,7 @@ Source = str | Path | Pair | Drafting
 
 
 class Part(NamedTuple):
-    """A network, and what it is called where it does not fit."""
+    """A network, and its name in errors."""
 
     network: Any
     source: str
@@ -74,9 +74,10 @@ def load(
 
     A `draft_model` is a smaller model of the same kind, or a head trained for this one: a name, a directory, a hub id.
 
-    An existing directory wins over a name. For a model of continuous tokens, any AutoencoderKL of diffusers with as
-    many channels may take the place of its `tokenizer`: a directory, a hub id, or a name. A `revision` of a hub id is
-    a branch, a tag or a commit. `device` "auto" takes CUDA where there is one, else the CPU.
+    An existing directory has precedence over a name. For a model of continuous tokens, `tokenizer` replaces its own by
+    any AutoencoderKL of diffusers with the same number of channels: a directory, a hub id, or a name. A `revision` of a
+    hub id is a branch, a tag or a commit. `device` "auto" is CUDA if available, else the CPU. ValueError in one line
+    for a source that does not exist, is damaged or does not fit.
     """
     where = find_device(device)
     if revision is not None:
@@ -84,17 +85,19 @@ def load(
     if draft_model is not None:
         source = Drafting(str(source), str(draft_model))
     if tokenizer is not None:
-        skeleton(source, tokenizer=tokenizer)  # which refuses what does not fit before any weights are read
+        skeleton(
+            source, tokenizer=tokenizer
+        )  # raises ValueError for parts that do not fit, before any weights are read
     return _opened(source, tokenizer, weights=True).to(where, dtype)
 
 
 def skeleton(source: Source, *, tokenizer: str | Path | None = None) -> Pipeline:
-    """A pipeline of the right sizes without weights, for plans and costs: nothing is read but configurations."""
+    """A pipeline without weights (on the meta device), for plans and costs: only configurations are read."""
     return _opened(source, tokenizer, weights=False)
 
 
 def load_tokenizer(source: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> AnyTokenizer:
-    """A tokenizer alone: of anything that `load` takes, of a name like "stilllife-tokenizer", or of its own folder.
+    """A tokenizer alone: of any source of `load`, by a name such as "stilllife-tokenizer", or from its own folder.
 
     An AutoencoderKL may also be the `vae` of a pipeline of diffusers, in a directory or on the hub.
     """
@@ -104,7 +107,7 @@ def load_tokenizer(source: str | Path, *, device: str = "auto", dtype: torch.dty
     try:
         place = find_tokenizer(source, ALONE)
     except ValueError:
-        skeleton(source)  # or a complaint that says what is known, before anything large is downloaded
+        skeleton(source)  # raises ValueError for an unknown source, before anything large is downloaded
         return load(source, device=device, dtype=dtype).tokenizer
     network = read_tokenizer(place)
     tokenizer: Any = network if isinstance(network, CodebookTokenizer) else KLTokenizer(network)
@@ -113,7 +116,7 @@ def load_tokenizer(source: str | Path, *, device: str = "auto", dtype: torch.dty
 
 
 def tokenizer_network(source: str | Path) -> nn.Module:
-    """The network of a tokenizer, as it is trained: from a directory, by a name of the zoo, or from a hub id."""
+    """The network of a tokenizer, for training: from a directory, by a name of the zoo, or from a hub id."""
     known = registry.ENTRIES.get(str(source))
     if known is None or not isinstance(known.source, Hub) or Path(source).is_dir():
         return read_tokenizer(find_tokenizer(source))
@@ -121,7 +124,7 @@ def tokenizer_network(source: str | Path) -> nn.Module:
 
 
 def _published_tokenizer(source: Hub) -> AnyTokenizer:
-    """The tokenizer of published files alone, for the token maps of their backbone."""
+    """The tokenizer of published files, with the token maps of their backbone, which is not downloaded."""
     backbone = _published_sizes(source, ["backbone"])["backbone"]
     part = _downloaded(source, ["tokenizer"])["tokenizer"]
     return fitted(part.network, backbone.network, (part.source, backbone.source))
@@ -139,16 +142,16 @@ def _opened(source: Source, tokenizer: str | Path | None, *, weights: bool) -> P
     if tokenizer is not None:
         given["tokenizer"] = Part(read_autoencoder(tokenizer, weights=weights), str(tokenizer))
     if not str(source).strip():
-        raise ValueError(f"the model is empty text; give {registry.WAYS}, or a model directory")
+        raise ValueError(f"the model's name is empty; give {registry.WAYS}, or a model directory")
     if Path(source).is_dir():
         return _from_directory(Path(source), given, weights)
     if str(source) not in registry.ENTRIES and is_hub_id(str(source)):
         return _from_directory(snapshot(str(source), weights), given, weights)
-    return _from_entry(registry.entry(str(source)), given, weights)  # or a complaint that says what is known
+    return _from_entry(registry.entry(str(source)), given, weights)  # raises ValueError for an unknown name
 
 
 def _draft_model(source: str, tokenizer: str | Path | None, weights: bool) -> DraftModel:
-    """A head by its name or its own folder, or the backbone of a model."""
+    """A draft head by its name or folder, or the backbone of a model."""
     place = _head_folder(source)
     if place is not None:
         network = (load_network if weights else empty_network)(place)
@@ -160,7 +163,7 @@ def _draft_model(source: str, tokenizer: str | Path | None, weights: bool) -> Dr
 
 
 def _head_folder(source: str) -> Path | None:
-    """Where a head lies that is no model of its own; None for anything else."""
+    """The folder of a draft head; None for anything else."""
     folder = Path(source)
     if (folder / CONFIG).is_file() and not (folder / INDEX).is_file():
         return folder
@@ -205,7 +208,7 @@ def _from_entry(found: Entry, given: Mapping[str, Part], weights: bool) -> Pipel
         lacking = [part for part in found.source.files if part not in given]
         own = _downloaded(found.source, lacking) if weights else _published_sizes(found.source, lacking)
     facts = _with(given, of_entry(found))
-    names = None if found.class_names == "none" else found.class_names  # "none" is how entries said it before
+    names = None if found.class_names == "none" else found.class_names  # "none" was the spelling of older entries
     return _together({**own, **given}, [found.sampling] * 2, names, found.draft_scales, facts)
 
 
@@ -232,14 +235,14 @@ def _together(
 
 
 def _with(given: Mapping[str, Part], facts: Facts) -> Facts:
-    """What is known of a model, some of whose parts come from elsewhere."""
+    """The facts of a model after some of its parts were replaced."""
     for part, (_, where) in given.items():
         facts = facts.altered(f"the {part} of {where}")
     return facts
 
 
 def _published_sizes(source: Hub, parts: Sequence[str]) -> dict[str, Part]:
-    """Some networks of published files, without their weights."""
+    """Networks of published files, without their weights."""
     from var_toolkit.zoo.published import FAMILIES
 
     family = FAMILIES[source.family]
@@ -266,10 +269,10 @@ def _downloaded(source: Hub, parts: Sequence[str]) -> dict[str, Part]:
 
 
 def pair(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
-    """Two models as one that draws with both (CoDe). ValueError if their tokenizers or classes are not the same."""
+    """One pipeline that draws with two models (CoDe). ValueError if their tokenizers or classes differ."""
     if drafter.refiner or refiner.refiner:
         raise ValueError("one of the two is itself a pair; combine plans of more than two models by `code` in Python")
-    code(drafter, refiner, draft_scales=draft_scales)  # which refuses what does not fit
+    code(drafter, refiner, draft_scales=draft_scales)  # raises ValueError if the two do not fit
     shared = Pipeline(drafter.tokenizer, refiner.backbone, refiner.sampling, refiner.class_names.named)
     ours = (drafter.tokenizer, drafter.backbone, drafter.sampling, drafter.class_names.named)
     return Pipeline(*ours, refiner=shared, draft_scales=draft_scales, facts=of_both(drafter.facts, refiner.facts))

@@ -1,4 +1,4 @@
-"""What a pipeline returns: images, and what they were drawn from; a notebook shows the images."""
+"""The result of a pipeline: images, and the labels, seeds and tokens that they were drawn from."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from var_toolkit.sheets import enlarged, grid
 from var_toolkit.speculative.tally import Tally
 
 LISTED = 8  # labels and seeds in a repr
-SHOWN = 16  # images in a notebook,
-COLUMNS = 4  # in rows of so many,
-LEAST, MOST = 128, 1024  # pixels of each, about, and of all together at most
+SHOWN = 16  # images that a notebook shows,
+COLUMNS = 4  # per row
+LEAST, MOST = 128, 1024  # pixels of one side: at least of each image, about, and at most of all together
 
 
 @dataclass(frozen=True, repr=False)
 class PipelineOutput:
-    """Images, and what they were drawn from and with."""
+    """Images, their labels, seeds, tokens and latents, and the work that was done."""
 
     images: Any  # list of PIL images; or float in [0, 1]: numpy (B, h, w, 3), torch (B, 3, h, w); or latents
     class_labels: list[int]
@@ -30,7 +30,7 @@ class PipelineOutput:
     forward_passes: int
     velocity_evaluations: int  # by the head of continuous tokens
     cache_bytes: int  # keys and values of the largest batch
-    speculation: Tally | None = None  # what became of the drafts, where there were some
+    speculation: Tally | None = None  # statistics of speculative decoding, if it was used
 
     def __repr__(self) -> str:
         if isinstance(self.images, list):
@@ -44,7 +44,7 @@ class PipelineOutput:
         )
 
     def _repr_png_(self) -> bytes | None:
-        """The first images as one, of at most about a thousand pixels a side; None for latents, which show nothing."""
+        """The first images as one PNG of at most 1024 pixels a side, for notebooks; None for latents."""
         shown = self._shown()
         if not shown:
             return None
@@ -55,7 +55,7 @@ class PipelineOutput:
         return png.getvalue()
 
     def _shown(self) -> list[Any]:
-        """The first images, of PIL."""
+        """The first images, as PIL images."""
         import torch
 
         if isinstance(self.images, list):

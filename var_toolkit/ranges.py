@@ -1,11 +1,11 @@
-"""The numbers that users may set, and their ranges: one table, which every settings class checks against."""
+"""The allowed ranges of numeric settings: one table, against which every settings class checks."""
 
 from __future__ import annotations
 
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
-COUNT = 2**31 - 1  # more tokens, codes or images than anything here has
+COUNT = 2**31 - 1  # an upper limit of counts, far above any real number of tokens, codes or images
 
 
 class Range(NamedTuple):
@@ -23,7 +23,7 @@ class Range(NamedTuple):
 
 
 _GUIDANCE = Range(0, 1e4, meaning="off")
-# The ends that are not natural keep float32 finite: published settings lie far inside.
+# Limits without a mathematical reason keep float32 finite; published settings are far inside them.
 RANGES = {
     "guidance": _GUIDANCE,
     "guidance_scale": _GUIDANCE,
@@ -50,9 +50,9 @@ RANGES = {
 
 
 def checked(name: str, value: Any, shown: str | None = None, *, low: float | None = None) -> Any:
-    """The value as a Python number; ValueError of one line if it is none, or not in the range of `name`.
+    """The value as a Python number; ValueError in one line if it is not a number or not in the range of `name`.
 
-    NumPy's numbers are taken, booleans are not. `shown` is the name in the error, `low` a higher lower end.
+    NumPy numbers are accepted, booleans are not. `shown` is the name in the error, `low` a higher lower limit.
     """
     span = RANGES[name] if low is None else RANGES[name]._replace(low=low, meaning="")
     number = isinstance(value, Integral if span.whole else Real) and not isinstance(value, bool)
@@ -62,13 +62,13 @@ def checked(name: str, value: Any, shown: str | None = None, *, low: float | Non
 
 
 def flag(name: str, value: Any) -> bool:
-    """The value as True or False; ValueError if it is neither. NumPy's are taken."""
+    """The value as True or False; ValueError if it is neither. NumPy booleans are accepted."""
     if type(value).__name__ not in ("bool", "bool_"):
         raise ValueError(f"{name} is {brief(value)}; it must be True or False")
     return bool(value)
 
 
 def brief(value: Any, length: int = 60) -> str:
-    """A value in one short line."""
+    """The repr of a value in one short line."""
     text = " ".join(repr(value).split())
     return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -1,4 +1,4 @@
-"""A pipeline as a model directory in the diffusers layout; `loading` reads it."""
+"""Save a pipeline as a model directory in the diffusers layout, which `loading` reads."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 
 def save(pipe: Pipeline, directory: Path, dtype: torch.dtype | None, *, overwrite: bool) -> None:
-    """Write a pipeline to a directory, whole or not at all, its weights as `dtype` if given.
+    """Write a pipeline to a directory, completely or not at all, with weights in `dtype` if given.
 
-    ValueError if the directory exists already; `overwrite` replaces it if it holds one of our models and nothing else.
+    ValueError if the directory exists; with `overwrite` it is replaced if it holds a model of var_toolkit and nothing
+    else.
     """
     if overwrite:
-        directory = directory.resolve()  # so that a link stays one
+        directory = directory.resolve()  # so that a link is preserved
         _require_replaceable(directory)
     with written_whole(directory, overwrite=overwrite) as folder:
         index: dict[str, Any] = {"_class_name": "Pipeline"}
@@ -43,16 +44,18 @@ def save(pipe: Pipeline, directory: Path, dtype: torch.dtype | None, *, overwrit
 def parts(pipe: Pipeline) -> dict[str, torch.nn.Module]:
     """The networks of a pipeline by the names of their folders."""
     refiner = {} if pipe.refiner is None else {"refiner": pipe.refiner.backbone}
-    tokenizer = getattr(pipe.tokenizer, "autoencoder", pipe.tokenizer)  # which diffusers reads as well
+    tokenizer = getattr(pipe.tokenizer, "autoencoder", pipe.tokenizer)  # saved so that diffusers can load it too
     return {"tokenizer": tokenizer, "backbone": pipe.backbone, **refiner}
 
 
 def _require_replaceable(folder: Path) -> None:
-    """ValueError if a folder is there and holds anything but a model directory as we write them."""
+    """ValueError if a folder exists and holds anything but a model directory as `save` writes it."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / INDEX).is_file() or "_sampling" not in read_json(folder / INDEX):
-        raise ValueError(f"{folder} is not a model of var_toolkit; overwrite replaces only these: choose another name")
+        raise ValueError(
+            f"{folder} is not a model of var_toolkit, and overwrite replaces only those; choose another name"
+        )
     odd = sorted({path.name for path in folder.iterdir()} - {INDEX, CARD, FACTS, *EXPECTED})
     if odd:
-        raise ValueError(f"{folder} holds {odd[0]!r}, which is no part of a model; move it, or choose another name")
+        raise ValueError(f"{folder} holds {odd[0]!r}, which is not part of a model; move it, or choose another name")

@@ -1,4 +1,4 @@
-"""Several images as one: plain grids, and tables with names for notebooks and figures."""
+"""Several images as one: plain grids, and labelled tables for notebooks and figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def grid(images: list[Any], columns: int) -> Any:
 
 
 def enlarged(image: Any, least: int) -> Any:
-    """A PIL image, magnified by a whole factor to at least `least` pixels if it is small."""
+    """A PIL image; a small one is magnified by an integer factor, to about `least` pixels."""
     factor = max(1, least // image.width)
     return image.resize((image.width * factor, image.height * factor), 0)
 
@@ -37,20 +37,20 @@ def image_table(
     column_names: Sequence[str] = (),
     side: int = 96,
 ) -> Image:
-    """Rows of square PIL images as one image with names; a notebook shows it as it is.
+    """Rows of square PIL images as one image with row and column names, for notebooks.
 
-    Each image is scaled to `side` pixels, so token maps and images of any size go together: by a whole factor with
-    sharp edges, by any other smoothly. Rows may differ in length. ValueError if there are no images, or another
-    number of names than of rows or columns.
+    Each image is scaled to `side` pixels, so token maps and images of any size can be combined: with sharp edges by an
+    integer factor, smoothly by any other. Rows may differ in length. ValueError if there are no images, or if the
+    number of names differs from that of rows or columns.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     columns = max(map(len, rows), default=0)
     if not columns:
-        raise ValueError("rows hold no images; give at least one")
+        raise ValueError("rows have no images; give at least one")
     for what, names, count in (("row", row_names, len(rows)), ("column", column_names, columns)):
         if names and len(names) != count:
-            raise ValueError(f"there are {len(names)} {what} names for {count} {what}s; give one each, or none")
+            raise ValueError(f"{what}_names has {len(names)} names for {count} {what}s; give one for each, or none")
     font = ImageFont.load_default(LETTERS)
     left = max((round(font.getlength(name)) + 4 * GAP for name in row_names), default=0)
     top = 2 * LETTERS if column_names else 0

@@ -1,4 +1,4 @@
-"""Keywords that a method takes as `**keywords: Unpack[Table]`, shown in its signature and in its help one by one."""
+"""Show each keyword of a method with `**keywords: Unpack[Table]` in its signature and in its help."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ COMMENTED = re.compile(r"    (\w+): [^#]*#\s*(.*)")  # a line of such a table
 
 
 def show_keywords(method: Callable[..., Any], tables: Sequence[type], defaults: dict[str, Any]) -> None:
-    """Give a method the signature that it has in effect, and a line of help for each keyword of TypedDicts.
+    """Give a method its effective signature, and one line of help for each keyword of the TypedDicts.
 
-    What each keyword is stands in the comments of the tables. One that has no default here has None.
+    The help is the comment on the key in its table. The default is None for keywords that `defaults` lacks.
     """
     hints: dict[str, Any] = {}
     for table in reversed(tables):  # from the table that others extend; their own keys are shown first
@@ -23,15 +23,15 @@ def show_keywords(method: Callable[..., Any], tables: Sequence[type], defaults: 
         for name, hint in hints.items()
     ]
     plain = inspect.signature(method)
-    kept = [each for each in plain.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    method.__signature__ = plain.replace(parameters=[*kept, *shown])  # type: ignore[attr-defined]
+    own = [each for each in plain.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    method.__signature__ = plain.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
     comments = {name: text for table in tables for name, text in _comments(table)}
     lines = [f"    {name}: {comments[name]}" if name in comments else f"    {name}" for name in hints]
     method.__doc__ = "\n".join([inspect.cleandoc(method.__doc__ or ""), "", "Keywords:", *lines])
 
 
 def _comments(table: type) -> list[tuple[str, str]]:
-    """The comment on each key of a TypedDict; none where its source is not there."""
+    """The comment on each key of a TypedDict; empty if its source is not available."""
     try:
         lines = inspect.getsource(table).splitlines()
     except OSError:

@@ -54,7 +54,7 @@ def test_a_model_trained_on_folders_before_names_were_kept_says_so(model, tmp_pa
     old = load(model, device="cpu")
     old.facts = replace(Facts(), recipe="data:\n  kind: folders\n")
     old.save_pretrained(tmp_path / "old")
-    assert "trained before class names were kept; labels 0 to 9" in told(capsys, "--model", str(tmp_path / "old"))
+    assert "without its class names; labels 0 to 9" in told(capsys, "--model", str(tmp_path / "old"))
 
 
 def test_names_of_a_model_s_own_are_listed_and_drawn(model, tmp_path, capsys):

@@ -154,7 +154,7 @@ def test_a_set_keeps_the_tokenizer_it_was_begun_with(flowar, coarser, capsys):
     capsys.readouterr()
     assert main([*command, "--tokenizer", coarser]) == 0
     assert main([*command, "--tokenizer", flowar]) == 2
-    assert f'was begun with tokenizer "{coarser}", not "{flowar}"' in capsys.readouterr().err
+    assert f'was started with tokenizer "{coarser}", not "{flowar}"' in capsys.readouterr().err
     assert main(command) == 2
     assert 'not "own"' in capsys.readouterr().err
 

@@ -35,11 +35,11 @@ def test_shards_are_drawn_packed_continued_and_measured(model, capsys):
     Path("set/shard-00001.tar").unlink()
     capsys.readouterr()
     assert evaluate(*command) == 0
-    assert "set: 16 of 24 images are there; 8 to draw" in capsys.readouterr().err
+    assert "set: 16 of 24 images exist already; 8 to draw" in capsys.readouterr().err
     assert main(["evaluate", "score", "--images", "set", "--reference", "set.npz", "--features", "stilllife"]) == 0
     assert "set (24 images of 64x64)" in capsys.readouterr().out
     assert evaluate(*command[:-4]) == 2
-    assert 'was begun with files "3 shards", not "one an image"' in capsys.readouterr().err
+    assert 'was started with files "3 shards", not "one an image"' in capsys.readouterr().err
 
 
 def test_the_folder_of_a_packed_set_is_made(model):

@@ -83,7 +83,7 @@ def test_some_of_the_images_are_the_same_ones_every_time(tmp_path, noise):
     few = [pixels(open_images(tmp_path / "set.npz", 4).images) for _ in range(2)]
     assert torch.equal(*few)
     assert len(few[0]) == 4
-    with pytest.raises(ValueError, match=r"7 images are asked for; .*set.npz holds 6"):
+    with pytest.raises(ValueError, match=r"set\.npz has 6 images, not 7"):
         open_images(tmp_path / "set.npz", 7)
 
 
@@ -115,10 +115,10 @@ def test_mixed_sizes_name_two_files(tmp_path):
 
 
 def test_what_holds_no_images_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(ValueError, match="no images"):
         open_images(tmp_path)
     (tmp_path / "notes.txt").write_text("text")
-    with pytest.raises(ValueError, match=r"holds no images; 1 file .*notes.txt"):
+    with pytest.raises(ValueError, match=r"no images; 1 file .*notes.txt"):
         open_images(tmp_path)
     with pytest.raises(ValueError, match=r"notes.txt is neither a folder nor an .npz file"):
         open_images(tmp_path / "notes.txt")

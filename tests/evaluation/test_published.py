@@ -23,8 +23,8 @@ def test_a_set_drawn_as_the_authors_drew_theirs_has_their_figure(model, fid):
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
-        ({"subnet": 2, "full_scales": 1}, "the plan has another subnet"),
-        ({"guidance_scale": 4.0, "smooth": True}, "the plan has another guidance, smooth"),
+        ({"subnet": 2, "full_scales": 1}, "the plan has a different subnet"),
+        ({"guidance_scale": 4.0, "smooth": True}, "the plan has a different guidance, smooth"),
         ({"temperature": (1.1,) * 7 + (1.0,) * 3}, "scales, smooth, speculation, subnet, temperature"),
     ],
 )
@@ -49,7 +49,7 @@ def test_fewer_classes_fewer_images_and_other_references_have_no_published_figur
             "the classes are 0-9, not 0-999",
             "400 images are measured, not 50000",
             "500 images were drawn, not 50000",
-            "the reference is no evaluator's file with mu and sigma",
+            "the reference is not a statistics file (mu and sigma) of the ADM evaluator",
         ],
     )
     assert published({**settings(), "images": 100_000}, measured=50_000, evaluators=True)[0] is None

@@ -179,7 +179,7 @@ def test_the_plan_says_what_it_does():
         ({"refine": "published"}, "refine needs"),
         ({"refine_clean": True}, "refine_clean"),
         ({"subnet": 2, "full_scales": 1}, "RasterGPT has no subnets"),
-        ({"temperature": (1.0, 2.0)}, "2 temperatures for 1 scales"),
+        ({"temperature": (1.0, 2.0)}, "temperature has 2 values"),
         ({"top_p": 1.5}, "top_p is 1.5"),
     ],
 )

@@ -151,7 +151,7 @@ def test_an_unknown_name_is_sent_to_the_models_that_know_it():
 
 
 def test_a_model_without_names_says_so():
-    with pytest.raises(ValueError, match=r"'cat' is not known.*no class names.*0 to 4"):
+    with pytest.raises(ValueError, match=r"'cat' is not known.*without class names.*0 to 4"):
         class_names(None, 5).resolve("cat")
 
 

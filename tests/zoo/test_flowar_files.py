@@ -78,7 +78,7 @@ def test_an_autoencoder_of_other_channels_is_refused(published, tmp_path, capsys
     assert convert(tmp_path / "model", published / "FlowAR-S.pth", tmp_path / "vae") == 2
     error = capsys.readouterr().err
     assert "FlowAR-S.pth expects 16 latent channels" in error
-    assert "vae has 4: they do not belong together" in error
+    assert "vae has 4" in error
     assert not (tmp_path / "model").exists()
 
 
@@ -108,7 +108,7 @@ def test_a_configuration_that_disagrees_is_refused_by_name(told, words):
     ("change", "words"),
     [
         ({"decoder_embed.weight": torch.zeros(128, 64)}, "an encoder 64 wide and a decoder 128 wide"),
-        ({"decoder_blocks.1.attn.rope.freqs": torch.ones(4)}, "other numbers of heads"),
+        ({"decoder_blocks.1.attn.rope.freqs": torch.ones(4)}, "different numbers of heads"),
     ],
 )
 def test_stacks_that_are_not_alike_are_refused(change, words):
@@ -137,7 +137,7 @@ def test_scales_that_double_are_known_by_their_number_of_tokens(length, sides):
 
 def test_heads_that_no_tensor_tells_are_asked_for():
     tensors = {name: tensor for name, tensor in flowar_tensors().items() if not name.endswith("rope.freqs")}
-    with pytest.raises(ValueError, match="does not tell how many heads it has; give encoder_num_heads by --config"):
+    with pytest.raises(ValueError, match="heads; give encoder_num_heads by --config"):
         backbone_from_tensors("flowar", tensors, {}, "FlowAR.pth")
     network = backbone_from_tensors("flowar", tensors, {"encoder_num_heads": 2}, "FlowAR.pth")
     assert network.config.num_heads == 2

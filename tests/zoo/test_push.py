@@ -107,7 +107,7 @@ def test_a_model_goes_to_the_hub_and_comes_back_by_its_id_at_a_revision_and_offl
 def test_what_the_hub_does_not_have_is_one_line(vargen, model):
     missing = vargen("sample", "--class", "3", "--model", NAME)
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
-    assert f"{NAME} cannot be downloaded: the hub has no such model, or it is private" in missing.stderr
+    assert f"{NAME} cannot be downloaded" in missing.stderr
     assert vargen("push", model, NAME).returncode == 0
     wrong = vargen("sample", "--class", "3", "--model", f"{NAME}@v2")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)

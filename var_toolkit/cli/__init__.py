@@ -28,7 +28,7 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Bad input ends in one line on standard error and status 2.
 
-    Status 1 with a line stands for input that was good, and a computation that went wrong.
+    Status 1 with one line means that the input was good and the computation failed.
     """
     try:
         from var_toolkit.cli.parsing import parse

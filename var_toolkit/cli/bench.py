@@ -1,7 +1,7 @@
 """Measure speed, memory and quality of the rows of a table, side by side.
 
-The exit status is 1 if a row or its quality failed; the other rows are measured nevertheless. After Ctrl-C the report
-holds what has been measured and names the unfinished rows (exit status 130).
+If a row or its quality fails, the other rows are still measured, and the exit status is 1. After Ctrl-C the report
+holds what has been measured and lists the unfinished rows (exit status 130).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ A_ROW_FAILED = 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen bench`."""
-    parser.add_argument("table", metavar="TABLE", help="a YAML file, see configs/bench/; or the name of one of those")
+    parser.add_argument("table", metavar="TABLE", help="a YAML file, or the name of a table in configs/bench/")
     parser.add_argument("--rounds", type=at_least(1), help="how often each row is measured (default: as in the table)")
     parser.add_argument("--only", nargs="+", metavar="ROW", help='rows to measure, such as "var-d16*"')
     parser.add_argument(

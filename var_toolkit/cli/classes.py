@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the classes that match, a line each."""
+    """Print the classes that match, one per line."""
     names, note = _names(args.model)
     labels = range(len(names)) if args.pattern is None else names.matching(args.pattern)
     if not labels:
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _names(model: str) -> tuple[ClassNames, str | None]:
-    """The names of a model's classes, and what is to be said if it has none."""
+    """The names of a model's classes, and a note if it has none."""
     known = ENTRIES.get(model)
     if known is not None and known.draws and not Path(model).is_dir():
         return class_names(known.class_names, CLASSES), None  # at once, without torch
@@ -68,7 +68,7 @@ def _row(names: ClassNames, label: int) -> dict[str, Any]:
 
 
 def _still_life_words(names: ClassNames) -> dict[str, list[str]]:
-    """What the names of still lifes are made of; label = 100 * solid + 10 * colour + ground."""
+    """The words that make up the names of still lifes; label = 100 * solid + 10 * colour + ground."""
     if names.named != "still-lifes":
         return {}
     from var_toolkit.data.still_life_names import COLOURS, GROUNDS, SOLIDS
@@ -77,7 +77,7 @@ def _still_life_words(names: ClassNames) -> dict[str, list[str]]:
 
 
 def _nothing(names: ClassNames, pattern: str, model: str) -> str:
-    """Why no class matches, with what there is."""
+    """The error for a pattern that no class matches, with the classes that exist."""
     if names.named is None:
         return f"no class matches {pattern!r}: {model} has no class names; its labels are 0 to {len(names) - 1}"
     near = names.nearest(pattern)

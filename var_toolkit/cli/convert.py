@@ -1,6 +1,6 @@
 """Turn published weight files into a model directory that `--model` and `var_toolkit.load` take.
 
-Without --backbone the tokenizer alone is converted, for `tokenizer:` in a recipe.
+Without --backbone only the tokenizer is converted, for `tokenizer:` in a training recipe.
 """
 
 from __future__ import annotations
@@ -20,30 +20,34 @@ KINDS = ".pth, .safetensors, an index of shards (.safetensors.index.json), or a 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen convert`."""
-    parser.add_argument("--family", choices=FAMILIES, required=True, help="whose files they are")
+    parser.add_argument("--family", choices=FAMILIES, required=True, help="the kind of model that the files hold")
     parser.add_argument(
         "--tokenizer", type=Path, required=True, metavar="FILE", help=f"{KINDS}; or the directory of an AutoencoderKL"
     )
     parser.add_argument(
-        "--backbone", type=Path, metavar="FILE", help=f"{KINDS}; without it the tokenizer alone is written"
+        "--backbone", type=Path, metavar="FILE", help=f"{KINDS}; without it only the tokenizer is converted"
     )
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE.json",
-        help='what the tensors cannot tell: {"tokenizer": {...}, "backbone": {...}} with the published argument names',
+        help="arguments that the tensors do not determine, by their published names: "
+        '{"tokenizer": {...}, "backbone": {...}}',
     )
     parser.add_argument(
         "--weights",
         metavar="ema|model",
-        help="which weights of a trainer's checkpoint: averaged (the default if there are both), or those trained",
+        help="which weights of a training checkpoint: ema, the averaged ones (the default if it has both), or model, "
+        "those that were trained",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to write; must be new")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the directory to write; it must not exist"
+    )
     parser.add_argument("--half", action="store_true", help="store the weights in float16: half the size")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read, check, write whole or not at all."""
+    """Read and check the files, then write the directory completely or not at all."""
     try:
         check_new(args.out)
     except ValueError as error:
@@ -93,7 +97,7 @@ def _write_tokenizer(args: argparse.Namespace, network: Any, dtype: Any) -> None
 
 
 def _networks(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
-    """The networks of the files that are given, of which the tokenizer may lie in a directory already."""
+    """The networks of the given files; the tokenizer may also be the directory of an AutoencoderKL."""
     from var_toolkit.zoo.lone_tokenizers import read_autoencoder
     from var_toolkit.zoo.published import networks_from_tensors, required
     from var_toolkit.zoo.registry import CONFIG
@@ -105,7 +109,9 @@ def _networks(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any
     found: dict[str, Any] = {}
     if (args.tokenizer / CONFIG).is_file():
         if "tokenizer" in config:
-            raise ValueError(f"{args.config} has settings of the tokenizer, but {args.tokenizer} has its own")
+            raise ValueError(
+                f"{args.config} has settings of the tokenizer, but {args.tokenizer} has its own; remove one"
+            )
         found["tokenizer"] = read_autoencoder(files.pop("tokenizer"))
     chosen = read_checkpoints({part: (file, required(args.family, part)) for part, file in files.items()}, args.weights)
     for part, one in chosen.items():
@@ -123,7 +129,7 @@ def _config(path: Path | None) -> dict[str, Any]:
     content = read_json(path)
     unknown = [name for name in content if name not in NETWORKS]
     if unknown:
-        raise ValueError(f"{path} has the unknown part {unknown[0]!r}; known are {', '.join(NETWORKS)}")
+        raise ValueError(f"{path} has the unknown key {unknown[0]!r}; allowed are {', '.join(NETWORKS)}")
     for name, part in content.items():
         if not isinstance(part, dict):
             raise ValueError(f'{path}: {name} is not an object; expected {{"tokenizer": {{...}}, "backbone": {{...}}}}')

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-SUMMARY = "what is installed, what will be used and why"
+SUMMARY = "show what is installed, what will be used and why"
 PACKAGES = (
     "torch", "torchvision", "triton", "diffusers", "timm", "pillow", "huggingface-hub", "safetensors", "numpy",
     "gradio",
@@ -85,7 +85,7 @@ def _machine() -> dict[str, Any]:
         "units": [name for name in UNITS if name in features] or "not known",
         "gpus": [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}" for gpu in gpus]
         or "none",
-        "cuda of torch": torch.version.cuda or "none: this torch was built for processors alone",
+        "cuda of torch": torch.version.cuda or "none: this torch was built for the CPU only",
         "mps": torch.backends.mps.is_available(),
     }
 
@@ -108,14 +108,16 @@ def _memory() -> str:
 
 
 def _used() -> dict[str, str]:
-    """What a command without options for the machine will use."""
+    """What a command uses without --device and --dtype."""
     import torch
 
     from var_toolkit.backbones.linear import _has_onednn
     from var_toolkit.devices import find_device, slow_dtype
 
     device = find_device("auto")
-    why = "torch finds a GPU" if device.type == "cuda" else "torch finds no CUDA GPU; --device mps is there on a Mac"
+    why = (
+        "torch finds a GPU" if device.type == "cuda" else "torch finds no CUDA GPU; on a Mac, --device mps may be used"
+    )
     linear = "torch's own"
     if device.type == "cpu":
         linear = "oneDNN, packed" if _has_onednn() else "torch's own: its oneDNN operators are missing or differ"

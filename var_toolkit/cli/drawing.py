@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from var_toolkit.speculative.tally import Tally
 
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp")
-# Surely meant as a file, and not written.
+# Meant as the name of a file, in formats that are not written.
 OTHER_FILES = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".pdf", ".ppm", ".svg", ".tga", ".tif", ".tiff")
 LAST_SEED = 2**63 - 1
 COLUMNS = 8
 
 
 def add_drawing_options(parser: argparse.ArgumentParser) -> None:
-    """How many images, drawn how, by which model, and where they go."""
-    parser.add_argument("-n", type=at_least(1), default=1, help="images a class (default 1)")
+    """Options for the number of images, the model, its settings, and the output files."""
+    parser.add_argument("-n", type=at_least(1), default=1, help="images per class (default 1)")
     parser.add_argument(
         "--seed", type=at_least(0), default=0, help="seed of the first image of each class; the next ones count up"
     )
@@ -49,10 +49,15 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
     add_machine_options(parser)
     parser.add_argument("--batch-size", type=at_least(1), default=8, help="images at a time (default 8)")
     parser.add_argument("--out", type=Path, default=Path("."), help="a folder, or a .png, .jpg or .webp file")
-    parser.add_argument("--grid", action="store_true", help="one file with all images, a row a class")
-    parser.add_argument("--trace", type=Path, metavar="FILE.gif", help="the images growing scale by scale")
+    parser.add_argument("--grid", action="store_true", help="one file with all images, one row per class")
     parser.add_argument(
-        "--save-tokens", type=Path, metavar="FILE.safetensors", help="scale_0 ..., or tokens; and latent"
+        "--trace", type=Path, metavar="FILE.gif", help="an animation of the images, one frame per scale"
+    )
+    parser.add_argument(
+        "--save-tokens",
+        type=Path,
+        metavar="FILE.safetensors",
+        help="write the tokens (tensors scale_0, scale_1 ...; tokens of next-token models) and the latents (latent)",
     )
     parser.add_argument("--dry-run", action="store_true", help="show the plan and its cost, draw nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -60,13 +65,13 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Drawn:
-    """What has been drawn so far, and of it only what is still needed."""
+    """The results so far, of which only what later steps need is held."""
 
     labels: list[int] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     images: list[Any] = field(default_factory=list)  # for the grid
-    tokens: list[list[Tensor]] = field(default_factory=list)  # for --save-tokens, a list of scales each batch
+    tokens: list[list[Tensor]] = field(default_factory=list)  # for --save-tokens, a list of scales for each batch
     latents: list[Tensor] = field(default_factory=list)
     frames: list[tuple[int, Tensor]] = field(default_factory=list)  # for --trace: scale and images
     seconds: float = 0.0
@@ -78,16 +83,16 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Task:
-    """What a command draws: how it calls a pipeline, what it refuses before, and how its files are called."""
+    """What a command draws: how it calls a pipeline, what it checks before, and how its files are named."""
 
     draw: Callable[..., Any]  # (pipeline, labels or None, **drawing) -> PipelineOutput
-    # Of a pipeline without weights: what --json tells besides, or ValueError if the task does not fit it.
+    # Given a pipeline without weights: further facts for --json, or ValueError if the task does not fit the model.
     check: Callable[[Pipeline, Plan], Mapping[str, Any]] = lambda pipe, plan: {}
     prefix: str = ""  # of the names of files
 
 
 def run_task(args: argparse.Namespace, task: Task) -> None:
-    """Check, draw batch by batch, write each as it is done, report."""
+    """Check, draw batch by batch, write each batch once it is done, report."""
     _check_names(args)
     import torch
 
@@ -118,17 +123,17 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
 
 def _check_count(args: argparse.Namespace, classes: int) -> None:
     if _is_file(args.out) and classes * args.n > 1 and not args.grid:
-        raise ValueError(f"--out {args.out} is one file for several images; give a folder, or add --grid")
+        raise ValueError(f"--out {args.out} is one file, and there are several images; give a folder, or add --grid")
 
 
 def _check_names(args: argparse.Namespace) -> None:
     suffix = args.out.suffix.lower()
     if suffix in OTHER_FILES:
         raise ValueError(
-            f"--out {args.out} ends in {suffix}, which is not written; use {', '.join(IMAGE_FILES)}, or a folder"
+            f"--out {args.out} ends in {suffix}, which is not supported; use {', '.join(IMAGE_FILES)}, or a folder"
         )
     if args.seed + args.n - 1 > LAST_SEED:
-        raise ValueError(f"--seed {args.seed} goes beyond the last seed with -n {args.n}; there are 0 to 2**63 - 1")
+        raise ValueError(f"--seed {args.seed} with -n {args.n} exceeds the largest seed; seeds are 0 to 2**63 - 1")
     for path, ending, option in ((args.trace, ".gif", "--trace"), (args.save_tokens, ".safetensors", "--save-tokens")):
         if path is not None and path.suffix.lower() != ending:
             raise ValueError(f"{option} {path} must end in {ending}")
@@ -137,7 +142,7 @@ def _check_names(args: argparse.Namespace) -> None:
 def _check_places(args: argparse.Namespace) -> None:
     for path in (args.out if _is_file(args.out) else None, args.trace, args.save_tokens):
         if path is not None and path.is_dir():
-            raise ValueError(f"{path} is a folder that has the name of a file; give another name")
+            raise ValueError(f"{path} is a folder; give another name for the file")
     check_writable(args.out.parent if _is_file(args.out) else args.out)
     for path in (args.trace, args.save_tokens):
         if path is not None:
@@ -193,7 +198,7 @@ def _keep(args: argparse.Namespace, task: Task, classes: int, drawn: Drawn, outp
 
 
 def _write_sheets(args: argparse.Namespace, task: Task, pipe: Pipeline, drawn: Drawn) -> None:
-    """What holds all images at once: the grid, the tokens, the animation."""
+    """Write the files that hold all images: the grid, the tokens, the animation."""
     import torch
 
     columns = args.n if args.n > 1 else min(len(drawn.seeds), COLUMNS)
@@ -274,7 +279,7 @@ def _tell(args: argparse.Namespace, drawn: Drawn, names: Mapping[int, str]) -> N
 
 
 def _told(tallies: list[Tally]) -> dict[str, Any] | None:
-    """What became of the drafts, None where there were none."""
+    """The statistics of speculative decoding, None without it."""
     from var_toolkit.speculative.tally import together
 
     whole = together(tallies)

@@ -1,4 +1,4 @@
-"""Draw a part of an image anew: in-painting with --mask, out-painting with --expand, another class with --class."""
+"""Redraw a part of an image: inpaint with --mask, outpaint with --expand, change the class with --class."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ if TYPE_CHECKING:
     from var_toolkit.pipeline import Pipeline
     from var_toolkit.sampling.plan import Plan
 
-SUMMARY = "draw a part of an image anew"
+SUMMARY = "redraw a part of an image: inpaint, outpaint, change the class"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen edit`."""
-    add_image_options(parser, "any image, named first; the largest square that holds the mask is edited")
+    add_image_options(parser, "an image file, before the options; the largest square that contains the mask is edited")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--mask", metavar="FILE|X,Y,W,H", help="an image, light where it is drawn anew; or a box in pixels"
+        "--mask", metavar="FILE|X,Y,W,H", help="an image whose light pixels mark what is redrawn, or a box in pixels"
     )
     what.add_argument(
-        "--expand", type=numbers(1, 4), metavar="N|L,T,R,B", help="pixels to add on every side, or on each, to be drawn"
+        "--expand",
+        type=numbers(1, 4),
+        metavar="N|L,T,R,B",
+        help="pixels to add and draw: one number for all sides, or left, top, right, bottom",
     )
     parser.add_argument(
-        "--keep-pixels", action="store_true", help="paste what is drawn into the image, which else stays as it is"
+        "--keep-pixels",
+        action="store_true",
+        help="paste the redrawn part into the original image, so that every pixel outside the mask is preserved",
     )
     add_drawing_options(parser)
 

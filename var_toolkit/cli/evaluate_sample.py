@@ -1,6 +1,6 @@
 """Draw many images of every class into a folder of PNG files or shards, to be scored.
 
-The same command continues a run that was stopped. Under torchrun the processes share the work; on the CPU each uses one
+The same command resumes a run that was stopped. Under torchrun the processes share the work; on the CPU each uses one
 thread.
 """
 
@@ -19,7 +19,7 @@ from var_toolkit.cli.options import (
     sampling_settings,
 )
 
-SUMMARY = "draw many images of every class; the same command continues"
+SUMMARY = "draw many images of every class, to be scored"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=at_least(1),
         default=8,
-        help="images drawn at a time (default 8); a set that was started keeps its batch size",
+        help="images drawn at a time (default 8); a run that is resumed must have the same",
     )
     parser.add_argument(
         "--shards", type=at_least(1), metavar="N", help="write N tar files (WebDataset) instead of one file per image"

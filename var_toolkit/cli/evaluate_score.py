@@ -9,7 +9,7 @@ from typing import Any
 
 from var_toolkit.cli.options import at_least
 
-SUMMARY = "FID and the other figures of a set of images, against a reference"
+SUMMARY = "compute FID and other scores of a set of images against a reference"
 FEATURES = ("inception", "stilllife")
 
 
@@ -20,25 +20,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference",
         required=True,
         metavar="DIR|NPZ|stilllife",
-        help="what they are compared with: likewise, or an .npz with mu and sigma, or stilllife for new renderings of "
-        "still lifes, as many as there are images; a folder with images of several sizes is cut to squares",
+        help="the images to compare with: a folder or an .npz as for --images, an .npz with statistics (mu and sigma), "
+        "or stilllife, which renders as many still lifes as there are images; in a folder with images of several "
+        "sizes, the middle square of each is used",
     )
     parser.add_argument(
-        "--features", choices=FEATURES, help="default: stilllife against still lifes, else inception, which gives FID"
+        "--features",
+        choices=FEATURES,
+        help="the feature extractor; only inception gives FID (default: stilllife with --reference stilllife, else "
+        "inception)",
     )
     parser.add_argument(
-        "--inception-weights", metavar="FILE", help="torch-fidelity's weight file; default: download it once"
+        "--inception-weights", metavar="FILE", help="torch-fidelity's weight file (default: downloaded once)"
     )
-    parser.add_argument("-n", type=at_least(2), metavar="N", help="measure N of the images (default all)")
+    parser.add_argument("-n", type=at_least(2), metavar="N", help="score only N of the images (default: all)")
     parser.add_argument(
         "--save-statistics",
         metavar="FILE.npz",
-        help="write the reference's statistics, to be given as --reference from then on; without --images only that",
+        help="write the statistics of the reference to a file that --reference accepts; without --images nothing else "
+        "is done",
     )
     parser.add_argument(
         "--save-features",
         action="store_true",
-        help="store its features there too, which KID, precision and recall need (8 kB an image)",
+        help="also store the features of the reference there, which KID, precision and recall need (8 kB per image)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
@@ -55,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     }
     if args.images is None:
         if args.save_statistics is None or args.n is not None:
-            raise ValueError("--images is missing; only --save-statistics without -n does without it")
+            raise ValueError("--images is missing; it may be omitted only with --save-statistics and without -n")
         path = summarise(args.reference, args.save_statistics, **shared)
         print(json.dumps({"statistics": str(path)}) if args.json else f"{path}: statistics of {args.reference}")
         return
@@ -101,9 +106,9 @@ def _lines(report: dict[str, Any]) -> list[str]:
 
 
 def _about_kernel(value: float | None) -> str:
-    """What stands beside a KID: its scale, or why it is printed as 0."""
+    """A remark printed beside a KID: its value times 1000, or why it is printed as 0."""
     if value is None:
         return ""
     if value < 0:
-        return f"   estimate {value:.3g}: unbiased, so sets that hardly differ give a value around 0"
+        return f"   estimate {value:.3g}: unbiased, so nearly equal sets give values around 0, also negative ones"
     return f"   times 1000: {1000 * value:.5g}"

@@ -1,4 +1,4 @@
-"""List every model that has a name, and where its weights are."""
+"""List all models that can be given by name, and where their weights are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUMMARY = "list the models"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen models`."""
-    parser.add_argument("pattern", nargs="?", default="*", help='names to show, such as "var*"')
+    parser.add_argument("pattern", nargs="?", default="*", help='names to list, such as "var*"')
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
@@ -50,7 +50,7 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def _parameters(entry: Entry) -> int | None:
-    """Values in what draws, or in the tokenizer or the classifier of a model that is nothing else."""
+    """Number of parameters of the backbones; of a tokenizer or a classifier where the entry is one."""
     if isinstance(entry.source, Embedded):
         parts = entry.source.parts()
         drawing = [folder for part, folder in parts.items() if part in ("backbone", "refiner")]
@@ -59,7 +59,7 @@ def _parameters(entry: Entry) -> int | None:
 
 
 def _tensor_sizes(folder: Path) -> int:
-    """Values in a safetensors file, from its header alone: eight bytes of length, then JSON."""
+    """Number of values in a safetensors file, read from its header: eight bytes of length, then JSON."""
     from var_toolkit.zoo.registry import WEIGHTS
 
     path = folder / WEIGHTS

@@ -41,7 +41,7 @@ def numbers(*counts: int) -> Callable[[str], tuple[int, ...]]:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Puts the name of a file in front of the ValueErrors about it."""
+    """Prefix the ValueErrors about a file with its name."""
     try:
         yield
     except ValueError as error:
@@ -57,7 +57,7 @@ def add_image_options(parser: argparse.ArgumentParser, help: str) -> None:
         nargs="+",
         default=["none"],
         metavar="CLASS",
-        help="as for `vargen sample`; without it, no class guides the drawing",
+        help="classes as for `vargen sample` (default none: no label)",
     )
 
 
@@ -157,7 +157,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         "--method",
         nargs="+",
         metavar=("NAME", "OPTION=VALUE"),
-        help="a method of yours, module:function, or an installed one",
+        help="a decoding method: an installed one by name, or your own as module:function",
     )
 
 

@@ -1,4 +1,4 @@
-"""The parser of the command line, and its errors: one line that names what was typed and the way out."""
+"""The parser of the command line, and its errors: one line that names the input and the remedy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from var_toolkit.cli import COMMANDS
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that complains in one line, and takes no abbreviations."""
+    """An argument parser with errors of one line and without abbreviated options."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` shows all options)\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does, except that what is not known is refused first, by the command that it was given to."""
+        """As argparse does, except that unknown options are refused first, by the command that they were given to."""
         if self._subparsers is None:
             for word in takewhile(lambda word: word != "--", args or ()):
                 self._require_known(word)
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def near_options(option: str, known: Sequence[str]) -> list[str]:
-    """Up to three options that one may have been meant for: of the same letters, a longer form, or spelt almost so."""
+    """Up to three options that may have been meant: of the same letters, a longer form, or a similar spelling."""
     letters = option.strip("-").replace("_", "-").lower()
     bare = {name.strip("-"): name for name in known}
     same = [name for text, name in bare.items() if text == letters]
@@ -85,10 +85,10 @@ def _listed() -> str:
 
 
 def as_typed(message: str, command: argparse.ArgumentParser, words: Sequence[str]) -> str:
-    """An error of Python with its settings called as the options of a command: guidance_scale is --cfg there.
+    """The message of a Python error, with settings named by the options of a command: guidance_scale becomes --cfg.
 
-    A setting of several words is known anywhere, one of a single word where the message begins with it and the option
-    was typed. Messages on files keep the names that the files have.
+    A name of several words is replaced anywhere, one of a single word where the message begins with it and the option
+    was typed. Messages about files keep the names that are used in the files.
     """
     typed = {word.partition("=")[0] for word in words}
     message = re.sub(r"^guidance is\b", "guidance_scale is", message)  # as plans call it

@@ -1,4 +1,4 @@
-"""Share a model on the Hugging Face hub, with a card that says what it is and where its weights come from."""
+"""Upload a model to the Hugging Face hub, with a model card that describes it and the origin of its weights."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ import json
 
 from var_toolkit.cli.options import DTYPES
 
-SUMMARY = "share a model on the hub"
+SUMMARY = "upload a model to the Hugging Face hub"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen push`."""
-    parser.add_argument("model", metavar="MODEL", help="a model directory, such as the final/ of a run, or a name")
-    parser.add_argument("repository", metavar="USER/NAME", help="where on the hub; made if it is missing")
-    parser.add_argument("--private", action="store_true", help="if it is made, only you and whom you name see it")
-    parser.add_argument("--revision", metavar="BRANCH", help="another branch than main; made if it is missing")
+    parser.add_argument("model", metavar="MODEL", help="a model directory, such as final/ of a training run, or a name")
     parser.add_argument(
-        "--license", metavar="ID", help="of weights that have none yet, as the hub names it, such as mit"
+        "repository", metavar="USER/NAME", help="the repository on the hub; created if it does not exist"
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="what the weights are stored in (default float32)")
+    parser.add_argument("--private", action="store_true", help="create the repository as private")
+    parser.add_argument("--revision", metavar="BRANCH", help="a branch other than main; created if it does not exist")
+    parser.add_argument(
+        "--license", metavar="ID", help="the licence of weights that have none yet, by its name on the hub, such as mit"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="precision of the stored weights (default float32)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> None:
-    """See whether the hub would listen, then load and upload."""
+    """Check that an upload is possible, then load and upload."""
     from var_toolkit.zoo.hub import may_upload
 
     may_upload(args.repository)  # before anything large is downloaded or read

@@ -20,15 +20,19 @@ SUMMARY = "show an image as the tokenizer reconstructs it"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen reconstruct`."""
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="any image; it is cut square and scaled")
+    parser.add_argument(
+        "image", type=Path, metavar="IMAGE", help="an image file; its middle square is cropped and resized"
+    )
     add_model_option(parser)
     add_machine_options(parser)
-    parser.add_argument("--out", type=Path, help="the .png to write (default IMAGE_reconstruction.png, here)")
+    parser.add_argument(
+        "--out", type=Path, help="the .png file to write (default IMAGE_reconstruction.png in this folder)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Encode, decode, write both, say how close they are."""
+    """Encode and decode, write both images side by side, print the PSNR."""
     out = args.out or Path(f"{args.image.stem}_reconstruction.png")
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out} must end in .png")
@@ -53,12 +57,12 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps({"file": str(out), "psnr": round(psnr, 2), "tokens": tokens, "model": str(args.model)}))
     else:
-        print(f"{out}: left the image, right its reconstruction from {told}; PSNR {psnr:.1f} dB")
+        print(f"{out}: the image (left), its reconstruction from {told} (right); PSNR {psnr:.1f} dB")
     tell_purpose(args.model, of_image=True)
 
 
 def _token_count(tokenizer: AnyTokenizer) -> tuple[int, str]:
-    """How many tokens encode an image, and that in words. The coarser maps of a continuous tokenizer add nothing."""
+    """The number of tokens of an image, and a phrase for it. Of continuous tokens only the finest map counts."""
     from var_toolkit.tokenizers.kl import KLTokenizer
 
     if not isinstance(tokenizer, KLTokenizer):

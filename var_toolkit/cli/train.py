@@ -1,11 +1,11 @@
-"""Train a tokenizer, a backbone or a classifier as a recipe says; the same command continues a run that was stopped."""
+"""Train a tokenizer, a backbone or a classifier from a recipe; the same command resumes a run that was stopped."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-SUMMARY = "train a network as a recipe says"
+SUMMARY = "train a network from a recipe"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,11 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, help="the folder of the run (default runs/NAME)")
     parser.add_argument("--cache", type=Path, help="where rendered images and tokens are stored between runs")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda; torchrun's processes take a GPU each")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu or cuda; under torchrun each process uses its own GPU"
+    )
     parser.add_argument(
         "--skip-damaged",
         action="store_true",
-        help="put another image of the same class in place of one that cannot be read, and count them",
+        help="replace images that cannot be read by others of the same class, and report how many there were",
     )
 
 

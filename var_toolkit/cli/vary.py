@@ -1,4 +1,4 @@
-"""Draw the finer scales of an image anew, and keep its coarse ones."""
+"""Draw variations of an image: its coarse scales are preserved, and the finer ones are redrawn."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ if TYPE_CHECKING:
     from var_toolkit.pipeline import Pipeline
     from var_toolkit.sampling.plan import Plan
 
-SUMMARY = "draw the finer scales of an image anew"
+SUMMARY = "draw variations of an image by redrawing its finer scales"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen vary`."""
-    add_image_options(parser, "any image, named first; it is cut square and scaled")
+    add_image_options(parser, "an image file, before the options; its middle square is cropped and resized")
     parser.add_argument(
-        "--from-scale", type=at_least(0), required=True, metavar="K", help="the first scale that is drawn; 0 draws all"
+        "--from-scale",
+        type=at_least(0),
+        required=True,
+        metavar="K",
+        help="the first scale that is redrawn, counted from 0; 0 redraws all",
     )
     add_drawing_options(parser)
 

@@ -1,4 +1,4 @@
-"""What lies in a folder of images: the images, and what is none. Training and evaluation list folders with this."""
+"""List a folder of images: the images, and the files that are not. Training and evaluation both use this."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from var_toolkit.images import ENDINGS
 
-# Of other systems; so is every name that begins with a dot, such as `._a.jpg` and `.ipynb_checkpoints`.
+# Created by operating systems; so are names that begin with a dot, such as `._a.jpg` and `.ipynb_checkpoints`.
 LEFTOVERS = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 SHOWN = 3  # names of files that a message lists
 
@@ -24,7 +24,7 @@ class Listing(NamedTuple):
 def list_images(root: Path, endings: Sequence[str] = ENDINGS) -> Listing:
     """All files under `root` by their endings, in upper or lower case. Links to files and to folders are followed.
 
-    A link whose target does not exist counts as the image that it should be, so that reading it fails by name.
+    A link whose target does not exist counts as an image, so that reading it gives an error with its name.
     OSError for a folder that cannot be read.
     """
     found = Listing([], [])
@@ -36,7 +36,7 @@ def list_images(root: Path, endings: Sequence[str] = ENDINGS) -> Listing:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or a folder of this name is a system's or a program's own, and not a user's."""
+    """Whether a file or a folder of this name was created by a system or a program rather than by a user."""
     return name.startswith(".") or name in LEFTOVERS
 
 
@@ -53,7 +53,7 @@ def skipped_files(paths: Sequence[str]) -> str:
 
 
 def _files(folder: str, above: frozenset[tuple[int, int]], *, leftover: bool) -> Iterator[tuple[str, bool]]:
-    """Files of any depth, and whether they are leftovers; `above` are the folders around, where a link may lead."""
+    """Files of any depth, and whether they are leftovers; links to the folders `above` are not followed."""
     with os.scandir(folder) as entries:
         for entry in entries:
             aside = leftover or is_leftover(entry.name)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 RESIZE = 1.125  # the short side before cropping, over the size after it
-READING = 2  # part of the fingerprint: raise it whenever files are read as other pixels
+READING = 2  # part of the fingerprint: increase it whenever decoding or resizing changes
 
 
 class ClassFolders(Dataset[tuple[Tensor, int]]):
@@ -49,7 +49,7 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
 
     Raises:
         ValueError: if the root is missing or has no class folders, or one of them holds no images.
-        ImageFileError: a ValueError of one line, if an image that is asked for cannot be read.
+        ImageFileError: a ValueError of one line, when an item is read whose image cannot be read.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
             self.notes += [_loose(loose)] if loose else []
             self.notes += numbering(self.classes)
         self._size, self._train, self._flip, self._seed, self._skip = size, train, flip, seed, skip_damaged
-        # Shared memory, so that loader processes that outlive an epoch learn of the next one. This kind is a file, and
-        # lies elsewhere if /dev/shm is full.
+        # Shared memory, so that loader processes that outlive an epoch see the next one. This kind is a file, and is
+        # created elsewhere if /dev/shm is full.
         self._epoch = multiprocessing.RawValue("q", 0)
 
     @property
@@ -102,7 +102,7 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
         return digest.hexdigest()
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the crops of this epoch, from 0; to be called before the epoch's images are asked for."""
+        """Set the epoch, from 0, which determines the random crops; call it before reading the epoch's images."""
         self._epoch.value = epoch
 
     def __len__(self) -> int:
@@ -113,7 +113,7 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
         return image, label
 
     def read(self, index: int) -> tuple[Tensor, int, bool]:
-        """Item `index`, and whether another image of its class stands in for a damaged one."""
+        """Item `index`, and whether it was replaced by another image of its class because its file is damaged."""
         image, replaced = self._readable(index)
         across, down, mirror = self._draws(index) if self._train else (0.5, 0.5, 1.0)
         pixels = np.array(_crop(_shrink(image, round(RESIZE * self._size)), self._size, across, down))
@@ -128,12 +128,12 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
             if not self._skip:
                 raise DamagedImageError(f"{error}; remove it or use --skip-damaged") from None
             damage = error
-        # The next one in its class, round its end: the label stays right, and every run finds the same one.
+        # The next readable image of the same class, cyclically: the label stays right, and every run finds the same.
         first, end = np.searchsorted(self._labels, [self._labels[index], self._labels[index] + 1]).tolist()
         for other in (*range(index + 1, end), *range(first, index)):
             with suppress(DamagedImageError):
                 return self._image(other), True
-        raise ImageFileError(f"{damage}; it has no other image in its class to stand in for it") from None
+        raise ImageFileError(f"{damage}; its class has no other readable image to replace it") from None
 
     def _image(self, index: int) -> Image:
         try:
@@ -148,7 +148,7 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
 
 
 def numbering(classes: tuple[str, ...]) -> list[str]:
-    """A line where class folders are named by whole numbers and a label may be mistaken; none elsewhere."""
+    """A note if class folders are named by numbers that differ from their labels; else an empty list."""
     if not _are_numbers(classes):
         return []
     if [int(name) for name in classes] != list(range(len(classes))):
@@ -175,7 +175,7 @@ def _are_numbers(names: Sequence[str]) -> bool:
 
 
 def _by_class(root: Path, images: list[str], classes: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
-    """Images class after class, each class in the order of torchvision's ImageFolder: folder by folder, by name."""
+    """Images ordered by class, within a class as torchvision's ImageFolder does: folder by folder, by name."""
     found: dict[str, list[str]] = {name: [] for name in classes}
     for path in images:
         name, inside, _ = path.removeprefix(os.path.join(root, "")).partition(os.sep)

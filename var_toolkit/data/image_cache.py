@@ -1,8 +1,8 @@
-"""Draws still lifes into a file once, with all processors, and hands the file out afterwards.
+"""Renders still lifes into a file once, on all CPU cores, and returns the file's images afterwards.
 
-torch is not imported here, so that the drawing processes start fast. Images are drawn in chunks, each a file of
-its own that appears whole; when all are there they are joined into one file under its final name. A drawing that was
-killed goes on with the chunks it lacks, and a longer file takes over the images of the shorter one.
+torch is not imported here, so that the rendering processes start fast. Images are rendered in chunks, each written
+atomically to its own file; when all exist they are joined into one file under its final name. After a kill, rendering
+continues with the missing chunks, and a longer file reuses the images of a shorter one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from var_toolkit.data.still_life_names import CLASSES, parts
 from var_toolkit.files import allocate
 from var_toolkit.progress import Progress
 
-VERSION = 1  # part of the file's name: raise it whenever images change
+VERSION = 1  # part of the file's name: increase it whenever images change
 SIZE = 64
 SPLITS = ("train", "validation")
 CHUNK = 250
@@ -47,7 +47,7 @@ def cached(
     drawing processes are spawned.
 
     Args:
-        directory: where the file is kept; made if missing.
+        directory: the folder of the file; created if it does not exist.
         count: how many images, at least 1.
         split: "train" or "validation".
         progress: show progress on stderr.
@@ -64,7 +64,7 @@ def cached(
     file = Path(directory) / f"still-lifes-v{VERSION}-{split}.npy"
     if _length(file) < count:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # The system lets go of this lock when its process dies in any way, so that none is ever left behind.
+        # The system releases this lock when its process ends in any way.
         with FileLock(file.with_suffix(".lock")):
             # Another process may have drawn the file while this one waited.
             if _length(file) < count:
@@ -77,17 +77,17 @@ def _length(file: Path) -> int:
 
 
 def _extend(file: Path, count: int, split: str, progress: bool) -> None:
-    kept = _length(file)
+    existing = _length(file)
     chunks = file.with_suffix(".chunks")
     chunks.mkdir(exist_ok=True)
-    starts = range(kept // CHUNK * CHUNK, count, CHUNK)
+    starts = range(existing // CHUNK * CHUNK, count, CHUNK)
     tasks = [(start, split, _chunk_file(chunks, start)) for start in starts]
     missing = [task for task in tasks if not task[2].exists()]
     what = f"rendering images for {'training' if split == 'train' else split}"
     with Progress(CHUNK * len(missing), "images", what=what, active=progress and bool(missing)) as bar:
         for _ in _drawn(missing):
             bar.update(CHUNK)
-    _join(file, kept, count, chunks)
+    _join(file, existing, count, chunks)
 
 
 def _drawn(missing: list[tuple[int, str, Path]]) -> Iterator[None]:
@@ -95,7 +95,7 @@ def _drawn(missing: list[tuple[int, str, Path]]) -> Iterator[None]:
     if workers < 2:
         yield from map(_draw_chunk, missing)
         return
-    # An executor, because a multiprocessing.Pool starts workers that cannot start again and again, for ever.
+    # An executor, because a multiprocessing.Pool would restart workers that fail to start for ever.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(_draw_chunk, missing)
 
@@ -106,20 +106,20 @@ def _draw_chunk(task: tuple[int, str, Path]) -> None:
     for offset in range(CHUNK):
         label, seed = item(start + offset, split)
         images[offset] = draw(parts(label), seed, SIZE)
-    # A worker outlives its killed parent by one chunk, and must not write into the file of the one that replaces it.
+    # A worker may outlive its killed parent by one chunk, and must not write into the file of its successor.
     unfinished = file.with_suffix(f".{os.getpid()}.unfinished")
     with unfinished.open("wb") as handle:
         np.save(handle, images)
     unfinished.replace(file)
 
 
-def _join(file: Path, kept: int, count: int, chunks: Path) -> None:
+def _join(file: Path, existing: int, count: int, chunks: Path) -> None:
     unfinished = file.with_suffix(".unfinished")
     joined = open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=(count, 3, SIZE, SIZE))
     allocate(unfinished)
-    if kept:
-        joined[:kept] = np.load(file, mmap_mode="r")
-    for start in range(kept // CHUNK * CHUNK, count, CHUNK):
+    if existing:
+        joined[:existing] = np.load(file, mmap_mode="r")
+    for start in range(existing // CHUNK * CHUNK, count, CHUNK):
         joined[start : start + CHUNK] = np.load(_chunk_file(chunks, start))[: count - start]
     joined.flush()
     del joined

@@ -1,6 +1,6 @@
 """Draws one still life: camera, solid, patterned ground, soft shadow and haze, in float32 numpy.
 
-The scene stands still and the camera moves: the solid is at the origin, one unit is about its width.
+The scene is fixed and the camera moves: the solid is at the origin, one unit is about its width.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ RANGES = {
 
 @dataclass(frozen=True)
 class Scene:
-    """All that varies between two images of a class. Angles in radians; u and v from -1 to 1 across the image."""
+    """Everything that varies within a class. Angles in radians; u and v from -1 to 1 across the image."""
 
     azimuth: float
     pitch: float

@@ -17,7 +17,7 @@ TORUS_STEPS = 22
 
 
 class Solid(Protocol):
-    """What the renderer asks of a solid. Rays are an origin and a direction of length one."""
+    """The interface of a solid for the renderer. Rays are an origin and a direction of length one."""
 
     def reach(self, origin: Vector, direction: Vector) -> np.ndarray:
         """Return the distance along each ray to where it enters the solid, infinite where it misses: (M,)."""

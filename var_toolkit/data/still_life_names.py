@@ -13,7 +13,7 @@ CLASSES = len(SOLIDS) * len(COLOURS) * len(GROUNDS)
 
 
 def class_name(label: int) -> str:
-    """Return the name of a class, such as "red cylinder on checks". ValueError if there is no such label."""
+    """Return the name of a class, such as "red cylinder on checks". ValueError for an unknown label."""
     solid, colour, ground = parts(label)
     return f"{COLOURS[colour]} {SOLIDS[solid]} on {GROUNDS[ground]}"
 
@@ -25,7 +25,7 @@ def label_of(solid: int | str, colour: int | str, ground: int | str) -> int:
 
 
 def parts(label: int) -> tuple[int, int, int]:
-    """Return the numbers of a label's solid, colour and ground. ValueError if there is no such label."""
+    """Return the numbers of a label's solid, colour and ground. ValueError for an unknown label."""
     if not 0 <= label < CLASSES:
         raise ValueError(f"label {label} must be from 0 to {CLASSES - 1}")
     return label // 100, label // 10 % 10, label % 10

@@ -1,7 +1,7 @@
 """Still lifes: a synthetic data set of 1000 classes, one coloured solid on a patterned ground.
 
 label = 100 * solid + 10 * colour + ground, and an image is a pure function of its label and a seed: the same alone or
-in any batch, in any process. Nothing is downloaded; `cached` draws a file of images once and keeps it.
+in any batch, in any process. Nothing is downloaded; `cached` renders a file of images once and reuses it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def solid_mask(label: int, seed: int, size: int = SIZE) -> Tensor:
 
 
 class StillLifes(Dataset[tuple[Tensor, int]]):
-    """The first `count` images of a split, drawn when asked for: item i is (uint8 tensor (3, 64, 64), i % 1000)."""
+    """The first `count` images of a split, rendered on access: item i is (uint8 tensor (3, 64, 64), i % 1000)."""
 
     def __init__(self, count: int, split: str = "train") -> None:
         """Take `count` images of "train" or "validation". ValueError for another split or a negative count."""

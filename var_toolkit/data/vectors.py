@@ -1,7 +1,7 @@
 """Three-component vectors over numpy arrays, and the few curves the still lifes are drawn with.
 
 Only additions, products, quotients, square roots and roundings are used on arrays: IEEE 754 fixes those to the last
-bit, so an image comes out the same on every machine, which a vendor's sine or power would not promise.
+bit, so an image is the same on every machine, which a vendor's sine or power would not guarantee.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Batches of a data set, made by worker processes that hand them over through pipes.
+"""Batches of a data set, made by worker processes and sent through pipes.
 
-torch passes tensors between processes in shared memory, of which Docker gives a container 64 MB: a worker that finds no
-more dies of a bus error. NumPy arrays go through the pipe by value.
+torch passes tensors between processes in shared memory, which Docker limits to 64 MB in a container: beyond that a
+worker is killed by a bus error. NumPy arrays are sent through the pipe by value.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from var_toolkit.images import ImageFileError
 
 
 class _Piped:
-    """A batch on its way: arrays, or tensors once torch's own thread has pinned them."""
+    """A batch in transit: arrays, or tensors once torch's pinning thread has copied them."""
 
     def __init__(self, items: Sequence[Any]) -> None:
         rows = items if isinstance(items[0], tuple) else [(item,) for item in items]

@@ -1,4 +1,4 @@
-"""How good editing is, judged by the embedded classifier: solids of rendered still lifes are replaced by others."""
+"""Quality of editing, by the embedded classifier: the solids of rendered still lifes are replaced by others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from var_toolkit.images import as_output, to_uint8
 from var_toolkit.pipeline import Pipeline
 
 MARGIN = 3  # pixels around the solid that are inpainted as well
-FIRST_SEED = 10**9  # of the images: no training has seen them
+FIRST_SEED = 10**9  # of the images; no training uses these seeds
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Replacement:
 
 
 def replacements(count: int) -> Iterator[Replacement]:
-    """Cases of any class: another solid, the same colour and ground. The cases are always the same."""
+    """A fixed list of cases of any class: another solid, the same colour and ground."""
     generator = random.Random(0)
     for number in range(count):
         label = generator.randrange(1000)
@@ -41,7 +41,7 @@ def replacements(count: int) -> Iterator[Replacement]:
 
 
 def replacement_agreement(pipe: Pipeline, count: int, **how: Any) -> Agreement:
-    """In what share of `count` edits the classifier sees the class that was asked for; `how` are keywords of `edit`."""
+    """Share of `count` edits in which the classifier recognises the new class; `how` are keywords of `edit`."""
     found, labels = [], []
     for case in replacements(count):
         drawn: Any = pipe.edit(case.image, case.box, case.label, seeds=case.seed, output_type="pt", **how)
@@ -51,7 +51,7 @@ def replacement_agreement(pipe: Pipeline, count: int, **how: Any) -> Agreement:
 
 
 def _box(mask_HW: Tensor) -> tuple[int, int, int, int]:
-    """The box around the true pixels and a margin, x, y, width, height."""
+    """The bounding box of the true pixels plus a margin: x, y, width, height."""
     ends = []
     for dim, length in ((0, mask_HW.shape[1]), (1, mask_HW.shape[0])):
         true = mask_HW.any(dim).nonzero().flatten().tolist()

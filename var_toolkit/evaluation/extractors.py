@@ -98,8 +98,8 @@ class InceptionExtractor(Extractor):
 class StillLifeExtractor(Extractor):
     """The embedded classifier of still lifes, 64 px; needs no download.
 
-    Its feature vector (128); the first 7 channels of its 8 x 8 map (448), which stand to it as the spatial features
-    above stand to Inception; and the logarithm of the probability of each of the 1000 classes, joined from the three
+    Its feature vector (128); the first 7 channels of its 8 x 8 map (448), which correspond to the spatial
+    features of Inception above; and the logarithm of the probability of each of the 1000 classes, joined from the three
     answers, so that the Inception Score is at most 1000.
     """
 

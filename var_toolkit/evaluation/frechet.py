@@ -1,4 +1,4 @@
-"""The Fréchet distance of two Gaussians, and the mean and covariance of features that it takes.
+"""The Fréchet distance of two Gaussians, and the mean and covariance of features that it needs.
 
 |mu_1 - mu_2|^2 + tr(sigma_1) + tr(sigma_2) - 2 tr((sigma_1 sigma_2)^(1/2)), Heusel et al. 2017, equation 6.
 """
@@ -11,21 +11,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK = 4096  # rows that are held in float64 at a time
+CHUNK = 4096  # rows converted to float64 at a time
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean (C,) and covariance (C, C) of features, float64; the covariance counts N - 1, as numpy's."""
+    """Mean (C,) and covariance (C, C) of features, float64; the covariance is divided by N - 1, as in NumPy."""
 
     mu: Tensor
     sigma: Tensor
 
     @classmethod
     def of(cls, features_BC: Tensor) -> Statistics:
-        """Of at least two feature vectors, in two passes: stable, and without a float64 copy of all of them."""
+        """The statistics of at least two feature vectors, in two passes: stable, without a float64 copy of them all."""
         if len(features_BC) < 2:
-            raise ValueError(f"a covariance takes 2 feature vectors or more; there are {len(features_BC)}")
+            raise ValueError(f"a covariance needs 2 feature vectors or more; there are {len(features_BC)}")
         if not bool(features_BC.isfinite().all()):
             raise ValueError("the features hold values that are not finite; the extractor's weights may be damaged")
         mu = torch.stack([rows.double().sum(0) for rows in features_BC.split(CHUNK)]).sum(0) / len(features_BC)
@@ -37,7 +37,7 @@ class Statistics:
 
 
 def frechet_distance(one: Statistics, other: Statistics) -> float:
-    """The distance; the square of a length, as the field reports it. FloatingPointError if it is not finite.
+    """The squared Fréchet distance, as FID is reported. FloatingPointError if it is not finite.
 
     tr((sigma_1 sigma_2)^(1/2)) is the sum of the singular values of sigma_1^(1/2) sigma_2^(1/2): real, and stable for
     singular covariances as well, where the product's own eigenvalues may come out negative or complex.
@@ -46,7 +46,7 @@ def frechet_distance(one: Statistics, other: Statistics) -> float:
         raise ValueError(f"statistics of {len(one.mu)} and of {len(other.mu)} features cannot be compared")
     try:
         overlap = torch.linalg.svdvals(_root(one.sigma) @ _root(other.sigma)).sum()
-    except torch.linalg.LinAlgError:  # of values near the largest that float64 holds
+    except torch.linalg.LinAlgError:  # for values near the limit of float64
         overlap = torch.tensor(torch.nan)
     apart = (one.mu - other.mu).square().sum()
     distance = float(apart + one.sigma.trace() + other.sigma.trace() - 2 * overlap)

@@ -1,8 +1,8 @@
-"""Sets of images to be measured: a folder, an `.npz` of the ADM evaluator, or freshly rendered still lifes.
+"""Sets of images to be scored: a folder, an `.npz` of the ADM evaluator, or new renderings of still lifes.
 
-What is wrong with a set is found when it is opened, before anything is computed with it: an image that is damaged or
-of another size, an array of the wrong kind. (A JPEG that ends too soon is found when it is read.) Files that are not
-images are skipped and counted. Item i of a set is uint8 (3, h, w).
+A set is checked when it is opened, before any computation: damaged images, images of different sizes, arrays of the
+wrong type. (A truncated JPEG is found only when it is read.) Files that are not images are skipped and counted.
+Item i of a set is uint8 (3, h, w).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 STILL_LIFES = "stilllife"  # names the reference that is rendered
 CLASSES = 1000
-FRESH_SEED = 2**41  # beyond the seeds of both splits of the still lifes: no training saw these
+FRESH_SEED = 2**41  # above the seeds of both splits of the still lifes, so no training uses these
 
 
 class ImageFiles(Dataset[Tensor]):
-    """Images in files or shards that were checked; with a `side`, cut to squares of it."""
+    """Images in checked files or shards; with a `side`, cropped to squares of that size."""
 
     def __init__(self, paths: list[ImageFile], side: int | None = None) -> None:
         self._paths, self._side = paths, side
@@ -67,7 +67,7 @@ class ImageArray(Dataset[Tensor]):
 
 
 class FreshStillLifes(Dataset[Tensor]):
-    """Renderings that no training saw, drawn when asked for; item i has the label (first + i) % 1000."""
+    """Renderings that no training uses, drawn on access; item i has the label (first + i) % 1000."""
 
     def __init__(self, count: int, first: int = 0) -> None:
         self._items = range(first, first + count)
@@ -81,7 +81,7 @@ class FreshStillLifes(Dataset[Tensor]):
 
 
 class Part(Dataset[Tensor]):
-    """Some images of a set, in its order."""
+    """Selected images of a set, in its order."""
 
     def __init__(self, whole: Dataset[Tensor], indices: list[int]) -> None:
         self._whole, self._indices = whole, indices
@@ -95,35 +95,35 @@ class Part(Dataset[Tensor]):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images, statistics that were made elsewhere, or both."""
+    """Images, precomputed statistics, or both."""
 
     source: str
     images: Any = None  # one of the data sets above
     size: tuple[int, int] | None = None  # height and width
     statistics: Statistics | None = None  # mu, sigma
     spatial: Statistics | None = None  # mu_s, sigma_s
-    settings: dict[str, Any] | None = None  # what was sampled, where the set says it
-    labels: list[int] | None = None  # the class of each image, where all of their names tell it
-    shuffled: bool = False  # whether the first images stand for all of them, as in the evaluator's files
-    origin: Origin | None = None  # of statistics that `vargen evaluate score` wrote
+    settings: dict[str, Any] | None = None  # sampling settings, if the set has them
+    labels: list[int] | None = None  # the class of each image, if all file names contain it
+    shuffled: bool = False  # whether the order is random, as in the evaluator's files
+    origin: Origin | None = None  # origin of statistics that `vargen evaluate score` wrote
     features: Tensor | None = None  # pooled features of the images that statistics were computed from
     skipped: str | None = None  # a line about files of the folder that are not images
 
     @property
     def count(self) -> int:
-        """How many images; 0 if there are statistics alone."""
+        """The number of images; 0 if there are only statistics."""
         return 0 if self.images is None else len(self.images)
 
     @property
     def compared(self) -> int:
-        """How many images or stored features there are for KID, precision and recall."""
+        """The number of images or stored features for KID, precision and recall."""
         return self.count if self.features is None else len(self.features)
 
 
 def open_images(source: str | Path, count: int | None = None) -> ImageSet:
-    """The set that is measured: a folder or an `.npz` with images; of them `count` at random, the same every time.
+    """The set to be scored: a folder or an `.npz` with images, or a fixed random sample of `count` of them.
 
-    ValueError in one line if it is no such thing.
+    ValueError in one line if it is neither, or has fewer images.
     """
     found = _opened(source)
     if found.images is None:
@@ -131,7 +131,7 @@ def open_images(source: str | Path, count: int | None = None) -> ImageSet:
     if count is None or count == found.count:
         return found
     if not 1 <= count < found.count:
-        raise ValueError(f"{count} images are asked for; {source} holds {found.count}")
+        raise ValueError(f"{source} has {found.count} images, not {count}; give a count (-n) from 1 to {found.count}")
     numbers = chosen(found.count, count)
     labels = [found.labels[i] for i in numbers] if found.labels else None
     return ImageSet(
@@ -141,10 +141,10 @@ def open_images(source: str | Path, count: int | None = None) -> ImageSet:
 
 
 def open_reference(source: str | Path, images: int, side: int | None = None) -> ImageSet:
-    """The set that is measured against: a folder, an `.npz`, or "stilllife" for as many fresh renderings as `images`.
+    """The reference: a folder, an `.npz`, or "stilllife" for as many new renderings as there are `images`.
 
-    Fresh renderings are rounded up to whole thousands, so that every class is there equally often. Images of several
-    sizes in a folder, as those of ImageNet are, are cut to squares of `side`.
+    The number of renderings is rounded up to a multiple of 1000, so that all classes are equally frequent. Images of
+    several sizes in a folder, as in ImageNet, are cropped to squares of `side`.
     """
     if str(source) == STILL_LIFES:
         count = -(-images // CLASSES) * CLASSES
@@ -165,14 +165,14 @@ def cut_square(image: Image, side: int) -> Image:
 
 
 def chosen(of: int, count: int) -> list[int]:
-    """Numbers of `count` images out of `of`: at random, in ascending order, and the same every time."""
+    """A fixed random sample of `count` numbers below `of`, in ascending order."""
     return sorted(shuffled(of)[:count])
 
 
 def _opened(source: str | Path, side: int | None = None) -> ImageSet:
     path = Path(source)
     if not str(source).strip():
-        raise ValueError(f"{source!r} is an empty name; give a folder of images or an .npz file")
+        raise ValueError(f"{source!r} is an empty path; give a folder of images or an .npz file")
     if path.is_dir():
         return _open_folder(path, side)
     if path.is_file() and path.suffix.lower() == ".npz":
@@ -190,7 +190,7 @@ def _open_folder(folder: Path, side: int | None) -> ImageSet:
     paths, others = _image_files(folder)
     skipped = skipped_files(others) if others else None
     if not paths:
-        raise ValueError(f"{folder} holds no images" + (f"; {skipped}" if skipped else ""))
+        raise ValueError(f"{folder} contains no images" + (f"; {skipped}" if skipped else ""))
     with ThreadPoolExecutor(8) as pool:
         headers = list(pool.map(_verified, paths))
     other = next((header for header in headers if header.size != headers[0].size), None)
@@ -235,7 +235,7 @@ def _settings(folder: Path) -> dict[str, Any] | None:
 
 
 def _is_aside(name: str) -> bool:
-    """Whether a file belongs to a set without being one of its images."""
+    """Whether a file belongs to a set but is not one of its images."""
     return name in (SETTINGS, LOCK) or name.endswith(".npz") or TEMPORARY.fullmatch(name) is not None
 
 
@@ -245,7 +245,7 @@ def _told(header: _Header) -> str:
 
 
 def _verified(path: ImageFile) -> _Header:
-    """Size of an image; for a PNG every checksum is compared too."""
+    """The size of an image; for a PNG, all checksums are compared too."""
     return _Header(path, image_size(readable(path), path))
 
 

@@ -72,7 +72,7 @@ class Archive:
         return array
 
     def text(self, name: str) -> str | None:
-        """A text; None if the archive has no such array."""
+        """The text in an array; None if the archive does not have that array."""
         if name not in self.names:
             return None
         header = self.header(name)

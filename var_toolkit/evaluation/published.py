@@ -1,4 +1,4 @@
-"""The authors' figures, for images that were drawn as theirs were: anything else they must not stand beside."""
+"""The authors' published scores, given only for sets that were drawn with the authors' settings."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ IMAGES = 50_000
 def published(
     settings: Mapping[str, Any] | None, *, measured: int, evaluators: bool
 ) -> tuple[dict[str, float] | None, list[str]]:
-    """The figures of the zoo's model that drew a set; None, and how the set differs from theirs, if it does.
+    """The published scores of the model that drew a set; None and a list of differences if the settings differ.
 
-    `settings` are those of the set's `settings.json`, `measured` is how many of its images are, and `evaluators` says
-    whether the reference is an evaluator's file, with statistics.
+    `settings` are those of the set's `settings.json`, `measured` is the number of images scored, and `evaluators` is
+    whether the reference is a statistics file of the ADM evaluator.
     """
     told = settings or {}
     entry = ENTRIES.get(str(told.get("model")))
@@ -31,11 +31,11 @@ def published(
     tokenizer = told.get("tokenizer", OWN)
     changed = _changed(told.get("stages"), own)
     differing = [
-        *([f"the plan has another {', '.join(changed)}"] if changed else []),
+        *([f"the plan has a different {', '.join(changed)}"] if changed else []),
         *([f"the tokenizer is {tokenizer}"] if tokenizer != OWN else []),
         *([f"the classes are {classes}, not {every}"] if classes != every else []),
         *(f"{count} images {what}, not {IMAGES}" for what, count in _counts(told, measured) if count != IMAGES),
-        *(["the reference is no evaluator's file with mu and sigma"] if not evaluators else []),
+        *(["the reference is not a statistics file (mu and sigma) of the ADM evaluator"] if not evaluators else []),
     ]
     return (None, differing) if differing else (dict(entry.published), [])
 

@@ -33,7 +33,7 @@ class Origin:
     source: str = ""
     size: tuple[int, int] | None = None  # height and width
     classes: str = ""  # as in a set's `settings.json`; "" if unknown
-    shuffled: bool = False  # whether the first images stand for all of them
+    shuffled: bool = False  # whether the order of the images is random
 
 
 def check_statistics_file(path: Path) -> None:

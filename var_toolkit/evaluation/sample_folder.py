@@ -1,6 +1,6 @@
-"""The folder of a drawn set on disk: who may write there, what it was begun with, what is there already.
+"""The folder of a set of drawn images: its lock, its settings, and the images that exist already.
 
-Beside the images it holds `settings.json` and, during a run, the hidden `.lock`.
+Beside the images it holds `settings.json` and, during a run, the hidden file `.lock`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from var_toolkit.locks import LOCK, held
 from var_toolkit.zoo.directory import read_json, write_json
 
 SETTINGS = "settings.json"
-# What versions before `files.sweep` left of a file that they were writing when they were killed.
+# Names of unfinished files of a killed run, in versions before `files.sweep`.
 TEMPORARY = re.compile(rf"\.({IMAGE.pattern}|{SHARD.pattern}|settings\.json)-\w{{8}}")
 WAY_OUT = "choose another folder with --out"
 
 
 @contextmanager
 def opened(out: Path, facts: Mapping[str, Any], numbers_in: Callable[[str], range | None]) -> Iterator[None]:
-    """Hold a folder for one run, free of what a killed run left half written.
+    """Lock a folder for one run, and remove unfinished files of a killed run.
 
-    ValueError if another run holds it, if it was begun with other facts, or if it holds what is not of this set;
-    `numbers_in` gives the numbers of the images in a file by its name, None for names that the set lacks.
+    ValueError if another run holds the lock, if the folder was started with other settings, or if it holds files that
+    are not of this set; `numbers_in` gives the numbers of the images in a file by its name, None for names that the
+    set does not have.
     """
     check_writable(out)
-    with made(out), held(out, f"another run is drawing into {out}; wait for its end, or {WAY_OUT}"):
+    with made(out), held(out, f"another run is drawing into {out}; wait until it ends, or {WAY_OUT}"):
         check_settings(out, facts)
         _check_files(out, numbers_in)
         sweep(out, TEMPORARY)
@@ -39,33 +40,31 @@ def opened(out: Path, facts: Mapping[str, Any], numbers_in: Callable[[str], rang
 
 
 def check_settings(out: Path, facts: Mapping[str, Any]) -> None:
-    """See that a folder which was begun was begun with these facts; ValueError naming the first that differs."""
+    """ValueError if a folder was started with other settings; it names the first that differs."""
     if not (out / SETTINGS).exists():
         return
     begun = dict(leaves(read_json(out / SETTINGS)))
     for name, value in leaves(json.loads(json.dumps(facts))):
         if name not in begun:
-            raise ValueError(f"{out / SETTINGS} lacks {name}, so the images there cannot be continued; {WAY_OUT}")
+            raise ValueError(f"{out / SETTINGS} lacks {name}, so that set cannot be resumed; {WAY_OUT}")
         if begun[name] != value:
             was, now = (json.dumps(v) for v in (begun[name], value))
-            raise ValueError(
-                f"{out} was begun with {name} {was}, not {now}; give it what it was begun with, or {WAY_OUT}"
-            )
+            raise ValueError(f"{out} was started with {name} {was}, not {now}; use the same setting, or {WAY_OUT}")
 
 
 def write_settings(out: Path, facts: Mapping[str, Any]) -> None:
-    """Note what the set is drawn with, once."""
+    """Write the settings that the set is drawn with, once."""
     check_settings(out, facts)
     if not (out / SETTINGS).exists():
         write_json(out / SETTINGS, facts)
 
 
 def numbers_there(out: Path, numbers_in: Callable[[str], range | None]) -> set[int]:
-    """The numbers of the images in a folder that the first process holds; ValueError if it does not hold this one."""
+    """The numbers of the images in the folder; ValueError if the first process has not locked this folder."""
     if not (out / LOCK).exists():
         raise ValueError(f"{out} is not the folder that the first process opened; all machines must share it")
     found = ((numbers_in(path.name), path) for path in out.iterdir())
-    # An empty file is what some file systems make of a young one when the power fails.
+    # After a power failure, some file systems leave a file empty that was written shortly before.
     return {number for numbers, path in found if numbers and path.stat().st_size > 0 for number in numbers}
 
 
@@ -85,7 +84,7 @@ def _check_files(out: Path, numbers_in: Callable[[str], range | None]) -> None:
             raise ValueError(f"{out} holds {path.name} and no {SETTINGS}; choose an empty or new folder with --out")
         # Any other image would be measured as one of the set.
         if numbers_in(path.name) is None and path.suffix.lower() in (*ENDINGS, SHARD_ENDING):
-            raise ValueError(f"{out} holds {path.name}, which is no file of this set; move it away, or {WAY_OUT}")
+            raise ValueError(f"{out} holds {path.name}, which is not a file of this set; move it, or {WAY_OUT}")
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

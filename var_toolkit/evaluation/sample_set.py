@@ -1,10 +1,10 @@
-"""Draw a set of images for measurement: many of every class, by any number of processes, continued when killed.
+"""Draw a set of images for evaluation: many of every class, by any number of processes, resumable.
 
-Image i of a set has the class `classes[i % len(classes)]` and the seed `seed + i`, so the first images of a set
-are of all classes alike. Rounding depends on the shape of a batch and, on the CPU, on the number of threads. Hence a
-batch is always the same consecutive numbers, drawn whole, whichever process draws it and whatever of it is there
-already; and a process on the CPU computes with one thread. So every run gives an image the same bytes, on one kind of
-machine with one version of torch.
+Image i of a set has the class `classes[i % len(classes)]` and the seed `seed + i`, so all classes are equally frequent
+among the first images. Rounding depends on the shape of a batch and, on the CPU, on the number of threads. Therefore a
+batch always consists of the same consecutive numbers and is drawn completely, whichever process draws it and whichever
+of its images exist already; and a process on the CPU uses one thread. So every run gives an image the same bytes, on
+one kind of machine with one version of torch.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ OWN = "own"  # for the tokenizer, in the settings of a set
 
 @dataclass(frozen=True)
 class ImageList:
-    """Which images a set has, by number: 0 to count - 1."""
+    """The images of a set, numbered 0 to count - 1."""
 
     classes: tuple[int, ...]  # ascending
     per_class: int = 50
     seed: int = 0
     batch_size: int = 8
-    shards: int | None = None  # tar files that they lie in; None: each image in a file of its own
+    shards: int | None = None  # number of tar files; None for one file per image
 
     def __post_init__(self) -> None:
         for name in ("per_class", "batch_size"):
@@ -69,16 +69,16 @@ class ImageList:
 
     @property
     def count(self) -> int:
-        """How many images the set has."""
+        """The number of images."""
         return len(self.classes) * self.per_class
 
     @property
     def batches(self) -> int:
-        """How many batches they are drawn in."""
+        """The number of batches."""
         return -(-self.count // self.batch_size)
 
     def batch(self, index: int) -> range:
-        """The numbers of a batch."""
+        """The numbers of the images in a batch."""
         return range(index * self.batch_size, min((index + 1) * self.batch_size, self.count))
 
     def label(self, number: int) -> int:
@@ -86,25 +86,25 @@ class ImageList:
         return self.classes[number % len(self.classes)]
 
     def name(self, number: int) -> str:
-        """The name of an image, as a file or in its shard."""
+        """The file name of an image, also inside its shard."""
         return f"{number:06d}_class-{self.label(number)}.png"
 
     @property
     def parts(self) -> int:
-        """How many units of work there are, each drawn whole by one process: shards, or batches."""
+        """The number of units of work, each drawn by one process: shards, or batches."""
         return self.shards or self.batches
 
     def part(self, index: int) -> list[range]:
-        """The batches of a unit of work: whole and consecutive ones."""
+        """The batches of a unit of work, which are consecutive."""
         first, end = (i * self.batches // self.parts for i in (index, index + 1))
         return [self.batch(i) for i in range(first, end)]
 
     def shard(self, index: int) -> str:
-        """The file of a shard."""
+        """The file name of a shard."""
         return f"shard-{index:05d}.tar"
 
     def numbers_in(self, name: str) -> range | None:
-        """The numbers of the images that a file of this name holds; None if the set has no such file."""
+        """The numbers of the images in the file of this name; None if the name is not one of this set."""
         match = (SHARD if self.shards else IMAGE).fullmatch(name)
         index = int(match[1]) if match else -1
         if not 0 <= index < (self.shards or self.count):
@@ -117,7 +117,7 @@ class ImageList:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A set that is complete, and what this run added to it."""
+    """A complete set, and what this run added to it."""
 
     folder: Path
     images: int
@@ -142,17 +142,16 @@ def draw_set(
     npz: Path | str | None = None,
     shards: int | None = None,
 ) -> Drawn:
-    """Draw `per_class` images of every class into a flat folder of PNG files, or draw those that it lacks.
+    """Draw `per_class` images of every class into a flat folder of PNG files, or those that the folder lacks.
 
-    Alone, or as one of the processes that torchrun started, on one machine or on several that share the folder. On the
-    CPU a process computes with one thread (see above): start as many processes as there are cores.
+    Runs in one process, or in several started by torchrun, on one machine or on several that share the folder. On the
+    CPU a process uses one thread (see above): start as many processes as there are cores.
 
     `classes` is a text such as "0-9,207" or an iterable of labels, None for all. `settings` are keywords of the
-    pipeline's call. With `npz` the set is also packed for the ADM evaluator. With `shards` the images lie in so many
-    tar files; a process that is killed loses the shard under way, not only a batch. What is there is told on stderr.
-    `tokenizer` takes the place of the model's own, as in `load`.
-    ValueError names what is wrong before weights are read; only that a folder was begun with other weights is seen
-    after.
+    pipeline's call. With `npz` the set is also packed for the ADM evaluator. With `shards` the images are written to
+    that many tar files; a process that is killed then loses an unfinished shard, not only a batch. The number of
+    existing images is printed on stderr. `tokenizer` replaces the model's own, as in `load`.
+    ValueError for bad input before weights are read, and after that if the folder was started with other weights.
     """
     find_device(device)
     out, npz, chosen = Path(out), Path(npz) if npz is not None else None, dict(settings or {})
@@ -193,7 +192,7 @@ def labels_of(classes: str | Iterable[int | str] | None, names: ClassNames) -> t
         return tuple(range(len(names)))
     found = names.resolve_all(classes) if isinstance(classes, str) else [names.resolve(label) for label in classes]
     if not found:
-        raise ValueError("there are no classes; give at least one")
+        raise ValueError("classes is empty; give at least one class")
     return tuple(sorted(set(found)))
 
 
@@ -218,7 +217,7 @@ def _one_thread(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _places(out: Path, npz: Path | None, facts: Mapping[str, Any], wanted: ImageList) -> Iterator[None]:
-    """Hold the folder of the set, and see that the file beside it can be written."""
+    """Lock the folder of the set, and check that `npz` can be written."""
     with opened(out, facts, wanted.numbers_in):
         if npz is not None:
             check_writable(npz.parent)
@@ -233,7 +232,7 @@ def _facts(
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """All that decides the images, except the weights themselves."""
+    """Everything that determines the images except the weights."""
     return {
         "model": _named(model),
         "tokenizer": OWN if tokenizer is None else _named(tokenizer),
@@ -262,22 +261,22 @@ def exact_stages(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _numbers(stage: Stage) -> dict[str, Any]:
-    """The settings of a stage to the last digit; its backbone is told in words, in the plan."""
+    """The settings of a stage without rounding; its backbone is described in the plan's text."""
     values = {field.name: getattr(stage, field.name) for field in fields(stage) if field.name != "backbone"}
     return {name: v if isinstance(v, int | float | str | None) else repr(v) for name, v in values.items()}
 
 
 def plan_fingerprint(plan: Plan) -> str:
-    """Twenty hexadecimal digits that change with any weight of the networks that draw, or what latents stand for."""
+    """Twenty hexadecimal digits that change with any weight of the networks, or with the meaning of the latents."""
     meaning = (f"{name} {tensor.double().sum().item()!r}" for name, tensor in plan.tokenizer.meaning().items())
     return fingerprint(cast(list[nn.Module], [plan.tokenizer, *plan.networks]), meaning="".join(meaning))
 
 
 def _tell(out: Path, there: int, count: int) -> None:
     if there == count:
-        print(f"{out}: all {count:,} images are there", file=sys.stderr)
+        print(f"{out}: all {count:,} images exist already", file=sys.stderr)
     elif there:
-        print(f"{out}: {there:,} of {count:,} images are there; {count - there:,} to draw", file=sys.stderr)
+        print(f"{out}: {there:,} of {count:,} images exist already; {count - there:,} to draw", file=sys.stderr)
     else:
         print(f"{out}: {count:,} image{'' if count == 1 else 's'} to draw", file=sys.stderr)
 
@@ -290,7 +289,7 @@ def _draw(
     settings: Mapping[str, Any],
     bar: Progress,
 ) -> None:
-    """Draw whole units of work, and write of each what is not there yet."""
+    """Draw complete units of work, and write the images that do not exist yet."""
     plan = pipe.plan(**settings)
     done, all_batches = 0, sum(len(wanted.part(index)) for index in lacking)
 
@@ -300,7 +299,7 @@ def _draw(
         drawn = cast(PipelineOutput, pipe(labels, seeds=seeds, batch_size=len(numbers), plan=plan))
         yield from zip(map(wanted.name, numbers), labels, drawn.images, strict=True)
         done += 1
-        # The other processes are as far as this one, more or less.
+        # Assume that the other processes have made the same progress.
         bar.update(bar.first + round((bar.total - bar.first) * done / all_batches) - bar.n)
 
     for index in lacking:
@@ -317,7 +316,9 @@ def _pack(npz: Path, out: Path, wanted: ImageList) -> None:
     if wanted.shards:
         files = [image for index in range(wanted.shards) for image in members(out / wanted.shard(index))]
         if len(files) != wanted.count:
-            raise ValueError(f"the shards of {out} hold {len(files)} images, not {wanted.count}; remove those damaged")
+            raise ValueError(
+                f"the shards in {out} hold {len(files)} images, not {wanted.count}; delete damaged ones and run again"
+            )
         write_images(npz, files)
     else:
         write_images(npz, [out / wanted.name(number) for number in range(wanted.count)])

@@ -1,7 +1,7 @@
-"""How good drawn still lifes are, judged by the embedded classifier: class agreement, and a Fréchet distance.
+"""Quality of drawn still lifes, by the embedded classifier: class agreement, and a Fréchet distance.
 
-The distance is the FID of `vargen evaluate score --features stilllife`: between the classifier's 128 features of the
-images and those of fresh renderings. Neither needs a network connection, nor torch-fidelity.
+The distance is that of `vargen evaluate score --features stilllife`: between the classifier's 128 features of the
+images and those of new renderings. Neither needs a network connection or torch-fidelity.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from var_toolkit.zoo.directory import load_network
 from var_toolkit.zoo.registry import embedded_part
 
 BATCH = 100
-ENOUGH = 10_000  # renderings to compare with; with fewer the distance is larger, as with any Fréchet distance
+ENOUGH = 10_000  # renderings to compare with; a smaller number biases a Fréchet distance upwards
 WORKERS = min(4, os.cpu_count() or 1)  # processes that render
-WORTH_PROCESSES = 1000  # renderings for which they are worth their start
+WORTH_PROCESSES = 1000  # number of renderings from which on starting processes saves time
 JUDGE = "stilllife-classifier"
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Share of images in which the classifier sees the right class, and the right parts of it, from 0 to 1."""
+    """Share of images in which the classifier recognises the class, and its solid, colour and ground, from 0 to 1."""
 
     whole: float
     solid: float
@@ -49,11 +49,11 @@ def load_judge() -> StillLifeClassifier:
     return judge.requires_grad_(False)
 
 
-_judge = cache(load_judge)  # one for the functions here, which never move it
+_judge = cache(load_judge)  # shared by the functions here, which never move it
 
 
 def normalised(images_B3hw: Tensor) -> Tensor:
-    """Images of uint8 as the classifier takes them, float in [-1, 1]."""
+    """uint8 images as input of the classifier, float in [-1, 1]."""
     if images_B3hw.dtype != torch.uint8:
         raise ValueError(f"images are {images_B3hw.dtype}; they must be uint8, from 0 to 255")
     return images_B3hw / 127.5 - 1
@@ -63,7 +63,7 @@ def normalised(images_B3hw: Tensor) -> Tensor:
 def agreement(images_B3hw: Tensor, labels_B: Tensor) -> Agreement:
     """Class agreement of uint8 images (B, 3, 64, 64) with the labels that they were drawn for."""
     if not len(images_B3hw) == len(labels_B) > 0:
-        raise ValueError(f"there are {len(images_B3hw)} images and {len(labels_B)} labels; give one an image")
+        raise ValueError(f"there are {len(images_B3hw)} images and {len(labels_B)} labels; give one label per image")
     judge = _judge()
     found = [judge.predict(normalised(batch.cpu())) for batch in images_B3hw.split(BATCH)]
     told = torch.tensor([parts(int(label)) for label in torch.cat(found)])
@@ -73,7 +73,7 @@ def agreement(images_B3hw: Tensor, labels_B: Tensor) -> Agreement:
 
 
 def class_agreement(images_B3hw: Tensor, labels_B: Tensor) -> float:
-    """Share of images whose label the classifier names, from 0 to 1."""
+    """Share of images whose label the classifier predicts, from 0 to 1."""
     return agreement(images_B3hw, labels_B).whole
 
 
@@ -85,16 +85,16 @@ def image_statistics(images_B3hw: Tensor) -> Statistics:
 
 
 def fresh_batches(count: int, first: int = 0) -> DataLoader[Tensor]:
-    """Fresh renderings from number `first`, uint8 in batches, drawn by several processes if there are many."""
+    """New renderings from number `first` on, uint8 in batches, drawn by several processes if there are many."""
     return DataLoader(FreshStillLifes(count, first), BATCH, num_workers=WORKERS if count > WORTH_PROCESSES else 0)
 
 
 @torch.inference_mode()
 def fresh_statistics(count: int = ENOUGH, *, cached: Path | None = None, first: int = 0) -> Statistics:
-    """Statistics of `count` fresh renderings, from number `first`; a few hundred are drawn in a second.
+    """Statistics of `count` new renderings, from number `first` on; a few hundred are drawn in a second.
 
-    With `cached` they are kept in that `.npz` file, and computed again if it holds another count, or if the renderer or
-    the classifier have changed since. The file is a reference of `vargen evaluate score` as well.
+    With `cached` they are stored in that `.npz` file, and computed again if its count differs, or if the renderer or
+    the classifier has changed. The file can also be a reference of `vargen evaluate score`.
     """
     judge = _judge()
     source = f"{count} renderings of version {VERSION} from {first}"
@@ -108,7 +108,7 @@ def fresh_statistics(count: int = ENOUGH, *, cached: Path | None = None, first: 
 
 
 def embedded_distance(images_B3hw: Tensor, reference: Statistics | int = ENOUGH) -> float:
-    """Fréchet distance of uint8 images (B, 3, 64, 64) to fresh renderings: their statistics, or how many to draw."""
+    """Fréchet distance of uint8 images (B, 3, 64, 64) to new renderings, given by their statistics or their number."""
     against = fresh_statistics(reference) if isinstance(reference, int) else reference
     return frechet_distance(image_statistics(images_B3hw), against)
 
@@ -119,5 +119,5 @@ def _cached(path: Path, origin: Origin) -> Statistics | None:
     try:
         with open_archive(path) as archive:
             return statistics_in(archive, POOLED) if origin_in(archive) == origin else None
-    except (OSError, ValueError):  # whatever is wrong with the file, rendering again mends it
+    except (OSError, ValueError):  # a damaged file is replaced by rendering again
         return None

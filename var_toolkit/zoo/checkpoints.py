@@ -1,6 +1,6 @@
-"""Which weights of a trainer's checkpoint are a network's: out of their wrappers, under the published names.
+"""Find the weights of a network in a training checkpoint, remove wrappers, and give them their published names.
 
-A state dict is known by the names of the network it must hold, so it does not matter what a trainer calls it.
+A state dict is identified by the names of the tensors in it, so the key that a trainer stores it under is irrelevant.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 
 EMA = re.compile(r"(^|[^a-z])ema([^a-z]|$)|averag|shadow|polyak|(^|_)swa(_|$)", re.IGNORECASE)
 RAW = re.compile(r"(^|_)(non?|without|wo)_?ema|online", re.IGNORECASE)
-OTHERS = re.compile(r"optim|sched|scaler", re.IGNORECASE)  # hold tensors that are no weights
-PLAIN = ("module", "_orig_mod")  # of DistributedDataParallel and torch.compile: no one's name for weights
-# What trainers keep in the same state dict: losses and their networks, metrics, and the counters of averages.
+OTHERS = re.compile(r"optim|sched|scaler", re.IGNORECASE)  # hold tensors that are not weights
+PLAIN = ("module", "_orig_mod")  # wrappers of DistributedDataParallel and torch.compile, not names of weights
+# What trainers store in the same state dict: losses and their networks, metrics, and the counters of averages.
 TRAINING = re.compile(
     r"(loss|loss_fn|criterion|discriminator|disc|lpips|perceptual|perceptual_loss|metrics?|teacher|ema|model_ema)\."
     r"|(decay|num_updates|n_averaged|initted|step)$"
@@ -28,12 +28,12 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class NoSuchWeightsError(ValueError):
-    """A file has no weights of the kind, or under the name, that was asked for."""
+    """A file has no weights of the kind or name that --weights gives."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The weights that were taken, and what is to be said about it; None if there was nothing to choose."""
+    """The weights that were taken, and a note for the user; None if there was no choice."""
 
     tensors: dict[str, Tensor]
     note: str | None = None
@@ -41,7 +41,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Tensors that could be meant: where they are, under which prefix, and what is beside them for training alone."""
+    """Tensors that may be the weights: their path, their prefix, and the names beside them that only training uses."""
 
     path: tuple[str, ...]
     prefix: str
@@ -66,16 +66,16 @@ class _Candidate:
 def choose(content: object, required: Sequence[str], source: str, wanted: str | None = None) -> Chosen:
     """The state dict of the network that has the tensors `required`; any state dict if none are.
 
-    `wanted` is "ema" for averaged weights, "model" for the others, or what a note called them; without it averaged ones
+    `wanted` is "ema" for averaged weights, "model" for the others, or a name from a note; by default the averaged ones
     are taken if there are both. ValueError in one line if there are none, or several of a kind.
     """
     dicts = list(_state_dicts(content, ()))
     if not dicts:
-        raise ValueError(f"{source} holds no state dict (names to tensors); it is no published weight file")
+        raise ValueError(f"{source} holds no state dict (names to tensors); give a published weight file")
     found = [one for path, tensors in dicts for one in _candidates(path, tensors, required)]
     most = max(_matches(one.tensors, required) for one in found)
     found = [one for one in found if 2 * _matches(one.tensors, required) >= most]
-    if required and not most:  # what is lacking is said by whoever needs it
+    if required and not most:  # the caller reports which tensors are missing
         found = [max(found, key=lambda one: len(one.tensors))]
     nameless = next(_nameless(content, ()), None)
     taken = _taken(found, wanted, nameless, source)
@@ -95,7 +95,7 @@ def _state_dicts(content: object, path: tuple[str, ...]) -> Iterator[tuple[tuple
 
 
 def _nameless(content: object, path: tuple[str, ...]) -> Iterator[str]:
-    """Where averaged weights are kept as a list, without their names."""
+    """Paths of averaged weights that are stored as a list, without names."""
     if not isinstance(content, Mapping) or len(path) > DEPTH:
         return
     for name, value in content.items():
@@ -116,15 +116,15 @@ def _candidates(path: tuple[str, ...], tensors: dict[str, Tensor], required: Seq
             if name.startswith(prefix) and not name.startswith(longer or ("\0",))
         }
         training = {name for name in here if TRAINING.match(name)} if required else set()
-        kept = {name: tensor for name, tensor in here.items() if name not in training}
+        weights = {name: tensor for name, tensor in here.items() if name not in training}
         others = [name for name in tensors if not name.startswith(tuple(prefixes))] if prefix else []
-        yield _Candidate(path, prefix, kept, (*others, *(prefix + name for name in sorted(training))))
-        if averaged := _without_dots(tensors, prefix, kept):
+        yield _Candidate(path, prefix, weights, (*others, *(prefix + name for name in sorted(training))))
+        if averaged := _without_dots(tensors, prefix, weights):
             yield _Candidate((*path, "model_ema"), "", averaged)
 
 
 def _prefixes(tensors: Mapping[str, Tensor], required: Sequence[str]) -> list[str]:
-    """What may stand before the published names: "module.", "model." and so on; "" for nothing."""
+    """Prefixes of the published names, such as "module." and "model."; "" for none."""
     counts = Counter(
         name[: len(name) - len(end)] for end in required for name in tensors if name == end or name.endswith(f".{end}")
     )
@@ -133,7 +133,7 @@ def _prefixes(tensors: Mapping[str, Tensor], required: Sequence[str]) -> list[st
 
 
 def _without_dots(tensors: Mapping[str, Tensor], prefix: str, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The averages of latent-diffusion's LitEma, which takes the dots out of names and leaves buffers out."""
+    """The averages of latent-diffusion's LitEma, which removes the dots from names and omits buffers."""
     for inner in ("", prefix):
         names = {name: "model_ema." + (inner + name).replace(".", "") for name in raw}
         averaged = {name: tensors[flat] for name, flat in names.items() if flat in tensors}
@@ -153,11 +153,11 @@ def _taken(found: list[_Candidate], wanted: str | None, nameless: str | None, so
     if wanted is not None:
         pool = kinds.get(wanted) or [one for one in found if one.label == wanted]
     if not pool:
-        why = f"; its averaged weights, {nameless!r}, are a list without names" if nameless else ""
-        raise NoSuchWeightsError(f"--weights {wanted}: {source} has no such weights{why}; it has {there}")
+        why = f" (its averaged weights, {nameless!r}, are a list without names)" if nameless else ""
+        raise NoSuchWeightsError(f"--weights {wanted}: {source} does not contain these{why}; it has {there}")
     if any(not _same(*two) for two in pairwise(pool)):
         several = ", ".join(one.label for one in pool)
-        raise ValueError(f"{source} holds several networks that could be meant: {several}; name one with --weights")
+        raise ValueError(f"{source} holds several networks that fit: {several}; choose one with --weights")
     return pool[0]
 
 
@@ -171,17 +171,17 @@ def _note(taken: _Candidate, found: list[_Candidate], wanted: str | None, namele
     words = {"ema": ", the averaged weights", "model": ", the weights that are not averaged"}
     parts = [f"took {taken.label!r}{words[taken.kind] if others or taken.kind == 'ema' else ''}"]
     if others and wanted is None:
-        parts.append(f"--weights {others.pop()} takes the others")
+        parts.append(f"--weights {others.pop()} selects the others")
     if nameless and taken.kind == "model":
-        parts.append(f"the averaged weights, {nameless!r}, are a list without names and cannot be taken")
+        parts.append(f"the averaged weights, {nameless!r}, are a list without names and cannot be used")
     if taken.left_out:
-        parts.append(f"left out {len(taken.left_out)} tensors of training, such as {taken.left_out[0]!r}")
+        parts.append(f"ignored {len(taken.left_out)} tensors that only training uses, such as {taken.left_out[0]!r}")
     plain = not taken.path and not taken.prefix and not others
     return None if plain and len(parts) == 1 else "; ".join(parts)
 
 
 def _checked(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Dense tensors of usual kinds; float64 as float32, in which everything is computed."""
+    """The tensors, checked to be dense and of a common dtype; float64 becomes float32."""
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided:
             raise ValueError(f"{source}: {name} is a sparse tensor; save it with .to_dense()")

@@ -1,4 +1,4 @@
-"""Class labels from what people type: a number, a name, a synonym or a synset."""
+"""Class labels from user input: a number, a name, a synonym or a synset."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from operator import index
 from typing import SupportsIndex
 
 NO_CLASS = "none"
-DATA_SETS = {  # and which models draw their classes
+DATA_SETS = {  # with the models that draw their classes
     "imagenet": "an ImageNet model, such as var-d16",
     "still-lifes": "a still-life model, such as stilllife-var",
 }
-Named = str | tuple[str, ...] | None  # how a model keeps its names: those of a data set, its own, or none
+Named = str | tuple[str, ...] | None  # how a model stores its names: those of a data set, its own, or none
 
 CLASSES = 1000  # of each of these data sets
 LONGEST = 255  # characters of a name, as many as a folder's may have
@@ -27,20 +27,20 @@ SHOWN = 5  # names in an error
 SPAN = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")  # of labels
 SYNSET = re.compile(r"n\d{8}")
 EXPLICIT = re.compile(r"(label|name):\s*(.+)")  # for models some of whose names are numbers
-# How torchvision tells its 1000 categories apart where the descriptions of ImageNet do not.
+# Names of torchvision for categories that ImageNet's descriptions do not distinguish.
 TORCHVISION = {"crane bird": 134}
 
 
 class ClassNames:
     """The names of the classes of a model.
 
-    A class has a name to show, and any number of others; letters, accents, hyphens, underscores and spaces may be
-    typed in any way. `named` says where the names are from, as a model keeps it.
+    A class has a display name and any number of other names; case, accents, hyphens, underscores and spaces do not
+    matter. `named` is the origin of the names, as a model stores it.
     """
 
     def __init__(self, names: Sequence[Sequence[str]], named: Named) -> None:
         self._names, self.named = names, named
-        # What each text may mean, by the strictness of the comparison: the first dictionary that has it decides.
+        # Labels by text, from strict to loose comparison: the first dictionary that has the text decides.
         exact: dict[str, set[int]] = {}
         main: dict[str, set[int]] = {}
         other: dict[str, set[int]] = {}
@@ -68,10 +68,10 @@ class ClassNames:
         return tuple(self._names[label])
 
     def resolve(self, wanted: SupportsIndex | str | None) -> int:
-        """The label that a number or a name means; ValueError with the nearest names if there is none.
+        """The label of a number or a name; ValueError with the nearest names if it is unknown.
 
-        None, or "none", is the null class behind all others, as which models learnt to draw without a label. Where
-        names are numbers themselves, "label:7" and "name:7" tell the two apart, and an integer is always a label.
+        None, or "none", is the null class after all others, which models use for images without a label. Where names
+        are numbers themselves, "label:7" and "name:7" distinguish the two, and an integer is always a label.
         """
         if wanted is None:
             return len(self)
@@ -92,22 +92,22 @@ class ClassNames:
         if found != {label} and 0 <= label <= len(self) - as_number:
             text = wanted.strip()
             raise ValueError(
-                f"class {text!r} means two things: label {text} ({self.name(label)!r}), and the class that is called "
-                f"{text!r}, label {min(found)}; write label:{text} or name:{text}"
+                f"class {text!r} is ambiguous: label {text} ({self.name(label)!r}), or the class named {text!r}, "
+                f"label {min(found)}; write label:{text} or name:{text}"
             )
         return self._only(wanted, found)
 
     def resolve_all(self, text: str) -> list[int]:
-        """The labels that one text on the command line means: one class, or several such as "0-9,207,red cube on sand".
+        """The labels of one text on the command line: one class, or several such as "0-9,207,red cube on sand".
 
-        A name that has commas or hyphens itself is that class.
+        A name that contains commas or hyphens is recognised as one class.
         """
         if self._known(text):
             return [self.resolve(text)]
         pieces, at = text.split(","), 0
         labels: list[int] = []
         while at < len(pieces):
-            # The longest run of pieces that is a name; else the piece alone.
+            # The longest run of pieces that is a name, else a single piece.
             ends = range(min(len(pieces), at + SHOWN), at, -1)
             end = next((end for end in ends if self._known(",".join(pieces[at:end]))), at + 1)
             labels += self._piece(",".join(pieces[at:end]))
@@ -120,7 +120,7 @@ class ClassNames:
             return [self.resolve(text)]
         first, last = (self.resolve(end) for end in span.groups())
         if first > last:
-            raise ValueError(f"classes {text!r} run backwards; give the smaller number first")
+            raise ValueError(f"classes {text!r} is a descending range; give the smaller number first")
         return range(first, last + 1)
 
     def _label(self, number: int) -> int:
@@ -132,7 +132,7 @@ class ClassNames:
         return bool(self._named(text))
 
     def _named(self, text: str) -> set[int]:
-        """The labels of which a text is a name: one, several, or none. A definition as timm adds it is passed over."""
+        """The labels that a text names: one, several, or none. A definition after ": ", as in timm, is ignored."""
         if found := self._exact.get(text.strip()):
             return found
         for short in (folded(text), folded(text.partition(": ")[0])):
@@ -149,14 +149,11 @@ class ClassNames:
         raise ValueError(f"class {wanted!r} is not known{self._way_out(wanted)}")
 
     def _way_out(self, wanted: str) -> str:
-        """What may have been meant, for an error: the nearest names, another model's classes, or numbers."""
+        """The end of an error for an unknown name: the nearest names, another model with that class, or numbers."""
         last = len(self) - 1
         by_number = f"numbers 0 to {last} work too"
         if self.named is None:
-            return (
-                ": this model has no class names (it was saved before models kept them, or without any); "
-                f"give a number from 0 to {last}"
-            )
+            return f": this model was saved without class names; give a number from 0 to {last}"
         if holding := self.matching(wanted):
             such = " and ".join(repr(self.name(label)) for label in holding[:2])
             return f", but names like {such} are; `vargen classes {shlex.quote(wanted)}` lists them"
@@ -171,7 +168,7 @@ class ClassNames:
         )
 
     def elsewhere(self, wanted: str) -> str:
-        """Which models draw a class that this one does not, as the beginning of a sentence."""
+        """Other models that draw this class, as the beginning of a sentence."""
         return "".join(
             f"{wanted!r} needs {models}; "
             for data_set, models in DATA_SETS.items()
@@ -179,12 +176,12 @@ class ClassNames:
         )
 
     def nearest(self, wanted: str) -> list[str]:
-        """Up to three names that are spelt almost like a text."""
+        """Up to three names with a similar spelling."""
         shown = {folded(name): name for names in reversed(self._names) for name in reversed(names)}
         return [shown[text] for text in get_close_matches(folded(wanted), shown, n=3, cutoff=0.66)]
 
     def matching(self, pattern: str) -> list[int]:
-        """The labels with a name that matches a pattern with * or ?, or that has a text as words of it."""
+        """The labels with a name that matches a pattern with * or ?, or that contains the text as whole words."""
         if any(sign in pattern for sign in "*?["):
             low = pattern.casefold()
             return [
@@ -197,7 +194,7 @@ class ClassNames:
 
 
 def folded(text: str) -> str:
-    """A name without what people spell in several ways: case, accents, hyphens, underscores, apostrophes, spaces."""
+    """A name without differences of case, accents, hyphens, underscores, apostrophes and spaces, for comparison."""
     plain = unicodedata.normalize("NFKD", text.casefold())
     letters = "".join(c for c in plain if not unicodedata.combining(c) and c not in "'\u2019`")
     short = " ".join(re.findall(r"\w+", letters.replace("_", " ")))
@@ -205,7 +202,7 @@ def folded(text: str) -> str:
 
 
 def _integer(value: SupportsIndex | str) -> int:
-    """A label as a number; ValueError for what is none, such as True or 1.5."""
+    """A label as an integer; ValueError for anything else, such as True or 1.5."""
     is_boolean = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
     try:
         if not is_boolean:
@@ -216,10 +213,10 @@ def _integer(value: SupportsIndex | str) -> int:
 
 
 def kept(names: str | Iterable[str] | None, count: int) -> Named:
-    """Names of `count` classes as a model keeps them: those of a data set by its name, else in the order of the labels.
+    """Names of `count` classes as a model stores them: the name of a data set, else a tuple in the order of the labels.
 
-    The 1000 synsets of ImageNet in their order, as the folders of its training set are called, are those of ImageNet.
-    What cannot be printed, as a folder's name may have it, becomes "?". ValueError if they do not fit.
+    The 1000 synsets of ImageNet in order, which are the folders of its training set, become "imagenet". Characters
+    that cannot be printed, which folder names may contain, become "?". ValueError if the names do not fit.
     """
     if names is not None and not isinstance(names, str):
         names = ["".join(c if c.isprintable() else "?" for c in name)[:LONGEST] for name in names]
@@ -229,7 +226,7 @@ def kept(names: str | Iterable[str] | None, count: int) -> Named:
 
 
 def read(value: object, count: int, where: str) -> Named:
-    """Names of `count` classes from a file of anyone's; ValueError in one line, beginning with `where`."""
+    """Names of `count` classes from a file; ValueError in one line, beginning with `where`."""
     if value is None:
         return None
     if isinstance(value, str):

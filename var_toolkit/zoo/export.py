@@ -1,8 +1,8 @@
 """The decoder of a tokenizer, and a step of VAR, as programs that run without this package: torch.export or ONNX.
 
-A program is traced from the modules that draw here, so there is no second implementation to keep equal. Images and
-rows may be any number; everything else is as large as in the model. What lies around these programs, guidance, filters,
-chance and the way from tokens to the inputs of the next scale, is left to whoever runs them.
+A program is traced from the modules that draw images here, so there is no second implementation. The numbers of images
+and rows are dynamic; all other sizes are those of the model. The caller of these programs implements guidance, filters,
+sampling, and the computation of the next scale's inputs from tokens.
 
 Letters: B images, R rows (images, twice under guidance), N layers, H heads, L tokens, D head width, C channels.
 """
@@ -24,15 +24,15 @@ from var_toolkit.tokenizers.kl import KLTokenizer
 from var_toolkit.zoo.fitting import AnyTokenizer
 
 ENDINGS = (".pt2", ".onnx")
-KL_IMAGES = 63  # images; from 64 on diffusers copies what it enlarges, which is another program
+KL_IMAGES = 63  # images; from 64 on diffusers copies its inputs before upsampling, which gives another program
 LARGEST_ONNX = 2**31  # bytes, of one protobuf file
 
 
 def export_decoder(tokenizer: AnyTokenizer, path: Path | str) -> None:
     """Write the decoder: `latent` (B, C, side, side), float32 -> `images` (B, 3, h, w), float32 in [-1, 1].
 
-    That of an AutoencoderKL takes up to 63 images. A path ends in .pt2 (`torch.export.load`) or .onnx. ValueError in
-    one line for anything that cannot be done.
+    The decoder of an AutoencoderKL accepts up to 63 images. A path ends in .pt2 (`torch.export.load`) or .onnx.
+    ValueError in one line if the export is not possible.
     """
     side, device = tokenizer.scales.finest, next(tokenizer.parameters()).device
     latent = torch.zeros(2, tokenizer.channels, side, side, device=device)
@@ -41,14 +41,14 @@ def export_decoder(tokenizer: AnyTokenizer, path: Path | str) -> None:
 
 
 def export_step(backbone: VAR, scale: int, path: Path | str) -> None:
-    """Write what VAR computes at a scale, counted from 0: a program for each, as their numbers of tokens differ.
+    """Write what VAR computes at one scale, counted from 0: one program per scale, as the numbers of tokens differ.
 
     `labels` (R), int64; `inputs` (R, L, C), float32, the tokenizer's of this scale (no tokens at scale 0); `keys` and
     `values` (N, R, H, L, D) of all scales before -> `logits` (R, L, V), float32; `new_keys`, `new_values` of this one.
-    ValueError in one line for anything that cannot be done.
+    ValueError in one line if the export is not possible.
     """
     if not isinstance(backbone, VAR):
-        raise ValueError(f"the backbone is a {type(backbone).__name__}; only a VAR's steps are exported")
+        raise ValueError(f"the backbone is a {type(backbone).__name__}; only steps of a VAR can be exported")
     if not 0 <= scale < len(backbone.scales):
         raise ValueError(f"scale is {scale}; this backbone has the scales 0 to {len(backbone.scales) - 1}")
     config, begin = backbone.config, backbone.scales.offsets[scale]
@@ -80,7 +80,7 @@ class _Step(nn.Module):
         self.backbone, self.scale = backbone, scale
 
     def forward(self, labels: Tensor, inputs: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The engine's own calls, with a cache that is filled from tensors and read again."""
+        """The calls of the decoding engine, with a cache that is filled from tensors and read back."""
         backbone, begin, layers = self.backbone, keys.shape[3], range(keys.shape[0])
         end = begin + backbone.scales.lengths[self.scale]
         cache = backbone.new_cache(labels.shape[0], [end] * len(layers))
@@ -108,9 +108,9 @@ def _export(
     """
     _check(module, path)
     size = torch.export.Dim("rows", min=1, max=most)
-    # A copy, because packed weights are no tensors that a program can hold, and a training network must stay one.
+    # A copy, because a program cannot hold packed weights, and a network in training mode must stay in it.
     traced = deepcopy(module).eval().to(memory_format=torch.contiguous_format)
-    # With gradients on, linear layers are torch's own operators; without, those of oneDNN, which only an x86 CPU has.
+    # With gradients enabled, linear layers use torch's operators; without, those of oneDNN, which only x86 CPUs have.
     with torch.inference_mode(False), torch.enable_grad():
         shapes = {name: {dim: size} for name, dim in rows.items()}
         program = torch.export.export(traced, (), dict(given), dynamic_shapes=shapes)
@@ -127,7 +127,7 @@ def _save(program: torch.export.ExportedProgram, path: Path) -> None:
 
 
 def _check(module: nn.Module, path: Path) -> None:
-    """Refuse before the work what cannot be written."""
+    """Raise ValueError before the work if the file cannot be written."""
     if path.suffix not in ENDINGS:
         raise ValueError(f"{path} must end in {' or '.join(ENDINGS)}")
     check_writable(path.parent)

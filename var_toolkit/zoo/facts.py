@@ -1,6 +1,6 @@
-"""What is known of where weights come from: it travels with them, and a model card says it. Nothing computes with it.
+"""Facts about the origin of weights: saved with them and shown in the model card, but not used in any computation.
 
-`facts.json` lies beside `model_index.json`, or in the folder of whatever else a training run delivers.
+`facts.json` lies beside `model_index.json`, or in the folder of any other network that a training run writes.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ FACTS = "facts.json"
 SIGNATURE = (
     "<!-- Written by var_toolkit from facts.json and the configurations. Without this line it is yours and stays. -->"
 )
-DATA = {"still-lifes": "still lifes that var_toolkit renders itself", "imagenet": "ImageNet"}
+DATA = {"still-lifes": "still lifes rendered by var_toolkit", "imagenet": "ImageNet"}
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a model's weights; None and empty stand for what is not."""
+    """What is known of a model's weights; None or empty where nothing is known."""
 
     origin: str | None = None  # where the weights come from, in words
     license: str | None = None  # as the hub names it, such as mit
-    base_models: tuple[str, ...] = ()  # hub ids of what they were made from
-    data: str | None = None  # what the backbone learned from, in words
+    base_models: tuple[str, ...] = ()  # hub ids of the models that they were made from
+    data: str | None = None  # the training data of the backbone, in words
     images_seen: int | None = None
     recipe: str | None = None  # of its training, YAML
     training: dict[str, float] = field(default_factory=dict)  # the last figures in the log of its training
     figures: dict[str, str] = field(default_factory=dict)  # of images drawn with the default settings
-    card: str | None = None  # one written by hand, which takes the place of ours; it lies in README.md
+    card: str | None = None  # a model card written by hand (README.md), which replaces the generated one
 
     def altered(self, how: str) -> Facts:
-        """Of a model of which a part was replaced: no figure holds any longer, nor does the licence of the whole."""
+        """The facts after a part of the model was replaced: the scores and the licence no longer apply."""
         origin = f"{self.origin or 'not known'}; {how}"
         return replace(self, origin=origin, license=None, figures={}, card=None)
 
     def licensed(self, license: str | None) -> Facts:
-        """With a licence, if one is given. ValueError if another one is known already."""
+        """The facts with a licence, if one is given. ValueError if the weights have a different one."""
         if license is None or license == self.license:
             return self
         if self.license is not None:
             raise ValueError(
-                f"license is {license!r}, but these weights have the licence {self.license!r}; leave it out"
+                f"license is {license!r}, but these weights have the licence {self.license!r}; remove license"
             )
         return replace(self, license=license)
 
@@ -80,7 +80,7 @@ def of_entry(entry: Entry) -> Facts:
 
 
 def of_files(family: str, names: Mapping[str, str]) -> Facts:
-    """What the names of published files tell by part. Those of files that the zoo knows are taken at their word."""
+    """The facts that the names of published files determine; files with names of the zoo count as its own."""
     for entry in ENTRIES.values():
         if isinstance(entry.source, Hub) and entry.source.family == family:
             known = {part: file for part, (_, file) in entry.source.files.items()}
@@ -90,7 +90,7 @@ def of_files(family: str, names: Mapping[str, str]) -> Facts:
 
 
 def of_both(first: Facts, second: Facts) -> Facts:
-    """Of two models that draw together: where both come from, and their licence if they share it."""
+    """The facts of two models that draw together: both origins, and the licence if it is the same."""
     origins = [facts.origin or "not known" for facts in (first, second)]
     return Facts(
         origin=f"two models: {'; and '.join(origins)}",
@@ -101,16 +101,16 @@ def of_both(first: Facts, second: Facts) -> Facts:
 
 
 def read_facts(folder: Path) -> Facts:
-    """What a folder says of itself, as far as it is understood. ValueError in one line for values of a wrong kind."""
+    """The facts in a folder; unknown keys are ignored. ValueError in one line for values of the wrong type."""
     path, card = folder / FACTS, folder / CARD
     told: Any = read_json(path) if path.is_file() else {}
-    known = {name: value for name, value in told.items() if name in FIELDS}  # a newer version may tell more
+    known = {name: value for name, value in told.items() if name in FIELDS}  # a newer version may have more
     facts = strict_fields.build(Facts, known, where=str(path))
     return replace(facts, card=by_hand(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None)
 
 
 def write_facts(folder: Path, facts: Facts) -> None:
-    """Write what is known, in an existing folder; the card is not part of it."""
+    """Write the facts into an existing folder, without the card."""
     known = {name: value for name, value in asdict(facts).items() if value not in (None, (), {}) and name != "card"}
     if facts.training:  # without figures that JSON cannot hold, of a training that diverged
         known["training"] = {name: value for name, value in facts.training.items() if isfinite(value)}
@@ -118,7 +118,7 @@ def write_facts(folder: Path, facts: Facts) -> None:
 
 
 def by_hand(card: str) -> str | None:
-    """A card, if someone wrote it or changed ours; None for ours, and for settings of the hub without any text."""
+    """The card if a user wrote or changed it; None for a generated one, and for hub settings without any text."""
     text = card.strip()
     body = text.split("\n---", 1)[-1].strip() if text.startswith("---") else text
     return None if SIGNATURE in text or not body.strip("-") else card

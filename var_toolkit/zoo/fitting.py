@@ -1,4 +1,4 @@
-"""Whether a tokenizer and a backbone belong together, and the tokenizer as the backbone needs it."""
+"""Check that a tokenizer fits a backbone, and set its token maps as the backbone needs them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AnyTokenizer = MultiScaleVQ | RasterVQ | KLTokenizer
 def fitted(tokenizer: nn.Module, backbone: Any, sources: tuple[str, str]) -> AnyTokenizer:
     """A MultiScaleVQ as it is; a RasterVQ for maps of the backbone's side; an AutoencoderKL with its scales.
 
-    ValueError in one line if the two do not belong together; `sources` say where tokenizer and backbone are from.
+    ValueError in one line if the two do not fit; `sources` name tokenizer and backbone in errors.
     """
     tokens, wanted = _needed(backbone)
     found = type(tokenizer).__name__
@@ -51,5 +51,5 @@ def _a(name: str) -> str:
 def _require_equal(expected: int, found: int, what: str, sources: tuple[str, str]) -> None:
     if expected != found:
         raise ValueError(
-            f"{sources[1]} expects {expected} {what}, {sources[0]} has {found}: they do not belong together"
+            f"{sources[1]} expects {expected} {what}, {sources[0]} has {found}; give the tokenizer of this backbone"
         )

@@ -1,6 +1,6 @@
-"""Files of FlowAR (OliverRensu/FlowAR): what their key names and shapes say.
+"""Files of FlowAR (OliverRensu/FlowAR): sizes from tensors, and the names of tensors.
 
-Our network keeps the published key names; the mask and the tables of rotary positions are dropped.
+Our network has the published tensor names; the mask and the RoPE tables are dropped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ARGUMENTS = Arguments(
         "use_checkpoint", "vae_stride",
     }),
 )  # fmt: skip
-INPUT_SIDE = 16  # to which the published sampler grows every map, whatever the schedule
+INPUT_SIDE = 16  # to which the published sampler enlarges every map, for any schedule
 HEADS = {768: 12, 1024: 16, 1536: 16}  # of the published widths
 RATIO_PARTS = 100
 
@@ -50,17 +50,17 @@ def flowar_sizes(tensors: Tensors) -> dict[str, Any]:
 
 
 def completed(settings: dict[str, Any], tensors: Tensors, source: str) -> dict[str, Any]:
-    """The sizes with what no tensor tells. The class conditions both stacks, so they are of one width."""
+    """The sizes completed by those that no tensor determines. The class conditions both stacks: equal widths."""
     decoder, encoder = tensors["decoder_embed.weight"].shape
     if decoder != encoder:
         raise ValueError(f"{source} has an encoder {encoder} wide and a decoder {decoder} wide; they must be the same")
     tables = [name for name in tensors if name.endswith("rope.freqs") and not name.startswith("flownet.")]
     if len({len(tensors[name]) for name in tables}) > 1:
-        raise ValueError(f"{source} has layers with other numbers of heads than others; they must be the same")
+        raise ValueError(f"{source} has layers with different numbers of heads; they must be the same")
     if "patch_nums" not in settings:
         settings["patch_nums"] = _doubling(tensors["encoder_pos_embed_learned"].shape[1], source)
     if "num_heads" not in settings and settings["embed_dim"] not in HEADS:
-        raise ValueError(f"{source} does not tell how many heads it has; give encoder_num_heads by --config")
+        raise ValueError(f"{source} does not determine the number of heads; give encoder_num_heads by --config")
     return {"num_heads": HEADS.get(settings["embed_dim"]), "input_side": INPUT_SIDE, **settings}
 
 
@@ -79,6 +79,6 @@ def _doubling(length: int, source: str) -> tuple[int, ...]:
         sides.append(2 * sides[-1])
     if Scales(tuple(sides)).total != length:
         raise ValueError(
-            f"{source} has {length} tokens, which no scales have that double from 1; give patch_nums by --config"
+            f"{source} has {length} tokens, which do not fit scales that double from 1; give patch_nums by --config"
         )
     return tuple(sides)

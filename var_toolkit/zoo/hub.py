@@ -1,7 +1,7 @@
-"""A model hub, through huggingface_hub: its cache, its progress bar, its offline switch, its token.
+"""Downloads from and uploads to the Hugging Face hub, with the cache, offline mode and token of its own library.
 
 A hub id is `user/name`, or `user/name@revision` with a branch, a tag or a commit; "/" in one is written %2F. Without a
-connection nothing is tried again and again: what the cache holds is used, and what it lacks is told at once.
+connection there are no retries: the cache is used, and a file that it lacks is an error at once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def download(repository: str, filename: str) -> Path:
     """The local path of a file of a hub id; downloaded once, then found in the cache.
 
     A fresh download is checked against the hub's SHA-256 where the hub gives one. ValueError in one line if the file
-    cannot be had; HF_HUB_OFFLINE=1 forbids the network.
+    cannot be downloaded; HF_HUB_OFFLINE=1 forbids the network.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
@@ -76,7 +76,7 @@ def download_network(repository: str, subfolder: str) -> Path:
 def snapshot(repository: str, weights: bool = True) -> Path:
     """The local folder of a model directory on the hub, without its weights if they are not needed.
 
-    ValueError in one line if it cannot be had.
+    ValueError in one line if it cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
 
@@ -87,7 +87,7 @@ def snapshot(repository: str, weights: bool = True) -> Path:
 
 
 def reachable() -> bool:
-    """Whether the hub answers at all, within seconds: its library tries five times, and tells of each."""
+    """Whether the hub answers within seconds. The hub's library would try five times and print a warning each time."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
@@ -102,7 +102,7 @@ def reachable() -> bool:
 
 @contextmanager
 def _asked(what: str, repository: str) -> Iterator[None]:
-    """Whatever goes wrong while something is read from the hub, as a ValueError of one line, and no other line."""
+    """Turn any error of a download into a ValueError of one line, and silence the library's own messages."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     logger = logging.getLogger("huggingface_hub")
@@ -113,7 +113,7 @@ def _asked(what: str, repository: str) -> Iterator[None]:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise ValueError(
             f"{what} is not in the cache and the hub cannot be reached; "
-            "connect once to download it, or convert a local file with `vargen convert`"
+            "connect to the network to download it once, or convert a local file with `vargen convert`"
         ) from None
     except (HfHubHTTPError, OSError) as error:
         raise ValueError(f"{what} cannot be downloaded: {_why(error, repository)}") from None
@@ -124,24 +124,24 @@ def _asked(what: str, repository: str) -> Iterator[None]:
 def is_hub_id(source: str) -> bool:
     """Whether a source that is not a directory reads user/name, perhaps with a revision behind an @.
 
-    Below an existing folder it is a mistyped path.
+    If `user` is an existing folder, it is a mistyped path.
     """
     owner, _, name = source.partition("@")[0].partition("/")
     return bool(owner and name) and "/" not in name and owner[0] not in ".~" and not Path(owner).is_dir()
 
 
 def split_revision(source: str) -> tuple[str, str | None]:
-    """user/name and the revision behind the @, None if there is no @. ValueError if nothing is behind it."""
+    """user/name and the revision after the @, None if there is no @. ValueError if the revision is empty."""
     name, at, revision = source.partition("@")
     if at and not revision:
         raise ValueError(
-            f"{source!r} names no revision behind the @; give a branch, a tag or a commit, or leave it out"
+            f"{source!r} names no revision behind the @; give a branch, a tag or a commit, or remove the @"
         )
     return name, unquote(revision) or None
 
 
 def with_revision(repository: str, revision: str | None) -> str:
-    """user/name@revision, or user/name if there is none: what `split_revision` takes apart."""
+    """user/name@revision, or user/name without a revision: the inverse of `split_revision`."""
     return repository if revision is None else f"{repository}@{quote(revision, safe='')}"
 
 
@@ -163,11 +163,12 @@ def upload(
     token: str | None = None,
     commit_message: str | None = None,
 ) -> str:
-    """Commit what `write` puts into a new folder to a hub id, and return the address of the commit.
+    """Upload what `write` puts into a temporary folder to a hub id, and return the address of the commit.
 
-    Repository and branch are made if they are missing; `private` counts for a new one. A card there that was written by
-    hand stays. ValueError in one line if the hub refuses, or if the repository holds something other than a model of
-    this package, whose files would be replaced: that is found out before anything is written.
+    Repository and branch are created if they do not exist; `private` applies to a new repository. A model card in the
+    repository that was written by hand is preserved. ValueError in one line if the hub refuses, or if the repository
+    holds anything but a model of this package, whose files would be replaced: this is checked before anything is
+    written.
     """
     api = may_upload(repository, token)
     with _in_one_line(repository):
@@ -177,7 +178,7 @@ def upload(
             api.create_branch(repository, branch=revision, exist_ok=True)
     with TemporaryDirectory(prefix="vargen-push-") as temporary:
         with _in_one_line(repository):
-            kept = _card_by_hand(api, repository, revision, Path(temporary) / "there")
+            has_own_card = _card_by_hand(api, repository, revision, Path(temporary) / "there")
         folder = Path(temporary) / "model"
         write(folder)
         with _in_one_line(repository):
@@ -186,16 +187,16 @@ def upload(
                 folder_path=folder,
                 commit_message=commit_message or "Upload with var_toolkit",
                 revision=revision,
-                ignore_patterns=[CARD] if kept else None,
-                delete_patterns=[f"{part}/*" for part in EXPECTED],  # of a part that the model has no longer
+                ignore_patterns=[CARD] if has_own_card else None,
+                delete_patterns=[f"{part}/*" for part in EXPECTED],  # parts that the model no longer has
             )
     return str(done.commit_url)
 
 
 def may_upload(repository: str, token: str | None = None) -> HfApi:
-    """The hub, for someone with a token. ValueError in one line without one, offline, or for a name that cannot be.
+    """The hub with the user's token. ValueError in one line without a token, offline, or for an invalid name.
 
-    No request is made yet: the first one tells whether the token may write there.
+    No request is made: the first one shows whether the token may write to the repository.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -222,7 +223,7 @@ def may_upload(repository: str, token: str | None = None) -> HfApi:
 
 @contextmanager
 def _in_one_line(repository: str) -> Iterator[None]:
-    """Whatever goes wrong while the hub is asked, as a ValueError of one line."""
+    """Turn any error of a request to the hub into a ValueError of one line."""
     try:
         yield
     except Exception as error:  # the hub's library has changed its HTTP client twice, and each has errors of its own
@@ -235,9 +236,9 @@ def _in_one_line(repository: str) -> Iterator[None]:
 
 
 def _require_ours(api: HfApi, repository: str, revision: str | None) -> None:
-    """ValueError in one line for a repository with files that no push of ours could have left there.
+    """ValueError in one line for a repository with files that `push` would not have written.
 
-    A branch that does not exist yet will be made from the main one.
+    A branch that does not exist yet will be created from the main one.
     """
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RevisionNotFoundError
 
@@ -254,7 +255,7 @@ def _require_ours(api: HfApi, repository: str, revision: str | None) -> None:
     files = [] if ours else [file.rfilename for file in api.model_info(repository, revision=revision).siblings or []]
     if foreign := [file for file in files if file not in COMMON]:
         raise ValueError(
-            f"it holds {foreign[0]!r} and is not a model of var_toolkit, and a push would replace its files; "
+            f"it holds {foreign[0]!r} and is not a model of var_toolkit; pushing would replace its files: "
             "choose a new repository"
         )
     return None
@@ -278,8 +279,8 @@ def _why(error: Exception, repository: str) -> str:
     if isinstance(error, GatedRepoError):
         return f"access to it must be requested at https://huggingface.co/{name}; then log in with `hf auth login`"
     if isinstance(error, RepositoryNotFoundError):
-        return "the hub has no such model, or it is private: check the name, or log in with `hf auth login`"
-    if type(error) is ValueError:  # by which the hub's library says what is wrong with a card, a line for each
+        return "it does not exist on the hub, or it is private: check the name, or log in with `hf auth login`"
+    if type(error) is ValueError:  # the hub's library reports the faults of a card so, one per line
         return " ".join(str(error).split())
     cause = error.__cause__ or error  # errors of threads come wrapped
     told = getattr(cause, "server_message", None) or str(cause) or type(cause).__name__
@@ -287,9 +288,10 @@ def _why(error: Exception, repository: str) -> str:
 
 
 def _card_by_hand(api: HfApi, repository: str, revision: str | None, folder: Path) -> bool:
-    """Whether the hub has a card that someone wrote.
+    """Whether the model card on the hub was written by hand.
 
-    It is read into `folder`, for the cache would note the branch as it is now, and give that to whoever is offline.
+    It is read into `folder`: in the cache it would record the present state of the branch, which offline users would
+    then get.
     """
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -305,7 +307,7 @@ def _card_by_hand(api: HfApi, repository: str, revision: str | None, folder: Pat
 
 
 def _check(path: Path, name: str) -> None:
-    """Large files are stored in the cache under their SHA-256; a file that does not match it is removed."""
+    """Compare a large file with its SHA-256, under which the cache stores it; ValueError and removal if they differ."""
     blob = path.resolve()
     if not re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return

@@ -1,6 +1,6 @@
-"""Files of LlamaGen (FoundationVision/LlamaGen) and of its tokenizer: what their key names and shapes say.
+"""Files of LlamaGen (FoundationVision/LlamaGen) and of its tokenizer: sizes from tensors, and the names of tensors.
 
-The transformer keeps the published key names; a table of rotary positions is dropped. The tokenizer has those of VAR's.
+Our transformer has the published tensor names; the RoPE table is dropped. The tokenizer has the names of VAR's.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ REQUIRED = ("cls_embedding.embedding_table.weight", "tok_embeddings.weight", "ou
 TOKENIZER_REQUIRED = ("encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight")
 DROPPED = ("freqs_cis",)
 HEADS = {width: heads for _, heads, width in PUBLISHED.values()}
-# What our networks compute; the published code knows more.
+# The only values that our networks support; the published code has more.
 FIXED: dict[str, Any] = {
     "model_type": "c2i", "cls_token_num": 1, "rope_base": 10000, "norm_eps": 1e-5, "codebook_l2_norm": True,
 }  # fmt: skip
-USAGE = "quantize.codebook_used"  # which codes the last training images had
+USAGE = "quantize.codebook_used"  # statistics of code usage in training
 LEVEL = re.compile(r"^(encoder|decoder)\.conv_blocks\.(\d+)\.(res|attn|downsample|upsample)\.")
 MIDDLE = {".mid.0.": ".mid.block_1.", ".mid.1.": ".mid.attn_1.", ".mid.2.": ".mid.block_2."}
 QKV = re.compile(r"^(.*\.)q(\.weight|\.bias)$")
 
 
 def _prepared(given: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Published arguments as Told reads them: a block of tokens by its side, and only values that we compute with."""
+    """Published arguments for `Told`: block_size becomes the side; ValueError for values that are not supported."""
     for name, value in FIXED.items():
         if given.get(name, value) != value:
-            raise ValueError(f"{source} says {name} is {given[name]!r}; only {value!r} is known")
-    kept = {name: value for name, value in given.items() if name != "n_kv_head" or value is not None}
-    if "block_size" in kept:
-        kept["side"] = _side(kept.pop("block_size"), source)
-    return kept
+            raise ValueError(f"{source} says {name} is {given[name]!r}; only {value!r} is supported")
+    used = {name: value for name, value in given.items() if name != "n_kv_head" or value is not None}
+    if "block_size" in used:
+        used["side"] = _side(used.pop("block_size"), source)
+    return used
 
 
 def _side(block_size: object, source: str) -> int:
@@ -81,7 +81,7 @@ def gpt_sizes(tensors: Tensors) -> dict[str, Any]:
 
 
 def completed(settings: dict[str, Any], tensors: Tensors, source: str) -> dict[str, Any]:
-    """The sizes with what no tensor tells, the heads and the side of the map."""
+    """The sizes completed by those that no tensor determines: heads and MLP width."""
     width = settings["embed_dim"]
     if settings["mlp_hidden"] == usual_hidden(width):
         settings["mlp_hidden"] = None
@@ -96,7 +96,7 @@ def empty_tokenizer(settings: Mapping[str, Any], source: str) -> nn.Module:
 def tokenizer_from_tensors(
     tensors: Tensors, given: Mapping[str, Any], patch_nums: tuple[int, ...], source: str
 ) -> nn.Module:
-    """The tokenizer of a published state dict. It serves a map of any side, so the backbone's decides."""
+    """The tokenizer of a published state dict. It works for any side of the map, so the backbone's is used."""
     told = Told.read(given, RasterVQConfig, TOKENIZER_ARGUMENTS, "the configuration of the tokenizer")
     require(tensors, TOKENIZER_REQUIRED, source)
     settings = told.merged({**sizes_of(_tokenizer_sizes, tensors, source), "side": patch_nums[-1]})
@@ -120,7 +120,7 @@ def _tokenizer_sizes(tensors: Tensors) -> dict[str, Any]:
 
 
 def _renamed(tensors: Tensors, levels: int) -> Iterator[tuple[str, Tensor]]:
-    """The tensors under our names; queries, keys and values come from one convolution here, from three there."""
+    """The tensors under our names; ours have one convolution for queries, keys and values, the files have three."""
     together = {name: [f"{m[1]}{part}{m[2]}" for part in "qkv"] for name in tensors if (m := QKV.match(name))}
     together = {name: parts for name, parts in together.items() if all(part in tensors for part in parts)}
     merged = {part for parts in together.values() for part in parts}
@@ -135,7 +135,7 @@ def _renamed(tensors: Tensors, levels: int) -> Iterator[tuple[str, Tensor]]:
 def _our_name(name: str, levels: int) -> str:
     if (found := LEVEL.match(name)) is not None:
         half, level, kind = found[1], int(found[2]), {"res": "block"}.get(found[3], found[3])
-        # The decoder's levels are counted from the coarsest there, from the finest here.
+        # The files count the decoder's levels from the coarsest, we count from the finest.
         place = f"down.{level}" if half == "encoder" else f"up.{levels - 1 - level}"
         return f"{half}.{place}.{kind}.{name[found.end() :]}"
     for theirs, ours in MIDDLE.items():

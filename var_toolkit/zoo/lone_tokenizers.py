@@ -1,4 +1,4 @@
-"""Tokenizers without a model around them: by directory, by name, or by hub id."""
+"""Tokenizers without a backbone: by directory, by name, or by hub id."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ ANYWHERE = (*ALONE, "tokenizer")  # also in a model of ours
 
 
 class Place(NamedTuple):
-    """Where a tokenizer lies."""
+    """The location of a tokenizer."""
 
     folder: Path  # with its config.json
-    repository: str | None = None  # the hub id from which its weights are still to come
+    repository: str | None = None  # the hub id from which its weights will be downloaded
     subfolder: str = ""
 
 
 def find_tokenizer(source: str | Path, subfolders: tuple[str, ...] = ANYWHERE) -> Place:
-    """The place of a tokenizer: a directory or a hub id that has it in one of the subfolders, or an embedded name.
+    """Find a tokenizer: in a directory or a hub repository, in one of the subfolders, or by an embedded name.
 
-    ValueError in one line if there is none.
+    ValueError in one line if it does not exist.
     """
     if Path(source).is_dir():
         found = [Path(source) / name for name in subfolders if (Path(source) / name / CONFIG).is_file()]
         if not found:
-            raise ValueError(f"{source} holds no tokenizer: there is no {CONFIG} in it, in vae/ or in tokenizer/")
+            raise ValueError(f"{source} has no tokenizer: {CONFIG} is not in it, in vae/ or in tokenizer/")
         return Place(found[0])
     if str(source) not in registry.ENTRIES and is_hub_id(str(source)):
         return _on_hub(str(source), subfolders)
     part = registry.entry(str(source)).source
     if not isinstance(part, Embedded) or part.tokenizer is None:
-        raise ValueError(f"no tokenizer alone is known as {str(source)!r}; give a directory or a hub id user/name")
+        raise ValueError(f"{str(source)!r} is not the name of a tokenizer; give a directory or a hub id user/name")
     return Place(Embedded.folder(part.tokenizer))
 
 
 def read_tokenizer(place: Place, *, weights: bool = True) -> nn.Module:
-    """The tokenizer at a place, without memory behind its weights if they are not wanted."""
+    """The tokenizer at a location; with `weights` false, on the meta device."""
     facts = read_json(place.folder / CONFIG)
     cls = network_class(facts.get("_class_name"), place.folder)
     if cls.__name__ not in EXPECTED["tokenizer"]:
-        raise ValueError(f"{place.repository or place.folder} holds a {cls.__name__}, no tokenizer")
+        raise ValueError(f"{place.repository or place.folder} holds a {cls.__name__}, which is not a tokenizer")
     if not weights:
         return empty_network(place.folder)
     if place.repository is None:
@@ -68,7 +68,7 @@ def read_tokenizer(place: Place, *, weights: bool = True) -> nn.Module:
 
 
 def read_autoencoder(source: str | Path, *, weights: bool = True) -> nn.Module:
-    """A continuous tokenizer from wherever one can be. ValueError in one line if it is none."""
+    """A continuous tokenizer from any source. ValueError in one line if it is of another kind."""
     network = read_tokenizer(find_tokenizer(source), weights=weights)
     if is_ours(type(network)):
         raise ValueError(f"{source} holds a {type(network).__name__}; give an AutoencoderKL of diffusers")

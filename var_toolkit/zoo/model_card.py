@@ -1,4 +1,4 @@
-"""The README.md of a model: what its networks are, and where its weights come from. Nothing is guessed."""
+"""The model card (README.md): networks, default settings, training, scores and licence; only what is known."""
 
 from __future__ import annotations
 
@@ -21,15 +21,23 @@ UNNAMED = ("nvidia-non-commercial",)  # licences for which the hub has no name
 # By class of the backbone: what it is called, its paper, and how it draws.
 FAMILIES = {
     "VAR": ("VAR", "2404.02905", "next-scale prediction: each token map is predicted from all coarser ones"),
-    "HMAR": ("HMAR", "2506.04421", "next-scale prediction: each token map is predicted from the latent so far alone"),
-    "FlowAR": ("FlowAR", "2412.15205", "next-scale prediction of continuous tokens: a flow draws each map"),
+    "HMAR": (
+        "HMAR",
+        "2506.04421",
+        "next-scale prediction: each token map is predicted from the latent accumulated so far",
+    ),
+    "FlowAR": (
+        "FlowAR",
+        "2412.15205",
+        "next-scale prediction of continuous tokens: each map is sampled by a flow-matching head",
+    ),
     "RasterGPT": ("LlamaGen", "2406.06525", "next-token prediction: one token after another, row by row"),
 }
 LEARNED = {"still-lifes": "rendered still lifes", "imagenet": "ImageNet"}
 
 
 def model_card(pipe: Pipeline, source: str) -> str:
-    """The card of a model that `load` takes by the name `source`; one that was written by hand stays as it is."""
+    """The card of a model that `load` opens by the name `source`; a card written by hand is preserved."""
     if pipe.facts.card is not None:
         return pipe.facts.card
     parts = [
@@ -38,9 +46,9 @@ def model_card(pipe: Pipeline, source: str) -> str:
         _summary(pipe),
         _use(pipe, source),
         f"## The model\n\n{_table(_networks(pipe))}",
-        f"## How it draws by default\n\n```\n{pipe.plan()}\n```",
+        f"## Default sampling settings\n\n```\n{pipe.plan()}\n```",
         f"## Training\n\n{_training(pipe.facts)}",
-        f"## Figures\n\n{_figures(pipe.facts)}",
+        f"## Evaluation\n\n{_figures(pipe.facts)}",
         f"## Licence\n\n{_licence(pipe.facts)}",
         SIGNATURE,
     ]
@@ -48,7 +56,7 @@ def model_card(pipe: Pipeline, source: str) -> str:
 
 
 def write_card(pipe: Pipeline, folder: Path, source: str) -> None:
-    """Write that card into a folder, whole."""
+    """Write the model card into a folder."""
     write_whole(folder / CARD, lambda path: path.write_text(model_card(pipe, source), encoding="utf-8"))
 
 
@@ -59,7 +67,7 @@ def _front_matter(pipe: Pipeline) -> dict[str, Any]:
         told |= {"license": "other", "license_name": facts.license}
     elif facts.license is not None:
         told["license"] = facts.license
-    # The hub has no task of its own for images of classes; this one is what they are filed under.
+    # The hub has no task for class-conditional images; such models are listed under this one.
     told["pipeline_tag"] = "unconditional-image-generation"
     told["tags"] = list(dict.fromkeys(["image-generation", "autoregressive", "class-conditional", *names]))
     if facts.base_models:
@@ -71,13 +79,13 @@ def _summary(pipe: Pipeline) -> str:
     name, paper, how = _family(pipe.backbone)
     side, classes = pipe.tokenizer.image_side, pipe.backbone.config.num_classes
     what = LEARNED.get(pipe.data_set or "")
-    told = f"Draws images of {classes:,} classes{f' of {what}' if what else ''}, {side} x {side} pixels, with "
+    told = f"Draws images of {classes:,} classes{f' of {what}' if what else ''} at {side} x {side} pixels with "
     if pipe.refiner is None:
-        return f"{told}[{name}](https://arxiv.org/abs/{paper}), by {how}."
+        return f"{told}[{name}](https://arxiv.org/abs/{paper}), a model of {how}."
     second = _family(pipe.refiner.backbone)[0]
     return (
-        f"{told}[CoDe](https://arxiv.org/abs/2411.17787): {name} draws the first {pipe.draft_scales} scales, and "
-        f"another {second} the others."
+        f"{told}[CoDe](https://arxiv.org/abs/2411.17787), collaborative decoding: the drafter, {_a(name)}, draws the "
+        f"first {pipe.draft_scales} scales, and the refiner, {_a(second)}, the remaining ones."
     )
 
 
@@ -106,7 +114,7 @@ def _networks(pipe: Pipeline) -> list[tuple[str, str]]:
     return [
         *rows,
         ("tokenizer", _tokenizer(pipe.tokenizer)),
-        ("token maps", f"{maps} a side, {scales.total:,} tokens an image"),
+        ("token maps", f"of side {maps}; {scales.total:,} tokens per image"),
         ("images", f"{pipe.tokenizer.image_side} x {pipe.tokenizer.image_side} pixels"),
         ("classes", f"{pipe.backbone.config.num_classes:,}, such as {label}: {names.name(label)}"),
     ]
@@ -120,31 +128,39 @@ def _transformer(backbone: Any) -> str:
 def _tokenizer(tokenizer: Any) -> str:
     network = getattr(tokenizer, "autoencoder", tokenizer)
     codes = getattr(network.config, "vocab_size", None)
-    kept = f"{codes:,} codes" if codes else "continuous latents"
-    return f"{type(network).__name__}, {kept} of {tokenizer.channels} channels, {_parameters(network)}"
+    values = f"{codes:,} codes" if codes else "continuous latents"
+    return f"{type(network).__name__}, {values} of {tokenizer.channels} channels, {_parameters(network)}"
 
 
 def _training(facts: Facts) -> str:
     rows = [
         ("weights", facts.origin or UNKNOWN),
-        ("data of the transformer", facts.data or UNKNOWN),
+        ("training data of the transformer", facts.data or UNKNOWN),
         ("images seen", f"{facts.images_seen:,}" if facts.images_seen is not None else UNKNOWN),
         *((f"{name.replace('_', ' ')} at the end", f"{value:g}") for name, value in facts.training.items()),
     ]
-    recipe = f"The recipe:\n\n```yaml\n{facts.recipe.strip()}\n```" if facts.recipe else "The recipe is not known."
+    recipe = (
+        f"The training recipe:\n\n```yaml\n{facts.recipe.strip()}\n```"
+        if facts.recipe
+        else "The training recipe is not known."
+    )
     return f"{_table(rows)}\n\n{recipe}"
 
 
 def _figures(facts: Facts) -> str:
     if not facts.figures:
-        return "None are known of images that it draws."
-    return f"At the default settings of the weights named above.\n\n{_table(facts.figures.items())}"
+        return "No scores are known."
+    return f"Measured with the default sampling settings.\n\n{_table(facts.figures.items())}"
 
 
 def _licence(facts: Facts) -> str:
     if facts.license is None:
-        return "Not known to var_toolkit: ask whoever trained these weights."
+        return "Not known. Ask the authors of the weights before you use or share them."
     return f"`{facts.license}`"
+
+
+def _a(name: str) -> str:
+    return f"an {name}" if name == "HMAR" else f"a {name}"
 
 
 def _family(backbone: nn.Module) -> tuple[str, str, str]:

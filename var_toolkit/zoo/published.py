@@ -22,7 +22,7 @@ from var_toolkit.zoo.state_dicts import Arguments, Tensors, Told, require, sizes
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """How the files of one kind of tokenizer are read, and what they hold is made without them."""
+    """How the files of one kind of tokenizer are read, and how the network is built without them."""
 
     read: Callable[[Tensors, Mapping[str, Any], tuple[int, ...], str], nn.Module]
     empty: Callable[[Mapping[str, Any], str], nn.Module]
@@ -31,13 +31,13 @@ class TokenizerFiles:
 
 @dataclass(frozen=True)
 class Family:
-    """How the files of one kind of backbone are read, and its images are drawn by default."""
+    """How the files of one kind of backbone are read, and its default sampling settings."""
 
     network: type[nn.Module]
     config: type
     tokenizer: TokenizerFiles
     required: tuple[str, ...]
-    dropped: tuple[str, ...]  # how the names of tensors end that can be computed
+    dropped: tuple[str, ...]  # endings of the names of tensors that can be computed
     arguments: Arguments
     sizes: Callable[[Tensors], dict[str, Any]]
     completed: Callable[[dict[str, Any], Tensors, str], dict[str, Any]]
@@ -45,13 +45,13 @@ class Family:
 
 
 def required(family: str, part: str) -> tuple[str, ...]:
-    """Tensors by which the files of a part are known."""
+    """Names of tensors that identify the files of a part."""
     kind = FAMILIES[family]
     return kind.tokenizer.required if part == "tokenizer" else kind.required
 
 
 def backbone_from_tensors(family: str, tensors: Tensors, given: Mapping[str, Any], source: str) -> Any:
-    """The transformer of a published state dict. `given` are constructor arguments that the tensors cannot tell."""
+    """The transformer of a published state dict. `given` are arguments that the tensors do not determine."""
     kind = FAMILIES[family]
     told = Told.read(given, kind.config, kind.arguments, "the configuration of the backbone")
     require(tensors, kind.required, source)
@@ -80,7 +80,7 @@ def networks_from_tensors(
 
 
 def _schedule(told: Mapping[str, Any]) -> tuple[int, ...]:
-    """The token maps of a tokenizer without a backbone that decides: those told, else those of 256 px."""
+    """The token maps of a tokenizer without a backbone: those in its configuration, else those of 256 px."""
     where = "the configuration of the tokenizer"
     for name in ("patch_nums", "v_patch_nums"):
         if name in told:

@@ -1,6 +1,6 @@
-"""Every model that has a name: what it is, where its weights are, how it is sampled by default.
+"""All models with a name: description, location of the weights, default sampling settings.
 
-Adding a model is adding an entry. Sizes are known without the weights, so that lists and plans need no download.
+To add a model, add an entry. Sizes are known without the weights, so that lists and plans need no download.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from var_toolkit.scales import SCHEDULES
 VAR_TOKENIZER = ("FoundationVision/var", "vae_ch160v4096z32.pth")
 KL16_TOKENIZER = ("xwen99/mar-vae-kl16", "kl16.ckpt")
 VQ16_TOKENIZER = ("FoundationVision/LlamaGen", "vq_ds16_c2i.pt")
-# Commits of repositories on the hub, so that a later upload there changes no model here; the others follow `main`.
+# Commits of hub repositories, so that later uploads do not change a model; other repositories follow `main`.
 PINNED = {"FoundationVision/var": "6d0ee6598a42f75079aa79e58b012b57b284c91b"}
 VAR_PARAMETERS = {16: 310_000_000, 20: 600_000_000, 24: 1_030_000_000, 30: 2_010_000_000, 36: 2_350_000_000}
 CONFIG = "config.json"
@@ -34,8 +34,8 @@ class Sampling:
     guidance_scale: float = 1.5
     top_k: int = 900
     top_p: float = 0.96
-    temperature: float | tuple[float, ...] = 1.0  # one, or one a scale
-    smooth: bool = False  # codes are mixed instead of drawn: for looks
+    temperature: float | tuple[float, ...] = 1.0  # one, or one per scale
+    smooth: bool = False  # codes are mixed instead of sampled: smoother images
     subnet: int | None = None  # layers for the scales from `full_scales` on (VARiant)
     full_scales: int | None = None
     refine: str = "off"  # which scales are drawn in several masked passes (HMAR): a name, or lists as in `--refine`
@@ -357,18 +357,18 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def entry(name: str) -> Entry:
-    """The entry of a name; ValueError with the nearest that draws, and the way out, if there is none."""
+    """The entry of a name; ValueError with the nearest name of a model that draws, if it is unknown."""
     if name in ENTRIES:
         return ENTRIES[name]
     if os.sep in name or "/" in name or name.startswith((".", "~")):
-        raise ValueError(f"{name}: no such folder; give a model directory, {WAYS}")
+        raise ValueError(f"{name}: this folder does not exist; give a model directory, {WAYS}")
     nearest = nearest_drawing(name)
     hint = f"did you mean {nearest!r}? " if nearest else ""
     raise ValueError(f"model {name!r} is not known; {hint}Give {WAYS}, or a model directory")
 
 
 def nearest_drawing(name: str) -> str | None:
-    """The model that draws whose name is nearest, or begins so; None if none is near."""
+    """The model that draws images whose name begins so, or is nearest; None if no name is similar."""
     drawing = [known for known, other in ENTRIES.items() if other.draws]
     begun = [known for known in drawing if name and known.startswith(name.lower())]
     return next(iter(begun or get_close_matches(name.lower(), drawing, n=1)), None)

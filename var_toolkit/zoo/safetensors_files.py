@@ -34,7 +34,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def read_folder(
     folder: Path, read: Callable[[Path], dict[str, Tensor]] = read_safetensors
 ) -> tuple[dict[str, Tensor], Path]:
-    """The tensors of a network's folder, in one file or in shards, and the file that complaints are to name."""
+    """The tensors of a network's folder, in one file or in shards, and the file to name in errors."""
     index = folder / WEIGHTS_INDEX
     if index.is_file() and not (folder / WEIGHTS).exists():
         return read_shards(index, read), index
@@ -42,7 +42,7 @@ def read_folder(
 
 
 def shards(index: Path) -> dict[str, list[str]]:
-    """The names of the tensors by the shard they are in. ValueError in one line for an index that is none."""
+    """The names of the tensors by shard. ValueError in one line for an invalid index."""
     found: dict[str, list[str]] = {}
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:

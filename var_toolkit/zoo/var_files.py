@@ -1,7 +1,7 @@
-"""Files of VAR and HMAR, and of the tokenizer they share: what their key names and shapes say.
+"""Files of VAR and HMAR, and of the tokenizer they share: sizes from tensors, and the names of tensors.
 
-Facts from FoundationVision/VAR and, for HMAR, from descriptions of its files. Our networks keep the published key
-names, so nothing is renamed; only buffers that can be computed are dropped.
+From FoundationVision/VAR and, for HMAR, from descriptions of its files. Our networks have the published tensor names,
+so nothing is renamed; only buffers that can be computed are dropped.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def hmar_sizes(tensors: Tensors) -> dict[str, Any]:
 
 
 def completed(settings: dict[str, Any], tensors: Tensors, source: str) -> dict[str, Any]:
-    """The sizes of either with what no tensor tells: the schedule by its length, and the heads."""
+    """The sizes completed by those that no tensor determines: the schedule, from its length, and the heads."""
     if "patch_nums" not in settings:
         settings["patch_nums"] = _known_schedule(tensors, source)
-    # Without L2 normalisation no tensor tells the heads; the published family has one for 64 channels.
+    # Without L2 normalisation no tensor determines the heads; the published models have one per 64 channels.
     return {"num_heads": max(settings["embed_dim"] // 64, 1), **settings}
 
 
@@ -57,16 +57,16 @@ def empty_tokenizer(settings: Mapping[str, Any], source: str) -> nn.Module:
 def tokenizer_from_tensors(
     tensors: Tensors, given: Mapping[str, Any], patch_nums: tuple[int, ...], source: str
 ) -> nn.Module:
-    """The tokenizer of a published state dict. It serves any schedule, so the backbone's decides."""
+    """The tokenizer of a published state dict. It works for any schedule, so the backbone's is used."""
     told = Told.read(given, MultiScaleVQConfig, ARGUMENTS, "the configuration of the tokenizer")
     require(tensors, TOKENIZER_REQUIRED, source)
     settings = told.merged({**sizes_of(_tokenizer_sizes, tensors, source), "patch_nums": patch_nums})
     network = build(MultiScaleVQ, settings, source)
-    kept, usage = dict(tensors), "quantize.ema_vocab_hit_SV"
+    filled, usage = dict(tensors), "quantize.ema_vocab_hit_SV"
     counts = network.get_buffer(usage).shape
-    if usage not in kept or kept[usage].shape != counts:
-        kept[usage] = torch.zeros(counts)  # counts of training with another schedule, which no result depends on
-    fill(network, kept, source)
+    if usage not in filled or filled[usage].shape != counts:
+        filled[usage] = torch.zeros(counts)  # statistics of training with another schedule; no result depends on them
+    fill(network, filled, source)
     return network.float().eval()
 
 
@@ -97,7 +97,7 @@ def _known_schedule(tensors: Tensors, source: str) -> tuple[int, ...]:
         if len(sides) == scales and Scales(sides).total == length:
             return sides
     raise ValueError(
-        f"{source} has {scales} scales and {length} tokens, no published schedule; give patch_nums by --config"
+        f"{source} has {scales} scales and {length} tokens, as no published schedule; give patch_nums by --config"
     )
 
 

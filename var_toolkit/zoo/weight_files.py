@@ -1,4 +1,4 @@
-"""Published weight files: `.pth`, `.safetensors` or several shards in, tensors out. A file never runs code."""
+"""Read the tensors of published weight files: `.pth`, `.safetensors` or shards, without running code from a file."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ UNSAFE = re.compile(r"GLOBAL ([\w.]+)|(?:function|got) <(?:class|function|built-
 
 
 def read_weights(path: Path | str, required: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The state dict in a published file, as stored. ValueError in one line if it is no such file.
+    """The state dict in a published file, as stored. ValueError in one line for any other file.
 
-    Where a trainer wrapped it, it is known by the names of the tensors `required`.
+    Inside a training checkpoint it is identified by the names of the tensors `required`.
     """
     return read_checkpoint(path, required).tensors
 
 
 def read_checkpoint(path: Path | str, required: Sequence[str] = (), wanted: str | None = None) -> Chosen:
-    """The same with a choice, see `choose`, and what is to be said about it."""
+    """As `read_weights`, with a choice of weights (see `choose`) and a note about it."""
     path = Path(path)
     return choose(_content(_file(path)), required, str(path), wanted)
 
 
 def read_checkpoints(files: Mapping[str, tuple[Path, Sequence[str]]], wanted: str | None = None) -> dict[str, Chosen]:
-    """Several files by part, each with its required tensors. The choice must be there in one of them at least."""
+    """Several files by part, each with its required tensors. At least one of them must have the chosen weights."""
     found, refused = {}, []
     for part, (path, required) in files.items():
         try:
@@ -48,14 +48,16 @@ def read_checkpoints(files: Mapping[str, tuple[Path, Sequence[str]]], wanted: st
 
 
 def _file(path: Path) -> Path:
-    """A file, or the one of a folder that has the weights."""
+    """The given file, or the weight file in a folder."""
     if path.is_dir():
         for ending in (f"*{INDEX_ENDING}", "*.safetensors", "*.pth", "*.pt", "*.ckpt", "*.bin"):
             found = sorted(path.glob(ending))
             if len(found) == 1:
                 return found[0]
             if found:
-                raise ValueError(f"{path} holds {found[0].name}, {found[1].name} and perhaps more; give one of them")
+                raise ValueError(
+                    f"{path} holds several weight files, such as {found[0].name} and {found[1].name}; give one of them"
+                )
         raise ValueError(f"{path} is a folder without weights; give a published .pth or .safetensors file")
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give a published .pth or .safetensors file")
@@ -85,7 +87,7 @@ def _load(path: Path) -> object:
 
 def _read_pickle(path: Path) -> object:
     try:
-        # Warnings are about pickle protocols, beside the error that matters.
+        # Warnings about pickle protocols would only distract from the error.
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(harmless()):
             return _load(path)
     except pickle.UnpicklingError as error:
@@ -94,12 +96,12 @@ def _read_pickle(path: Path) -> object:
         raise ValueError(f"{path} {told or _unsafe(found)}") from None
     except MemoryError:
         raise
-    except Exception:  # a damaged file can fail in any way at all
+    except Exception:  # a damaged file can raise anything
         raise ValueError(f"{path} {_complaint(path)}") from None
 
 
 def _unsafe(found: re.Match[str] | None) -> str:
-    """What is said of a pickle that the weights-only reader refuses, by what it found there."""
+    """The error for a pickle that the weights-only reader refuses, from what the reader found in it."""
     kind = next((name for name in found.groups() if name), None) if found else None
     what = f"holds objects other than tensors (class {kind})" if kind else "holds a TorchScript program"
     if found is None:

@@ -21,7 +21,7 @@ class RowFailedError(Exception):
 
 
 class Child:
-    """A process that measures one row. Its networks are loaded and warm once this has been made."""
+    """A process that measures one row. After construction its networks are loaded and warmed up."""
 
     def __init__(self, row: Row, threads: int) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
@@ -35,16 +35,16 @@ class Child:
             raise
 
     def ask(self, **order: Any) -> dict[str, Any]:
-        """One order and its answer; RowFailedError if there is none."""
+        """Send an order and return its answer; RowFailedError if the process fails."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has died: there is no answer, and below is said why
+            pass  # the process has ended; the reason is read below
         line = self._process.stdout.readline()
-        if not line.endswith("\n"):  # none, or half of one
+        if not line.endswith("\n"):  # no answer, or an incomplete one
             raise RowFailedError(self._last_words())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:

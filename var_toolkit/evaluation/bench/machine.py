@@ -1,4 +1,4 @@
-"""The machine that a figure was measured on."""
+"""The machine on which a benchmark was measured."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def machine() -> dict[str, Any]:
 
 
 def threads(count: int) -> str:
-    """A number of threads in words."""
+    """A number of threads with its unit."""
     return f"{count} thread{'' if count == 1 else 's'}"
 
 

@@ -1,4 +1,4 @@
-"""How much memory a process has used at most, and how much there is."""
+"""Peak and current memory of a process, and the memory that is available."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import torch
 
 
 def forget_peak(device: torch.device) -> None:
-    """Count the peak anew from what is held now, where the system can."""
+    """Reset the peak to the memory in use now, where the system supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    with suppress(OSError):  # elsewhere than on Linux: then the peak includes what loading took
+    with suppress(OSError):  # not on Linux: then the peak includes the memory used for loading
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak(device: torch.device) -> int:
-    """Bytes held at most: by torch's allocator on CUDA, by the whole process elsewhere."""
+    """Peak memory in bytes: of torch's allocator on CUDA, of the whole process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
-        # Not getrusage: what it tells begins with the memory of the process that started this one.
+        # Not getrusage: its peak includes the memory of the parent process at the time of the fork.
         return _status("VmHWM")
     except (OSError, IndexError):
         return _peak_from_start()
 
 
 def held(device: torch.device) -> int:
-    """Bytes held now, counted as `peak` does; the peak where nobody says."""
+    """Memory in use in bytes, counted as by `peak`; the peak where it is not known."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     try:
@@ -54,7 +54,7 @@ def _peak_from_start() -> int:
 
 
 def available(place: str) -> int:
-    """Bytes that may be filled: of main memory for "cpu", of a GPU by its name. 0 where nobody says."""
+    """Available memory in bytes: main memory for "cpu", else that of the GPU of this name. 0 where it is not known."""
     if place.startswith("cuda"):
         return torch.cuda.get_device_properties(place).total_memory
     try:

@@ -1,4 +1,4 @@
-"""What a row's images are worth: class agreement and the embedded Fréchet distance."""
+"""The quality of a row's images: class agreement, and the Fréchet distance of the embedded classifier's features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RENDERINGS = ENOUGH
 def judge(path: Path, classes: int, cache: Path) -> dict[str, Any]:
     """Judge the images in a file, uint8 (N, 3, 64, 64), image i of class i % classes.
 
-    What they are compared with is rendered once and kept in the folder `cache`.
+    The statistics of the reference renderings are computed once and stored in the folder `cache`.
     """
     images = torch.from_numpy(np.load(path))
     reference = fresh_statistics(RENDERINGS, cached=cache / "still-life-statistics.npz")

@@ -1,4 +1,4 @@
-"""Networks of a known size with random weights: for speed and memory, which do not depend on what was learnt."""
+"""Networks with random weights, to measure speed and memory, which do not depend on the weights' values."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from var_toolkit.devices import find_device
 from var_toolkit.loading import Source, skeleton
 from var_toolkit.pipeline import Pipeline
 
-# A prime: repeated over a matrix whose rows have any other length, no two rows of it become the same.
+# A prime, so that repeating the block over a matrix does not make two of its rows equal.
 BLOCK = 1_000_003
 
 
 def random_pipeline(source: Source, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Pipeline:
-    """What `load` returns, with random weights instead of its own: the same every time, nothing is downloaded."""
+    """The pipeline that `load` returns, with fixed random weights instead of its own; nothing is downloaded."""
     pipe, where = skeleton(source).to(dtype=dtype), find_device(device)
     networks: tuple[Any, ...] = (pipe.tokenizer, *pipe.networks)
     for network in networks:

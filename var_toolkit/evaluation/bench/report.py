@@ -21,7 +21,7 @@ MISSING = "-"
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over the rounds: its median and its ends."""
+    """Median, lowest and highest value of a measurement over the rounds."""
 
     median: float
     low: float
@@ -29,16 +29,16 @@ class Spread:
 
 
 def paired_ratio(first: Sequence[float], own: Sequence[float]) -> Spread:
-    """How many times as fast as the first row: seconds of both, paired round by round since they share its noise.
+    """The speed relative to the first row: ratios of seconds, round by round, since a disturbance affects both rows.
 
-    An interruption leaves the last round to some rows alone; it has no pair and does not count.
+    After an interruption, the last round of the first row may have no counterpart; it is not counted.
     """
     ratios = [one / other for one, other in zip(first, own, strict=False)]
     return Spread(median(ratios), min(ratios), max(ratios))
 
 
 def report(table: Table, found: list[Measured], source: str) -> dict[str, Any]:
-    """Everything as one JSON object: settings, machine, and of each row the figures and every raw round."""
+    """The report as one JSON object: settings, machine, and for each row the results and every raw round."""
     return {
         "table": source,
         "rounds": table.rounds,
@@ -98,7 +98,7 @@ def _figures(one: Measured, first: Measured) -> dict[str, Any]:
 
 
 def _seconds(one: Measured, *parts: str) -> list[float]:
-    """Seconds an image of each round: the median of its batches, of one part or of parts added."""
+    """Seconds per image of each round: the median over its batches, of one part or of the sum of several."""
     return [median(map(sum, zip(*(turn[part] for part in parts), strict=True))) for turn in one.turns]
 
 
@@ -107,7 +107,7 @@ def _work(one: Measured) -> int:
 
 
 def _number(value: float) -> str:
-    """Three significant digits, never as a power of ten."""
+    """Three significant digits, without an exponent."""
     return f"{value:.3g}" if 0.001 <= value < 1000 else f"{value:.0f}" if value >= 1000 else f"{value:.5f}"
 
 
@@ -160,7 +160,7 @@ QUALITY_COLUMNS = (
 
 
 def _predicted(row: dict[str, Any]) -> str:
-    """The gain of speculation is not known in advance."""
+    """The predicted ratio; unknown for speculative decoding, whose gain depends on acceptance."""
     return MISSING if row["speculation"] else f"{row['predicted']['transformer_ratio']:.2f}"
 
 
@@ -179,7 +179,7 @@ def has_quality(told: dict[str, Any]) -> bool:
 
 
 def cells(told: dict[str, Any]) -> list[list[str]]:
-    """The table: headings, then the rows. A row without figures has the reason as the only cell after its name."""
+    """The table: headings, then the rows. A row without results has the reason as the only cell after its name."""
     speculation = SPECULATION_COLUMNS if has_speculation(told) else ()
     columns = [*COLUMNS, *speculation, *(QUALITY_COLUMNS if has_quality(told) else ())]
     lines = [["row", *(column.heading for column in columns)]]
@@ -234,7 +234,7 @@ def legend(told: dict[str, Any]) -> list[str]:
     lines = [
         f"{on['cpu']}, {threads(on['threads'])}, torch {on['torch']}; medians of {told['rounds']} "
         f"round{'' if told['rounds'] == 1 else 's'} in which the rows take turns",
-        "s/image: seconds per image, of which the transformer and the tokenizer's decoder take the next two columns",
+        "s/image: seconds per image; the next two columns are the shares of the transformer and of the decoder",
         f"ratio: how many times as fast as {told['rows'][0]['name']}, median of the rounds (lowest to highest); "
         "predicted: the transformer's ratio computed from multiply-adds alone; G mult-adds: billions of multiply-adds "
         "of the transformer per image; passes: forward passes per batch",
@@ -246,7 +246,7 @@ def legend(told: dict[str, Any]) -> list[str]:
     if has_speculation(told):
         lines.append(
             "tokens/pass: tokens per forward pass of the target and image; drafter passes: per image; accepted: share "
-            "of the drafted tokens; fallen back: images of the last round that stopped drafting because it did not pay"
+            "of the drafted tokens; fallen back: images of the last round that stopped drafting, as it saved no time"
         )
     judged = sorted({row["quality_found"]["images"] for row in told["rows"] if row["quality_found"]})
     if judged:

@@ -1,7 +1,7 @@
 """Measuring a table: rows take turns round by round, so that a disturbance of the machine affects all rows alike.
 
-Each row has a process of its own and only one computes at a time. The processes stay alive between rounds if all of
-them together fit into half of the free memory; otherwise each turn loads and warms up anew.
+Each row has its own process, and only one computes at a time. The processes stay alive between rounds if all of them
+fit into half of the available memory; otherwise each turn loads and warms up again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PROCESS = 500_000_000  # bytes of a process that has imported torch
 
 @dataclass(frozen=True)
 class Size:
-    """What is known about a row without its weights."""
+    """The cost of a row, computed from configurations alone."""
 
     plan: str
     cost: Cost
@@ -43,7 +43,7 @@ class Size:
 
 @dataclass
 class Measured:
-    """What was measured of a row; `error` is the reason if it is not complete."""
+    """The measurements of a row; `error` says why it failed."""
 
     row: Row
     size: Size
@@ -54,7 +54,7 @@ class Measured:
     quality_error: str | None = None  # the speed is known all the same
 
     def unfinished(self, rounds: int) -> str | None:
-        """What an interruption left out; None if nothing, or if the row failed."""
+        """What is missing after an interruption; None if nothing is, or if the row failed."""
         if self.error is None and len(self.turns) < rounds:
             return f"{len(self.turns)} of {rounds} rounds"
         lacks_quality = bool(self.row.quality) and self.quality is None and self.quality_error is None
@@ -82,12 +82,12 @@ def size_of(row: Row) -> Size:
 
 
 def measure(table: Table, *, cache: Path, on_step: Step) -> list[Measured]:
-    """Measure every row; a row that fails keeps its error and the others continue. ValueError before any work.
+    """Measure every row; if one fails, its error is recorded and the others continue. ValueError before any work.
 
-    A row whose quality cannot be judged keeps its speed. After Ctrl-C the rows that were measured so far are returned,
-    or KeyboardInterrupt is raised if there are none.
+    The speed of a row is reported even if its quality cannot be judged. After Ctrl-C the rows measured so far are
+    returned, or KeyboardInterrupt is raised if there are none.
 
-    `cache` is a folder that keeps the statistics of the renderings that images are compared with.
+    `cache` is a folder for the statistics of the reference renderings.
     """
     found = [Measured(row, size_of(row)) for row in table.rows]
     if any(row.quality for row in table.rows):
@@ -115,12 +115,12 @@ def _round(table: Table, number: int, found: list[Measured], children: Children,
 
 
 def steps(table: Table) -> int:
-    """How often `on_step` is called if no row fails."""
+    """The number of calls of `on_step` if no row fails."""
     return table.rounds * len(table.rows) + len({row.images_key for row in table.rows if row.quality})
 
 
 class Children:
-    """The processes of the rows: all kept until the end, or each started anew for every order."""
+    """The processes of the rows: all alive until the end, or each started again for every order."""
 
     def __init__(self, *, keep: bool) -> None:
         self._keep = keep
@@ -150,7 +150,7 @@ class Children:
 
 
 def fit_together(found: list[Measured]) -> bool:
-    """Whether the processes of all rows may live at the same time."""
+    """Whether the processes of all rows fit into memory at the same time."""
     needed: dict[str, int] = defaultdict(int)
     for one in found:
         needed["cpu"] += PROCESS
@@ -159,7 +159,7 @@ def fit_together(found: list[Measured]) -> bool:
 
 
 def _place(device: str) -> str:
-    """Whose memory a row fills. A device that is not there is found out when the row is measured."""
+    """The memory that a row uses. A missing device is reported when the row is measured."""
     try:
         found = find_device(device)
     except ValueError:
@@ -168,7 +168,7 @@ def _place(device: str) -> str:
 
 
 def _judge_all(found: list[Measured], children: Children, cache: Path, on_step: Step) -> None:
-    """The quality of the rows that ask for it, once for those that draw the same images."""
+    """Judge the rows with `quality`, once for rows that draw the same images."""
     judged: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.npy"

@@ -1,6 +1,6 @@
 """The process of one row: reads orders from standard input and answers on standard output, one JSON object per line.
 
-Started by `bench.child`. It ends when its input does, so that it never outlives the process that started it for long.
+Started by `bench.child`. It ends when its standard input is closed, so it does not outlive its parent for long.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from var_toolkit.sampling.plan import Plan
 from var_toolkit.speculative.tally import Tally, together
 
 QUALITY_BATCH = 64
-TURN = 1_000_000  # seeds set aside for one turn of a row
+TURN = 1_000_000  # seeds reserved for one turn of a row
 
 
 class Worker:
@@ -42,7 +42,7 @@ class Worker:
         self.row = row
         self.pipe = _pipeline(row).pack()
         self.plan = self.pipe.plan(**row.plan)
-        # The first run warms up. On the CPU one image does: nothing there is tuned to the size of the batch.
+        # The first run warms up. On the CPU one image is enough: nothing is tuned to the batch size there.
         size = 1 if self.pipe.device.type == "cpu" else row.batch
         _draw(self.pipe, self.plan, self._labels(0, size), range(size))
         self.process_bytes = before
@@ -88,7 +88,7 @@ class Worker:
         return {"classes": self.pipe.backbone.config.num_classes}
 
     def drawn(self, count: int) -> Iterator[Tensor]:
-        """Batches of images, uint8 (B, 3, h, w), on the CPU; image i has class i modulo their number, seed i."""
+        """Batches of images, uint8 (B, 3, h, w), on the CPU; image i has seed i and class i % number of classes."""
         for at in range(0, count, QUALITY_BATCH):
             size = min(QUALITY_BATCH, count - at)
             one = _draw(self.pipe, self.plan, self._labels(at, size), range(at, at + size))
@@ -123,8 +123,8 @@ def _draw(pipe: Pipeline, plan: Plan, labels: Tensor, seeds: range) -> Drawn:
 
 
 def main() -> None:
-    """Answer orders until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this decides what an interruption means
+    """Answer orders until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not look like an answer
     worker: Worker | None = None
@@ -138,7 +138,7 @@ def main() -> None:
                 answer = worker.turn(order["turn"], order["seconds"])
             else:
                 answer = worker.images(order["images"])
-        except Exception as error:  # whatever it is, it is this row's failure
+        except Exception as error:  # any error means that this row failed
             traceback.print_exc()
             answer = {"error": _in_one_line(error)}
         answers.write(json.dumps(answer) + "\n")
