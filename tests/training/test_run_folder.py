@@ -110,7 +110,7 @@ def test_a_file_where_a_folder_will_be_is_refused_before_any_work(tiny, tmp_path
 def test_a_final_folder_of_somebody_else_is_not_replaced(tiny, tmp_path):
     (tmp_path / "final").mkdir()
     (tmp_path / "final" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="final holds what no run delivered"):
+    with pytest.raises(ValueError, match="final holds "):
         train(tiny("classifier"), tmp_path, cache_dir=tmp_path / "cache", device="cpu")
     assert names(tmp_path / "final") == ["thesis.tex"]
 

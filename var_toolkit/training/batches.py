@@ -1,4 +1,4 @@
-"""Training data as an endless row of batches whose order follows from the seed."""
+"""Training data as an endless sequence of batches, whose order is determined by the seed."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -19,11 +19,11 @@ class Batch(NamedTuple):
     images: Tensor | None = None  # (B, 3, h, w) in [-1, 1]
     tokens: Tensor | None = None  # (B, L) int64, all scales, coarse to fine
     moments: Tensor | None = None  # (B, 2C, h, w) float32, mean and log variance of latents
-    damaged: tuple[str, ...] = ()  # files in place of which others of their classes are in the batch
+    damaged: tuple[str, ...] = ()  # files that were replaced by other images of their classes
 
 
 class Source(Protocol):
-    """Images or tokens that can be asked for by number."""
+    """Images or tokens, indexed by number."""
 
     def __len__(self) -> int: ...
 
@@ -93,7 +93,7 @@ class MomentArray:
 
 
 def stream(source: Source, recipe: Recipe, team: Team, steps: range) -> Iterator[tuple[Draws, Batch]]:
-    """Each step of `steps` with its batch. What fills no batch at the end of an epoch is left out of that epoch."""
+    """Each step of `steps` with its batch. An incomplete batch at the end of an epoch is dropped."""
     per_epoch = len(source) // recipe.batch_size
     step = steps.start
     while step < steps.stop:

@@ -1,4 +1,4 @@
-"""The checkpoint of a run: written whole, and refused where it is damaged or belongs to another recipe."""
+"""The checkpoint of a run: written atomically, and refused if it is damaged or belongs to another recipe."""
 
 import dataclasses
 import errno
@@ -25,7 +25,7 @@ def write_checkpoint(path: Path, content: object) -> None:
             try:
                 torch.save(content, handle)
             except RuntimeError as error:
-                # torch drops the OSError of the file and complains that its archive is short.
+                # torch replaces the OSError of the file by an error about its archive.
                 if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
                     raise
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
@@ -43,7 +43,7 @@ def read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any] | None:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         then, now = (_decisive(json.loads(text)) for text in (content["recipe"], as_json(recipe)))
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError):
-        raise ValueError(f"{path} is damaged or not the checkpoint of a run; delete it to start anew") from None
+        raise ValueError(f"{path} is damaged or not the checkpoint of a run; delete it to start again") from None
     for name in now:
         if then.get(name) != now[name]:
             key, old, new = _first_difference(name, then.get(name), now[name])
@@ -55,9 +55,9 @@ def read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any] | None:
 
 
 def _decisive(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What of a recipe must stay the same for a run to go on."""
-    kept = {name: value for name, value in recipe.items() if name not in FREE_TO_CHANGE}
-    return kept | {"data": {name: value for name, value in recipe["data"].items() if name not in FREE_IN_DATA}}
+    """The part of a recipe that must be the same for a run to be resumed."""
+    fixed = {name: value for name, value in recipe.items() if name not in FREE_TO_CHANGE}
+    return fixed | {"data": {name: value for name, value in recipe["data"].items() if name not in FREE_IN_DATA}}
 
 
 def as_json(recipe: Recipe) -> str:

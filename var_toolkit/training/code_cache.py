@@ -1,4 +1,4 @@
-"""What is computed once of every image and kept on disk: its token map, or the moments of its latents.
+"""Codes that are computed once for every image and stored on disk: its token map, or the moments of its latents.
 
 Without augmentation an image's codes never change for one tokenizer. Letters: N images, L tokens, C channels.
 """
@@ -25,17 +25,17 @@ CHUNK = 512
 STEP = 64  # images at a time on the device
 ENCODING = ("encoder.", "quant_conv.", "quantize.embedding", "quantize.quant_resi")
 Chunks = Callable[[int], Iterator[Tensor]]  # from an image on: uint8 (CHUNK, 3, h, w), the last one shorter
-Codes = Callable[[int], Iterator[Tensor]]  # from an image on: what is kept of some images at a time, (n, *shape)
+Codes = Callable[[int], Iterator[Tensor]]  # from an image on: codes of a few images at a time, (n, *shape)
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What is kept of an image."""
+class Stored:
+    """The file of stored codes, and their shape and type for one image."""
 
-    name: str  # of the file, with a hash of all that decides its content
+    name: str  # of the file, with a hash of everything that determines its content
     shape: tuple[int, ...]
     dtype: type
-    work: str = "encoding"  # for the bar that shows how far it is
+    work: str = "encoding"  # what the progress bar says
 
 
 def cached_tokens(
@@ -44,12 +44,12 @@ def cached_tokens(
     """Tokens of uint8 images (N, 3, h, w): a memory map (N, L), coarse to fine.
 
     `name` says which images these are (version, split); the file's name adds their number and the tokenizer's hash.
-    A killed run goes on with the chunk after the last whole one; processes wait for one another.
+    After a kill, the computation resumes after the last complete chunk; processes wait for one another.
     """
     found = f"tokens-{name}-{len(images)}-{weights_hash(tokenizer)}"
-    kept = Kept(found, (tokenizer.scales.total,), token_dtype(tokenizer.config.vocab_size))
+    stored = Stored(found, (tokenizer.scales.total,), token_dtype(tokenizer.config.vocab_size))
     codes = _codes(lambda part: torch.cat(tokenizer.encode(part), dim=1), array_chunks(images), _device(tokenizer))
-    return cached(kept, len(images), codes, directory, progress=progress)
+    return cached(stored, len(images), codes, directory, progress=progress)
 
 
 def cached_moments(
@@ -61,8 +61,8 @@ def cached_moments(
     """
     side = tokenizer.scales.finest
     found = f"moments-{name}-{count}-{hash_of(_encoding(tokenizer.autoencoder), repr(side))}"
-    kept = Kept(found, (2 * tokenizer.channels, side, side), np.float16)
-    return cached(kept, count, _codes(tokenizer.moments, chunks, _device(tokenizer)), directory, progress=progress)
+    stored = Stored(found, (2 * tokenizer.channels, side, side), np.float16)
+    return cached(stored, count, _codes(tokenizer.moments, chunks, _device(tokenizer)), directory, progress=progress)
 
 
 def token_dtype(vocab_size: int) -> type:
@@ -81,7 +81,7 @@ def array_chunks(images: np.ndarray) -> Chunks:
 
 
 def weights_hash(network: MultiScaleVQ) -> str:
-    """Ten hexadecimal digits that change with the schedule and with any weight that decides the tokens."""
+    """Ten hexadecimal digits that change with the schedule and with any weight that determines the tokens."""
     return hash_of(_encoding(network), repr(network.scales.patch_nums))
 
 
@@ -112,32 +112,32 @@ def _codes(encode: Callable[[Tensor], Tensor], chunks: Chunks, device: torch.dev
     return codes
 
 
-def cached(kept: Kept, count: int, codes: Codes, directory: Path, *, progress: bool = True) -> np.ndarray:
-    """The codes of `count` images: a memory map (count, *shape), computed if no file has them.
+def cached(stored: Stored, count: int, codes: Codes, directory: Path, *, progress: bool = True) -> np.ndarray:
+    """The codes of `count` images: a memory map (count, *shape), computed unless the file exists.
 
-    A killed run goes on behind what was written last; processes wait for one another.
+    After a kill, the computation resumes after the last codes written; processes wait for one another.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    final = directory / f"{kept.name}.npy"
+    final = directory / f"{stored.name}.npy"
     with FileLock(final.with_suffix(".lock")):
         if not final.exists():
-            _compute_all(kept, count, codes, final, progress)
+            _compute_all(stored, count, codes, final, progress)
     return np.load(final, mmap_mode="r")
 
 
-def _compute_all(kept: Kept, count: int, codes: Codes, final: Path, progress: bool) -> None:
+def _compute_all(stored: Stored, count: int, codes: Codes, final: Path, progress: bool) -> None:
     unfinished, mark = final.with_suffix(".unfinished"), final.with_suffix(".done")
     done = int(mark.read_text()) if mark.exists() and unfinished.exists() else 0
     if done:
         written = open_memmap(unfinished, mode="r+")
     else:
-        written = open_memmap(unfinished, mode="w+", dtype=kept.dtype, shape=(count, *kept.shape))
+        written = open_memmap(unfinished, mode="w+", dtype=stored.dtype, shape=(count, *stored.shape))
         allocate(unfinished)
-    with Progress(count, "images", what=kept.work, done=done, active=progress) as bar:
+    with Progress(count, "images", what=stored.work, done=done, active=progress) as bar:
         for part in codes(done):
-            found: np.ndarray = part.cpu().numpy().astype(kept.dtype)
+            found: np.ndarray = part.cpu().numpy().astype(stored.dtype)
             if not np.isfinite(found).all():
-                raise ValueError(f"what the tokenizer says of images {done} to {done + len(part) - 1} is not finite")
+                raise ValueError(f"the codes of images {done} to {done + len(part) - 1} are not finite")
             written[done : done + len(part)] = found
             written.flush()
             done += len(part)
@@ -155,6 +155,6 @@ def _write_mark(mark: Path, done: int) -> None:
 
 @torch.no_grad()
 def encoded(encode: Callable[[Tensor], Tensor], images_uint8: Tensor, device: torch.device) -> Tensor:
-    """What `encode` says of uint8 images (B, 3, h, w), a few at a time, computed in float32."""
+    """The result of `encode` for uint8 images (B, 3, h, w), a few at a time, computed in float32."""
     parts: Iterable[Tensor] = images_uint8.split(STEP)
     return torch.cat([encode(to_unit_range(part.to(device))) for part in parts])

@@ -1,4 +1,4 @@
-"""What the processes of a run do together when one of them cannot read an image: all stop, or all know of it."""
+"""Damaged images in a run of several processes: if one cannot read an image, all stop, or all log it."""
 
 from collections.abc import Callable, Iterator
 
@@ -13,7 +13,7 @@ Steps = Iterator[tuple[Draws, Batch]]
 def read_together(steps: Steps, team: Team, note: Callable[[int, list[str]], None]) -> Steps:
     """The steps of a run, of which every process gets as many as the others.
 
-    Where one cannot read an image, all raise the same ImageFileError before that step: nobody waits for a process that
+    If one cannot read an image, all raise the same ImageFileError before that step: no process waits for one that
     has gone. `note` is called with the step and with the damaged images that others replaced in it for the first time.
     """
     known: set[str] = set()

@@ -23,7 +23,7 @@ HELD_OUT_OF_FOLDERS = 2_048  # decoded images stay in memory, as bytes
 
 
 class FolderImages(torch.utils.data.Dataset[tuple[Tensor, int, bool]]):
-    """Images in folders, decoded and cropped by worker processes; item i also says if another stands in for it."""
+    """Images in folders, decoded and cropped by worker processes; item i also says whether it was replaced."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class FolderImages(torch.utils.data.Dataset[tuple[Tensor, int, bool]]):
 
 
 class HeldOut:
-    """This process's share of the held-out images or tokens; a batch is on the device only while it is looked at."""
+    """This process's share of the held-out images or tokens; a batch is on the device only while it is in use."""
 
     def __init__(self, source: Source | None, rows: Sequence[Tensor]) -> None:
         self.source, self.rows = source, rows
@@ -120,7 +120,7 @@ def require_still_life_classes(classes: int) -> None:
 
 
 def shares(count: int, team: Team, size: int) -> list[Tensor]:
-    """Which of `count` images this process looks at: equal shares, so that means over processes can be averaged."""
+    """Which of `count` images this process evaluates: equal shares, so that means over processes can be averaged."""
     mine = torch.arange(count // team.size * team.size)[team.rank :: team.size]
     return [part for part in mine.split(size) if len(part)]
 

@@ -13,7 +13,7 @@ from var_toolkit.zoo.directory import INDEX
 from var_toolkit.zoo.facts import DATA, Facts, write_facts
 from var_toolkit.zoo.model_card import write_card
 
-SPEED = ("lr", "images_per_second")  # in the log, and no result
+SPEED = ("lr", "images_per_second")  # in the log, but not results
 
 
 def note_training(folder: Path, recipe: Recipe, images: int, numbers: dict[str, float], name: str) -> None:
@@ -22,7 +22,7 @@ def note_training(folder: Path, recipe: Recipe, images: int, numbers: dict[str, 
     `numbers` are the last ones of its log, `images` how many it has seen; the card calls the model `name`.
     """
     facts = Facts(
-        origin=f"trained by var_toolkit {__version__} as the recipe says",
+        origin=f"trained with var_toolkit {__version__} from a recipe",
         data=_in_words(recipe.data),
         images_seen=images,
         recipe=yaml.safe_dump(_portable(dataclasses.asdict(recipe)), sort_keys=False),
@@ -37,12 +37,12 @@ def _in_words(data: Data) -> str:
     if isinstance(data, FoldersData):
         return f"images of the folder {Path(data.root).name}, at {data.size} pixels"
     if isinstance(data, SamplesData):
-        return f"{data.count:,} images that the model drew for which it drafts"
+        return f"{data.count:,} images sampled from the target model"
     return f"{data.count:,} {DATA['still-lifes']}"
 
 
 def _portable(value: Any) -> Any:
-    """Settings without the folders of the machine that a run was on: of such a path its last name stays.
+    """Settings without the folders of the machine of a run: such a path is replaced by its last name.
 
     What a run delivers is called `final` always, so there the name of the run stays as well.
     """

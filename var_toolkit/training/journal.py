@@ -55,7 +55,7 @@ class Journal:
         try:
             with open(self._path, "a", encoding="utf-8") as handle:
                 handle.write(json.dumps({"step": step, **short}, allow_nan=False) + "\n")
-        except OSError as error:  # a full disk does not know what was written
+        except OSError as error:  # add the path, which the error of a full disk lacks
             raise OSError(error.errno, error.strerror, str(self._path)) from None
         if self.board is not None:
             for key, value in numbers.items():
@@ -69,7 +69,7 @@ class Journal:
         self.board, self.begun = _tensorboard(self.out / "tensorboard"), True
 
     def note_damaged(self, step: int, names: list[str]) -> None:
-        """Logs damaged images that were replaced, each once in a run however often it goes on."""
+        """Logs damaged images that were replaced, each once in a run, however often it is resumed."""
         if not self.active:
             return
         self._open()
@@ -84,7 +84,7 @@ class Journal:
         return [name for line in lines for name in _fields(line).get("damaged", [])]
 
     def last_numbers(self) -> dict[str, float]:
-        """The last value of everything that was logged."""
+        """The last value of every logged number."""
         found: dict[str, float] = {}
         for line in self._path.read_text(encoding="utf-8").splitlines():
             found |= {key: value for key, value in _fields(line).items() if isinstance(value, int | float)}

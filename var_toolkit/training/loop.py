@@ -84,13 +84,13 @@ def _check_out(out: Path) -> None:
             raise ValueError(f"{out / name} is a file; choose another folder for the run with --out")
     final = out / "final"
     if final.is_dir() and any(final.iterdir()) and not (final / FACTS).exists():
-        raise ValueError(f"{final} holds what no run delivered; choose another folder for the run with --out")
+        raise ValueError(f"{final} holds files that no run wrote; choose another folder for the run with --out")
 
 
 @contextmanager
 def _held(out: Path) -> Iterator[None]:
     """Keep other runs out of the folder, which is made if it is missing."""
-    with made(out), held(out, f"another run is training into {out}; wait for its end, or choose another --out"):
+    with made(out), held(out, f"another run is training into {out}; wait until it ends, or choose another --out"):
         yield
 
 
@@ -145,7 +145,7 @@ class _Run:
         self.window = _Window(saved.get("window"))
         self.journal.rewind(self.first, header, _changed_length(json.loads(saved["recipe"]), self.recipe))
         if self.first >= self.steps and self.team.leads:
-            tqdm.write(f"{self.out}: finished already, after step {self.first}; raise steps or epochs to go on")
+            tqdm.write(f"{self.out}: finished already, after step {self.first}; increase steps or epochs to continue")
 
     def steps_to_the_end(self, asked: threading.Event) -> None:
         todo, done = range(self.first, self.steps), self.first
@@ -208,7 +208,7 @@ class _Run:
         return numbers
 
     def _refuse_broken(self, done: int, numbers: dict[str, float]) -> None:
-        """The checkpoint on disk must stay one from which a run can go on: broken weights are never written."""
+        """A run must be able to resume from its checkpoint, so weights that are not finite are never written."""
         for key, value in numbers.items():
             # fp16's scaler skips steps whose gradients overflow; without it they are in the weights already.
             decides = key == "loss" or (key.startswith("grad_norm") and self.recipe.precision != "fp16")

@@ -1,4 +1,4 @@
-"""Images that a next-token model draws for its drafters to learn from, drawn once and kept on disk as tokens.
+"""Samples of a next-token model that its proposers are trained on, drawn once and stored on disk as tokens.
 
 Letters: N images, L tokens.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from var_toolkit.sampling.engine import decode
 from var_toolkit.sampling.noise import Noise
 from var_toolkit.sampling.plan import Plan
-from var_toolkit.training.code_cache import Kept, cached, hash_of, token_dtype
+from var_toolkit.training.code_cache import Stored, cached, hash_of, token_dtype
 from var_toolkit.training.draws import derived
 
 BATCH = 128  # images drawn at a time
@@ -33,7 +33,7 @@ def cached_samples(
     settings = (stage.guidance, stage.top_k, stage.top_p, stage.temperature, stage.guided_tokens)
     assert isinstance(backbone, torch.nn.Module)
     name = f"samples-{split}-{count}-{hash_of(backbone.state_dict(), repr(settings))}"
-    kept = Kept(name, (backbone.config.tokens,), token_dtype(backbone.config.vocab_size), "drawing")
+    stored = Stored(name, (backbone.config.tokens,), token_dtype(backbone.config.vocab_size), "drawing")
     device = next(backbone.parameters()).device
 
     def tokens(start: int) -> Iterator[Tensor]:
@@ -41,7 +41,7 @@ def cached_samples(
             seeds = (FIRST_SEEDS[split] + part).tolist()
             yield decode(plan, labels[part].to(device), Noise(seeds, device)).tokens[0]
 
-    return cached(kept, count, tokens, directory, progress=progress), labels.numpy()
+    return cached(stored, count, tokens, directory, progress=progress), labels.numpy()
 
 
 def spread_labels(count: int, classes: int, split: str) -> Tensor:
