@@ -55,7 +55,8 @@ def test_a_drawn_image_is_magnified_by_a_whole_factor(page):
 
 
 def test_no_file_is_written_again_while_a_browser_may_read_it(page, tmp_path):
-    drawn = [step for _ in range(2) for step in steps(page, "draw", *WISH)]
+    drawn = [step for _ in range(2) for step in steps(page, "draw", *WISH) if step[0] is not None]  # once loaded
+    assert len(drawn) >= 2 * 6
     for at in (0, 1):
         shown = gr.Image(format="png")
         shown.GRADIO_CACHE = str(tmp_path)

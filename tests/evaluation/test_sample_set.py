@@ -194,7 +194,7 @@ def test_what_is_lost_of_a_batch_is_drawn_again_and_the_rest_is_not_touched(mode
 
 
 def test_a_set_that_is_complete_can_be_packed_later(model, whole, tmp_path, capsys):
-    (tmp_path / ".set.npz-0abc_def").write_bytes(b"packed in part by a run that was killed")
+    (tmp_path / ".set.npz-0abc_def.partial").write_bytes(b"packed in part by a run that was killed")
     done = draw(model, whole, npz=tmp_path / "set.npz")
     assert (done.added, done.images) == (0, 30)
     assert "all 30 images exist already" in capsys.readouterr().err
