@@ -109,7 +109,7 @@ def wrong() -> None:
         (["--images", "corrupt"], "corrupt/b.png"),
         (["--images", "shards"], "shards/shard-00000.tar"),
         (["--images", "keys.npz"], "keys.npz"),
-        (["--images", "a.npz", "-n", "41"], "a.npz holds 40"),
+        (["--images", "a.npz", "-n", "41"], "a.npz has 40 images, not 41"),
         (["--images", "a.npz", "--reference", "empty"], "empty contains no images"),
         (["--images", "a.npz", "--features", "inception", "--inception-weights", "weights.pth"], "weights.pth"),
         (["--images", "a.npz", "--features", "inception", "--inception-weights", "nowhere.pth"], "nowhere.pth"),
