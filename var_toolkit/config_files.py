@@ -10,7 +10,7 @@ from pathlib import Path
 def find_config(name: str, what: str, folder: str = "") -> Path:
     """The file that `name` means: a path, or the name of a file in `folder` of the package's configs.
 
-    ValueError with the nearest names, or all, if there is none; `what` is the kind of file, such as "recipe".
+    ValueError with the nearest names, or all, if it does not exist; `what` is the kind of file, such as "recipe".
     """
     if Path(name).is_file():
         return Path(name)

@@ -127,7 +127,7 @@ def check_writable(folder: Path) -> None:
 
 
 def _new_partial(target: Path, folder: bool) -> tuple[Path, int | None]:
-    """A new temporary path and the descriptor that holds its lock; None where the file system has no such locks."""
+    """A new temporary path and the descriptor of its lock; None where the file system does not support locks."""
     names = {"prefix": f".{target.name}-", "suffix": ENDING, "dir": target.parent}
     while True:
         if folder:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks
+except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"  # of a folder that one run writes to
@@ -36,7 +36,7 @@ def acquire(path: Path, *, create: bool = False) -> int | None:
             if isinstance(error, BlockingIOError):
                 return None
             raise
-        os.close(handle)  # whoever held the lock removed its file while this process opened it
+        os.close(handle)  # the previous holder removed the file while this process opened it
 
 
 def _is_still_there(path: Path, handle: int) -> bool:
@@ -50,7 +50,7 @@ def _is_still_there(path: Path, handle: int) -> bool:
 def held(folder: Path, busy: str) -> Iterator[None]:
     """Hold an existing folder for this process; ValueError with the text `busy` if another process holds it.
 
-    Where the file system knows no locks, nobody is kept out.
+    Where the file system does not support locks, there is no protection.
     """
     path = folder / LOCK
     try:
@@ -76,5 +76,7 @@ def held(folder: Path, busy: str) -> Iterator[None]:
         yield
     finally:
         held_here.clear()
-        path.unlink(missing_ok=True)  # before it is let go: nobody can then hold a file that is about to vanish
+        path.unlink(
+            missing_ok=True
+        )  # before the lock is released, so that no process locks a file that is about to be removed
         os.close(handle)

@@ -69,7 +69,7 @@ class Team:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of this process: the one named, or its own GPU. ValueError if the machine has no such device."""
+    """The device of this process: the one named, or its own GPU. ValueError if the machine does not have it."""
     device = find_device(name)
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

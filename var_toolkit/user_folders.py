@@ -48,7 +48,7 @@ def _temporary() -> Path:
     folder = Path(tempfile.gettempdir()) / f"var_toolkit-{_number()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-        return Path(tempfile.mkdtemp(prefix="var_toolkit-"))  # somebody else made it
+        return Path(tempfile.mkdtemp(prefix="var_toolkit-"))  # it belongs to another user
     return folder
 
 

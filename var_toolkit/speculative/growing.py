@@ -133,7 +133,7 @@ class GrowingSession:
         uniform = run.noise.uniform(Stream.DRAFT, first, nodes * width, attempt=run.round).unflatten(1, (nodes, width))
         found = []
         for s in range(width):
-            # If fewer codes have mass than are asked for, `pick` gives the last code, as `Drafted.without` expects.
+            # If fewer codes have mass than are requested, `pick` gives the last code, as `Drafted.without` expects.
             token_Bn = pick(q_BnV, uniform[..., s])
             found.append(token_Bn)
             if not self.shape.chains:

@@ -182,7 +182,7 @@ class _Run:
             self._look(done, validate=validate, show=show)
 
     def _save_if_due(self, done: int, asked: bool) -> None:
-        """Writes a checkpoint where it is time or where a signal asked for it, and ends the run then."""
+        """Writes a checkpoint when one is due or after a signal, which also ends the run."""
         # Processes must agree, which costs a round of messages: together they decide only every so many steps.
         if done == self.steps or (self.team.size > 1 and done % self.recipe.log_every):
             return

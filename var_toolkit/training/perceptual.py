@@ -74,7 +74,7 @@ class TimmFeatures(nn.Module):
 def perceptual_network(name: str) -> nn.Module:
     """The network of a recipe's `perceptual_network`: `timm:NAME`, or where a still-life classifier lies.
 
-    ValueError in one line if there is none.
+    ValueError in one line if it does not exist.
     """
     if name.startswith(TIMM):
         return TimmFeatures(name.removeprefix(TIMM))

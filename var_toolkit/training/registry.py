@@ -30,7 +30,7 @@ def objective_names() -> list[str]:
 
 
 def objective_class(name: str) -> Any:
-    """The class of a public name, a subclass of Objective. ValueError with all names if there is none."""
+    """The class of a public name, a subclass of Objective. ValueError with all names for an unknown one."""
     names = objective_names()
     if name not in names:
         raise ValueError(f"objective is {name!r}; allowed: {', '.join(names)}")
