@@ -102,7 +102,7 @@ def test_tokens_come_as_the_target_draws_them_in_every_batch(toy_tokenizer, wind
     noise = apart(decode(plan, labels, Noise(range(count, 2 * count))).tokens, *exact)
     far = apart(found.tokens, *exact)
     assert (far < 1.5 * noise).all(), f"{far} away, plain decoding {noise}"
-    assert set(found.speculation.accepted) == set(range(window)), "some rounds must stand and some fall"
+    assert set(found.speculation.accepted_counts) == set(range(window)), "some rounds must stand and some fall"
     for batch in (1, 3):
         for at in range(0, 12, batch):
             rows = slice(at, at + batch)
@@ -144,7 +144,7 @@ def test_equal_models_never_fall(small_tokenizer, small_var, window, rounds):
     decoded = NextScale(small_var_network(), window=window).decode(plan, labels, Noise([0, 1, 2]))
     tally = decoded.speculation
     passes = -(-4 // window)
-    assert tally.accepted == rounds
+    assert tally.accepted_counts == rounds
     assert tally.judged == tally.accepted_tokens
     assert (decoded.forward_passes, tally.target_passes, tally.decided) == (passes, 3 * passes, 90)
     assert tally.draft_passes == tally.drafted == sum(stood * count for stood, count in rounds.items())
@@ -169,7 +169,7 @@ def test_what_was_made_for_fallen_drafts_is_forgotten_by_both_networks(small_tok
     plan = plan_of(small_tokenizer, small_var, guidance=1.5)
     decoded = NextScale(small_var_network(), rule, window).decode(plan, labels, Noise(range(5)))
     assert max(rule.differences) < 1e-5, "equal networks that know the same draw alike"
-    assert len(decoded.speculation.accepted) > 1
+    assert len(decoded.speculation.accepted_counts) > 1
     inputs = small_tokenizer.teacher_inputs(decoded.tokens).repeat(2, 1, 1)
     fresh, rows = make(10), torch.cat((labels, torch.full_like(labels, 10)))
     with torch.no_grad():
