@@ -114,11 +114,12 @@ def _networks(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any
             )
         found["tokenizer"] = read_autoencoder(files.pop("tokenizer"))
     chosen = read_checkpoints({part: (file, required(args.family, part)) for part, file in files.items()}, args.weights)
+    tensors = {part: one.tensors for part, one in chosen.items()}
+    found |= networks_from_tensors(args.family, tensors, config, {part: str(file) for part, file in files.items()})
     for part, one in chosen.items():
         if one.note is not None:
             print(f"{files[part]}: {one.note}", file=sys.stderr)
-    tensors = {part: one.tensors for part, one in chosen.items()}
-    return {**networks_from_tensors(args.family, tensors, config, {p: str(f) for p, f in files.items()}), **found}
+    return found
 
 
 def _config(path: Path | None) -> dict[str, Any]:
