@@ -208,7 +208,7 @@ def _from_entry(found: Entry, given: Mapping[str, Part], weights: bool) -> Pipel
         lacking = [part for part in found.source.files if part not in given]
         own = _downloaded(found.source, lacking) if weights else _published_sizes(found.source, lacking)
     facts = _with(given, of_entry(found))
-    names = None if found.class_names == "none" else found.class_names  # "none" was the spelling of older entries
+    names = None if found.class_names == "none" else found.class_names  # the word of registry entries
     return _together({**own, **given}, [found.sampling] * 2, names, found.draft_scales, facts)
 
 

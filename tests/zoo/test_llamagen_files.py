@@ -290,7 +290,7 @@ def test_a_published_model_is_loaded_by_its_name(published, monkeypatch):
         {"tokenizer": ("hub", "vq.pt"), "backbone": ("hub", "c2i.pt")},
         {"tokenizer": {}, "backbone": {"num_heads": 4, "side": 4}}, 1, family="llamagen",
     )  # fmt: skip
-    ours = registry.Entry("llamagen-b", "", 64, small, None, registry.llamagen_sampling(128))  # ten classes, no names
+    ours = registry.Entry("llamagen-b", "", 64, small, "none", registry.llamagen_sampling(128))
     monkeypatch.setitem(registry.ENTRIES, "llamagen-b", ours)
     monkeypatch.setattr("var_toolkit.zoo.hub.download", lambda repository, file: published / file)
     case = load_case("llamagen-generate").tensors

@@ -111,7 +111,7 @@ class Entry:
     summary: str
     resolution: int
     source: Embedded | Hub
-    class_names: str | None  # of the data set; None where the classes have no names
+    class_names: str  # a data set's name; "none" where the classes have no names
     sampling: Sampling = Sampling()
     published: Mapping[str, float] = field(default_factory=dict)  # as the authors report: FID on 50k images
     draft_scales: int = 0  # of a drafter and a refiner (CoDe): how many scales the drafter draws
