@@ -99,6 +99,7 @@ def is_one(labels: object) -> bool:
     return (
         labels is None
         or isinstance(labels, str)
+        or not isinstance(labels, Iterable)
         or (isinstance(labels, SupportsIndex) and getattr(labels, "ndim", 0) == 0)
     )
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from var_toolkit.settings import is_one
 from var_toolkit.zoo.class_names import class_names, kept, read
 
 # Spelt alike by every library; the dog and the jacket differ by a capital letter alone.
@@ -100,6 +101,11 @@ def test_what_is_no_number_and_no_name_is_refused(wanted):
         class_names("imagenet", 1000).resolve(wanted)
 
 
+def test_a_label_that_is_neither_is_one_label_and_not_a_list():
+    assert all(map(is_one, (1.0, object(), 3)))
+    assert not is_one([3])
+
+
 def test_a_superscript_is_no_number():
     with pytest.raises(ValueError, match="'²' is not known"):
         class_names("imagenet", 1000).resolve("²")
@@ -130,6 +136,14 @@ def test_numbers_as_names_are_taken_where_they_can_mean_one_class_alone():
     sorted_as_numbers = class_names(tuple(map(str, range(12))), 12)
     assert [sorted_as_numbers.resolve(str(label)) for label in range(12)] == list(range(12))
     assert class_names(("5", "7", "9"), 3).resolve("7") == 1
+
+
+def test_a_negative_number_is_not_the_class_named_by_its_digits():
+    numbered = class_names(tuple(map(str, range(12))), 12)
+    for wanted in ("-1", " - 5", "label:-1", "name:-1", "2,-3"):
+        with pytest.raises(ValueError, match=r"-\s*\d"):
+            numbered.resolve_all(wanted)
+    assert class_names(("-1", "0", "1"), 3).resolve_all("-1,name:1") == [0, 2]
 
 
 def test_a_number_that_is_one_label_and_the_name_of_another_is_refused_with_both():

@@ -25,6 +25,7 @@ CLASSES = 1000  # of each of these data sets
 LONGEST = 255  # characters of a name, as many as a folder's may have
 SHOWN = 5  # names in an error
 SPAN = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")  # of labels
+NEGATIVE = re.compile(r"\s*-\s*\d+\s*")
 SYNSET = re.compile(r"n\d{8}")
 EXPLICIT = re.compile(r"(label|name):\s*(.+)")  # for models some of whose names are numbers
 # Names of torchvision for categories that ImageNet's descriptions do not distinguish.
@@ -135,6 +136,8 @@ class ClassNames:
         """The labels that a text names: one, several, or none. A definition after ": ", as in timm, is ignored."""
         if found := self._exact.get(text.strip()):
             return found
+        if NEGATIVE.fullmatch(text):
+            return set()  # a label that does not exist; without its sign it would be another class
         for short in (folded(text), folded(text.partition(": ")[0])):
             if found := self._main.get(short) or self._other.get(short):
                 return found
