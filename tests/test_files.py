@@ -148,6 +148,17 @@ def test_a_whole_folder_replaces_another_only_if_asked(tmp_path):
     assert names(tmp_path / "out") == ["new"]
 
 
+def test_a_link_to_a_folder_stays_when_the_folder_is_replaced(tmp_path):
+    (tmp_path / "large disk").mkdir()
+    (tmp_path / "final").symlink_to(tmp_path / "large disk")
+    for content in ("first", "second"):
+        with written_whole(tmp_path / "final", overwrite=True) as folder:
+            (folder / "weights").write_text(content)
+        assert (tmp_path / "large disk" / "weights").read_text() == content
+    assert (tmp_path / "final").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_folder_that_was_being_replaced_when_its_process_died_comes_back(tmp_path):
     (tmp_path / ".out.replaced").mkdir()
     (tmp_path / ".out.replaced" / "old").touch()

@@ -35,8 +35,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def written_whole(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder that takes the name `target` once the block ends well; nothing is left if it does not.
 
-    Missing folders are made. ValueError if the target exists and is no empty folder, unless `overwrite` replaces it.
+    Missing folders are made. ValueError if the target exists and is no empty folder, unless `overwrite` replaces it,
+    or what it links to.
     """
+    if overwrite:
+        target = target.resolve()
     replaced = target.with_name(f".{target.name}.replaced")
     if replaced.exists() and not target.exists():
         os.replace(replaced, target)  # a process was killed between the two renamings below
@@ -167,7 +170,7 @@ def _naming(target: Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -25,7 +25,6 @@ def save(pipe: Pipeline, directory: Path, dtype: torch.dtype | None, *, overwrit
     else.
     """
     if overwrite:
-        directory = directory.resolve()  # so that a link is preserved
         _require_replaceable(directory)
     with written_whole(directory, overwrite=overwrite) as folder:
         index: dict[str, Any] = {"_class_name": "Pipeline"}
