@@ -1,5 +1,8 @@
 """Loading processes hand batches over without shared memory."""
 
+import errno
+from multiprocessing.process import BaseProcess
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +45,15 @@ class Broken(Squares):
 def test_an_error_of_a_loading_process_is_one_line(workers):
     with pytest.raises(ValueError, match=r"^image 3\.png: it is damaged$"):
         list(worker_batches(Broken(), [[3]], workers=workers))
+
+
+def test_an_error_of_starting_the_processes_keeps_its_message(monkeypatch):
+    def fail(process):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(BaseProcess, "start", fail)
+    with pytest.raises(OSError, match="Resource temporarily unavailable"):
+        list(worker_batches(Squares(), [[3]], workers=1))
 
 
 def test_no_tensor_crosses_in_shared_memory(monkeypatch):

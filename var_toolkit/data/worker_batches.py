@@ -51,7 +51,7 @@ def worker_batches(
     except ImageFileError:  # which crosses processes as one line
         raise
     except (ValueError, OSError) as error:
-        if not workers:
+        if "Traceback" not in str(error):  # of this process: fork failed, for example
             raise
         # That of another process carries its traceback; the message is behind the name of the class.
         raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
