@@ -71,6 +71,8 @@ def test_settings_in_a_message_on_a_file_keep_their_names():
     sample = next(action for action in parser()._actions if action.dest == "command").choices["sample"]
     message = "m/model_index.json: _sampling: top_k is -1, guidance_scale is 2"
     assert as_typed(message, sample, ["--class", "3"]) == message
+    message = "runs/batch_size/guidance_scale.png is not a folder"
+    assert as_typed(message, sample, ["--batch-size=3"]) == message
     assert as_typed("top_k is -1; temperature is 2", sample, ["--temperature=2"]) == "--top-k is -1; temperature is 2"
 
 

@@ -100,7 +100,7 @@ def as_typed(message: str, command: argparse.ArgumentParser, words: Sequence[str
             continue
         option = (given or long)[0]
         if "_" in action.dest:
-            message = re.sub(rf"(?<![\w-]){action.dest}\b", option, message)
+            message = re.sub(rf"(?<![\w/.-]){action.dest}\b(?!/)", option, message)
         elif given:
             message = re.sub(rf"^{action.dest}\b", option, message)
     return message
