@@ -53,7 +53,7 @@ def download(repository: str, filename: str) -> Path:
         return Path(cached)
     with _asked(f"{repository}/{filename}", repository):
         path = Path(hf_hub_download(name, filename, revision=revision, local_files_only=not reachable()))
-    if not isinstance(cached, str):
+    if str(path) != cached:  # new, perhaps because the branch has moved
         _check(path, f"{repository}/{filename}")
     return path
 
