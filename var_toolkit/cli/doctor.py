@@ -73,12 +73,13 @@ def _machine() -> dict[str, Any]:
     import torch
 
     from var_toolkit.devices import processor_features
+    from var_toolkit.evaluation.bench.machine import processor
 
     features = processor_features()
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return {
         "system": platform.platform(),
-        "processor": _processor_name(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "torch threads": torch.get_num_threads(),
         "memory": _memory(),
@@ -88,15 +89,6 @@ def _machine() -> dict[str, Any]:
         "cuda of torch": torch.version.cuda or "none: this torch was built for the CPU only",
         "mps": torch.backends.mps.is_available(),
     }
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def _memory() -> str:

@@ -15,7 +15,7 @@ import var_toolkit
 def machine() -> dict[str, Any]:
     """Processor, threads and versions. The rows name the GPUs that they use."""
     return {
-        "cpu": _processor(),
+        "cpu": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -31,7 +31,8 @@ def threads(count: int) -> str:
     return f"{count} thread{'' if count == 1 else 's'}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
