@@ -1,6 +1,7 @@
 """The one reader of image files: every kind of pixel, the same for training, evaluation and editing."""
 
 import ast
+import os
 import re
 import struct
 import threading
@@ -249,3 +250,10 @@ def test_no_other_module_opens_image_files():
             assert not re.search(r"\bImage\.open\(|PIL\.Image import .*\bopen\b|ImageFolder\(", path.read_text()), path
     names = [node for node in ast.walk(ast.parse((package / "images.py").read_text())) if isinstance(node, ast.alias)]
     assert sum(node.name == "open" for node in names) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"pipe\.png is not a file"):
+        module.open_image(tmp_path / "pipe.png")

@@ -85,6 +85,8 @@ def image_size(file: Path | IO[bytes], name: object = None) -> tuple[int, int]:
 def _opened(file: Path | IO[bytes]) -> Iterator[Image]:
     from PIL.Image import open as opened
 
+    if isinstance(file, Path) and file.exists() and not (file.is_file() or file.is_dir()):
+        raise ImageFileError(f"{file} is not a file but a pipe or a device; give an image file")
     # Given a path, Pillow memory-maps an uncompressed TIFF, and confuses the sides if its orientation swaps them.
     with file.open("rb") if isinstance(file, Path) else nullcontext(file) as stream:
         with _FILTERS, warnings.catch_warnings(action="ignore"):  # of broken EXIF, and of sizes up to Pillow's limit

@@ -1,5 +1,6 @@
 """The command line as a whole: instant help, the list of models, reconstruction, a frozen set of options."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -190,3 +191,12 @@ def test_a_file_that_is_no_image_is_one_line(content, words, model, tmp_path, ca
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_a_broken_pipe_that_is_not_standard_output_is_an_error(monkeypatch, capsys):
+    def run(arguments):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("var_toolkit.cli.models.run", run)
+    assert main(["models"]) == 2
+    assert "Broken pipe" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """Loading processes hand batches over without shared memory."""
 
 import errno
+import os
+import signal
 from multiprocessing.process import BaseProcess
 
 import numpy as np
@@ -65,3 +67,17 @@ def test_no_tensor_crosses_in_shared_memory(monkeypatch):
     monkeypatch.setattr(torch.UntypedStorage, "_share_filename_cpu_", refuse)
     found = list(worker_batches(Squares(), [[0, 1], [2, 3]], workers=2))
     np.testing.assert_array_equal(torch.cat([labels for _, labels in found]), [0, 1, 4, 9])
+
+
+class KillsItsProcess(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_loading_process_that_is_killed_is_told_with_a_way_out():
+    with pytest.raises(ChildProcessError, match="fewer workers"):
+        list(worker_batches(KillsItsProcess(), [[0]], workers=1))

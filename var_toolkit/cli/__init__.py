@@ -65,6 +65,17 @@ def _notes() -> Iterator[None]:
         yield
 
 
+def _output_is_closed() -> bool:
+    """Whether the reader of standard output has gone (`vargen models | head`), rather than that of another pipe."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Keeps the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     """Run the command that was parsed from some words."""
     prog = arguments.leaf.prog
@@ -76,11 +87,9 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
             status: int = arguments.run(arguments) or 0
         sys.stdout.flush()  # here, where a full disk or a reader that has gone can still be told
         return status
-    except BrokenPipeError:
-        # Whoever read our output has gone (`vargen models | head`); keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            return 0
         where = f"{error.filename}: " if error.filename else ""
         print(f"{prog}: {where}{error.strerror or error}", file=sys.stderr)
         return BAD_INPUT

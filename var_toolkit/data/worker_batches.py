@@ -39,7 +39,7 @@ def worker_batches(
     """One batch for each list of item numbers, in order: a tensor for each part of an item.
 
     `workers` processes make them, or this one if it is 0; `pin` puts them into page-locked memory for a GPU. Their
-    ValueErrors and OSErrors are raised here without the traceback.
+    ValueErrors and OSErrors are raised here without the traceback. ChildProcessError if one was killed.
     """
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # more workers than processors are fine
         loader = DataLoader(
@@ -55,3 +55,9 @@ def worker_batches(
             raise
         # That of another process carries its traceback; the message is behind the name of the class.
         raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise ChildProcessError(
+            f"one of {workers} processes that load images was killed, perhaps for want of memory; use fewer workers"
+        ) from None

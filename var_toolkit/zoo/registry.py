@@ -361,10 +361,10 @@ def entry(name: str) -> Entry:
     if name in ENTRIES:
         return ENTRIES[name]
     if os.sep in name or "/" in name or name.startswith((".", "~")):
-        raise ValueError(f"{name}: this folder does not exist; give a model directory, {WAYS}")
+        raise ValueError(f"{name}: this folder does not exist; give {WAYS}, or a model directory")
     nearest = nearest_drawing(name)
     hint = f"did you mean {nearest!r}? " if nearest else ""
-    raise ValueError(f"model {name!r} is not known; {hint}Give {WAYS}, or a model directory")
+    raise ValueError(f"model {name!r} is not known; {hint}give {WAYS}, or a model directory")
 
 
 def nearest_drawing(name: str) -> str | None:
