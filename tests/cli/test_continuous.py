@@ -139,7 +139,7 @@ def test_an_image_of_any_size_is_reconstructed(flowar, place, tmp_path, capsys):
     source = {"model": flowar, "tokenizer": f"{flowar}/tokenizer", "pipeline": "pipeline"}[place]
     Image.new("RGB", (90, 70), "teal").save("image.png")
     assert main(["reconstruct", "image.png", "--model", source]) == 0
-    assert "right its reconstruction from 9 latent positions of 4 channels; PSNR" in capsys.readouterr().out
+    assert "its reconstruction from 9 latent positions of 4 channels (right); PSNR" in capsys.readouterr().out
     assert Image.open("image_reconstruction.png").size == (504, 216)  # magnified by 36
     assert main(["reconstruct", "image.png", "--model", source, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"] == 9
