@@ -56,7 +56,7 @@ def test_a_set_of_samples_has_a_method_and_goes_on_only_with_the_same(model, cap
         (["warmer_method:warmer", "temperature=["], "the value is not YAML"),
         (["warmer_method:warmer", "temperature=-1"], "temperature is -1.0"),
         (["warmer_method:warmer", "temperature=1", "temperature=2"], "temperature is given twice"),
-        (["warmer_method:colder"], "warmer_method.py; the nearest there: warmer"),
+        (["warmer_method:colder"], "warmer_method.py has no function 'colder'"),
         (["warmer_method"], "did you mean warmer_method:FUNCTION?"),
         (["colder"], "is not installed; give module:function\n"),
     ],

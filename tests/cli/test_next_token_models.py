@@ -100,7 +100,7 @@ def test_bad_input_is_one_line_and_status_2(llamagen, model, options, words, tmp
 def test_an_image_of_any_size_is_reconstructed(llamagen, place, capsys):
     Image.new("RGB", (90, 70), "teal").save("image.png")
     assert main(["reconstruct", "image.png", "--model", llamagen + place]) == 0
-    assert "right its reconstruction from 9 tokens; PSNR" in capsys.readouterr().out
+    assert "its reconstruction from 9 tokens (right); PSNR" in capsys.readouterr().out
     assert main(["reconstruct", "image.png", "--model", llamagen + place, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"] == 9
 
