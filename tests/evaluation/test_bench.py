@@ -296,6 +296,7 @@ def test_a_process_ends_with_the_one_that_started_it(model):
         child._process.stdin = None
 
 
+@pytest.mark.slow
 def test_a_turn_lasts_as_long_as_was_asked(model):
     with Child(Row("a", model, batch=2, device="cpu"), 1) as child:
         began = time.perf_counter()
@@ -357,6 +358,7 @@ def a_judged_table(tmp_path_factory, small_tokenizer, small_var) -> Table:
     return Table((row, replace(row, name="second", quality=0)), rounds=1, seconds=0)
 
 
+@pytest.mark.slow
 def test_quality_that_cannot_be_judged_leaves_the_speeds(
     tmp_path_factory, small_tokenizer, small_var, tmp_path, monkeypatch
 ):

@@ -30,6 +30,7 @@ def test_images_that_do_not_fit_are_refused(renderings):
         embedded_distance(renderings.float(), fresh_statistics(200))
 
 
+@pytest.mark.slow
 def test_the_distance_is_that_of_the_command(blurred, renderings, images_folder):
     reference = fresh_statistics(1000)
     assert embedded_distance(blurred, reference) == pytest.approx(score(images_folder, "stilllife").fid, rel=1e-5)

@@ -153,6 +153,7 @@ def test_speculation_is_refused_in_one_line(image):
         pipe.vary(image, 1, 207, seeds=0, plan=replace(pipe.plan(speculate="jacobi")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["stilllife-var", "stilllife-flowar"])
 def test_half_precision_edits_as_well(image, name, dtype):

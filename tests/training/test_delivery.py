@@ -16,7 +16,7 @@ def test_a_trained_model_knows_its_recipe_its_images_and_its_last_figures(tiny, 
     final = train(recipe, tmp_path / "mine", cache_dir=cache, device="cpu")
     facts = load(final, device="cpu").facts
     assert facts.images_seen == recipe.steps * recipe.batch_size
-    assert facts.data == "24 still lifes that var_toolkit renders itself"
+    assert facts.data == "24 still lifes rendered by var_toolkit"
     assert facts.license is None
 
     log = [json.loads(line) for line in (tmp_path / "mine" / "log.jsonl").read_text().splitlines()]
