@@ -203,7 +203,7 @@ def test_tokens_of_a_training_pass_are_those_of_float32(tokenizer, images):
 @pytest.mark.parametrize("name", ["initial", "perceptual_network"])
 def test_missing_networks_are_refused_before_an_image_is_drawn(tiny, tmp_path, name):
     recipe = tiny("tokenizer", objective_options={"perceptual": 1.0, "perceptual_network": "nowhere", name: "nowhere"})
-    with pytest.raises(ValueError, match=rf"^{name}: 'nowhere'"):
+    with pytest.raises(ValueError, match=rf"^{name}: .*'nowhere'"):
         train(recipe, tmp_path / "out", cache_dir=tmp_path / "cache", device="cpu")
     assert not (tmp_path / "cache").exists()
 
