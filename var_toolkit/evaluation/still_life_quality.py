@@ -98,7 +98,7 @@ def fresh_statistics(count: int = ENOUGH, *, cached: Path | None = None, first: 
     """
     judge = _judge()
     source = f"{count} renderings of version {VERSION} from {first}"
-    origin = Origin(count, STILL_LIFES, fingerprint([judge]), source, (SIZE, SIZE))
+    origin = Origin(count, STILL_LIFES, fingerprint([torch.nn.ModuleDict({"judge": judge})]), source, (SIZE, SIZE))
     if cached is not None and (known := _cached(cached, origin)):
         return known
     found = Statistics.of(torch.cat([judge.features(normalised(b)) for b in fresh_batches(count, first)]))
