@@ -143,8 +143,8 @@ def test_what_cannot_be_exported_is_refused_in_one_line(small_tokenizer, backbon
     monkeypatch.setattr(torch.export, "export", None)  # nothing is traced
     cases = [
         (lambda: export_decoder(small_tokenizer, tmp_path / "decoder.pt"), r"decoder\.pt must end in \.pt2 or \.onnx"),
-        (lambda: export_decoder(small_tokenizer, tmp_path / "a.pt2" / "b.pt2"), "cannot write to"),
-        (lambda: export_step(small_hmar, 0, tmp_path / "a.pt2"), "the backbone is a HMAR; only a VAR's"),
+        (lambda: export_decoder(small_tokenizer, tmp_path / "a.pt2" / "b.pt2"), r"a\.pt2"),
+        (lambda: export_step(small_hmar, 0, tmp_path / "a.pt2"), "the backbone is a HMAR"),
         (lambda: export_step(backbone, 4, tmp_path / "a.pt2"), "scale is 4; this backbone has the scales 0 to 3"),
     ]
     (tmp_path / "a.pt2").touch()
