@@ -2,12 +2,15 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import var_toolkit
 from var_toolkit.cli import COMMANDS, main, parser
 from var_toolkit.cli.parsing import as_typed
 
@@ -22,7 +25,9 @@ def test_help_imports_nothing_heavy():
 
 def test_the_program_begins_with_nothing_but_what_catches_ctrl_c():
     code = "import sys; before = set(sys.modules); from var_toolkit.cli import main; print(set(sys.modules) - before)"
-    found = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
+    # Without site packages no installation is found.
+    environment = {**os.environ, "PYTHONPATH": str(Path(var_toolkit.__file__).parents[1])}
+    found = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, env=environment)
     assert "argparse" not in found.stdout
     assert "var_toolkit.cli" in found.stdout
 
