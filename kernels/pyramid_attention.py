@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from var_toolkit.core.schedule import Scales
 from var_toolkit.kernels.reference import attention_mask, reference_attention
 from var_toolkit.kernels.tiles import PATTERNS, Pattern, allowed_keys, per_token
-from var_toolkit.scales import Scales
 
 Backend = Literal["auto", "triton", "flex", "sdpa", "reference"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)

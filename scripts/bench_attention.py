@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from var_toolkit.core.schedule import SCHEDULES, Scales
 from var_toolkit.files import check_writable, write_whole
 from var_toolkit.kernels.pyramid_attention import attention
 from var_toolkit.kernels.tiles import PATTERNS
-from var_toolkit.scales import SCHEDULES, Scales
 
 WIDTH = 64
 Implementation = Callable[[Tensor, Tensor, Tensor], Tensor]

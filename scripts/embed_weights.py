@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from var_toolkit.zoo.directory import INDEX, PARTS, load_network, save_network
-from var_toolkit.zoo.registry import Embedded
+from var_toolkit.formats.directory import INDEX, PARTS, load_network, save_network
+from var_toolkit.registry import Embedded
 
 LIMIT = 45_000_000  # bytes of all embedded weights together, to keep the checkout small
 
@@ -29,7 +29,7 @@ def mix_with(network: torch.nn.Module, other: torch.nn.Module, share: float) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("network", type=Path, help="the final/ folder of a training run")
-    parser.add_argument("name", help="name of the folder under var_toolkit/zoo/embedded")
+    parser.add_argument("name", help="name of the folder under var_toolkit/embedded")
     parser.add_argument(
         "--part", choices=PARTS, default="backbone", help="part of a model directory to copy (default backbone)"
     )

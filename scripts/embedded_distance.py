@@ -32,16 +32,16 @@ from var_toolkit.evaluation.bench.table import Row, find_table, matching, read_t
 from var_toolkit.evaluation.bench.worker import Worker
 from var_toolkit.evaluation.frechet import Statistics
 from var_toolkit.evaluation.sample_set import plan_fingerprint
-from var_toolkit.evaluation.still_life_quality import (
+from var_toolkit.files import check_writable, write_whole
+from var_toolkit.images import to_uint8
+from var_toolkit.loading import load_tokenizer
+from var_toolkit.still_life.quality import (
     agreement,
     embedded_distance,
     fresh_batches,
     fresh_statistics,
     normalised,
 )
-from var_toolkit.files import check_writable, write_whole
-from var_toolkit.images import to_uint8
-from var_toolkit.loading import load_tokenizer
 
 CLASSES = 1000
 FLOOR, TOKENIZER = "fresh renderings", "tokenizer"

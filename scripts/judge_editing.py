@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 
-from var_toolkit.evaluation.editing_quality import replacement_agreement
 from var_toolkit.loading import load
+from var_toolkit.still_life.editing_quality import replacement_agreement
 
 MODELS = ("stilllife-var", "stilllife-variant", "stilllife-code-4", "stilllife-hmar", "stilllife-flowar")
 

@@ -13,10 +13,10 @@ import time
 import torch
 from torch import Tensor
 
-from var_toolkit.evaluation.still_life_quality import BATCH, agreement, fresh_batches, normalised
 from var_toolkit.images import to_uint8
 from var_toolkit.loading import load
 from var_toolkit.pipeline import Pipeline
+from var_toolkit.still_life.quality import BATCH, agreement, fresh_batches, normalised
 
 
 def psnr(pipe: Pipeline, images: Tensor) -> float:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from golden.cases import Case, fill, load_case
 
-from var_toolkit.backbones.hmar import HMAR, HMARConfig
-from var_toolkit.backbones.var import VAR, VARConfig
+from var_toolkit.models.hmar import HMAR, HMARConfig
+from var_toolkit.models.var import VAR, VARConfig
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
 
 SMALL = {"patch_nums": (1, 2, 3, 4), "vocab_size": 64}

@@ -3,10 +3,10 @@
 import torch
 from golden.cases import fill
 
-from var_toolkit.backbones.flowar import FlowAR, FlowARConfig
-from var_toolkit.sampling.flow import Flow
-from var_toolkit.sampling.plan import Plan, Stage
-from var_toolkit.scales import Scales
+from var_toolkit.core.plan import Plan, Stage
+from var_toolkit.core.schedule import Scales
+from var_toolkit.heads.flow import Flow
+from var_toolkit.models.flowar import FlowAR, FlowARConfig
 from var_toolkit.tokenizers.kl import KLConfig, KLTokenizer
 
 

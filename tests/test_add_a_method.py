@@ -20,10 +20,10 @@ import yaml
 from PIL import Image
 
 from var_toolkit.cli import main
+from var_toolkit.core.plan import Stage
 from var_toolkit.evaluation.bench.table import table_from
 from var_toolkit.loading import skeleton
-from var_toolkit.sampling.methods import GROUP
-from var_toolkit.sampling.plan import Stage
+from var_toolkit.methods.by_name import GROUP
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

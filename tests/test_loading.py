@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from small_flowar import tiny_flowar, tiny_kl
 from torch.testing import assert_close
 
+from var_toolkit import registry
+from var_toolkit.formats.directory import save_network
 from var_toolkit.loading import Pair, load, load_tokenizer, skeleton
+from var_toolkit.methods.collaborative import code
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.sampling.collaborative import code
+from var_toolkit.registry import WEIGHTS, Embedded, Entry, Sampling
 from var_toolkit.tokenizers.kl import KLTokenizer
-from var_toolkit.zoo import registry
-from var_toolkit.zoo.directory import save_network
-from var_toolkit.zoo.registry import WEIGHTS, Embedded, Entry, Sampling
 
 SETTINGS = Sampling(guidance_scale=2.0, steps=3, solver="heun")
 
@@ -97,8 +97,8 @@ def test_the_tokenizer_of_another_model_may_be_taken(folder):
 def test_a_tokenizer_that_does_not_fit_is_refused_without_reading_weights(
     folder, discrete, model, tokenizer, words, weights, monkeypatch
 ):
-    monkeypatch.setattr("var_toolkit.zoo.directory.read_safetensors", None)
-    monkeypatch.setattr("var_toolkit.zoo.directory.pretrained", None)
+    monkeypatch.setattr("var_toolkit.formats.directory.read_safetensors", None)
+    monkeypatch.setattr("var_toolkit.formats.directory.pretrained", None)
     with pytest.raises(ValueError, match=words):
         (load if weights else skeleton)(folder / model, tokenizer=folder / tokenizer)
 

@@ -16,26 +16,27 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
-from var_toolkit.backbones import linear, raster_gpt
-from var_toolkit.backbones.draft_heads import EagleHead, EagleHeadConfig
-from var_toolkit.backbones.flowar import FlowAR
-from var_toolkit.backbones.hmar import HMAR, HMARConfig
-from var_toolkit.backbones.raster_gpt import RasterGPT
-from var_toolkit.backbones.var import VAR, VARConfig
+from var_toolkit.core.engine import decode
+from var_toolkit.core.finite import FiniteCheck
+from var_toolkit.core.noise import Noise
+from var_toolkit.core.plan import Plan, Stage
+from var_toolkit.core.preserved import preserved_before
+from var_toolkit.core.refinement_schedule import refinement
 from var_toolkit.evaluation import extractors
-from var_toolkit.finite import FiniteCheck
+from var_toolkit.heads.flow import Flow
 from var_toolkit.kernels import pyramid_attention
+from var_toolkit.methods.collaborative import code
+from var_toolkit.methods.speculative import drafts, engine
+from var_toolkit.methods.speculative.settings import DraftModel, speculative
+from var_toolkit.methods.variant import variant
+from var_toolkit.models import llamagen as raster_gpt
+from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig
+from var_toolkit.models.flowar import FlowAR
+from var_toolkit.models.hmar import HMAR, HMARConfig
+from var_toolkit.models.layers import linear
+from var_toolkit.models.llamagen import RasterGPT
+from var_toolkit.models.var import VAR, VARConfig
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.sampling.collaborative import code
-from var_toolkit.sampling.engine import decode
-from var_toolkit.sampling.flow import Flow
-from var_toolkit.sampling.noise import Noise
-from var_toolkit.sampling.plan import Plan, Stage
-from var_toolkit.sampling.preserved import preserved_before
-from var_toolkit.sampling.refinement_schedule import refinement
-from var_toolkit.sampling.variant import variant
-from var_toolkit.speculative import drafts, engine
-from var_toolkit.speculative.settings import DraftModel, speculative
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
 
 SMALL = {"num_classes": 5, "latent_channels": 8, "patch_nums": (1, 2, 3), "vocab_size": 16}

@@ -13,10 +13,10 @@ from small_flowar import tiny_flowar, tiny_kl
 
 import var_toolkit
 from var_toolkit.loading import Pair, load, pair, skeleton
+from var_toolkit.methods.variant import variant
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.sampling.variant import variant
+from var_toolkit.registry import Sampling
 from var_toolkit.settings import Drawing, Settings
-from var_toolkit.zoo.registry import Sampling
 
 
 @pytest.fixture(scope="module")

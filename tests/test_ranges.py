@@ -10,8 +10,8 @@ from small_llamagen import tiny_gpt, tiny_vq
 
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.ranges import RANGES, checked
+from var_toolkit.registry import Sampling
 from var_toolkit.settings import FLAGS, seeds_of
-from var_toolkit.zoo.registry import Sampling
 
 NUMBERS = [name for name in RANGES if name not in ("guidance", "seed", "batch_size", "subnet", "full_scales")]
 DRAFTING = {"speculate": "jacobi"}

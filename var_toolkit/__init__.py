@@ -15,14 +15,14 @@ TYPE_CHECKING = False  # rather than typing's, so that `vargen` is quick to catc
 if TYPE_CHECKING:
     from typing import Any
 
+    from var_toolkit.core.plan import Plan, Stage
     from var_toolkit.loading import load
+    from var_toolkit.methods.collaborative import code
+    from var_toolkit.methods.speculative.engine import Speculation
+    from var_toolkit.methods.speculative.rules import Rule
+    from var_toolkit.methods.variant import variant
     from var_toolkit.pipeline import Pipeline
-    from var_toolkit.sampling.collaborative import code
-    from var_toolkit.sampling.plan import Plan, Stage
-    from var_toolkit.sampling.variant import variant
-    from var_toolkit.speculative.engine import Speculation
-    from var_toolkit.speculative.rules import Rule
-    from var_toolkit.zoo.registry import list_models
+    from var_toolkit.registry import list_models
 
 __version__ = "0.1.0"
 __all__ = ["Pipeline", "Plan", "Rule", "Speculation", "Stage", "__version__", "code", "list_models", "load", "variant"]
@@ -30,14 +30,14 @@ __all__ = ["Pipeline", "Plan", "Rule", "Speculation", "Stage", "__version__", "c
 # Looked up on first use, so that importing the package, and `vargen --help`, stay instant.
 _HOMES = {
     "Pipeline": "var_toolkit.pipeline",
-    "Plan": "var_toolkit.sampling.plan",
-    "Rule": "var_toolkit.speculative.rules",
-    "Speculation": "var_toolkit.speculative.engine",
-    "Stage": "var_toolkit.sampling.plan",
-    "code": "var_toolkit.sampling.collaborative",
-    "list_models": "var_toolkit.zoo.registry",
+    "Plan": "var_toolkit.core.plan",
+    "Rule": "var_toolkit.methods.speculative.rules",
+    "Speculation": "var_toolkit.methods.speculative.engine",
+    "Stage": "var_toolkit.core.plan",
+    "code": "var_toolkit.methods.collaborative",
+    "list_models": "var_toolkit.registry",
     "load": "var_toolkit.loading",
-    "variant": "var_toolkit.sampling.variant",
+    "variant": "var_toolkit.methods.variant",
 }
 
 

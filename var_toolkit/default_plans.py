@@ -6,11 +6,11 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from var_toolkit.sampling.collaborative import code
-from var_toolkit.sampling.flow import Flow
-from var_toolkit.sampling.plan import Plan, Stage, is_continuous
-from var_toolkit.sampling.refinement_schedule import OFF, refinement
-from var_toolkit.sampling.variant import variant
+from var_toolkit.core.plan import Plan, Stage, is_continuous
+from var_toolkit.core.refinement_schedule import OFF, refinement
+from var_toolkit.heads.flow import Flow
+from var_toolkit.methods.collaborative import code
+from var_toolkit.methods.variant import variant
 
 if TYPE_CHECKING:
     from var_toolkit.pipeline import Pipeline

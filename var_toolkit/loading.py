@@ -10,22 +10,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from var_toolkit import strict_fields
+from var_toolkit import registry, strict_fields
+from var_toolkit.conditions.class_names import Named
+from var_toolkit.conditions.class_names import read as read_class_names
 from var_toolkit.devices import find_device
+from var_toolkit.formats.directory import (
+    DRAFT_HEADS,
+    EXPECTED,
+    INDEX,
+    PARTS,
+    build,
+    empty_network,
+    load_network,
+    read_json,
+)
+from var_toolkit.formats.facts import Facts, of_both, of_entry, read_facts
+from var_toolkit.formats.fitting import AnyTokenizer, fitted
+from var_toolkit.formats.hub import at_revision, is_hub_id, snapshot, with_revision
+from var_toolkit.formats.lone_tokenizers import ALONE, find_tokenizer, read_autoencoder, read_tokenizer
+from var_toolkit.methods.collaborative import code
+from var_toolkit.methods.speculative.settings import DraftModel
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.sampling.collaborative import code
-from var_toolkit.speculative.settings import DraftModel
+from var_toolkit.registry import CONFIG, Embedded, Entry, Hub, Sampling
 from var_toolkit.tokenizers.codebook import CodebookTokenizer
 from var_toolkit.tokenizers.kl import KLTokenizer
-from var_toolkit.zoo import registry
-from var_toolkit.zoo.class_names import Named
-from var_toolkit.zoo.class_names import read as read_class_names
-from var_toolkit.zoo.directory import DRAFT_HEADS, EXPECTED, INDEX, PARTS, build, empty_network, load_network, read_json
-from var_toolkit.zoo.facts import Facts, of_both, of_entry, read_facts
-from var_toolkit.zoo.fitting import AnyTokenizer, fitted
-from var_toolkit.zoo.hub import at_revision, is_hub_id, snapshot, with_revision
-from var_toolkit.zoo.lone_tokenizers import ALONE, find_tokenizer, read_autoencoder, read_tokenizer
-from var_toolkit.zoo.registry import CONFIG, Embedded, Entry, Hub, Sampling
 
 
 @dataclass(frozen=True)
@@ -243,7 +251,7 @@ def _with(given: Mapping[str, Part], facts: Facts) -> Facts:
 
 def _published_sizes(source: Hub, parts: Sequence[str]) -> dict[str, Part]:
     """Networks of published files, without their weights."""
-    from var_toolkit.zoo.published import FAMILIES
+    from var_toolkit.formats.published import FAMILIES
 
     family = FAMILIES[source.family]
     found = {}
@@ -255,9 +263,9 @@ def _published_sizes(source: Hub, parts: Sequence[str]) -> dict[str, Part]:
 
 
 def _downloaded(source: Hub, parts: Sequence[str]) -> dict[str, Part]:
-    from var_toolkit.zoo.hub import download
-    from var_toolkit.zoo.published import networks_from_tensors, required
-    from var_toolkit.zoo.weight_files import read_weights
+    from var_toolkit.formats.hub import download
+    from var_toolkit.formats.published import networks_from_tensors, required
+    from var_toolkit.formats.weight_files import read_weights
 
     tensors = {}
     for part in parts:

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from var_toolkit.images import as_output
+from var_toolkit.methods.speculative.tally import Tally
 from var_toolkit.sheets import enlarged, grid
-from var_toolkit.speculative.tally import Tally
 
 LISTED = 8  # labels and seeds in a repr
 SHOWN = 16  # images that a notebook shows,

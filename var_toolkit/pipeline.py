@@ -16,26 +16,34 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import Tensor
 
-from var_toolkit.backbones.linear import pack_linears
-from var_toolkit.default_plans import default_plan, require_masked_passes, with_subnet
-from var_toolkit.devices import destination
-from var_toolkit.editing import as_image, prepare
-from var_toolkit.finite import require_finite, require_fit
-from var_toolkit.images import Given, as_output, given_square
-from var_toolkit.output import PipelineOutput
-from var_toolkit.ranges import brief, checked
-from var_toolkit.sampling.collaborative import require_one_tokenizer
-from var_toolkit.sampling.engine import ScaleEvent, decode
-from var_toolkit.sampling.methods import apply_method
-from var_toolkit.sampling.noise import Noise
-from var_toolkit.sampling.plan import Plan
-from var_toolkit.sampling.preserved import (
+from var_toolkit.conditions.class_names import ClassNames, class_names, kept
+from var_toolkit.core.engine import ScaleEvent, decode
+from var_toolkit.core.finite import require_finite, require_fit
+from var_toolkit.core.noise import Noise
+from var_toolkit.core.plan import Plan
+from var_toolkit.core.preserved import (
     Preserved,
     preserved_before,
     preserved_outside,
     require_editable,
     require_scale,
 )
+from var_toolkit.default_plans import default_plan, require_masked_passes, with_subnet
+from var_toolkit.devices import destination
+from var_toolkit.editing import as_image, prepare
+from var_toolkit.formats.facts import Facts
+from var_toolkit.formats.hub import upload, with_revision
+from var_toolkit.formats.model_card import write_card
+from var_toolkit.images import Given, as_output, given_square
+from var_toolkit.methods.by_name import apply_method
+from var_toolkit.methods.collaborative import require_one_tokenizer
+from var_toolkit.methods.speculative.settings import SETTINGS as SPECULATIVE
+from var_toolkit.methods.speculative.settings import DraftModel, speculative
+from var_toolkit.methods.speculative.tally import together
+from var_toolkit.models.layers.linear import pack_linears
+from var_toolkit.output import PipelineOutput
+from var_toolkit.ranges import brief, checked
+from var_toolkit.registry import Sampling
 from var_toolkit.saving import parts, save
 from var_toolkit.settings import (
     OUTPUT_TYPES,
@@ -48,23 +56,15 @@ from var_toolkit.settings import (
     seeds_of,
 )
 from var_toolkit.signatures import show_keywords
-from var_toolkit.speculative.settings import SETTINGS as SPECULATIVE
-from var_toolkit.speculative.settings import DraftModel, speculative
-from var_toolkit.speculative.tally import together
-from var_toolkit.zoo.class_names import ClassNames, class_names, kept
-from var_toolkit.zoo.facts import Facts
-from var_toolkit.zoo.hub import upload, with_revision
-from var_toolkit.zoo.model_card import write_card
-from var_toolkit.zoo.registry import Sampling
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from var_toolkit.backbones.flowar import FlowAR
-    from var_toolkit.backbones.hmar import HMAR
-    from var_toolkit.backbones.raster_gpt import RasterGPT
-    from var_toolkit.backbones.var import VAR
-    from var_toolkit.zoo.fitting import AnyTokenizer
+    from var_toolkit.formats.fitting import AnyTokenizer
+    from var_toolkit.models.flowar import FlowAR
+    from var_toolkit.models.hmar import HMAR
+    from var_toolkit.models.llamagen import RasterGPT
+    from var_toolkit.models.var import VAR
 
     AnyBackbone = VAR | HMAR | FlowAR | RasterGPT
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from var_toolkit.files import written_whole
-from var_toolkit.zoo.directory import EXPECTED, INDEX, read_json, write_json, write_network
-from var_toolkit.zoo.facts import FACTS, write_facts
-from var_toolkit.zoo.model_card import write_card
-from var_toolkit.zoo.registry import CARD
+from var_toolkit.formats.directory import EXPECTED, INDEX, read_json, write_json, write_network
+from var_toolkit.formats.facts import FACTS, write_facts
+from var_toolkit.formats.model_card import write_card
+from var_toolkit.registry import CARD
 
 if TYPE_CHECKING:
     import torch

@@ -7,10 +7,10 @@ from typing import Any, SupportsIndex, TypedDict
 
 import torch
 
+from var_toolkit.core.engine import ScaleEvent
+from var_toolkit.core.plan import Plan, is_continuous
+from var_toolkit.methods.by_name import Method
 from var_toolkit.ranges import RANGES, brief, checked, flag
-from var_toolkit.sampling.engine import ScaleEvent
-from var_toolkit.sampling.methods import Method
-from var_toolkit.sampling.plan import Plan, is_continuous
 
 Labels = SupportsIndex | str | Iterable[SupportsIndex | str | None] | None
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")

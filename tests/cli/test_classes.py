@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from var_toolkit.cli import main
+from var_toolkit.formats.facts import Facts
 from var_toolkit.loading import load
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.zoo.facts import Facts
 
 
 def told(capsys, *words) -> str:

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from small_flowar import tiny_flowar, tiny_kl
 
 from var_toolkit.cli import main
+from var_toolkit.formats.directory import save_network
 from var_toolkit.loading import load
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.zoo.directory import save_network
-from var_toolkit.zoo.registry import Sampling
+from var_toolkit.registry import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_the_published_models_are_listed_with_their_figures(capsys):
 
 
 def test_the_plan_of_a_published_model_needs_no_download(capsys, monkeypatch):
-    monkeypatch.setattr("var_toolkit.zoo.hub.download", None)
+    monkeypatch.setattr("var_toolkit.formats.hub.download", None)
     assert main(["sample", "--class", "207", "--model", "flowar-l", "--dry-run", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert "FlowAR 16 x 1024, guidance 1.4, 25 steps (published), guided from 0.9 to 0" in facts["plan"]

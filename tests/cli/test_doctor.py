@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from var_toolkit import devices
-from var_toolkit.backbones import linear
 from var_toolkit.cli import doctor, main
 from var_toolkit.cli.memory import ran_out_of_memory
+from var_toolkit.core import forecast
 from var_toolkit.evaluation import sample_set
 from var_toolkit.evaluation.bench import rounds
-from var_toolkit.sampling import forecast
+from var_toolkit.models.layers import linear
 
 
 @pytest.fixture(autouse=True)

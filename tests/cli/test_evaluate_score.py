@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from var_toolkit.cli import evaluate_score, main
-from var_toolkit.data.still_lifes import render
 from var_toolkit.evaluation.scores import NAMES
+from var_toolkit.still_life.data_set import render
 
 
 @pytest.fixture

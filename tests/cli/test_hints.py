@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from var_toolkit.cli.hints import tell_label_order, tell_purpose
-from var_toolkit.zoo.class_names import class_names
-from var_toolkit.zoo.facts import Facts
+from var_toolkit.conditions.class_names import class_names
+from var_toolkit.formats.facts import Facts
 
 OF_FOLDERS = replace(Facts(), recipe="data:\n  kind: folders\n")
 

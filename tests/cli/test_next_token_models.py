@@ -11,7 +11,7 @@ from small_llamagen import tiny_gpt, tiny_vq
 from var_toolkit.cli import main
 from var_toolkit.loading import load
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.zoo.registry import Sampling
+from var_toolkit.registry import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_an_image_of_any_size_is_reconstructed(llamagen, place, capsys):
 
 
 def test_the_plan_of_a_published_model_needs_no_download(capsys, monkeypatch):
-    monkeypatch.setattr("var_toolkit.zoo.hub.download", None)
+    monkeypatch.setattr("var_toolkit.formats.hub.download", None)
     assert main(["sample", "--class", "207", "--model", "llamagen-xl", "--dry-run", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert "RasterGPT 36 x 1280, guidance 0.75, top-k 0, top-p 0, temperature 1" in facts["plan"]

@@ -218,7 +218,7 @@ def test_bad_input_for_a_published_model_is_refused_before_any_download(bad, mon
     def no_download(*args, **kwargs):
         raise AssertionError("downloaded before the input was checked")
 
-    monkeypatch.setattr("var_toolkit.zoo.hub.download", no_download)
+    monkeypatch.setattr("var_toolkit.formats.hub.download", no_download)
     assert main(["sample", "--model", "var-d16", *bad]) == 2
 
 

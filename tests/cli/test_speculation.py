@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 from small_llamagen import tiny_gpt, tiny_gpt_config, tiny_vq
 
-from var_toolkit.backbones.draft_heads import EagleHead, EagleHeadConfig, ExitHead, ExitHeadConfig
 from var_toolkit.cli import main
+from var_toolkit.formats.directory import save_network
 from var_toolkit.loading import Drafting, load, skeleton
+from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig, ExitHead, ExitHeadConfig
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.zoo.directory import save_network
-from var_toolkit.zoo.registry import Sampling
+from var_toolkit.registry import Sampling
 
 PLAIN = Sampling(1.0, top_k=0, top_p=0.0)
 

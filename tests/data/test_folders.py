@@ -78,7 +78,7 @@ def test_a_missing_or_empty_root_is_a_one_line_error(tmp_path: Path) -> None:
 
 
 def test_the_still_lifes_do_without_torchvision() -> None:
-    code = "import sys, var_toolkit.data.still_lifes; assert 'torchvision' not in sys.modules"
+    code = "import sys, var_toolkit.still_life.data_set; assert 'torchvision' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

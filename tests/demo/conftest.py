@@ -3,7 +3,7 @@
 import pytest
 
 from var_toolkit.demo.studio import Studio, model_names
-from var_toolkit.zoo.registry import DEFAULT
+from var_toolkit.registry import DEFAULT
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import pytest
 from var_toolkit.demo.plans import choices
 from var_toolkit.loading import Drafting, skeleton
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.zoo.registry import ENTRIES, Embedded
+from var_toolkit.registry import ENTRIES, Embedded
 
 DRAWING = [name for name, entry in ENTRIES.items() if entry.draws]
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from var_toolkit.data.still_lifes import render
+from var_toolkit.still_life.data_set import render
 
 
 def write_images(folder: Path, images: Tensor) -> Path:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from var_toolkit.core.forecast import decoder_multiply_adds
 from var_toolkit.evaluation.bench import child as child_module
 from var_toolkit.evaluation.bench import rounds
 from var_toolkit.evaluation.bench.child import Child, RowFailedError
@@ -26,7 +27,6 @@ from var_toolkit.evaluation.bench.table import Row, Table, find_table, plan_keyw
 from var_toolkit.evaluation.bench.worker import _in_one_line
 from var_toolkit.loading import load, skeleton
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.sampling.forecast import decoder_multiply_adds
 
 
 @pytest.fixture(scope="module")
@@ -403,7 +403,7 @@ def test_random_weights_of_a_published_size_need_no_download(monkeypatch):
     def no_download(*given, **named):
         raise AssertionError("random weights were downloaded")
 
-    monkeypatch.setattr("var_toolkit.zoo.hub.download", no_download)
+    monkeypatch.setattr("var_toolkit.formats.hub.download", no_download)
     pipe = random_pipeline("var-d16", device="cpu", dtype=torch.bfloat16)
     assert sum(p.numel() for p in pipe.backbone.parameters()) == size_of(Row("a", "var-d16")).parameters > 3e8
 

@@ -8,8 +8,8 @@ import torch
 from evaluation.conftest import write_images
 from PIL import Image
 
-from var_toolkit.data.still_lifes import render
 from var_toolkit.evaluation.image_sets import FRESH_SEED, FreshStillLifes, open_images, open_reference
+from var_toolkit.still_life.data_set import render
 
 
 def pixels(images) -> torch.Tensor:

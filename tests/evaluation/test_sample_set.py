@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from var_toolkit.conditions.class_names import class_names
 from var_toolkit.evaluation.adm_npz import shuffled
 from var_toolkit.evaluation.image_sets import open_images
 from var_toolkit.evaluation.sample_set import ImageList, draw_set, labels_of, spelled
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.zoo.class_names import class_names
 
 SCRIPT = """
 import sys

@@ -11,12 +11,12 @@ from evaluation.conftest import write_images
 from scipy.spatial.distance import cdist
 
 from var_toolkit.evaluation import score_notes, scores
-from var_toolkit.evaluation.classifier import StillLifeClassifier
 from var_toolkit.evaluation.extractors import KINDS, create
 from var_toolkit.evaluation.image_sets import FreshStillLifes, ImageSet, chosen, open_images
 from var_toolkit.evaluation.scores import manifold_part, score
-from var_toolkit.zoo.directory import load_network
-from var_toolkit.zoo.registry import embedded_part
+from var_toolkit.formats.directory import load_network
+from var_toolkit.registry import embedded_part
+from var_toolkit.still_life.classifier import StillLifeClassifier
 
 EXACT = {"rel": 1e-4}
 

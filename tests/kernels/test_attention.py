@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from var_toolkit.core.schedule import Scales
 from var_toolkit.kernels import pyramid_attention
 from var_toolkit.kernels.pyramid_attention import attention
 from var_toolkit.kernels.tiles import PATTERNS
-from var_toolkit.scales import Scales
 
 SCALES = Scales((1, 2, 3, 5, 7))  # two scales beyond the 64 tokens that share a mask
 PREFIXES = SCALES.offsets[1:]
@@ -237,7 +237,7 @@ def test_attention_works_without_triton_and_flex_attention():
         "import sys, torch\n"
         "sys.modules['triton'] = sys.modules['torch.nn.attention.flex_attention'] = None\n"
         "from var_toolkit.kernels.pyramid_attention import attention\n"
-        "from var_toolkit.scales import Scales\n"
+        "from var_toolkit.core.schedule import Scales\n"
         "print(attention(*torch.randn(3, 1, 2, 5, 32), Scales((1, 2))).shape)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from var_toolkit.core.schedule import Scales
 from var_toolkit.kernels.reference import attention_mask
 from var_toolkit.kernels.tiles import PATTERNS, allowed_keys, allowed_queries, per_token, row_tiles
-from var_toolkit.scales import Scales
 
 SCHEDULES = [(1,), (7,), (1, 2, 3, 5), (2, 3, 9), (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)]
 TILES = [(16, 16), (64, 32), (32, 64), (128, 128), (7, 5)]

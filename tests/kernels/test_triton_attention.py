@@ -8,8 +8,8 @@ import os
 import pytest
 import torch
 
+from var_toolkit.core.schedule import Scales
 from var_toolkit.kernels.pyramid_attention import attention
-from var_toolkit.scales import Scales
 
 triton_attention = pytest.importorskip("var_toolkit.kernels.triton_attention", exc_type=ImportError)
 

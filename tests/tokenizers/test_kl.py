@@ -8,10 +8,10 @@ from small_flowar import tiny_kl
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from var_toolkit.scales import Scales
+from var_toolkit.core.schedule import Scales
+from var_toolkit.formats.directory import load_network, save_network
+from var_toolkit.registry import WEIGHTS
 from var_toolkit.tokenizers.kl import KLConfig, KLTokenizer
-from var_toolkit.zoo.directory import load_network, save_network
-from var_toolkit.zoo.registry import WEIGHTS
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from var_toolkit.scales import Scales
+from var_toolkit.core.schedule import Scales
 from var_toolkit.tokenizers.latent_pyramid import LatentPyramid, sequence
 
 SCALES = Scales((1, 2, 3, 6))

@@ -5,7 +5,7 @@ import torch
 from golden.cases import Case, load_case
 from torch.testing import assert_close
 
-from var_toolkit.scales import Scales
+from var_toolkit.core.schedule import Scales
 from var_toolkit.tokenizers.cnn import doubled_then_convolved
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
 from var_toolkit.tokenizers.residual_quantizer import phi_choice

@@ -7,8 +7,8 @@ from small_llamagen import golden_vq, tiny_vq
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from var_toolkit.formats.directory import load_network, save_network
 from var_toolkit.tokenizers.raster_vq import CosineQuantizer, RasterVQConfig
-from var_toolkit.zoo.directory import load_network, save_network
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,11 @@ from golden.cases import fill
 from PIL import Image
 from safetensors.torch import load_file
 
-from var_toolkit.backbones import hmar, var
-from var_toolkit.backbones.raster_gpt import RasterGPT, RasterGPTConfig
-from var_toolkit.evaluation.classifier import StillLifeClassifier, StillLifeClassifierConfig
+from var_toolkit.formats.directory import WEIGHTS, save_network
+from var_toolkit.models import hmar, var
+from var_toolkit.models.llamagen import RasterGPT, RasterGPTConfig
 from var_toolkit.processes import Team
+from var_toolkit.still_life.classifier import StillLifeClassifier, StillLifeClassifierConfig
 from var_toolkit.tokenizers.kl import KLConfig
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
 from var_toolkit.tokenizers.raster_vq import RasterVQ, RasterVQConfig
@@ -26,7 +27,6 @@ from var_toolkit.training.batches import Batch
 from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.recipe import Recipe, recipe_from
 from var_toolkit.training.registry import objective_class
-from var_toolkit.zoo.directory import WEIGHTS, save_network
 
 TOKENIZER = {"vocab_size": 32, "z_channels": 4, "ch": 8, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1,
              "norm_groups": 1, "share_quant_resi": 2, "patch_nums": [1, 2, 8]}  # fmt: skip

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from var_toolkit.backbones.var import VAR, VARConfig
+from var_toolkit.formats.directory import load_network, save_network
+from var_toolkit.models.var import VAR, VARConfig
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.loop import train
 from var_toolkit.training.refiner_objective import drafted_weight, kl
-from var_toolkit.zoo.directory import load_network, save_network
 
 CPU = torch.device("cpu")
 

@@ -5,10 +5,10 @@ import json
 
 import yaml
 
+from var_toolkit.formats.facts import read_facts
 from var_toolkit.loading import load
 from var_toolkit.training.loop import train
 from var_toolkit.training.recipe import recipe_from
-from var_toolkit.zoo.facts import read_facts
 
 
 def test_a_trained_model_knows_its_recipe_its_images_and_its_last_figures(tiny, cache, tmp_path):

@@ -12,19 +12,19 @@ from golden.cases import fill
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from var_toolkit.backbones.draft_heads import EagleHead, ExitHead, early_exit
-from var_toolkit.backbones.raster_gpt import RasterGPT
+from var_toolkit.core.engine import decode
+from var_toolkit.core.filters import filter_top_k_top_p, guide
+from var_toolkit.core.noise import Noise
+from var_toolkit.core.plan import Plan
+from var_toolkit.formats.directory import load_network
 from var_toolkit.loading import load
-from var_toolkit.sampling.engine import decode
-from var_toolkit.sampling.filters import filter_top_k_top_p, guide
-from var_toolkit.sampling.noise import Noise
-from var_toolkit.sampling.plan import Plan
+from var_toolkit.models.draft_heads import EagleHead, ExitHead, early_exit
+from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.training import sample_cache
 from var_toolkit.training.acceptance import acceptance, soft_cross_entropy, tvd_plus_plus
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.loop import train
 from var_toolkit.training.sample_cache import cached_samples, spread_labels
-from var_toolkit.zoo.directory import load_network
 
 NAMES = ["raster-distil", "eagle-head", "exit-head"]
 DRAFT = 2 * torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
@@ -262,7 +262,7 @@ def test_the_teacher_stays_as_it_is(tiny, parts, cache, tmp_path, weights):
 def test_heads_are_delivered_alone_and_can_be_embedded(tiny, cache, tmp_path, monkeypatch, name, cls):
     final = train(tiny(name, steps=1), tmp_path / "run", cache_dir=cache, device="cpu")
     assert isinstance(load_network(final), cls)
-    monkeypatch.setattr("var_toolkit.zoo.registry.Embedded.folder", staticmethod(lambda part: tmp_path / part))
+    monkeypatch.setattr("var_toolkit.registry.Embedded.folder", staticmethod(lambda part: tmp_path / part))
     script = Path(__file__).parents[2] / "scripts" / "embed_weights.py"
     monkeypatch.setattr(sys, "argv", [str(script), str(final), "kept"])
     exec(compile(script.read_text(), str(script), "exec"), {"__name__": "__main__"})

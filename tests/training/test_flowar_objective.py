@@ -209,7 +209,7 @@ def test_a_preview_that_is_not_finite_ends_no_run(build):
 
 
 def test_weights_are_fine_tuned_with_another_dropout(build, tmp_path):
-    from var_toolkit.zoo.directory import save_network
+    from var_toolkit.formats.directory import save_network
 
     objective, _ = build("flowar")
     other = type(objective.networks["flowar"])(dataclasses.replace(objective.recipe.model, dropout=0.0, input_side=16))

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from var_toolkit.scales import SCHEDULES, Scales
+from var_toolkit.core.schedule import SCHEDULES, Scales
+from var_toolkit.formats.directory import load_network, read_json
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.hmar_objective import as_next_scale, scale_weights
 from var_toolkit.training.loop import train
 from var_toolkit.training.recipe import recipe_from
-from var_toolkit.zoo.directory import load_network, read_json
 
 CPU = torch.device("cpu")
 # As in the paper's code at 256 px, rounded.

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from var_toolkit.formats.directory import load_network, read_json
 from var_toolkit.tokenizers.kl import KLTokenizer
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.loop import train
-from var_toolkit.zoo.directory import load_network, read_json
 
 DRAWS = Draws(0, 0, 0, 1, 8, torch.device("cpu"))
 
@@ -29,7 +29,7 @@ def test_latents_of_what_is_delivered_have_a_standard_deviation_of_one(tiny, cac
     autoencoder = load_network(final)
     assert read_json(final / "config.json")["_class_name"] == "AutoencoderKL"
     tokenizer = KLTokenizer(autoencoder)
-    from var_toolkit.data.still_lifes import cached
+    from var_toolkit.still_life.data_set import cached
     from var_toolkit.training.batches import to_unit_range
 
     images = to_unit_range(torch.from_numpy(cached(cache, 24, "train")[0].copy()))

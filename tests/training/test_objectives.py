@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from var_toolkit.backbones.var import VAR, VARConfig
-from var_toolkit.data.still_lifes import cached
+from var_toolkit.formats.directory import load_network, save_network
+from var_toolkit.models.var import VAR, VARConfig
+from var_toolkit.still_life.data_set import cached
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
 from var_toolkit.training import code_cache
 from var_toolkit.training.batches import to_unit_range
@@ -20,7 +21,6 @@ from var_toolkit.training.draws import Draws
 from var_toolkit.training.loop import train
 from var_toolkit.training.starting_weights import network_from, start_from
 from var_toolkit.training.var_objective import decay_groups, sum_of_factors_
-from var_toolkit.zoo.directory import load_network, save_network
 
 DRAWS = Draws(0, 0, 0, 1, 8, torch.device("cpu"))
 

@@ -6,14 +6,14 @@ import re
 import pytest
 import torch
 
-from var_toolkit.backbones.var import VAR
+from var_toolkit.formats.directory import load_network
+from var_toolkit.models.var import VAR
 from var_toolkit.processes import Team
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.loop import train
 from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.registry import objective_class
 from var_toolkit.training.variant_objective import subnet_probability
-from var_toolkit.zoo.directory import load_network
 
 CPU = torch.device("cpu")
 TEAM = Team(0, 1, CPU)

@@ -9,8 +9,8 @@ from typing import Any
 
 from var_toolkit.cli.hints import unnamed
 from var_toolkit.cli.options import add_model_option
-from var_toolkit.zoo.class_names import CLASSES, SYNSET, ClassNames, class_names
-from var_toolkit.zoo.registry import ENTRIES
+from var_toolkit.conditions.class_names import CLASSES, SYNSET, ClassNames, class_names
+from var_toolkit.registry import ENTRIES
 
 SUMMARY = "list the classes that a model draws"
 
@@ -71,7 +71,7 @@ def _still_life_words(names: ClassNames) -> dict[str, list[str]]:
     """The words that make up the names of still lifes; label = 100 * solid + 10 * colour + ground."""
     if names.named != "still-lifes":
         return {}
-    from var_toolkit.data.still_life_names import COLOURS, GROUNDS, SOLIDS
+    from var_toolkit.still_life.names import COLOURS, GROUNDS, SOLIDS
 
     return {"solids": list(SOLIDS), "colours": list(COLOURS), "grounds": list(GROUNDS)}
 

@@ -74,10 +74,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _pipeline(args: argparse.Namespace, networks: dict[str, Any]) -> Any:
+    from var_toolkit.formats.facts import of_files
+    from var_toolkit.formats.fitting import fitted
+    from var_toolkit.formats.published import FAMILIES as READERS
     from var_toolkit.pipeline import Pipeline
-    from var_toolkit.zoo.facts import of_files
-    from var_toolkit.zoo.fitting import fitted
-    from var_toolkit.zoo.published import FAMILIES as READERS
 
     backbone = networks["backbone"]
     tokenizer = fitted(networks["tokenizer"], backbone, (str(args.tokenizer), str(args.backbone)))
@@ -88,8 +88,8 @@ def _pipeline(args: argparse.Namespace, networks: dict[str, Any]) -> Any:
 
 def _write_tokenizer(args: argparse.Namespace, network: Any, dtype: Any) -> None:
     from var_toolkit.files import written_whole
-    from var_toolkit.zoo.directory import write_network
-    from var_toolkit.zoo.facts import of_files, write_facts
+    from var_toolkit.formats.directory import write_network
+    from var_toolkit.formats.facts import of_files, write_facts
 
     with written_whole(args.out) as folder:
         write_network(network, folder, dtype)
@@ -98,10 +98,10 @@ def _write_tokenizer(args: argparse.Namespace, network: Any, dtype: Any) -> None
 
 def _networks(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
     """The networks of the given files; the tokenizer may also be the directory of an AutoencoderKL."""
-    from var_toolkit.zoo.lone_tokenizers import read_autoencoder
-    from var_toolkit.zoo.published import networks_from_tensors, required
-    from var_toolkit.zoo.registry import CONFIG
-    from var_toolkit.zoo.weight_files import read_checkpoints
+    from var_toolkit.formats.lone_tokenizers import read_autoencoder
+    from var_toolkit.formats.published import networks_from_tensors, required
+    from var_toolkit.formats.weight_files import read_checkpoints
+    from var_toolkit.registry import CONFIG
 
     files = {part: getattr(args, part) for part in NETWORKS if getattr(args, part) is not None}
     if unused := [part for part in config if part not in files]:
@@ -125,7 +125,7 @@ def _networks(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any
 def _config(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
-    from var_toolkit.zoo.json_files import read_json
+    from var_toolkit.formats.json_files import read_json
 
     content = read_json(path)
     unknown = [name for name in content if name not in NETWORKS]

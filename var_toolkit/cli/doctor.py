@@ -103,8 +103,8 @@ def _used() -> dict[str, str]:
     """What a command uses without --device and --dtype."""
     import torch
 
-    from var_toolkit.backbones.linear import _has_onednn
     from var_toolkit.devices import find_device, slow_dtype
+    from var_toolkit.models.layers.linear import _has_onednn
 
     device = find_device("auto")
     why = (

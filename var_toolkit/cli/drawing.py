@@ -19,17 +19,17 @@ from var_toolkit.cli.options import (
     model_of,
     sampling_settings,
 )
+from var_toolkit.conditions.class_names import NO_CLASS
 from var_toolkit.files import check_writable, write_whole
 from var_toolkit.sheets import enlarged, grid
-from var_toolkit.zoo.class_names import NO_CLASS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from var_toolkit.core.engine import ScaleEvent
+    from var_toolkit.core.plan import Plan
+    from var_toolkit.methods.speculative.tally import Tally
     from var_toolkit.pipeline import Pipeline, PipelineOutput
-    from var_toolkit.sampling.engine import ScaleEvent
-    from var_toolkit.sampling.plan import Plan
-    from var_toolkit.speculative.tally import Tally
 
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp")
 # Meant as the name of a file, in formats that are not written.
@@ -207,8 +207,8 @@ def _write_sheets(args: argparse.Namespace, task: Task, pipe: Pipeline, drawn: D
         _save(grid(drawn.images, columns), path)
         drawn.files.append(path)
     if args.save_tokens:
-        from var_toolkit.sampling.plan import is_next_token
-        from var_toolkit.zoo.directory import write_tensors
+        from var_toolkit.core.plan import is_next_token
+        from var_toolkit.formats.directory import write_tensors
 
         maps = [torch.cat(parts) for parts in zip(*drawn.tokens, strict=True)]
         names = ["tokens"] if is_next_token(pipe.backbone) else [f"scale_{k}" for k in range(len(maps))]
@@ -280,7 +280,7 @@ def _tell(args: argparse.Namespace, drawn: Drawn, names: Mapping[int, str]) -> N
 
 def _told(tallies: list[Tally]) -> dict[str, Any] | None:
     """The statistics of speculative decoding, None without it."""
-    from var_toolkit.speculative.tally import together
+    from var_toolkit.methods.speculative.tally import together
 
     whole = together(tallies)
     return whole.as_json() if whole else None
@@ -289,8 +289,8 @@ def _told(tallies: list[Tally]) -> dict[str, Any] | None:
 def _show_plan(args: argparse.Namespace, plan: Plan, labels: list[int]) -> None:
     import torch
 
+    from var_toolkit.core.forecast import forecast
     from var_toolkit.devices import find_device, slow_dtype
-    from var_toolkit.sampling.forecast import forecast
 
     images = len(labels) * args.n
     told = forecast(plan, images=images, batch=args.batch_size, dtype=args.dtype)

@@ -10,8 +10,8 @@ from var_toolkit.cli.drawing import Task, add_drawing_options, run_task
 from var_toolkit.cli.options import add_image_options, named, numbers
 
 if TYPE_CHECKING:
+    from var_toolkit.core.plan import Plan
     from var_toolkit.pipeline import Pipeline
-    from var_toolkit.sampling.plan import Plan
 
 SUMMARY = "redraw a part of an image: inpaint, outpaint, change the class"
 
@@ -39,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw every class with every seed into the image."""
+    from var_toolkit.core.preserved import require_editable
     from var_toolkit.editing import prepare
     from var_toolkit.images import read_image
-    from var_toolkit.sampling.preserved import require_editable
 
     image = read_image(args.image)
     mask = None if args.mask is None else _mask(args.mask)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from var_toolkit.zoo.registry import DEFAULT, ENTRIES
+from var_toolkit.registry import DEFAULT, ENTRIES
 
 if TYPE_CHECKING:
-    from var_toolkit.zoo.class_names import ClassNames
-    from var_toolkit.zoo.facts import Facts
+    from var_toolkit.conditions.class_names import ClassNames
+    from var_toolkit.formats.facts import Facts
 
 MANY = 10  # classes up to which folders sorted as text and as numbers have the same order
 

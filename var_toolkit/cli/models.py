@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from var_toolkit.zoo.registry import ENTRIES, Embedded, Entry, list_models
+from var_toolkit.registry import ENTRIES, Embedded, Entry, list_models
 
 SUMMARY = "list the models"
 
@@ -60,7 +60,7 @@ def _parameters(entry: Entry) -> int | None:
 
 def _tensor_sizes(folder: Path) -> int:
     """Number of values in a safetensors file, read from its header: eight bytes of length, then JSON."""
-    from var_toolkit.zoo.registry import WEIGHTS
+    from var_toolkit.registry import WEIGHTS
 
     path = folder / WEIGHTS
     if not path.is_file():

@@ -71,7 +71,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
     """--model."""
-    from var_toolkit.zoo.registry import DEFAULT
+    from var_toolkit.registry import DEFAULT
 
     parser.add_argument(
         "--model",
@@ -83,7 +83,7 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 def model_of(args: argparse.Namespace) -> str | Pair | Drafting:
     """What `load` and `skeleton` open: a model, a model and its draft model, or a drafter and a refiner (CoDe)."""
     given = (args.drafter, args.refiner, args.draft_scales)
-    from var_toolkit.zoo.registry import DEFAULT, ENTRIES
+    from var_toolkit.registry import DEFAULT, ENTRIES
 
     if args.draft_model is not None and args.speculate not in ("draft", "early-exit", "eagle"):
         raise ValueError("--draft-model is for --speculate draft, early-exit or eagle; give one of them")

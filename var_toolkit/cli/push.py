@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Check that an upload is possible, then load and upload."""
-    from var_toolkit.zoo.hub import may_upload
+    from var_toolkit.formats.hub import may_upload
 
     may_upload(args.repository)  # before anything large is downloaded or read
     import torch
@@ -48,6 +48,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _source(args: argparse.Namespace) -> str:
-    from var_toolkit.zoo.hub import with_revision
+    from var_toolkit.formats.hub import with_revision
 
     return with_revision(args.repository, args.revision)

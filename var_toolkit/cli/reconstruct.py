@@ -13,7 +13,7 @@ from var_toolkit.files import check_writable, write_whole
 from var_toolkit.sheets import enlarged, grid
 
 if TYPE_CHECKING:
-    from var_toolkit.zoo.fitting import AnyTokenizer
+    from var_toolkit.formats.fitting import AnyTokenizer
 
 SUMMARY = "show an image as the tokenizer reconstructs it"
 

@@ -9,8 +9,8 @@ from var_toolkit.cli.drawing import Task, add_drawing_options, run_task
 from var_toolkit.cli.options import add_image_options, at_least, named
 
 if TYPE_CHECKING:
+    from var_toolkit.core.plan import Plan
     from var_toolkit.pipeline import Pipeline
-    from var_toolkit.sampling.plan import Plan
 
 SUMMARY = "draw variations of an image by redrawing its finer scales"
 
@@ -30,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw variations of the image for every class and seed."""
+    from var_toolkit.core.preserved import require_editable, require_scale
     from var_toolkit.editing import as_image
     from var_toolkit.images import read_image
-    from var_toolkit.sampling.preserved import require_editable, require_scale
 
     image = read_image(args.image)
 

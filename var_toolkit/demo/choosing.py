@@ -11,7 +11,7 @@ import gradio as gr
 
 from var_toolkit.demo.showing import AT_ONCE
 from var_toolkit.demo.studio import Studio, seed_of
-from var_toolkit.zoo.registry import ENTRIES, Hub
+from var_toolkit.registry import ENTRIES, Hub
 
 MOST_GUIDANCE = 8
 MOST_IMAGES = 9

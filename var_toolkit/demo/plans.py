@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from var_toolkit.backbones.var import VAR
+from var_toolkit.core.plan import is_continuous, is_next_token
+from var_toolkit.core.refinement_schedule import OFF
 from var_toolkit.loading import Drafting, Source, skeleton
+from var_toolkit.models.var import VAR
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.sampling.plan import is_continuous, is_next_token
-from var_toolkit.sampling.refinement_schedule import OFF
-from var_toolkit.zoo.registry import ENTRIES, Entry
+from var_toolkit.registry import ENTRIES, Entry
 
 Named = tuple[str, Mapping[str, Any]]
 

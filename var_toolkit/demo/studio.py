@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 import torch
 
+from var_toolkit.core.plan import is_continuous
 from var_toolkit.demo.live import Worker
 from var_toolkit.demo.plans import Choice, choices
 from var_toolkit.devices import clock, find_device
@@ -18,15 +19,14 @@ from var_toolkit.evaluation.bench.memory import forget_peak, held, peak
 from var_toolkit.images import as_output
 from var_toolkit.loading import Source, load, skeleton
 from var_toolkit.pipeline import Pipeline, PipelineOutput
-from var_toolkit.sampling.plan import is_continuous
-from var_toolkit.zoo.registry import ENTRIES
+from var_toolkit.registry import ENTRIES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from var_toolkit.sampling.engine import ScaleEvent
-    from var_toolkit.sampling.plan import Plan
-    from var_toolkit.zoo.class_names import ClassNames
+    from var_toolkit.conditions.class_names import ClassNames
+    from var_toolkit.core.engine import ScaleEvent
+    from var_toolkit.core.plan import Plan
 
 Watch = Callable[["ScaleEvent"], None]
 LARGEST_SEED = 2**53  # from which on a browser's numbers pass over integers

@@ -21,8 +21,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
-from var_toolkit.evaluation.still_life_quality import load_judge, normalised
-from var_toolkit.zoo.weight_files import read_weights
+from var_toolkit.formats.weight_files import read_weights
+from var_toolkit.still_life.quality import load_judge, normalised
 
 LAYERS = ("pooled", "spatial", "logits")
 SPATIAL_CHANNELS = 7  # as the ADM evaluator takes of its map

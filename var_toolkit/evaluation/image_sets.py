@@ -18,16 +18,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from var_toolkit.data.folder_listing import list_images, skipped_files
-from var_toolkit.data.still_lifes import SIZE, render
 from var_toolkit.evaluation.adm_npz import shuffled
 from var_toolkit.evaluation.frechet import Statistics
 from var_toolkit.evaluation.image_files import SHARD_ENDING, ImageFile, contents, label_in, readable
 from var_toolkit.evaluation.npz_files import IMAGES, POOLED, SPATIAL, images_in, open_archive, statistics_in
 from var_toolkit.evaluation.reference_statistics import Origin, features_in, origin_in
 from var_toolkit.evaluation.sample_folder import SETTINGS, TEMPORARY
+from var_toolkit.formats.directory import read_json
 from var_toolkit.images import ENDINGS, image_size, read_image
 from var_toolkit.locks import LOCK
-from var_toolkit.zoo.directory import read_json
+from var_toolkit.still_life.data_set import SIZE, render
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,7 +9,7 @@ from var_toolkit.evaluation.sample_folder import leaves
 from var_toolkit.evaluation.sample_set import OWN, exact_stages, spelled
 from var_toolkit.loading import skeleton
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.zoo.registry import ENTRIES
+from var_toolkit.registry import ENTRIES
 
 IMAGES = 50_000
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from var_toolkit.evaluation.image_files import ENDINGS, IMAGE, SHARD, SHARD_ENDING
 from var_toolkit.files import check_writable, made
+from var_toolkit.formats.directory import read_json, write_json
 from var_toolkit.locks import LOCK, held
-from var_toolkit.zoo.directory import read_json, write_json
 
 SETTINGS = "settings.json"
 # Names of unfinished files of a killed run, in versions before `files.sweep`.

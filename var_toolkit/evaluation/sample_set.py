@@ -21,6 +21,8 @@ import torch
 from torch import nn
 
 from var_toolkit import __version__
+from var_toolkit.conditions.class_names import ClassNames
+from var_toolkit.core.plan import Plan, Stage
 from var_toolkit.devices import find_device, tell_slow_dtype
 from var_toolkit.evaluation.adm_npz import check_name, write_images
 from var_toolkit.evaluation.fingerprint import fingerprint
@@ -31,8 +33,6 @@ from var_toolkit.loading import load, skeleton
 from var_toolkit.pipeline import Pipeline, PipelineOutput
 from var_toolkit.processes import team_of_this_process
 from var_toolkit.progress import Progress
-from var_toolkit.sampling.plan import Plan, Stage
-from var_toolkit.zoo.class_names import ClassNames
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.finite import clamped, require_finite, require_fit
-from var_toolkit.scales import Scales
+from var_toolkit.core.finite import clamped, require_finite, require_fit
+from var_toolkit.core.schedule import Scales
 from var_toolkit.tokenizers.cnn import Decoder, Encoder
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_toolkit.finite import clamped, require_finite, require_fit
-from var_toolkit.scales import Scales
+from var_toolkit.core.finite import clamped, require_finite, require_fit
+from var_toolkit.core.schedule import Scales
 from var_toolkit.tokenizers.latent_pyramid import LatentPyramid
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from var_toolkit.scales import Scales
+from var_toolkit.core.schedule import Scales
 
 
 class LatentPyramid:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.scales import SCHEDULES, Scales
+from var_toolkit.core.schedule import SCHEDULES, Scales
 from var_toolkit.tokenizers.cnn import Decoder, Encoder, to_channels_last
 from var_toolkit.tokenizers.codebook import CodebookTokenizer
 from var_toolkit.tokenizers.residual_quantizer import ResidualQuantizer

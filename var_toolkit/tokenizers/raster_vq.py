@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_toolkit.scales import Scales
+from var_toolkit.core.schedule import Scales
 from var_toolkit.tokenizers.cnn import Decoder, Encoder, to_channels_last
 from var_toolkit.tokenizers.codebook import CodebookTokenizer, Quantized
 

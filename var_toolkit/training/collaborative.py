@@ -5,7 +5,7 @@ The authors published weights but no training code; these objectives follow sect
 
 from dataclasses import dataclass
 
-from var_toolkit.backbones.var import VAR
+from var_toolkit.models.var import VAR
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.starting_weights import start_from
 from var_toolkit.training.var_objective import VarObjective, require_share

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from var_toolkit.conditions.class_names import SYNSET, Named, kept
 from var_toolkit.data.folder_listing import told
 from var_toolkit.data.worker_batches import worker_batches
 from var_toolkit.processes import Team
@@ -16,7 +17,6 @@ from var_toolkit.training.batches import Batch, ImageArray, Source, to_unit_rang
 from var_toolkit.training.draws import derived
 from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.recipe import Data, FoldersData, Recipe, SamplesData, StillLifesData
-from var_toolkit.zoo.class_names import SYNSET, Named, kept
 
 STILL_LIFE_CLASSES = 1000
 HELD_OUT_OF_FOLDERS = 2_048  # decoded images stay in memory, as bytes
@@ -86,7 +86,7 @@ class HeldOut:
 
 def require_size(data: Data, side: int) -> None:
     """Refuse images that a tokenizer for `side` x `side` pixels cannot read, before any of them is made."""
-    from var_toolkit.data.image_cache import SIZE
+    from var_toolkit.still_life.image_cache import SIZE
 
     if isinstance(data, SamplesData):  # drawn as tokens
         return
@@ -126,7 +126,7 @@ def shares(count: int, team: Team, size: int) -> list[Tensor]:
 
 
 def still_lifes(workplace: Workplace, count: int, split: str) -> tuple[np.ndarray, np.ndarray]:
-    from var_toolkit.data.still_lifes import cached
+    from var_toolkit.still_life.data_set import cached
 
     return cached(workplace.cache_dir, count, split, progress=workplace.team.leads)
 

@@ -7,11 +7,11 @@ from typing import Any
 import yaml
 
 from var_toolkit import __version__
+from var_toolkit.formats.directory import INDEX
+from var_toolkit.formats.facts import DATA, Facts, write_facts
+from var_toolkit.formats.model_card import write_card
 from var_toolkit.loading import skeleton
 from var_toolkit.training.recipe import Data, FoldersData, Recipe, SamplesData
-from var_toolkit.zoo.directory import INDEX
-from var_toolkit.zoo.facts import DATA, Facts, write_facts
-from var_toolkit.zoo.model_card import write_card
 
 SPEED = ("lr", "images_per_second")  # in the log, but not results
 

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.backbones.raster_gpt import RasterGPT
-from var_toolkit.sampling.filters import filter_top_k_top_p
-from var_toolkit.sampling.next_token import choices
-from var_toolkit.sampling.plan import Plan, Stage
+from var_toolkit.core.filters import filter_top_k_top_p
+from var_toolkit.core.next_token import choices
+from var_toolkit.core.plan import Plan, Stage
+from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.training.acceptance import acceptance, soft_cross_entropy, tvd_plus_plus
 from var_toolkit.training.batches import Batch, TokenArray
 from var_toolkit.training.draws import Draws

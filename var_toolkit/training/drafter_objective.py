@@ -5,7 +5,7 @@ These have few of the tokens, so a step costs a fraction of a step of VAR.
 
 from dataclasses import dataclass
 
-from var_toolkit.scales import Scales
+from var_toolkit.core.schedule import Scales
 from var_toolkit.training.collaborative import CollaborativeObjective, CollaborativeOptions
 from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.recipe import Recipe

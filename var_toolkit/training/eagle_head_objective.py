@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_toolkit.backbones.draft_heads import EagleHead
-from var_toolkit.backbones.raster_gpt import RasterGPT
-from var_toolkit.sampling.filters import guide
+from var_toolkit.core.filters import guide
+from var_toolkit.formats.directory import save_network
+from var_toolkit.models.draft_heads import EagleHead
+from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.training.acceptance import soft_cross_entropy
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.distillation import DistillationObjective, DistillationOptions
@@ -21,7 +22,6 @@ from var_toolkit.training.draws import Draws
 from var_toolkit.training.objectives import Loss
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
-from var_toolkit.zoo.directory import save_network
 
 
 @dataclass(frozen=True, kw_only=True)

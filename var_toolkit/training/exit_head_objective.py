@@ -6,13 +6,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.backbones.draft_heads import ExitHead, early_exit
-from var_toolkit.backbones.raster_gpt import RasterGPT
-from var_toolkit.sampling.plan import Plan
+from var_toolkit.core.plan import Plan
+from var_toolkit.formats.directory import save_network
+from var_toolkit.models.draft_heads import ExitHead, early_exit
+from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.training.distillation import MatchingObjective
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
-from var_toolkit.zoo.directory import save_network
 
 
 @objective("exit-head")

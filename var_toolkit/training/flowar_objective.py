@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.backbones.flowar import FlowAR, FlowARConfig
+from var_toolkit.core.engine import decode
+from var_toolkit.core.noise import Noise
+from var_toolkit.core.plan import Plan, Stage
+from var_toolkit.core.schedule import Scales
+from var_toolkit.heads.flow import Flow
 from var_toolkit.loading import load_tokenizer
+from var_toolkit.models.flowar import FlowAR, FlowARConfig
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.sampling.engine import decode
-from var_toolkit.sampling.flow import Flow
-from var_toolkit.sampling.noise import Noise
-from var_toolkit.sampling.plan import Plan, Stage
-from var_toolkit.scales import Scales
+from var_toolkit.registry import Sampling
 from var_toolkit.tokenizers.kl import KLTokenizer
 from var_toolkit.tokenizers.latent_pyramid import LatentPyramid
 from var_toolkit.training.batches import Batch, MomentArray, Source
@@ -41,7 +42,6 @@ from var_toolkit.training.reconstruction import images
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
 from var_toolkit.training.var_objective import require_share, sum_of_factors_
-from var_toolkit.zoo.registry import Sampling
 
 PREVIEW: dict[str, Any] = {"guidance": 1.5, "flow": Flow()}
 
@@ -133,7 +133,7 @@ class FlowARObjective(Objective):
         return source, HeldOut(validation, shares(len(validation), workplace.team, recipe.batch_size))
 
     def _moments(self, workplace: Workplace, count: int, split: str) -> MomentArray:
-        from var_toolkit.data.still_lifes import VERSION
+        from var_toolkit.still_life.data_set import VERSION
 
         shown, labels = still_lifes(workplace, count, split)
         name, leads = f"still-lifes-v{VERSION}-{split}", workplace.team.leads

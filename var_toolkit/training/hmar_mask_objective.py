@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.backbones.hmar import HMAR
-from var_toolkit.sampling.masked_refinement import current_input
-from var_toolkit.sampling.plan import Plan
-from var_toolkit.sampling.refinement_schedule import refinement
+from var_toolkit.core.masked_refinement import current_input
+from var_toolkit.core.plan import Plan
+from var_toolkit.core.refinement_schedule import refinement
+from var_toolkit.models.hmar import HMAR
+from var_toolkit.registry import Sampling
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.hmar_objective import masked_parts
@@ -22,7 +23,6 @@ from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
 from var_toolkit.training.var_objective import VarObjective, require_share, token_losses
-from var_toolkit.zoo.registry import Sampling
 
 VALIDATION_SHARE = 0.5  # share of masked tokens in validation
 

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.backbones.hmar import HMAR
-from var_toolkit.backbones.next_scale import NextScaleConfig, NextScaleTransformer
-from var_toolkit.scales import Scales
+from var_toolkit.core.schedule import Scales
+from var_toolkit.models.hmar import HMAR
+from var_toolkit.models.layers.next_scale import NextScaleConfig, NextScaleTransformer
 from var_toolkit.training.objectives import Loss, Workplace
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from var_toolkit.formats.directory import save_network
 from var_toolkit.tokenizers.kl import KLConfig, KLTokenizer
 from var_toolkit.training.data_sources import images_of, require_size
 from var_toolkit.training.objectives import Workplace
@@ -14,7 +15,6 @@ from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.reconstruction import ReconstructionObjective, ReconstructionOptions, images
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
-from var_toolkit.zoo.directory import save_network
 
 MEASURED = 512  # number of images that determine the scaling factor
 

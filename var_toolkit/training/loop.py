@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from var_toolkit.data.folder_listing import told
 from var_toolkit.files import check_writable, made, written_whole
+from var_toolkit.formats.facts import FACTS
 from var_toolkit.images import ImageFileError
 from var_toolkit.locks import held
 from var_toolkit.processes import Team, team_of_this_process
@@ -37,7 +38,6 @@ from var_toolkit.training.objectives import Objective, Workplace
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective_class
 from var_toolkit.training.state import TrainingState
-from var_toolkit.zoo.facts import FACTS
 
 
 class TrainingStoppedError(Exception):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from var_toolkit.zoo.directory import save_network
+from var_toolkit.formats.directory import save_network
 
 if TYPE_CHECKING:
     from var_toolkit.processes import Team

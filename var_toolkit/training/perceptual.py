@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.evaluation.classifier import StillLifeClassifier
+from var_toolkit.still_life.classifier import StillLifeClassifier
 from var_toolkit.training.starting_weights import network_from
 
 TIMM = "timm:"  # begins the name of a network of timm

@@ -5,13 +5,13 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from var_toolkit.backbones.raster_gpt import RasterGPT
+from var_toolkit.conditions.class_names import Named
+from var_toolkit.models.llamagen import RasterGPT
+from var_toolkit.registry import Sampling
 from var_toolkit.training.distillation import MatchingObjective, MatchingOptions
 from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
-from var_toolkit.zoo.class_names import Named
-from var_toolkit.zoo.registry import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)

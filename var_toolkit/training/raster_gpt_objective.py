@@ -6,14 +6,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.backbones.raster_gpt import RasterGPT
-from var_toolkit.sampling.plan import Plan, Stage
+from var_toolkit.core.plan import Plan, Stage
+from var_toolkit.models.llamagen import RasterGPT
+from var_toolkit.registry import Sampling
 from var_toolkit.tokenizers.raster_vq import RasterVQ
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
 from var_toolkit.training.var_objective import VarObjective, require_equal, require_share, sum_of_factors_
-from var_toolkit.zoo.registry import Sampling
 
 
 @dataclass(frozen=True)

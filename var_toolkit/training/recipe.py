@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from var_toolkit.config_files import read_yaml
+from var_toolkit.formats.directory import require_buildable
+from var_toolkit.formats.limits import network_config
 from var_toolkit.strict_fields import build, refuse_unknown_keys, shown
 from var_toolkit.training.registry import objective_class
-from var_toolkit.zoo.directory import require_buildable
-from var_toolkit.zoo.limits import network_config
 
 
 def _require(condition: bool, complaint: str) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_toolkit.backbones.var import VAR
-from var_toolkit.sampling.collaborative import code
+from var_toolkit.methods.collaborative import code
+from var_toolkit.models.var import VAR
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.collaborative import CollaborativeObjective, CollaborativeOptions
 from var_toolkit.training.draws import Draws

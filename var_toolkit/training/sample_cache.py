@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from var_toolkit.sampling.engine import decode
-from var_toolkit.sampling.noise import Noise
-from var_toolkit.sampling.plan import Plan
+from var_toolkit.core.engine import decode
+from var_toolkit.core.noise import Noise
+from var_toolkit.core.plan import Plan
 from var_toolkit.training.code_cache import Stored, cached, hash_of, token_dtype
 from var_toolkit.training.draws import derived
 

@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from var_toolkit.formats.directory import CONFIG, load_network
 from var_toolkit.loading import tokenizer_network
-from var_toolkit.zoo.directory import CONFIG, load_network
-from var_toolkit.zoo.registry import ENTRIES, Embedded, embedded_part
+from var_toolkit.registry import ENTRIES, Embedded, embedded_part
 
 FREE = {"drop_path", "dropout", "input_side", "scaling_factor"}  # of the settings: weights may start with others
 CLASSES = "num_classes"

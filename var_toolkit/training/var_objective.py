@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_toolkit.backbones.var import VAR
+from var_toolkit.conditions.class_names import Named
+from var_toolkit.core.engine import decode
+from var_toolkit.core.noise import Noise
+from var_toolkit.core.plan import Plan, Stage
+from var_toolkit.core.schedule import Scales
+from var_toolkit.models.var import VAR
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.sampling.engine import decode
-from var_toolkit.sampling.noise import Noise
-from var_toolkit.sampling.plan import Plan, Stage
-from var_toolkit.scales import Scales
+from var_toolkit.registry import Sampling
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
 from var_toolkit.training.batches import Batch, Source, TokenArray
 from var_toolkit.training.code_cache import cached_tokens
@@ -35,8 +37,6 @@ from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
 from var_toolkit.training.recipe import FoldersData, Recipe, StillLifesData
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import network_from, start_from
-from var_toolkit.zoo.class_names import Named
-from var_toolkit.zoo.registry import Sampling
 
 # The list of the published code: parameters with these names have no weight decay, nor have biases and 1D parameters.
 NOT_DECAYED = (
@@ -161,7 +161,7 @@ class VarObjective(Objective):
         return source, HeldOut(held_out, parts)
 
     def _token_array(self, workplace: Workplace, count: int, split: str) -> TokenArray | None:
-        from var_toolkit.data.still_lifes import VERSION
+        from var_toolkit.still_life.data_set import VERSION
 
         if not count:
             return None

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.backbones.subnet import Subnet
-from var_toolkit.sampling.variant import subnet_layers, variant
+from var_toolkit.core.subnet import Subnet
+from var_toolkit.methods.variant import subnet_layers, variant
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.objectives import Loss, Workplace

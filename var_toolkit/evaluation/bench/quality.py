@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from var_toolkit.evaluation.still_life_quality import ENOUGH, class_agreement, embedded_distance, fresh_statistics
+from var_toolkit.still_life.quality import ENOUGH, class_agreement, embedded_distance, fresh_statistics
 
 RENDERINGS = ENOUGH
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from var_toolkit.core.forecast import decoder_multiply_adds
+from var_toolkit.core.plan import Cost
 from var_toolkit.devices import find_device
 from var_toolkit.evaluation.bench.child import Child, RowFailedError
 from var_toolkit.evaluation.bench.memory import available
@@ -22,8 +24,6 @@ from var_toolkit.evaluation.bench.quality import judge
 from var_toolkit.evaluation.bench.table import Row, Table
 from var_toolkit.files import check_writable
 from var_toolkit.loading import skeleton
-from var_toolkit.sampling.forecast import decoder_multiply_adds
-from var_toolkit.sampling.plan import Cost
 
 SHARE = 0.5  # of the free memory, for all processes together
 PROCESS = 500_000_000  # bytes of a process that has imported torch

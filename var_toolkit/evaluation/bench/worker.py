@@ -17,17 +17,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from var_toolkit.core.engine import Decoded, decode
+from var_toolkit.core.noise import Noise
+from var_toolkit.core.plan import Plan
 from var_toolkit.devices import clock
 from var_toolkit.evaluation.bench.memory import forget_peak, held, peak
 from var_toolkit.evaluation.bench.random_weights import random_pipeline
 from var_toolkit.evaluation.bench.table import Row
 from var_toolkit.images import to_uint8
 from var_toolkit.loading import load
+from var_toolkit.methods.speculative.tally import Tally, together
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.sampling.engine import Decoded, decode
-from var_toolkit.sampling.noise import Noise
-from var_toolkit.sampling.plan import Plan
-from var_toolkit.speculative.tally import Tally, together
 
 QUALITY_BATCH = 64
 TURN = 1_000_000  # seeds reserved for one turn of a row

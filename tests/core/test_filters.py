@@ -1,0 +1,70 @@
+"""Guidance, filters and draws agree with the published sampler."""
+
+import re
+
+import pytest
+import torch
+from golden.cases import load_case
+from torch.testing import assert_close
+
+from var_toolkit.core.filters import draw, filter_top_k_top_p, guide, soft_codes
+
+CASE = load_case("topk-topp-filter")
+
+
+def settings(name: str) -> dict[str, float]:
+    """k5_p0p9_t1p1 -> {"k": 5, "p": 0.9, "t": 1.1}."""
+    found = re.findall(r"(?:^|_)([kpt])(\d+(?:p\d+)?(?:em\d+)?)", name)
+    return {letter: float(value.replace("em", "e-").replace("p", ".")) for letter, value in found}
+
+
+@pytest.mark.parametrize("name", [n for n in CASE.tensors if n.startswith("filtered_")])
+def test_filtered_logits_are_the_published_ones(name):
+    chosen = settings(name.removeprefix("filtered_"))
+    ours = filter_top_k_top_p(CASE.tensors["logits"], top_k=int(chosen["k"]), top_p=chosen["p"])
+    assert torch.equal(ours, CASE.tensors[name])
+
+
+@pytest.mark.parametrize("name", [n for n in CASE.tensors if n.startswith("probs_")])
+def test_temperature_acts_after_the_filters(name):
+    chosen = settings(name.removeprefix("probs_"))
+    filtered = filter_top_k_top_p(CASE.tensors["logits"], top_k=int(chosen["k"]), top_p=chosen["p"])
+    assert_close((filtered / chosen["t"]).softmax(-1), CASE.tensors[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["k0_p0", "k5_p0p9"])
+def test_smooth_mode_mixes_as_published(name):
+    chosen = settings(name)
+    filtered = filter_top_k_top_p(CASE.tensors["logits"], top_k=int(chosen["k"]), top_p=chosen["p"])
+    for k in range(4):
+        mixed = soft_codes(filtered, CASE.tensors[f"smooth_noise_{name}"][k], torch.eye(24), progress=k / 3)
+        assert_close(mixed, CASE.tensors[f"smooth_y_{name}"][k], atol=1e-4, rtol=0)
+
+
+def test_filtering_does_not_change_its_input():
+    before = CASE.tensors["logits"].clone()
+    filter_top_k_top_p(CASE.tensors["logits"], top_k=2, top_p=0.5)
+    assert torch.equal(before, CASE.tensors["logits"])
+
+
+def test_guidance_of_zero_is_the_conditional_half():
+    logits = torch.randn(4, 3, 5)
+    assert torch.equal(guide(logits, 0.0), logits[:2])
+
+
+def test_draws_follow_the_softmax():
+    from var_toolkit.core.noise import Noise, Stream
+
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf]).expand(1, 100_000, 5)
+    found = draw(logits, Noise([7]).uniform(Stream.TOKEN, 0, 100_000), temperature=2.0)
+    frequency = found.flatten().bincount(minlength=5) / 100_000
+    assert_close(frequency, (logits[0, 0] / 2.0).softmax(-1), atol=0.006, rtol=0)
+    assert frequency[4] == 0
+
+
+@pytest.mark.parametrize("uniform", [2.0**-33, 1 - 2.0**-24])
+def test_the_ends_of_the_noise_draw_the_first_and_the_last_code_with_mass(uniform):
+    logits = torch.randn(1, 50, 4096)
+    logits[..., :7] = logits[..., -5:] = -torch.inf
+    found = draw(logits, torch.full((1, 50), uniform), temperature=0.7)
+    assert (found == (7 if uniform < 0.5 else 4090)).all()

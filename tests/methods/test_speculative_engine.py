@@ -1,0 +1,252 @@
+"""Every lossless proposer, rule and length policy draws what plain decoding draws, alone and in batches."""
+
+import pytest
+import torch
+from methods.toy import distance, drawn, rows, toy, toy_head, truth
+from small_llamagen import golden_gpt
+from torch.testing import assert_close
+
+from var_toolkit.core.finite import FiniteCheck
+from var_toolkit.core.next_token import draw_tokens
+from var_toolkit.core.noise import Noise
+from var_toolkit.core.plan import Stage
+from var_toolkit.methods.speculative.drafts import Draft, topology
+from var_toolkit.methods.speculative.eagle import Eagle
+from var_toolkit.methods.speculative.engine import Run, Speculation, Target
+from var_toolkit.methods.speculative.growing import Shape
+from var_toolkit.methods.speculative.jacobi import Jacobi
+from var_toolkit.methods.speculative.kseq import KSeq
+from var_toolkit.methods.speculative.lengths import Adaptive, Fixed
+from var_toolkit.methods.speculative.ngram import NGram
+from var_toolkit.methods.speculative.rules import Standard
+from var_toolkit.methods.speculative.small_model import SmallModel
+from var_toolkit.models.draft_heads import early_exit
+
+SAMPLES, MANY = 2000, 100_000
+TARGET, SMALL, HEAD = toy(1), toy(2, depth=1), toy_head(3)
+CHAIN, TREE, CHAINS = Shape((1, 1, 1)), Shape((2, 2, 1)), Shape((3, 1, 1), chains=True)
+STAGES = {
+    "guided": Stage(TARGET, range(1), guidance=0.7),
+    "filtered": Stage(TARGET, range(1), guidance=0.7, top_p=0.8, temperature=1.3, guided_tokens=4),
+    "plain": Stage(TARGET, range(1)),
+}
+PROPOSERS = {
+    "jacobi-random": Jacobi(4, "random"),
+    "jacobi-repeat": Jacobi(4, "repeat"),
+    "jacobi-likeliest": Jacobi(5, "likeliest"),
+    "jacobi-keep": Jacobi(6, "repeat", keep=True),
+    "jacobi-keep-random": Jacobi(4, "random", keep=True),
+    "small": SmallModel(SMALL, CHAIN),
+    "small-unguided": SmallModel(SMALL, CHAIN, guided=False),
+    "small-tree": SmallModel(SMALL, TREE),
+    "exit": SmallModel(early_exit(TARGET, 1), CHAIN),
+    "ngram": NGram(CHAIN),
+    "ngram-tree": NGram(TREE),
+    "eagle": Eagle(HEAD, CHAIN),
+    "eagle-tree": Eagle(HEAD, TREE),
+}
+LENGTHS = {"fixed": Fixed(4), "confidence": Fixed(4, 0.65), "adaptive": Adaptive(4)}
+COMBINATIONS = [
+    *((name, "standard", policy) for name in PROPOSERS for policy in LENGTHS if name.startswith(("small", "eagle"))),
+    *(
+        (name, "standard", policy)
+        for name in PROPOSERS
+        for policy in ("fixed", "adaptive")
+        if name.startswith(("j", "n"))
+    ),
+    ("exit", "standard", "fixed"),
+    *((name, "kseq", policy) for name in ("small-chains", "eagle-chains") for policy in LENGTHS),
+]
+CHAINED = {"small-chains": SmallModel(SMALL, CHAINS), "eagle-chains": Eagle(HEAD, CHAINS)}
+RULES = {"standard": Standard(), "kseq": KSeq()}
+
+
+def plainly(stage, samples):
+    """Chances of all sequences, and how far plain decoding is from them with as many samples: the mean of a few."""
+    chances, labels, found = truth(stage), rows(stage, samples), []
+    for start in range(0, 4 * samples, samples):
+        with torch.inference_mode():
+            noise = Noise(range(start, start + samples))
+            found.append(
+                distance(draw_tokens(stage, labels, noise, TARGET.new_cache(len(labels)), FiniteCheck()), chances)
+            )
+    return chances, sum(found) / len(found)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return {name: plainly(stage, SAMPLES) for name, stage in STAGES.items()}
+
+
+@pytest.fixture(scope="module")
+def plain_many():
+    return plainly(STAGES["guided"], MANY)
+
+
+def require_same(speculation, stage, plain, samples=SAMPLES):
+    chances, noise = plain
+    tokens, tally = drawn(speculation, stage, range(samples))
+    assert distance(tokens, chances) < 1.5 * noise
+    assert tally.decided == 9 * samples
+    alone = torch.cat([drawn(speculation, stage, range(seed, seed + 1))[0] for seed in range(3)])
+    assert torch.equal(alone, tokens[:3])
+    assert torch.equal(drawn(speculation, stage, range(3))[0], tokens[:3])
+
+
+@pytest.mark.parametrize(("proposer", "rule", "policy"), COMBINATIONS)
+def test_a_lossless_combination_draws_what_the_target_draws(proposer, rule, policy, plain):
+    speculation = Speculation({**PROPOSERS, **CHAINED}[proposer], RULES[rule], LENGTHS[policy])
+    require_same(speculation, STAGES["guided"], plain["guided"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("proposer", "rule", "policy"), COMBINATIONS)
+def test_so_it_does_with_many_samples(proposer, rule, policy, plain_many):
+    speculation = Speculation({**PROPOSERS, **CHAINED}[proposer], RULES[rule], LENGTHS[policy])
+    require_same(speculation, STAGES["guided"], plain_many, MANY)
+
+
+@pytest.mark.parametrize("stage", ["filtered", "plain"])
+@pytest.mark.parametrize("proposer", ["jacobi-repeat", "jacobi-keep", "small-tree", "ngram", "eagle"])
+def test_so_it_does_with_filters_and_without_guidance(proposer, stage, plain):
+    require_same(Speculation(PROPOSERS[proposer], Standard(), Fixed(4)), STAGES[stage], plain[stage])
+
+
+def test_the_measure_sees_a_rule_that_is_not_exact(plain):
+    class Gullible(Standard):
+        def test(self, p, q, token, depth):
+            probability, left = super().test(p, q, token, depth)
+            return probability.clamp(min=0.7), left
+
+    chances, noise = plain["guided"]
+    tokens, _ = drawn(Speculation(PROPOSERS["small"], Gullible(), Fixed(4)), STAGES["guided"], range(SAMPLES))
+    assert distance(tokens, chances) > 2 * noise
+
+
+@pytest.mark.parametrize(
+    "proposer", [Jacobi(1), SmallModel(SMALL, Shape(())), NGram(Shape(())), Eagle(HEAD, Shape(()))]
+)
+def test_window_1_is_plain_decoding(proposer):
+    stage = STAGES["filtered"]
+    tokens, tally = drawn(Speculation(proposer, Standard(), Fixed(1)), stage, range(50))
+    with torch.inference_mode():
+        plainly = draw_tokens(stage, rows(stage, 50), Noise(range(50)), TARGET.new_cache(100), FiniteCheck())
+    assert torch.equal(tokens, plainly)
+    assert tally.as_json()["tokens_per_pass"] == 1
+
+
+def test_all_drafts_of_an_equal_model_stand():
+    speculation = Speculation(SmallModel(TARGET, CHAIN), Standard(), Fixed(4))
+    _, tally = drawn(speculation, STAGES["guided"], range(200))
+    assert tally.accepted == tally.drafted == 6 * 200  # windows of 4 and 4 tokens behind the first
+    assert tally.target_passes == 3 * 200
+
+
+def test_sure_drafts_save_passes_and_the_numbers_agree():
+    _, tally = drawn(Speculation(Jacobi(6, keep=True), Standard(), Fixed(6)), STAGES["guided"], range(200))
+    told = tally.as_json()
+    assert tally.target_passes == sum(tally.accepted_counts.values()) + 200  # and the first pass of each
+    assert tally.decided == tally.target_passes + tally.accepted
+    assert 1 < told["tokens_per_pass"] < 6
+    assert told["passes_per_image"] == pytest.approx(9 / told["tokens_per_pass"], rel=1e-2)
+    assert [sum(pace) for pace in tally.paces] == [9] * 200
+    assert sum(map(len, tally.paces)) == tally.target_passes
+
+
+def test_drafts_that_do_not_pay_are_given_up():
+    """A proposer as large as the target that guesses badly."""
+    stranger = toy(9, depth=2)
+    _, tally = drawn(Speculation(SmallModel(stranger, Shape((1,))), Standard(), Fixed(2)), STAGES["guided"], range(50))
+    assert tally.fall_backs == 0  # too few rounds to tell
+    target, stage = golden_gpt(), None
+    stage = Stage(target, range(1))
+    other = golden_gpt()
+    with torch.no_grad():
+        other.output.weight.copy_(other.output.weight.roll(7, 0))
+    with torch.inference_mode():
+        labels = torch.arange(6) % 10
+        found = Speculation(SmallModel(other, CHAIN), Standard(), Fixed(4)).draw(stage, labels, Noise(range(6)))[1]
+        free = Speculation(NGram(CHAIN), Standard(), Fixed(4)).draw(stage, labels, Noise(range(6)))[1]
+    assert found.fall_backs > 0
+    assert free.fall_backs == 0
+
+
+@pytest.mark.parametrize("shape", [Shape((1,) * 7), Shape((1, 2, 4)), Shape((3, 1, 1), chains=True)])
+@pytest.mark.parametrize("confidence", [0.0, 0.55])
+def test_neighbours_in_a_batch_change_nothing_where_images_draft_differently_far(shape, confidence, monkeypatch):
+    """Some give up drafting and others do not, in a map long enough to tell."""
+    target, small = toy(1, side=8), toy(2, depth=1, side=8)
+    monkeypatch.setattr(SmallModel, "cost", lambda self, stage: 0.22)
+    rule = KSeq() if shape.chains else Standard()
+    speculation = Speculation(SmallModel(small, shape), rule, Adaptive(1 + len(shape.widths), confidence))
+    stage = Stage(target, range(1), guidance=0.7)
+    together, tally = drawn(speculation, stage, range(12))
+    alone = [drawn(speculation, stage, range(seed, seed + 1)) for seed in range(12)]
+    assert torch.equal(torch.cat([tokens for tokens, _ in alone]), together)
+    assert sum(one.fall_backs for _, one in alone) == tally.fall_backs
+    assert sum(one.draft_passes for _, one in alone) == tally.draft_passes
+    assert 0 < tally.fall_backs < 12 or confidence or max(shape.widths) > 1
+
+
+def test_a_rule_refuses_drafts_that_it_cannot_judge():
+    with pytest.raises(ValueError, match="K-SEQ acceptance judges independent drafts; these are certain"):
+        drawn(Speculation(NGram(CHAIN), KSeq(), Fixed(4)), STAGES["plain"], range(2))
+
+
+@pytest.mark.parametrize("widths", [(1, 1, 1), (2, 2, 1)])
+def test_the_cache_after_a_rollback_is_a_fresh_prefill(widths):
+    """Rows that have settled different numbers of tokens, through several rounds of drafts, some of which stand."""
+    stage, labels = Stage(golden_gpt(), range(1), guidance=1.0), torch.tensor([1, 2, 3, 10, 10, 10])
+    tree = topology(widths)
+    run = Run(stage, labels, Noise(range(3)))
+    target = Target(run, tree.nodes - 1)
+    with torch.inference_mode():
+        target.check(None, Standard())
+        for _ in range(3):
+            run.round += 1
+            tokens = torch.randint(0, 64, (3, tree.nodes - 1), generator=torch.Generator().manual_seed(run.round))
+            target.check(Draft(tokens, tree, [3, 2, 3], None, "certain"), Hopeful())
+        assert len(set(run.counts)) > 1
+        fresh = stage.backbone.new_ragged_cache(6, 40)
+        stage.backbone.next_hidden(labels, run.tokens_BL[:, : max(run.counts) - 1].repeat(2, 1), cache=fresh)
+        assert target.cache.lengths_R.tolist() == run.counts * 2
+        for row, length in enumerate(run.counts * 2):
+            for kept, expected in zip(
+                target.cache._keys + target.cache._values, fresh._keys + fresh._values, strict=True
+            ):
+                assert_close(kept[row, :, :length], expected[row, :, :length], atol=2e-5, rtol=0)
+
+
+class Hopeful(Standard):
+    """Half of the drafts stand."""
+
+    def test(self, p, q, token, depth):
+        return torch.full_like(p[..., 0], 0.5), super().test(p, q, token, depth)[1]
+
+
+def test_a_tree_lists_nodes_level_by_level():
+    tree = topology((2, 1, 3))
+    assert tree.levels == [range(1), range(1, 3), range(3, 5), range(5, 11)]
+    assert tree.parents == [0, 0, 1, 2, 3, 3, 3, 4, 4, 4]
+    assert tree.children.tolist() == [[0, 1, -1], [2, -1, -1], [3, -1, -1], [4, 5, 6], [7, 8, 9]]
+    assert tree.sees[8].nonzero().flatten().tolist() == [0, 2, 4, 8]
+
+
+def test_chains_that_agree_so_far_count_for_each_other():
+    tokens = torch.tensor([[5, 5, 7, 1, 2, 3]])  # three chains of two: 5 1, 5 2, 7 3
+    drafted = Draft(tokens, topology((3, 1), True), [2], None, "independent").drafted()
+    assert drafted.tokens.tolist() == [[[5, 5, 7], [1, 2, 3], [1, 2, 3], [1, 2, 3]]]
+    assert drafted.valid.int().tolist() == [[[1, 1, 1], [1, 1, 0], [1, 1, 0], [0, 0, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("widths", "chains", "words"), [((0,), False, r"widths \[0\]"), ((2, 2), True, r"widths are \[2, 2\]")]
+)
+def test_trees_that_cannot_be_are_refused(widths, chains, words):
+    with pytest.raises(ValueError, match=words):
+        topology(widths, chains)
+
+
+def test_a_stage_of_whole_maps_cannot_speculate_token_by_token(small_var):
+    with pytest.raises(ValueError, match="VAR draws whole maps at once; this speculation is for next-token models"):
+        Stage(small_var, range(4), speculation=Speculation(Jacobi(8), Standard(), Fixed(8)))

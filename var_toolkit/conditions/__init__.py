@@ -1,0 +1,1 @@
+"""Conditions: what an image is to show."""

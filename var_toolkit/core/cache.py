@@ -1,0 +1,183 @@
+"""Key-value caches of one decoding run. The caller creates, passes and drops them; networks never store one.
+
+Letters: R rows (images, twice under guidance), H heads, L tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from var_toolkit.core.schedule import Scales
+
+
+class KVCache:
+    """Keys and values of every layer, (R, H, capacity, D) each, allocated at once and filled from the front.
+
+    `capacities` are the tokens that each layer can hold. A layer that the rest of an image skips needs none.
+    """
+
+    even = True  # every row holds the same number of tokens
+
+    def __init__(
+        self,
+        capacities: Sequence[int],
+        *,
+        rows: int,
+        heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        self._shape = (rows, heads, head_dim)
+        self._like = torch.empty(0, dtype=dtype, device=device)
+        self._keys = [self._allocate(capacity) for capacity in capacities]
+        self._values = [self._allocate(capacity) for capacity in capacities]
+        self._rows: Tensor | slice = slice(None)
+        self.length = 0
+
+    def of_rows(self, rows: Tensor | slice, length: int) -> Self:
+        """A view of some rows that hold `length` tokens each; appends to it write to this cache."""
+        view = copy(self)
+        view._rows, view.length = rows, length
+        return view
+
+    def _allocate(self, capacity: int) -> Tensor:
+        rows, heads, head_dim = self._shape
+        return self._like.new_empty(rows, heads, capacity, head_dim)
+
+    def resize(self, capacities: Sequence[int]) -> None:
+        """Change the capacity of each layer and preserve the tokens that fit; 0 frees a layer.
+
+        Layers that shrink come first and tensors are copied one at a time, which bounds the peak memory.
+        """
+        for layer in sorted(range(len(capacities)), key=lambda layer: capacities[layer] - self._keys[layer].shape[2]):
+            for tensors in (self._keys, self._values):
+                old = tensors[layer]
+                if old.shape[2] == capacities[layer]:
+                    continue
+                tensors[layer] = self._allocate(capacities[layer])
+                count = min(self.length, old.shape[2], capacities[layer])
+                tensors[layer][:, :, :count] = old[:, :, :count]
+
+    def append(self, layer: int, k_RHLD: Tensor, v_RHLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Append new keys and values; return all so far, as views unless only some rows are selected.
+
+        `advance` updates the length after all layers have appended, so an error in between leaves it correct.
+        ValueError if the capacity is too small.
+        """
+        end, capacity = self.length + k_RHLD.shape[2], self._keys[layer].shape[2]
+        if end > capacity:
+            raise ValueError(f"the cache has a capacity of {capacity} tokens in layer {layer}; {end} are needed")
+        keys, values = self._keys[layer], self._values[layer]
+        keys[self._rows, :, self.length : end] = k_RHLD.to(keys.dtype)
+        values[self._rows, :, self.length : end] = v_RHLD.to(values.dtype)
+        return keys[self._rows, :, :end], values[self._rows, :, :end]
+
+    def advance(self, tokens: int) -> None:
+        """Increase the length by `tokens`, after every layer has appended them."""
+        self.length += tokens
+
+    def contents(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer so far, (R, H, length, D) each, as views unless only some rows are selected."""
+        return tuple(one[layer][self._rows, :, : self.length] for one in (self._keys, self._values))  # type: ignore[return-value]
+
+    def rewind(self, length: int) -> None:
+        """Drop all but the first `length` tokens; ValueError if the cache holds fewer."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"length is {length}; a cache of {self.length} tokens rewinds to 0 to {self.length}")
+        self.length = length
+
+    @property
+    def nbytes(self) -> int:
+        """Allocated memory of all keys and values, in bytes."""
+        return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
+
+
+class RaggedCache(KVCache):
+    """A cache whose rows may hold different numbers of tokens (`lengths`), each filled from the front.
+
+    `length` is that of the longest row. While all rows are `even` it takes the faster path of `KVCache`.
+    """
+
+    def __init__(self, capacities: Sequence[int], *, rows: int, **shape: Any) -> None:
+        super().__init__(capacities, rows=rows, **shape)
+        self.lengths = [0] * rows
+        self._targets: tuple[Tensor, Tensor] | None = None  # rows and slots that a pass writes
+
+    def _allocate(self, capacity: int) -> Tensor:
+        return super()._allocate(capacity).zero_()  # unwritten slots of shorter rows are read, and 0 * NaN is NaN
+
+    def append(self, layer: int, k_RHLD: Tensor, v_RHLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Append new keys and values to each row; return views as long as the longest row."""
+        if self.even:
+            return super().append(layer, k_RHLD, v_RHLD)
+        end, capacity = self.length + k_RHLD.shape[2], self._keys[layer].shape[2]
+        if end > capacity:
+            raise ValueError(f"the cache has a capacity of {capacity} tokens in layer {layer}; {end} are needed")
+        rows_R1, slots_RL = self._targets = self._targets or self._slots(k_RHLD.shape[2])
+        for stored, new_RHLD in ((self._keys[layer], k_RHLD), (self._values[layer], v_RHLD)):
+            stored[rows_R1, :, slots_RL] = new_RHLD.transpose(1, 2).to(stored.dtype)
+        return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
+
+    @property
+    def lengths_R(self) -> Tensor:  # noqa: N802
+        """`lengths` as a tensor, int64 (R), on the CPU."""
+        return torch.tensor(self.lengths)
+
+    def _slots(self, new: int) -> tuple[Tensor, Tensor]:
+        device = self._like.device
+        lengths_R1 = self.lengths_R.to(device).unsqueeze(1)
+        return torch.arange(len(lengths_R1), device=device).unsqueeze(1), lengths_R1 + torch.arange(new, device=device)
+
+    def advance(self, tokens: int) -> None:
+        """Increase the length of every row by `tokens`, after every layer has appended them."""
+        self._set([length + tokens for length in self.lengths])
+
+    def rewind(self, length: int | Sequence[int]) -> None:
+        """Drop all but the first `length` tokens, one number or one per row; ValueError if a row has fewer."""
+        lengths = [length] * len(self.lengths) if isinstance(length, int) else list(length)
+        if any(not 0 <= new <= old for new, old in zip(lengths, self.lengths, strict=True)):
+            raise ValueError(f"length is {length}; rows of {self.lengths} tokens rewind to at most their own lengths")
+        self._set(lengths)
+
+    def move(self, begin_R: Tensor, slots_RL: Tensor) -> None:
+        """Copy some slots of each row to consecutive slots from `begin_R` on: the accepted path of a draft tree.
+
+        Call `rewind` afterwards to drop the rest.
+        """
+        rows_R1, new = torch.arange(len(slots_RL), device=slots_RL.device).unsqueeze(1), slots_RL.shape[1]
+        target_RL = begin_R.to(slots_RL.device).unsqueeze(1) + torch.arange(new, device=slots_RL.device)
+        for stored in (*self._keys, *self._values):
+            stored[rows_R1, :, target_RL] = stored[rows_R1, :, slots_RL]
+
+    def _set(self, lengths: list[int]) -> None:
+        self.lengths, self._targets = lengths, None
+        self.length, self.even = max(lengths), min(lengths) == max(lengths)
+
+
+def cache_of(
+    network: Any, rows: int, capacities: Sequence[int] | None, kind: Callable[..., KVCache] = KVCache
+) -> KVCache:
+    """An empty cache for a network whose layers all cache every token, in the dtype and on the device of its weights.
+
+    `capacities` are the tokens that each layer can hold; None is a whole image in every layer.
+    """
+    config, weight = network.config, next(network.parameters())
+    capacities = [network.scales.total] * config.depth if capacities is None else capacities
+    shape = {"rows": rows, "heads": config.num_heads, "head_dim": config.embed_dim // config.num_heads}
+    return kind(capacities, **shape, dtype=weight.dtype, device=weight.device)
+
+
+def token_span(cache: KVCache | None, scales: Scales, computed: range) -> tuple[int, int]:
+    """Start and end of the tokens of scales `computed`. ValueError unless the cache holds exactly the tokens before."""
+    begin, end = scales.offsets[computed.start], scales.offsets[computed.stop]
+    if (cache.length if cache is not None else 0) != begin:
+        raise ValueError(
+            f"scales {computed.start} to {computed.stop - 1} need a cache of exactly the {begin} tokens before them"
+        )
+    return begin, end

@@ -1,0 +1,62 @@
+"""What drawing by a plan will cost, computed from sizes alone: nothing is drawn, and no weights are needed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from var_toolkit.core.plan import Plan, is_next_token
+
+WARM_UP = 3
+TRIALS = 5
+
+
+def forecast(plan: Plan, *, images: int, batch: int, dtype: str) -> dict[str, Any]:
+    """A plan and its cost in words and numbers, with a guess at the time on this CPU. The networks may be skeletons.
+
+    There is no guess for next-token models: single tokens are bound by memory and calls, not by multiply-adds.
+    """
+    counted, decoder = plan.cost(), decoder_multiply_adds(plan)
+    width = torch.tensor([], dtype=getattr(torch, dtype)).element_size()
+    networks: list[Any] = [plan.tokenizer, *plan.networks]
+    weights = sum({id(p): p.numel() for network in networks for p in network.parameters()}.values())
+    told = {
+        "plan": "; ".join(map(str, plan.stages)),
+        "forward_passes_per_batch": counted.forward_passes,
+        **({"velocity_evaluations_per_batch": counted.evaluations} if counted.evaluations else {}),
+        "giga_multiply_adds_per_image": round(counted.multiply_adds / 1e9, 3),
+        "decoder_giga_multiply_adds": round(decoder / 1e9, 3),
+        "weights_megabytes": round(weights * width / 1e6, 1),
+        "cache_megabytes_per_batch": round(counted.cache_values * width * min(batch, images) / 1e6, 1),
+    }
+    if not any(is_next_token(stage.backbone) for stage in plan.stages):
+        seconds = images * (counted.multiply_adds + decoder) / _speed(getattr(torch, dtype))
+        told["seconds_on_this_cpu_about"] = float(f"{seconds:.2g}")
+    return told
+
+
+def decoder_multiply_adds(plan: Plan) -> int:
+    """Multiply-adds of the tokenizer's decoder for one image."""
+    from copy import deepcopy
+
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tokenizer = deepcopy(plan.tokenizer).to("meta")  # type: ignore[attr-defined]
+    side, channels = tokenizer.scales.finest, tokenizer.channels
+    with FlopCounterMode(display=False) as counter:
+        tokenizer.decode(torch.zeros(1, channels, side, side, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+def _speed(dtype: torch.dtype) -> float:
+    """Multiply-adds a second of a matrix product of a transformer's shape, the median of a few."""
+    m, k, n = 64, 512, 1024  # small enough for processors that emulate the dtype: those take 100 times as long
+    a, b = torch.ones(m, k, dtype=dtype), torch.ones(k, n, dtype=dtype)
+    seconds = []
+    for _ in range(WARM_UP + TRIALS):
+        began = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - began)
+    return m * k * n / sorted(seconds[WARM_UP:])[TRIALS // 2]

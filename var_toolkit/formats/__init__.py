@@ -1,0 +1,1 @@
+"""Model directories, weight files, published key names, the hub, cards and export."""

@@ -1,0 +1,55 @@
+"""Check that a tokenizer fits a backbone, and set its token maps as the backbone needs them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from var_toolkit.core.plan import is_continuous, is_next_token
+from var_toolkit.tokenizers.kl import KLTokenizer
+from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
+from var_toolkit.tokenizers.raster_vq import RasterVQ
+
+AnyTokenizer = MultiScaleVQ | RasterVQ | KLTokenizer
+
+
+def fitted(tokenizer: nn.Module, backbone: Any, sources: tuple[str, str]) -> AnyTokenizer:
+    """A MultiScaleVQ as it is; a RasterVQ for maps of the backbone's side; an AutoencoderKL with its scales.
+
+    ValueError in one line if the two do not fit; `sources` name tokenizer and backbone in errors.
+    """
+    tokens, wanted = _needed(backbone)
+    found = type(tokenizer).__name__
+    if found != wanted:
+        raise ValueError(f"{sources[1]} draws {tokens} and needs {_a(wanted)}; {sources[0]} holds {_a(found)}")
+    if isinstance(tokenizer, RasterVQ):
+        _require_equal(backbone.config.vocab_size, tokenizer.config.vocab_size, "codes", sources)
+        return tokenizer.on_grid(backbone.config.side)
+    if isinstance(tokenizer, MultiScaleVQ):
+        _require_equal(backbone.config.vocab_size, tokenizer.config.vocab_size, "codes", sources)
+        _require_equal(backbone.config.latent_channels, tokenizer.config.z_channels, "latent channels", sources)
+        return tokenizer
+    config: Any = tokenizer.config
+    _require_equal(backbone.config.latent_channels, config.latent_channels, "latent channels", sources)
+    return KLTokenizer(tokenizer, backbone.scales, backbone.config.input_side)
+
+
+def _needed(backbone: Any) -> tuple[str, str]:
+    """What a backbone draws, in words, and the class of the tokenizers that it can draw for."""
+    if is_continuous(backbone):
+        return "continuous tokens", "AutoencoderKL"
+    if is_next_token(backbone):
+        return "one map of discrete tokens", "RasterVQ"
+    return "discrete tokens", "MultiScaleVQ"
+
+
+def _a(name: str) -> str:
+    return f"an {name}" if name.startswith("A") else f"a {name}"
+
+
+def _require_equal(expected: int, found: int, what: str, sources: tuple[str, str]) -> None:
+    if expected != found:
+        raise ValueError(
+            f"{sources[1]} expects {expected} {what}, {sources[0]} has {found}; give the tokenizer of this backbone"
+        )

@@ -1,0 +1,175 @@
+"""The model card (README.md): networks, default settings, training, scores and licence; only what is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from torch import nn
+
+from var_toolkit.files import write_whole
+from var_toolkit.formats.facts import SIGNATURE, Facts
+from var_toolkit.registry import CARD
+
+if TYPE_CHECKING:
+    from var_toolkit.pipeline import Pipeline
+
+UNKNOWN = "Not known."
+UNNAMED = ("nvidia-non-commercial",)  # licences for which the hub has no name
+# By class of the backbone: what it is called, its paper, and how it draws.
+FAMILIES = {
+    "VAR": ("VAR", "2404.02905", "next-scale prediction: each token map is predicted from all coarser ones"),
+    "HMAR": (
+        "HMAR",
+        "2506.04421",
+        "next-scale prediction: each token map is predicted from the latent accumulated so far",
+    ),
+    "FlowAR": (
+        "FlowAR",
+        "2412.15205",
+        "next-scale prediction of continuous tokens: each map is sampled by a flow-matching head",
+    ),
+    "RasterGPT": ("LlamaGen", "2406.06525", "next-token prediction: one token after another, row by row"),
+}
+LEARNED = {"still-lifes": "rendered still lifes", "imagenet": "ImageNet"}
+
+
+def model_card(pipe: Pipeline, source: str) -> str:
+    """The card of a model that `load` opens by the name `source`; a card written by hand is preserved."""
+    if pipe.facts.card is not None:
+        return pipe.facts.card
+    parts = [
+        f"---\n{yaml.safe_dump(_front_matter(pipe), sort_keys=False)}---",
+        f"# {source.rpartition('/')[2]}",
+        _summary(pipe),
+        _use(pipe, source),
+        f"## The model\n\n{_table(_networks(pipe))}",
+        f"## Default sampling settings\n\n```\n{pipe.plan()}\n```",
+        f"## Training\n\n{_training(pipe.facts)}",
+        f"## Evaluation\n\n{_figures(pipe.facts)}",
+        f"## Licence\n\n{_licence(pipe.facts)}",
+        SIGNATURE,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_card(pipe: Pipeline, folder: Path, source: str) -> None:
+    """Write the model card into a folder."""
+    write_whole(folder / CARD, lambda path: path.write_text(model_card(pipe, source), encoding="utf-8"))
+
+
+def _front_matter(pipe: Pipeline) -> dict[str, Any]:
+    facts, names = pipe.facts, [_family(backbone)[0].lower() for backbone in pipe.backbones]
+    told: dict[str, Any] = {"library_name": "var_toolkit"}
+    if facts.license in UNNAMED:
+        told |= {"license": "other", "license_name": facts.license}
+    elif facts.license is not None:
+        told["license"] = facts.license
+    # The hub has no task for class-conditional images; such models are listed under this one.
+    told["pipeline_tag"] = "unconditional-image-generation"
+    told["tags"] = list(dict.fromkeys(["image-generation", "autoregressive", "class-conditional", *names]))
+    if facts.base_models:
+        told["base_model"] = list(facts.base_models)
+    return told
+
+
+def _summary(pipe: Pipeline) -> str:
+    name, paper, how = _family(pipe.backbone)
+    side, classes = pipe.tokenizer.image_side, pipe.backbone.config.num_classes
+    what = LEARNED.get(pipe.data_set or "")
+    told = f"Draws images of {classes:,} classes{f' of {what}' if what else ''} at {side} x {side} pixels with "
+    if pipe.refiner is None:
+        return f"{told}[{name}](https://arxiv.org/abs/{paper}), a model of {how}."
+    second = _family(pipe.refiner.backbone)[0]
+    return (
+        f"{told}[CoDe](https://arxiv.org/abs/2411.17787), collaborative decoding: the drafter, {_a(name)}, draws the "
+        f"first {pipe.draft_scales} scales, and the refiner, {_a(second)}, the remaining ones."
+    )
+
+
+def _use(pipe: Pipeline, source: str) -> str:
+    label = min(207, pipe.backbone.config.num_classes - 1)
+    return f"""## Use
+
+With var_toolkit installed:
+
+    vargen sample --model {source} --class {label}
+
+```python
+import var_toolkit
+
+pipe = var_toolkit.load("{source}")
+pipe({label}, seeds=0).images[0].save("image.png")
+```"""
+
+
+def _networks(pipe: Pipeline) -> list[tuple[str, str]]:
+    roles = ("drafter", "refiner") if pipe.refiner is not None else ("backbone",)
+    rows = [(role, _transformer(backbone)) for role, backbone in zip(roles, pipe.backbones, strict=True)]
+    scales, names = pipe.tokenizer.scales, pipe.class_names
+    maps = " ".join(str(side) for side in scales.patch_nums)
+    label = min(207, pipe.backbone.config.num_classes - 1)
+    return [
+        *rows,
+        ("tokenizer", _tokenizer(pipe.tokenizer)),
+        ("token maps", f"of side {maps}; {scales.total:,} tokens per image"),
+        ("images", f"{pipe.tokenizer.image_side} x {pipe.tokenizer.image_side} pixels"),
+        ("classes", f"{pipe.backbone.config.num_classes:,}, such as {label}: {names.name(label)}"),
+    ]
+
+
+def _transformer(backbone: Any) -> str:
+    config = backbone.config
+    return f"{_family(backbone)[0]}, {config.depth} layers, width {config.embed_dim}, {_parameters(backbone)}"
+
+
+def _tokenizer(tokenizer: Any) -> str:
+    network = getattr(tokenizer, "autoencoder", tokenizer)
+    codes = getattr(network.config, "vocab_size", None)
+    values = f"{codes:,} codes" if codes else "continuous latents"
+    return f"{type(network).__name__}, {values} of {tokenizer.channels} channels, {_parameters(network)}"
+
+
+def _training(facts: Facts) -> str:
+    rows = [
+        ("weights", facts.origin or UNKNOWN),
+        ("training data of the transformer", facts.data or UNKNOWN),
+        ("images seen", f"{facts.images_seen:,}" if facts.images_seen is not None else UNKNOWN),
+        *((f"{name.replace('_', ' ')} at the end", f"{value:g}") for name, value in facts.training.items()),
+    ]
+    recipe = (
+        f"The training recipe:\n\n```yaml\n{facts.recipe.strip()}\n```"
+        if facts.recipe
+        else "The training recipe is not known."
+    )
+    return f"{_table(rows)}\n\n{recipe}"
+
+
+def _figures(facts: Facts) -> str:
+    if not facts.figures:
+        return "No scores are known."
+    return f"Measured with the default sampling settings.\n\n{_table(facts.figures.items())}"
+
+
+def _licence(facts: Facts) -> str:
+    if facts.license is None:
+        return "Not known. Ask the authors of the weights before you use or share them."
+    return f"`{facts.license}`"
+
+
+def _a(name: str) -> str:
+    return f"an {name}" if name == "HMAR" else f"a {name}"
+
+
+def _family(backbone: nn.Module) -> tuple[str, str, str]:
+    return FAMILIES[type(backbone).__name__]
+
+
+def _parameters(network: nn.Module) -> str:
+    return f"{sum(p.numel() for p in network.parameters()) / 1e6:,.1f} M parameters"
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])

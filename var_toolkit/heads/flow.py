@@ -1,0 +1,153 @@
+"""Flow matching per scale (FlowAR, arXiv 2412.15205): solvers that integrate from noise to the tokens of a map.
+
+The network predicts velocities of the tokens of a scale: at time 1 they are noise, at time 0 data. The state is
+float64 as published, so that rounding errors do not add up; the network computes in its own dtype.
+
+Letters: B images, L tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from var_toolkit.core.noise import Noise, Stream
+from var_toolkit.ranges import brief, checked
+
+if TYPE_CHECKING:
+    from var_toolkit.core.plan import Stage
+
+Velocity = Callable[[Tensor, float], Tensor]
+Step = Callable[[Velocity, Tensor, float, float], Tensor]
+
+
+def _euler(velocity: Velocity, x: Tensor, now: float, then: float) -> Tensor:
+    return x + (then - now) * velocity(x, now)
+
+
+def _midpoint(velocity: Velocity, x: Tensor, now: float, then: float) -> Tensor:
+    half = (then - now) / 2
+    return x + (then - now) * velocity(x + half * velocity(x, now), now + half)
+
+
+def _heun(velocity: Velocity, x: Tensor, now: float, then: float) -> Tensor:
+    """The last step is Euler's, as in Karras et al. (arXiv 2206.00364): at the data the velocity may be undefined."""
+    first = velocity(x, now)
+    if then == 0:
+        return x + (then - now) * first
+    return x + (then - now) / 2 * (first + velocity(x + (then - now) * first, then))
+
+
+STEPS: dict[str, Step] = {"published": _euler, "euler": _euler, "midpoint": _midpoint, "heun": _heun}
+SOLVERS = tuple(STEPS)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """How the map of a scale is drawn.
+
+    "published" is FlowAR's own: Euler on a grid that is finer near the data, so that 25 steps are 24 evaluations of the
+    network; 50 are uniform. The others have uniform grids; "midpoint" and "heun" are of second order and evaluate the
+    network twice a step. `interval` says between which times guidance is on.
+    """
+
+    solver: str = "published"
+    steps: int = 25
+    interval: tuple[float, float] = (0.0, 0.9)
+
+    def __post_init__(self) -> None:
+        if self.solver not in STEPS:
+            raise ValueError(f"solver is {self.solver!r}; it must be one of {', '.join(SOLVERS)}")
+        steps = checked("steps", self.steps, low=2 if self.solver == "published" else 1)
+        object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "interval", _interval(self.interval))
+
+    def times(self) -> list[float]:
+        """The ends of the steps, from 1 down to 0."""
+        return list(_times(self.solver == "published" and self.steps != 50, self.steps))
+
+    def guided(self, time: float, strength: float) -> bool:
+        """Whether guidance is on at a time."""
+        return strength > 1 and self.interval[0] <= time <= self.interval[1]
+
+    def is_guided(self, strength: float) -> bool:
+        """Whether guidance is on at any evaluation."""
+        return any(self.guided(time, strength) for time in self.evaluations())
+
+    def evaluations(self) -> Iterator[float]:
+        """The times at which the velocity of one scale is evaluated, in order."""
+        for now, then in pairwise(self.times()):
+            yield now
+            if self.solver == "midpoint":
+                yield now + (then - now) / 2
+            if self.solver == "heun" and then != 0:
+                yield then
+
+    def rows(self, strength: float) -> int:
+        """Rows that the head computes for each image and scale, over all evaluations."""
+        return sum(2 if self.guided(time, strength) else 1 for time in self.evaluations())
+
+    def solve(self, velocity: Velocity, noise: Tensor) -> Tensor:
+        """Noise -> data, in the dtype of the noise."""
+        x, step = noise, STEPS[self.solver]
+        for now, then in pairwise(self.times()):
+            x = step(velocity, x, now, then)
+        return x
+
+    def shown(self, strength: float) -> str:
+        """The settings in words; `strength` is the guidance scale of the last scale."""
+        low, high = self.interval
+        guided = f", guided from {high:g} to {low:g}" if self.is_guided(strength) else ""
+        return f"{self.steps} steps ({self.solver}){guided}"
+
+
+@lru_cache(maxsize=64)
+def _times(fine_near_data: bool, steps: int) -> tuple[float, ...]:
+    """Computed once on the CPU, because every scale needs them several times."""
+    if not fine_near_data:
+        return tuple(torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu").tolist())
+    half = steps // 2
+    coarse = torch.linspace(1, 0.3, half, dtype=torch.float64, device="cpu")
+    fine = torch.linspace(0.25, 0, half + 1, dtype=torch.float64, device="cpu")
+    return tuple(torch.cat((coarse, fine)).tolist())
+
+
+def _interval(given: Any) -> tuple[float, float]:
+    try:
+        low, high = (checked("guidance_interval", end) for end in given)
+    except (TypeError, ValueError):
+        low, high = 1.0, 0.0
+    if low > high:
+        raise ValueError(
+            f"guidance_interval is {brief(given)}; it must be two times from 0 (data) to 1 (noise), in order"
+        )
+    return low, high
+
+
+def draw_map(stage: Stage, scale: int, hidden_RLC: Tensor, noise: Noise, *, channels: int, strength: float) -> Tensor:
+    """The tokens of a scale, float32 (B, L, C), from the features of its rows (B, or 2B: conditional half first).
+
+    `strength` is the guidance scale, 1 for none. Where guidance is off, the null half is not computed.
+    """
+    flow: Any = stage.flow
+    backbone: Any = stage.backbone
+    position, tokens = backbone.scales.offsets[scale], backbone.scales.lengths[scale]
+    start = noise.normal(Stream.FLOW, position, tokens, channels)
+    both = backbone.field(hidden_RLC if flow.is_guided(strength) else hidden_RLC[: len(start)], scale)
+    own = both.rows(len(start))
+
+    def velocity(x_BLC: Tensor, time: float) -> Tensor:
+        if not flow.guided(time, strength):
+            return own(x_BLC.float(), time).to(x_BLC.dtype)
+        conditional, null = both(x_BLC.float().repeat(2, 1, 1), time).to(x_BLC.dtype).chunk(2)
+        return null + strength * (conditional - null)
+
+    wide = torch.float32 if start.device.type == "mps" else torch.float64  # MPS has no float64
+    found: Tensor = flow.solve(velocity, start.to(wide)).float()
+    return found

@@ -1,0 +1,1 @@
+"""Methods: functions that build plans, and what they need."""

@@ -1,0 +1,87 @@
+"""LANTERN (arXiv 2410.03355) and LANTERN++ (arXiv 2502.06352): drafts are credited with the mass of similar codes.
+
+Letters: V vocabulary, k neighbours, C channels of a code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from var_toolkit.methods.speculative.rules import OneByOne, at, ratio, residual
+from var_toolkit.ranges import checked
+
+
+@dataclass(frozen=True, eq=False)
+class Lantern(OneByOne):
+    """A draft x is weighed with p(x) and the mass of its nearest codes, taken in order as long as a bound holds.
+
+    The bound is `delta` (LANTERN) or (`factor` - 1) p(x) (LANTERN++), whichever is given. The relaxed target has the
+    gathered mass at x and none at those neighbours, so it differs from p by at most `delta` in total variation. With a
+    certain draft the token comes out as that target draws it. A sampled draft meets another relaxed target for each x,
+    so there the bound holds given the draft, and not over all drafts. `delta` 0 and `factor` 1 are the standard rule.
+    The residual of a rejection is, as in the paper, that of the relaxed target.
+    """
+
+    neighbours: Tensor  # (V, k), int64, the nearest first
+    delta: float | None = None
+    factor: float | None = None
+    raw: bool = False  # whether distances are those of the codes as stored
+
+    def __post_init__(self) -> None:
+        if (self.delta is None) == (self.factor is None):
+            raise ValueError("LANTERN takes a delta or a lambda; give one of them")
+        for name, shown in (("delta", "delta"), ("factor", "lambda")):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, checked(name, getattr(self, name), shown))
+
+    def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        relaxed = self.relaxed(p, token)
+        return ratio(at(relaxed, token), at(q, token)), residual(relaxed, q, token)
+
+    def relaxed(self, p: Tensor, token: Tensor) -> Tensor:
+        """The target (..., V) by which a draft (...) is judged."""
+        near = self.neighbours.to(token.device)[token]
+        mass = p.gather(-1, near)
+        own = at(p, token)
+        bound = torch.full_like(own, self.delta) if self.delta is not None else (self.factor - 1) * own  # type: ignore[operator]
+        gathered = mass.cumsum(-1) <= bound.unsqueeze(-1)
+        worth = own + (mass * gathered).sum(-1)
+        emptied = p.scatter(-1, near, mass.masked_fill(gathered, 0.0))
+        return emptied.scatter(-1, token.unsqueeze(-1), worth.unsqueeze(-1))
+
+    def __str__(self) -> str:
+        bound = f"delta {self.delta}" if self.delta is not None else f"lambda {self.factor}"
+        return f"LANTERN, {bound}, {self.neighbours.shape[1]} neighbours{' by raw codes' if self.raw else ''}"
+
+
+def neighbours(codes_VC: Tensor, count: int) -> Tensor:
+    """The `count` nearest other codes of each, (V, count). ValueError if there are not as many.
+
+    As seen by the tokenizer: codes that it compares by direction must come normalised (`normalised_codes`); the
+    published table is made of the raw ones.
+    """
+    if not 1 <= count < len(codes_VC):
+        raise ValueError(f"neighbours is {count}; it must be from 1 to {len(codes_VC) - 1}, one less than the codes")
+    codes_VC = codes_VC.float()
+    # Distances are made for some codes at a time: all at once they would fill gigabytes.
+    return torch.cat([_nearest(part, codes_VC, count, start) for start, part in _parts(codes_VC)])
+
+
+def _parts(codes_VC: Tensor, size: int = 1024) -> list[tuple[int, Tensor]]:
+    return [(start, codes_VC[start : start + size]) for start in range(0, len(codes_VC), size)]
+
+
+def _nearest(part_NC: Tensor, codes_VC: Tensor, count: int, start: int) -> Tensor:
+    distance = torch.cdist(part_NC, codes_VC)
+    rows = torch.arange(len(part_NC), device=distance.device)
+    distance[rows, start + rows] = torch.inf  # a code is not its own neighbour
+    return distance.topk(count, largest=False).indices
+
+
+def normalised_codes(codes_VC: Tensor) -> Tensor:
+    """Codes of unit length, float32."""
+    return F.normalize(codes_VC.float(), dim=-1)

@@ -1,0 +1,121 @@
+"""Drafts without a network: what has followed these neighbours before (after ADED, arXiv 2406.18485).
+
+ADED's table holds sequences of words; an image token has a left and an upper neighbour, so this table holds both.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from var_toolkit.methods.speculative.drafts import Draft, Topology, topology
+from var_toolkit.methods.speculative.engine import Checked, Run
+from var_toolkit.methods.speculative.growing import Shape
+from var_toolkit.methods.speculative.lengths import LengthPolicy
+
+if TYPE_CHECKING:
+    from var_toolkit.core.plan import Stage
+
+
+@dataclass(frozen=True)
+class NGram:
+    """Certain drafts from a table that each image fills as it grows."""
+
+    shape: Shape
+
+    @property
+    def nodes(self) -> int:
+        return self.shape.nodes
+
+    @property
+    def networks(self) -> Sequence[Any]:
+        return ()
+
+    def cost(self, stage: Stage) -> float:
+        return 0.0
+
+    def begin(self, run: Run, lengths: LengthPolicy) -> NGramSession:
+        return NGramSession(self.shape, run)
+
+    def __str__(self) -> str:
+        return f"n-gram drafts{self.shape}"
+
+
+class Table:
+    """What followed a left neighbour, an upper one, and both, in one image."""
+
+    def __init__(self, side: int, vocabulary: int) -> None:
+        self.side, self.vocabulary = side, vocabulary
+        self.tokens: list[int] = []
+        self.seen: defaultdict[Hashable, Counter[int]] = defaultdict(Counter)
+
+    def add(self, token: int) -> None:
+        """The next token of the image."""
+        for context in self._contexts(self._left(), self._up(len(self.tokens))):
+            self.seen[context][token] += 1
+        self.tokens.append(token)
+
+    def guesses(self, left: int, position: int) -> Iterator[int]:
+        """Tokens for the position after `left`, the most frequent first, each once."""
+        given: set[int] = set()
+        for token in self._ranked(left, self._up(position)):
+            if token not in given:
+                given.add(token)
+                yield token
+
+    def _ranked(self, left: int, up: int | None) -> Iterator[int]:
+        for context in self._contexts(left, up):
+            if context in self.seen:
+                yield from (token for token, _ in self.seen[context].most_common())
+        yield left
+        if up is not None:
+            yield up
+        yield from range(self.vocabulary)
+
+    def _left(self) -> int | None:
+        return self.tokens[-1] if self.tokens else None
+
+    def _up(self, position: int) -> int | None:
+        above = position - self.side
+        return self.tokens[above] if 0 <= above < len(self.tokens) else None
+
+    @staticmethod
+    def _contexts(left: int | None, up: int | None) -> list[Hashable]:
+        """The most specific first."""
+        both: list[Hashable] = [("both", left, up)] if left is not None and up is not None else []
+        return both + [(name, token) for name, token in (("left", left), ("up", up)) if token is not None]
+
+
+class NGramSession:
+    """A table for each image, so that none depends on the others of its batch."""
+
+    def __init__(self, shape: Shape, run: Run) -> None:
+        config = run.stage.backbone.config
+        self.shape = shape
+        self.tables = [Table(config.side, config.vocab_size) for _ in run.counts]
+
+    def learn(self, run: Run, checked: Checked) -> None:
+        for table, tokens, new in zip(self.tables, checked.tokens.tolist(), checked.new, strict=True):
+            for token in tokens[:new]:
+                table.add(token)
+
+    def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
+        tree = topology(self.shape.widths[: max(depths)])
+        device = run.tokens_BL.device
+        tokens_BN = torch.tensor([self._grown(table, tree) for table in self.tables]).to(device)
+        return Draft(tokens_BN, tree, depths, None, "certain"), [0] * run.images
+
+    @staticmethod
+    def _grown(table: Table, tree: Topology) -> list[int]:
+        """The tokens of a tree, level by level."""
+        nodes = [table.tokens[-1]]
+        for depth, width in enumerate(tree.widths):
+            position = len(table.tokens) + depth
+            for node in tree.levels[depth]:
+                nodes += islice(table.guesses(nodes[node], position), width)
+        return nodes[1:]

@@ -1,0 +1,142 @@
+"""Attention layers of the transformers: with L2-normalised queries and keys, with RoPE, or plain.
+
+Letters: R rows, L tokens, C width, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import log, sqrt
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from var_toolkit.core.cache import KVCache
+from var_toolkit.core.schedule import Scales
+from var_toolkit.kernels.pyramid_attention import attention as attend_in_pyramid
+from var_toolkit.kernels.tiles import Pattern
+from var_toolkit.models.layers.linear import Linear, linear
+from var_toolkit.models.layers.rotary import Rotation
+
+MAX_LOG_SCALE = log(100)
+Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # queries, keys, values (R, H, L, D), score scale
+
+
+def to_all(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Every query attends to every key."""
+    if q.shape[2] == 1 and q.is_cpu:
+        return _single_query(q, k, v, scale)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def _single_query(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attention of a single query as two float32 products; torch's kernel is up to four times slower on a CPU."""
+    scores = (q.float() * scale) @ k.float().mT
+    return (scores.softmax(dim=-1) @ v.float()).to(v.dtype)
+
+
+def to_allowed(mask_QL: Tensor, dropout: float = 0.0) -> Attend:
+    """Queries attend where the mask, bool (queries, keys), is true; `dropout` applies to the attention weights."""
+    return lambda q, k, v, scale: F.scaled_dot_product_attention(q, k, v, mask_QL, dropout, scale=scale)
+
+
+def within_pyramid(scales: Scales, pattern: Pattern) -> Attend:
+    """Attention over the first scales of a pyramid in one pass, without computing the scores that its mask discards."""
+    return partial(_pyramid, scales=scales, pattern=pattern)
+
+
+def block_causal(scales: Scales, computed: range, device: torch.device, dropout: float = 0.0) -> Attend:
+    """Attention of the tokens of the scales `computed` to themselves and to the coarser scales in the cache."""
+    if dropout > 0:
+        return to_allowed(scales.block_causal_mask(computed.start, computed.stop, device), dropout)
+    if len(computed) <= 1:
+        return to_all
+    if computed.start == 0:
+        return within_pyramid(scales, "block-causal")
+    return to_allowed(scales.block_causal_mask(computed.start, computed.stop, device))
+
+
+def _pyramid(q: Tensor, k: Tensor, v: Tensor, scale: float, *, scales: Scales, pattern: Pattern) -> Tensor:
+    return attend_in_pyramid(q, k, v, scales, pattern=pattern, scale=scale)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with query and value biases and no key bias, as published for VAR.
+
+    With `l2_norm`, queries and keys have unit length and each head learns a logit scale exp(min(s, ln 100)); without it
+    the logit scale is 0.25 / sqrt(D).
+    """
+
+    def __init__(self, width: int, heads: int, *, l2_norm: bool) -> None:
+        super().__init__()
+        self.heads, self.l2_norm = heads, l2_norm
+        self.mat_qkv = Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        if l2_norm:
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), log(4.0)))
+        self.proj = Linear(width, width)
+
+    def forward(self, x_RLC: Tensor, attend: Attend, cache: KVCache | None, layer: int) -> Tensor:
+        """Attend to the new tokens and, if there is a cache, to all cached ones."""
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = linear(x_RLC, self.mat_qkv.weight, bias)
+        q, k, v = rearrange(qkv, "r l (three h d) -> three r h l d", three=3, h=self.heads)
+        scale = 0.25 / sqrt(q.shape[-1])
+        if self.l2_norm:
+            # Normalise in float32, since half precision loses the unit length; cast to v's dtype before caching.
+            q = (F.normalize(q.float(), dim=-1) * self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()).to(
+                v.dtype
+            )
+            k = F.normalize(k.float(), dim=-1).to(v.dtype)
+            scale = 1.0
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+            q = q.to(k.dtype)  # the cache keeps the dtype of the weights, also under autocast
+        return self.proj(rearrange(attend(q, k, v, scale), "r h l d -> r l (h d)"))
+
+
+class RotaryAttention(nn.Module):
+    """Multi-head self-attention with RoPE. Keys are rotated before they are cached."""
+
+    def __init__(self, width: int, heads: int, *, bias: bool, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width, bias=bias)
+        self.proj = Linear(width, width)
+        self.proj_drop = nn.Dropout(dropout)
+
+    def forward(
+        self, x_RLC: Tensor, rotation: Rotation, attend: Attend, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """Attend to the new tokens and, if there is a cache, to all cached ones."""
+        q, k, v = rearrange(self.qkv(x_RLC), "r l (three h d) -> three r h l d", three=3, h=self.heads)
+        q, k = rotation(q), rotation(k)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+            q = q.to(k.dtype)  # the cache keeps the dtype of the weights, also under autocast
+        out = rearrange(attend(q, k, v, q.shape[-1] ** -0.5), "r h l d -> r l (h d)")
+        return self.proj_drop(self.proj(out))
+
+
+class RotaryCrossAttention(nn.Module):
+    """Cross-attention of tokens to a memory on the same grid, with RoPE; only the output projection has a bias."""
+
+    def __init__(self, width: int, heads: int, memory_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = Linear(width, width, bias=False)
+        self.kv = Linear(memory_width, 2 * width, bias=False)
+        self.proj = Linear(width, width)
+
+    def keys_and_values(self, memory_RLC: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """Keys and values (R, H, L, D) of the memory, computed once for any number of queries."""
+        k, v = rearrange(self.kv(memory_RLC), "r l (two h d) -> two r h l d", two=2, h=self.heads)
+        return rotation(k), v
+
+    def forward(self, x_RLC: Tensor, memory: tuple[Tensor, Tensor], rotation: Rotation, attend: Attend) -> Tensor:
+        q = rotation(rearrange(self.q(x_RLC), "r l (h d) -> r h l d", h=self.heads))
+        return self.proj(rearrange(attend(q, *memory, q.shape[-1] ** -0.5), "r h l d -> r l (h d)"))

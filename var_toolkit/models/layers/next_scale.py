@@ -1,0 +1,205 @@
+"""What VAR and HMAR share: sizes, the class-modulated block, embeddings, initialisation.
+
+Letters: R rows (images, twice under guidance), L tokens, C width, V vocabulary, K scales, c latent channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import sqrt
+from typing import NamedTuple, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from var_toolkit.core.cache import KVCache
+from var_toolkit.core.schedule import SCHEDULES, Scales
+from var_toolkit.models.layers.attention import Attend, SelfAttention
+from var_toolkit.models.layers.linear import Linear, linear_gelu
+
+
+@dataclass(frozen=True)
+class NextScaleConfig:
+    """Sizes of the transformer. The published sizes follow from the depth (`published`)."""
+
+    depth: int = 16
+    embed_dim: int = 1024
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    num_classes: int = 1000
+    patch_nums: tuple[int, ...] = SCHEDULES["256"]
+    vocab_size: int = 4096
+    latent_channels: int = 32
+    shared_aln: bool = False
+    attn_l2_norm: bool = True
+    norm_eps: float = 1e-6
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patch_nums", Scales(tuple(self.patch_nums)).patch_nums)
+        for name in ("depth", "embed_dim", "num_heads", "num_classes", "vocab_size", "latent_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive integer")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim is {self.embed_dim}; it must be a multiple of num_heads, {self.num_heads}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path is {self.drop_path}; it must be at least 0 and below 1")
+
+    @classmethod
+    def published(cls, depth: int, **changes: object) -> Self:
+        """The published family: width 64 * depth, one head per 64 channels."""
+        return cls(**{"depth": depth, "embed_dim": 64 * depth, "num_heads": depth, **changes})  # type: ignore[arg-type]
+
+
+class Modulation(NamedTuple):
+    """AdaLN values of one block, each (R, 1, C): gates, scales (one already added) and shifts of attention and MLP."""
+
+    gate1: Tensor
+    gate2: Tensor
+    scale1: Tensor
+    scale2: Tensor
+    shift1: Tensor
+    shift2: Tensor
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with tanh-GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(linear_gelu(x, self.fc1.weight, self.fc1.bias))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each modulated by the class (AdaLN)."""
+
+    def __init__(self, config: NextScaleConfig, drop_path: float) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.width, self.eps, self.drop_path = width, config.norm_eps, drop_path
+        self.attn = SelfAttention(width, config.num_heads, l2_norm=config.attn_l2_norm)
+        self.ffn = FeedForward(width, round(width * config.mlp_ratio))
+        if config.shared_aln:
+            self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, width) / sqrt(width))
+        else:
+            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def modulation(self, condition: Tensor) -> Modulation:
+        """Class embedding (R, C), or with `shared_aln` the shared values (R, 1, 6, C) -> AdaLN values."""
+        six = (
+            condition + self.ada_gss if hasattr(self, "ada_gss") else self.ada_lin(condition).view(-1, 1, 6, self.width)
+        )
+        gate1, gate2, scale1, scale2, shift1, shift2 = six.unbind(2)
+        return Modulation(gate1, gate2, 1 + scale1, 1 + scale2, shift1, shift2)
+
+    def forward(
+        self, x_RLC: Tensor, m: Modulation, attend: Attend, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        h = self.attn(self._modulated(x_RLC, m.scale1, m.shift1), attend, cache, layer)
+        x_RLC = torch.addcmul(x_RLC, self._stochastic_depth(h), m.gate1)
+        h = self.ffn(self._modulated(x_RLC, m.scale2, m.shift2))
+        return torch.addcmul(x_RLC, self._stochastic_depth(h), m.gate2)
+
+    def _modulated(self, x_RLC: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return torch.addcmul(shift, F.layer_norm(x_RLC, (self.width,), eps=self.eps), scale)
+
+    def _stochastic_depth(self, h_RLC: Tensor) -> Tensor:
+        """Stochastic depth: in training, drop the residual branch of some images and scale up the others."""
+        if not self.training or self.drop_path == 0:
+            return h_RLC
+        keep = 1 - self.drop_path
+        return h_RLC * h_RLC.new_empty(h_RLC.shape[0], 1, 1).bernoulli_(keep).div_(keep)
+
+
+class HeadNorm(nn.Module):
+    """Class-modulated norm before the head. It has its own linear layer also with `shared_aln`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, condition_RC: Tensor) -> tuple[Tensor, Tensor]:
+        scale, shift = self.ada_lin(condition_RC).unsqueeze(1).chunk(2, dim=-1)
+        return 1 + scale, shift
+
+
+class NextScaleTransformer(nn.Module):
+    """Embeddings and operation counts. The null class of guidance is `num_classes`."""
+
+    config: NextScaleConfig
+
+    def __init__(self, config: NextScaleConfig, *, word_bias: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.scales = Scales(config.patch_nums)
+        width = config.embed_dim
+        self.word_embed = nn.Linear(config.latent_channels, width, bias=word_bias)
+        # Not nn.Embedding(n, c): its initialisation imports torch.compile on the meta device. See _init_shared.
+        self.class_emb = nn.Embedding.from_pretrained(torch.zeros(config.num_classes + 1, width), freeze=False)
+        self.pos_start = nn.Parameter(torch.zeros(1, self.scales.lengths[0], width))
+        self.pos_1LC = nn.Parameter(torch.zeros(1, self.scales.total, width))
+        self.lvl_embed = nn.Embedding.from_pretrained(torch.zeros(len(self.scales), width), freeze=False)
+        if config.shared_aln:
+            self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def layer_work(self, new: int, context: int) -> int:
+        """Multiply-adds per layer and row of `new` tokens that attend to `context` tokens, themselves included."""
+        c = self.config
+        return round(new * ((4 + 2 * c.mlp_ratio) * c.embed_dim**2 + 2 * context * c.embed_dim))
+
+    def head_work(self, drawn: int) -> int:
+        """Multiply-adds of the logits of `drawn` tokens."""
+        return drawn * self.config.embed_dim * self.config.vocab_size
+
+    def _modulation_input(self, class_RC: Tensor) -> Tensor:
+        """The input of `Block.modulation`."""
+        if not self.config.shared_aln:
+            return class_RC
+        return self.shared_ada_lin(class_RC).view(-1, 1, 6, self.config.embed_dim)
+
+    def _position_embeddings(self, scales: range) -> Tensor:
+        """Sum of scale and position embeddings of the tokens of some scales, (1, L, C)."""
+        span = slice(self.scales.offsets[scales.start], self.scales.offsets[scales.stop])
+        levels_L = self.scales.level_ids(self.pos_1LC.device)[span]
+        return self.lvl_embed(levels_L) + self.pos_1LC[:, span]
+
+    def _head_logits(self, head: nn.Module, hidden_RLC: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        normed = F.layer_norm(hidden_RLC, (self.config.embed_dim,), eps=self.config.norm_eps)
+        return head(torch.addcmul(shift, normed, scale)).float()
+
+    def _init_shared(
+        self, blocks: Iterable[Block], heads: Iterable[tuple[HeadNorm, nn.Linear]], *, adaln_gamma: float, head: float
+    ) -> None:
+        """The published initialisation: one standard deviation everywhere, then some layers scaled down."""
+        std, width, depth = sqrt(1 / (3 * self.config.embed_dim)), self.config.embed_dim, self.config.depth
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+        nn.init.trunc_normal_(self.pos_start, std=std)
+        nn.init.trunc_normal_(self.pos_1LC, std=std)
+        for norm, linear in heads:
+            linear.weight.mul_(head)
+            cast(nn.Linear, norm.ada_lin[1]).weight.mul_(0.5)
+        for block in blocks:
+            block.attn.proj.weight.div_(sqrt(2 * depth))
+            block.ffn.fc2.weight.div_(sqrt(2 * depth))
+            if self.config.shared_aln:
+                block.ada_gss[:, :, :2].mul_(adaln_gamma)
+                block.ada_gss[:, :, 2:].mul_(0.5)
+            else:
+                ada_lin = cast(nn.Linear, block.ada_lin[1])
+                ada_lin.weight[: 2 * width].mul_(adaln_gamma)
+                ada_lin.weight[2 * width :].mul_(0.5)
+
+
+def drop_rates(config: NextScaleConfig) -> list[float]:
+    """Stochastic depth rate of every layer, growing linearly from 0."""
+    return [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]

@@ -1,0 +1,266 @@
+"""The GPT of LlamaGen (arXiv 2406.06525): next-token prediction over one token map in raster order.
+
+Key-compatible with `c2i_B_256.pt` ... `c2i_3B_384.pt`. The class is at position 0, token i at position 1 + i.
+
+Letters: R rows (images, twice under guidance), L tokens, C width, V vocabulary, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from var_toolkit.core.cache import KVCache, RaggedCache, cache_of
+from var_toolkit.core.schedule import Scales
+from var_toolkit.models.layers.attention import Attend, to_all, to_allowed
+from var_toolkit.models.layers.gated_mlp import RMSNorm
+from var_toolkit.models.layers.linear import Linear, linear_silu
+from var_toolkit.models.layers.rotary import Rotation, rotation_on_grids
+
+EPS = 1e-5
+HIDDEN_MULTIPLE = 256
+# Layers, heads and width of the published sizes.
+PUBLISHED = {"b": (12, 12, 768), "l": (24, 16, 1024), "xl": (36, 20, 1280), "xxl": (48, 24, 1536), "3b": (24, 32, 3200)}
+
+
+def usual_hidden(width: int) -> int:
+    """The published width of the MLP: 8/3 of the width, rounded up to a multiple of 256."""
+    return -(-int(8 * width / 3) // HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
+
+
+@dataclass(frozen=True)
+class RasterGPTConfig:
+    """Sizes of the transformer; the defaults are those of LlamaGen-B at 256 px."""
+
+    depth: int = 12
+    embed_dim: int = 768
+    num_heads: int = 12
+    mlp_hidden: int | None = None  # None: `usual_hidden`
+    num_classes: int = 1000
+    vocab_size: int = 16384
+    side: int = 16  # of the token map
+    dropout: float = 0.0  # of token embeddings and of the outputs of attention and MLP, in training
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "embed_dim", "num_heads", "num_classes", "vocab_size", "side"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive integer")
+        if self.embed_dim % (4 * self.num_heads):
+            raise ValueError(f"embed_dim is {self.embed_dim}; it must be a multiple of 4 * num_heads, {self.num_heads}")
+        if self.mlp_hidden is not None and self.mlp_hidden < 1:
+            raise ValueError(f"mlp_hidden is {self.mlp_hidden}; it must be a positive integer or null")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+
+    @classmethod
+    def published(cls, size: str, **changes: object) -> Self:
+        """A published size: b, l, xl, xxl or 3b."""
+        depth, heads, width = PUBLISHED[size]
+        return cls(**{"depth": depth, "num_heads": heads, "embed_dim": width, **changes})  # type: ignore[arg-type]
+
+    @property
+    def hidden(self) -> int:
+        """Width of the MLP."""
+        return self.mlp_hidden or usual_hidden(self.embed_dim)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of an image."""
+        return self.side**2
+
+
+class Branches(NamedTuple):
+    """Positions and mask of new tokens that do not form one sequence, such as a draft tree."""
+
+    positions: Tensor  # (R, L), int64: the class is at 0, token i at 1 + i
+    mask: Tensor  # (R, L, K), bool: which of the K cache slots, new ones included, each attends to
+
+
+def rotation_and_attend(
+    rotation: Rotation, cache: KVCache | None, new: int, branches: Branches | None = None
+) -> tuple[Rotation, Attend]:
+    """RoPE and attention of `new` tokens that follow a cache, given the rotation of every position."""
+    if branches is None and (cache is None or cache.even):
+        begin = cache.length if cache is not None else 0
+        return Rotation(*(table[begin : begin + new] for table in rotation)), _causal(begin, new, rotation.cos.device)
+    positions_RL, mask_RLK = branches or _behind(cast(RaggedCache, cache), new, rotation.cos.device)
+    on_map_RL = positions_RL.clamp(max=len(rotation.cos) - 1)  # padding of shorter rows may lie beyond the end
+    return Rotation(*(table[on_map_RL].unsqueeze(1) for table in rotation)), to_allowed(mask_RLK.unsqueeze(1))
+
+
+def _causal(begin: int, new: int, device: torch.device) -> Attend:
+    if new == 1:
+        return to_all
+    if begin == 0:
+        return lambda q, k, v, scale: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    return to_allowed(torch.ones(new, begin + new, dtype=torch.bool, device=device).tril(begin))
+
+
+def _behind(cache: RaggedCache, new: int, device: torch.device) -> Branches:
+    """New tokens that follow rows of different lengths."""
+    positions_RL = cache.lengths_R.to(device).unsqueeze(1) + torch.arange(new, device=device)
+    slots_K = torch.arange(cache.length + new, device=device)
+    return Branches(positions_RL, slots_K <= positions_RL.unsqueeze(-1))
+
+
+@lru_cache(maxsize=8)
+def rotation_with_class(side: int, head_dim: int, device: torch.device) -> Rotation:
+    """Rotation (1 + side * side, D / 2) of the class, which is all zeros, and of a map."""
+    with torch.inference_mode(False):  # training could not use an inference tensor
+        grid = rotation_on_grids((side,), side, head_dim, device)
+        return Rotation(*(F.pad(table, (0, 0, 1, 0)) for table in grid))
+
+
+class RasterAttention(nn.Module):
+    """Multi-head self-attention with RoPE and without biases."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.wqkv, self.wo = Linear(width, 3 * width, bias=False), Linear(width, width, bias=False)
+        self.resid_dropout = nn.Dropout(dropout)
+
+    def forward(self, x_RLC: Tensor, rotation: Rotation, attend: Attend, cache: KVCache | None, layer: int) -> Tensor:
+        qkv = self.wqkv(x_RLC).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, R, H, L, D)
+        (q, k), v = rotation(qkv[:2]), qkv[2]
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+            q = q.to(k.dtype)  # the cache keeps the dtype of the weights, also under autocast
+        out = attend(q, k, v, q.shape[-1] ** -0.5).transpose(1, 2).flatten(2)
+        return self.resid_dropout(self.wo(out))
+
+
+class RasterMLP(nn.Module):
+    """w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.w1, self.w3 = Linear(width, hidden, bias=False), Linear(width, hidden, bias=False)
+        self.w2 = Linear(hidden, width, bias=False)
+        self.ffn_dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ffn_dropout(self.w2(linear_silu(x, self.w1.weight, None) * self.w3(x)))
+
+
+class RasterBlock(nn.Module):
+    """Attention and MLP, each preceded by a norm."""
+
+    def __init__(self, config: RasterGPTConfig) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.attention = RasterAttention(width, config.num_heads, config.dropout)
+        self.feed_forward = RasterMLP(width, config.hidden, config.dropout)
+        self.attention_norm, self.ffn_norm = RMSNorm(width, EPS), RMSNorm(width, EPS)
+
+    def forward(self, x_RLC: Tensor, rotation: Rotation, attend: Attend, cache: KVCache | None, layer: int) -> Tensor:
+        x_RLC = x_RLC + self.attention(self.attention_norm(x_RLC), rotation, attend, cache, layer)
+        return x_RLC + self.feed_forward(self.ffn_norm(x_RLC))
+
+
+class _ClassEmbedding(nn.Module):
+    """One row per class, and one for the null class of guidance."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding.from_pretrained(torch.zeros(rows, width), freeze=False)
+
+
+class RasterGPT(nn.Module):
+    """Labels and the tokens so far -> logits of the next token. The null class of guidance is `num_classes`."""
+
+    markov = False
+
+    def __init__(self, config: RasterGPTConfig) -> None:
+        super().__init__()
+        self.config, self.scales = config, Scales((config.side,))
+        width = config.embed_dim
+        self.cls_embedding = _ClassEmbedding(config.num_classes + 1, width)
+        self.tok_embeddings = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, width), freeze=False)
+        self.tok_dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(RasterBlock(config) for _ in range(config.depth))
+        self.norm = RMSNorm(width, EPS)
+        self.output = Linear(width, config.vocab_size, bias=False)
+
+    @property
+    def class_emb(self) -> nn.Embedding:
+        """The class embeddings."""
+        return self.cls_embedding.embedding_table
+
+    @property
+    def blocks(self) -> list[RasterBlock]:
+        """The layers, in order."""
+        return [cast(RasterBlock, block) for block in self.layers]
+
+    def new_cache(self, rows: int, capacities: Sequence[int] | None = None) -> KVCache:
+        """An empty cache for `rows` rows (`backbones.cache.cache_of`)."""
+        return cache_of(self, rows, capacities)
+
+    def new_ragged_cache(self, rows: int, capacity: int) -> RaggedCache:
+        """An empty cache of `capacity` tokens per row, whose rows may differ in length."""
+        return cast(RaggedCache, cache_of(self, rows, [capacity] * self.config.depth, RaggedCache))
+
+    def cache_values(self, tokens: int) -> int:
+        """Number of cached values per row for `tokens` tokens of one layer."""
+        return 2 * tokens * self.config.embed_dim
+
+    def layer_work(self, new: int, context: int) -> int:
+        """Multiply-adds per layer and row of `new` causal tokens, the last of which attends to `context` tokens."""
+        c = self.config
+        seen = context - (new - 1) / 2  # on average
+        return round(new * (4 * c.embed_dim**2 + 3 * c.embed_dim * c.hidden + 2 * seen * c.embed_dim))
+
+    def head_work(self, drawn: int) -> int:
+        """Multiply-adds of the logits of `drawn` tokens."""
+        return drawn * self.config.embed_dim * self.config.vocab_size
+
+    def next_hidden(
+        self,
+        labels_R: Tensor | None,
+        tokens_RL: Tensor,
+        *,
+        cache: KVCache | None = None,
+        branches: Branches | None = None,
+    ) -> Tensor:
+        """Features of the class, if labels are given, and of the tokens that follow those in the cache, (R, L, C).
+
+        The features at position i predict token i of the image. The new positions are appended to the cache. If the
+        new tokens are not one sequence, `branches` gives their positions and mask.
+        """
+        parts = [] if labels_R is None else [self.cls_embedding.embedding_table(labels_R).unsqueeze(1)]
+        x_RLC = self.tok_dropout(torch.cat([*parts, self.tok_embeddings(tokens_RL)], dim=1))
+        rotation, attend = rotation_and_attend(self.rotation(), cache, x_RLC.shape[1], branches)
+        for layer, block in enumerate(self.blocks):
+            x_RLC = block(x_RLC, rotation, attend, cache, layer)
+        if cache is not None:
+            cache.advance(x_RLC.shape[1])
+        return x_RLC
+
+    def next_logits(self, hidden_RLC: Tensor) -> Tensor:
+        """Features -> logits (R, L, V), float32."""
+        return self.output(self.norm(hidden_RLC)).float()
+
+    def forward(self, labels_B: Tensor, tokens_BL: Tensor) -> Tensor:
+        """The training pass: labels (B), all tokens but the last (B, L) -> logits of all tokens (B, L + 1, V)."""
+        return self.next_logits(self.next_hidden(labels_B, tokens_BL))
+
+    def rotation(self) -> Rotation:
+        """RoPE of every position. As published, those of the class are zero, so that its query and key are zero."""
+        c = self.config
+        return rotation_with_class(c.side, c.embed_dim // c.num_heads, self.output.weight.device)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """The published initialisation: normal with standard deviation 0.02, and an output layer of zeros."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, RMSNorm):
+                nn.init.ones_(module.weight)
+        nn.init.zeros_(self.output.weight)

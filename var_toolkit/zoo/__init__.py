@@ -1,1 +1,0 @@
-"""Names, configurations, weights and files of the models; published checkpoints' key names live here alone."""
