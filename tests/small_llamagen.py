@@ -5,9 +5,8 @@ from golden.cases import fill, load_case
 from golden.recipe import fill_
 
 from var_toolkit.core.plan import Plan, Stage
-from var_toolkit.formats.llamagen_files import tokenizer_from_tensors
 from var_toolkit.models.llamagen import RasterGPT, RasterGPTConfig
-from var_toolkit.tokenizers.raster_vq import RasterVQ, RasterVQConfig
+from var_toolkit.tokenizers.raster_vq import RasterVQ, RasterVQConfig, tokenizer_from_tensors
 
 
 def golden_gpt() -> RasterGPT:

@@ -22,10 +22,22 @@ if TYPE_CHECKING:
     from var_toolkit.methods.speculative.rules import Rule
     from var_toolkit.methods.variant import variant
     from var_toolkit.pipeline import Pipeline
-    from var_toolkit.registry import list_models
+    from var_toolkit.registry import list_models, register
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "Plan", "Rule", "Speculation", "Stage", "__version__", "code", "list_models", "load", "variant"]
+__all__ = [
+    "Pipeline",
+    "Plan",
+    "Rule",
+    "Speculation",
+    "Stage",
+    "__version__",
+    "code",
+    "list_models",
+    "load",
+    "register",
+    "variant",
+]
 
 # Looked up on first use, so that importing the package, and `vargen --help`, stay instant.
 _HOMES = {
@@ -37,6 +49,7 @@ _HOMES = {
     "code": "var_toolkit.methods.collaborative",
     "list_models": "var_toolkit.registry",
     "load": "var_toolkit.loading",
+    "register": "var_toolkit.registry",
     "variant": "var_toolkit.methods.variant",
 }
 

@@ -15,12 +15,11 @@ from var_toolkit.conditions.class_names import Named
 from var_toolkit.conditions.class_names import read as read_class_names
 from var_toolkit.devices import find_device
 from var_toolkit.formats.directory import (
-    DRAFT_HEADS,
-    EXPECTED,
     INDEX,
     PARTS,
     build,
     empty_network,
+    expected,
     load_network,
     read_json,
 )
@@ -163,8 +162,8 @@ def _draft_model(source: str, tokenizer: str | Path | None, weights: bool) -> Dr
     place = _head_folder(source)
     if place is not None:
         network = (load_network if weights else empty_network)(place)
-        if type(network).__name__ not in DRAFT_HEADS:
-            raise ValueError(f"{place} holds a {type(network).__name__}; alone it must be a {' or '.join(DRAFT_HEADS)}")
+        if type(network).__name__ not in (heads := registry.networks("draft_head")):
+            raise ValueError(f"{place} holds a {type(network).__name__}; alone it must be a {' or '.join(heads)}")
         return DraftModel(network, source)
     pipe = _opened(source, tokenizer, weights=weights)
     return DraftModel(pipe.backbone, source, pipe.sampling.guidance_scale > 0, pipe.tokenizer)
@@ -191,8 +190,8 @@ def _from_directory(folder: Path, given: Mapping[str, Part], weights: bool) -> P
     names = [*PARTS, *(["refiner"] if "refiner" in index else [])]
     parts = {**_read({name: folder / name for name in names if name not in given}, weights), **given}
     for name, (network, where) in parts.items():
-        if type(network).__name__ not in EXPECTED[name]:
-            raise ValueError(f"{where} holds a {type(network).__name__}; it must hold a {' or '.join(EXPECTED[name])}")
+        if type(network).__name__ not in (classes := expected(name)):
+            raise ValueError(f"{where} holds a {type(network).__name__}; it must hold a {' or '.join(classes)}")
     samplings = [
         strict_fields.build(Sampling, index.get(key, {}), where=f"{folder / INDEX}: {key}")
         for key in ("_sampling", "_refiner_sampling")
@@ -251,9 +250,7 @@ def _with(given: Mapping[str, Part], facts: Facts) -> Facts:
 
 def _published_sizes(source: Hub, parts: Sequence[str]) -> dict[str, Part]:
     """Networks of published files, without their weights."""
-    from var_toolkit.formats.published import FAMILIES
-
-    family = FAMILIES[source.family]
+    family = registry.family(source.family)
     found = {}
     for part in parts:
         config, file = source.configs[part], source.files[part][1]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from var_toolkit.files import written_whole
-from var_toolkit.formats.directory import EXPECTED, INDEX, read_json, write_json, write_network
+from var_toolkit.formats.directory import FOLDERS, INDEX, read_json, write_json, write_network
 from var_toolkit.formats.facts import FACTS, write_facts
 from var_toolkit.formats.model_card import write_card
 from var_toolkit.registry import CARD
@@ -55,6 +55,6 @@ def _require_replaceable(folder: Path) -> None:
         raise ValueError(
             f"{folder} is not a model of var_toolkit, and overwrite replaces only those; choose another name"
         )
-    odd = sorted({path.name for path in folder.iterdir()} - {INDEX, CARD, FACTS, *EXPECTED})
+    odd = sorted({path.name for path in folder.iterdir()} - {INDEX, CARD, FACTS, *FOLDERS})
     if odd:
         raise ValueError(f"{folder} holds {odd[0]!r}, which is not part of a model; move it, or choose another name")

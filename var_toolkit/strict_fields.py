@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 import reprlib
 import types
@@ -21,7 +22,7 @@ def read(cls: type, values: object, *, where: str) -> dict[str, Any]:
     """The fields of `cls` in a mapping, each of its annotated type; unknown and missing keys are refused by name."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{where}: expected a mapping of settings, got {shown(values)}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     allowed = [field.name for field in dataclasses.fields(cls) if field.init]
     refuse_unknown_keys(values, allowed, where=where)
     found = {key: convert(hints[key], value, where=f"{where}: {key}") for key, value in values.items()}
@@ -29,6 +30,9 @@ def read(cls: type, values: object, *, where: str) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{where}: missing key {missing[0]!r}; give it a value")
     return found
+
+
+_hints = functools.cache(typing.get_type_hints)
 
 
 def made(cls: type[Config], fields: Mapping[str, Any], *, where: str) -> Config:

@@ -10,11 +10,10 @@ from small_flowar import golden_flowar
 from torch import nn
 
 from var_toolkit.cli import main
-from var_toolkit.cli.convert import FAMILIES as OFFERED
 from var_toolkit.formats.directory import save_network
-from var_toolkit.formats.flowar_files import completed, flowar_sizes
-from var_toolkit.formats.published import FAMILIES, backbone_from_tensors
+from var_toolkit.formats.published import backbone_from_tensors, published_sampling
 from var_toolkit.loading import load, skeleton
+from var_toolkit.models.flowar import completed, sizes
 from var_toolkit.registry import entry
 from var_toolkit.tokenizers.kl import KLConfig
 
@@ -150,7 +149,7 @@ def test_heads_that_no_tensor_tells_are_asked_for():
 def test_the_roundest_ratio_of_the_mlp_is_found(width, hidden, ratio):
     tensors = {**flowar_tensors(), "z_proj.weight": torch.zeros(width, 16)}
     tensors["encoder_blocks.0.mlp.fc1_g.weight"] = torch.zeros(hidden, 1)
-    found = flowar_sizes(tensors)["mlp_ratio"]
+    found = sizes(tensors)["mlp_ratio"]
     assert int(width * found * 2 / 3) == hidden
     assert found == ratio
 
@@ -166,9 +165,5 @@ def test_every_published_size_has_its_parameters_and_settings(size):
     assert pipe.plan().stages[0].strength(1.0) == pytest.approx(facts["readme_sampling"]["cfg"])
     assert flow.steps == facts["readme_sampling"]["num_steps"]
     assert flow.interval == (0.0, facts["readme_sampling"]["guidance"])
-    assert found.sampling == FAMILIES["flowar"].sampling(pipe.backbone.config)
+    assert found.sampling == published_sampling("flowar", pipe.backbone.config, "other.pth")
     assert found.published["fid"] == facts["fid_in_readme"] or facts["fid_in_readme"] is None
-
-
-def test_the_command_line_offers_every_family():
-    assert set(OFFERED) == set(FAMILIES)

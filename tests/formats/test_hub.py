@@ -17,10 +17,11 @@ from PIL import Image
 from safetensors.torch import load_file, save
 from small_flowar import golden_flowar, tiny_flowar, tiny_kl
 
+from var_toolkit.entries import PINNED
 from var_toolkit.formats.directory import save_network
 from var_toolkit.loading import load
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.registry import ENTRIES, PINNED, WEIGHTS, Hub
+from var_toolkit.registry import ENTRIES, WEIGHTS, Hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -7,7 +7,7 @@ from golden.cases import load_case
 from torch.testing import assert_close
 
 from var_toolkit.formats.directory import save_network
-from var_toolkit.formats.kl16 import autoencoder_from_tensors, empty_autoencoder
+from var_toolkit.tokenizers.kl16 import autoencoder_from_tensors, empty_autoencoder
 
 SCALES = (1, 2, 4)
 

@@ -9,15 +9,17 @@ import pytest
 import torch
 from small_flowar import tiny_kl
 
-from var_toolkit.formats.directory import NETWORKS, empty_network, require_buildable, save_network
+from var_toolkit.formats.directory import OF_DIFFUSERS, empty_network, require_buildable, save_network
 from var_toolkit.formats.limits import RANGES, network_config
 from var_toolkit.models.flowar import FlowARConfig
+from var_toolkit.registry import HOMES
 from var_toolkit.tokenizers.kl import KLConfig
 
 CONFIGS = [
-    typing.get_type_hints(getattr(import_module(module), name).__init__)["config"]
-    for name, module in NETWORKS.items()
-    if module != "diffusers"
+    typing.get_type_hints(getattr(import_module(home.module), name).__init__)["config"]
+    for home in HOMES.values()
+    for name in home.networks
+    if name not in OF_DIFFUSERS
 ] + [KLConfig]
 HUGE = 10**12
 WRONG_NUMBERS = [HUGE, -HUGE, 10**400, "many", True, {}, [], float("nan"), float("inf"), float("-inf")]

@@ -15,11 +15,12 @@ from var_toolkit import registry
 from var_toolkit.cli import main
 from var_toolkit.formats.directory import save_network
 from var_toolkit.formats.fitting import fitted
-from var_toolkit.formats.llamagen_files import tokenizer_from_tensors
-from var_toolkit.formats.published import FAMILIES, backbone_from_tensors
+from var_toolkit.formats.published import backbone_from_tensors, published_sampling
 from var_toolkit.loading import load, load_tokenizer, skeleton
+from var_toolkit.models.llamagen import completed
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.registry import entry
+from var_toolkit.registry import Sampling, entry
+from var_toolkit.tokenizers.raster_vq import tokenizer_from_tensors
 
 FACTS = json.loads((FOLDER / "llamagen-published-settings" / "case.json").read_text())
 CONFIG = load_case("llamagen-generate").facts["config"]
@@ -107,7 +108,6 @@ def test_what_the_tensors_cannot_tell_is_told_or_usual(told, heads, side):
 
 @pytest.mark.parametrize(("width", "heads"), [(768, 12), (1024, 16), (1280, 20), (1536, 24), (3200, 32), (2560, 40)])
 def test_published_widths_tell_their_heads(width, heads):
-    completed = FAMILIES["llamagen"].completed
     assert completed({"embed_dim": width, "mlp_hidden": 8}, {}, "a file")["num_heads"] == heads
 
 
@@ -275,7 +275,7 @@ def test_every_published_model_has_its_file_its_figures_and_its_settings(name):
     (stage,) = pipe.plan().stages
     assert 1 + stage.guidance == pytest.approx(published)
     assert (stage.top_k, stage.top_p, stage.temperature, stage.guided_tokens) == (0, 0.0, 1.0, None)
-    assert found.sampling == FAMILIES["llamagen"].sampling(pipe.backbone.config)
+    assert found.sampling == published_sampling("llamagen", pipe.backbone.config, "other.pt")
 
 
 def test_the_published_tokenizer_has_its_sizes():
@@ -290,7 +290,7 @@ def test_a_published_model_is_loaded_by_its_name(published, monkeypatch):
         {"tokenizer": ("hub", "vq.pt"), "backbone": ("hub", "c2i.pt")},
         {"tokenizer": {}, "backbone": {"num_heads": 4, "side": 4}}, 1, family="llamagen",
     )  # fmt: skip
-    ours = registry.Entry("llamagen-b", "", 64, small, "none", registry.llamagen_sampling(128))
+    ours = registry.Entry("llamagen-b", "", 64, small, "none", Sampling(1.0, top_k=0, top_p=0.0))
     monkeypatch.setitem(registry.ENTRIES, "llamagen-b", ours)
     monkeypatch.setattr("var_toolkit.formats.hub.download", lambda repository, file: published / file)
     case = load_case("llamagen-generate").tensors

@@ -8,7 +8,7 @@ from golden.cases import FOLDER, load_case
 from torch.testing import assert_close
 
 from var_toolkit.core.masked_refinement import current_input
-from var_toolkit.formats.var_files import DROPPED
+from var_toolkit.formats.next_scale_files import DROPPED
 from var_toolkit.models.hmar import HMAR, HMARConfig
 
 SIZES = {"num_classes": 5, "patch_nums": (1, 2, 3, 5), "vocab_size": 20, "latent_channels": 4}

@@ -83,6 +83,10 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         from var_toolkit.user_folders import settle_user
 
         settle_user()
+        if getattr(arguments, "own_family", None):
+            from var_toolkit.registry import add_family
+
+            add_family(arguments.own_family)
         with _notes():
             status: int = arguments.run(arguments) or 0
         sys.stdout.flush()  # here, where a full disk or a reader that has gone can still be told

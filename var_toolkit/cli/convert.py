@@ -13,14 +13,18 @@ from typing import Any
 from var_toolkit.files import check_new, check_writable
 
 SUMMARY = "turn published weight files into a model directory"
-FAMILIES = ("var", "hmar", "flowar", "llamagen")
 NETWORKS = ("tokenizer", "backbone")
 KINDS = ".pth, .safetensors, an index of shards (.safetensors.index.json), or a folder of these"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen convert`."""
-    parser.add_argument("--family", choices=FAMILIES, required=True, help="the kind of model that the files hold")
+    parser.add_argument(
+        "--family",
+        required=True,
+        metavar="NAME",
+        help="the kind of model that the files hold, such as var, hmar, flowar or llamagen, or a module of your own",
+    )
     parser.add_argument(
         "--tokenizer", type=Path, required=True, metavar="FILE", help=f"{KINDS}; or the directory of an AutoencoderKL"
     )
@@ -76,14 +80,15 @@ def run(args: argparse.Namespace) -> None:
 def _pipeline(args: argparse.Namespace, networks: dict[str, Any]) -> Any:
     from var_toolkit.formats.facts import of_files
     from var_toolkit.formats.fitting import fitted
-    from var_toolkit.formats.published import FAMILIES as READERS
+    from var_toolkit.formats.published import published_sampling
     from var_toolkit.pipeline import Pipeline
 
     backbone = networks["backbone"]
     tokenizer = fitted(networks["tokenizer"], backbone, (str(args.tokenizer), str(args.backbone)))
     data_set = "imagenet" if backbone.config.num_classes == 1000 else None
     facts = of_files(args.family, {part: getattr(args, part).name for part in NETWORKS})
-    return Pipeline(tokenizer, backbone, READERS[args.family].sampling(backbone.config), data_set, facts=facts)
+    sampling = published_sampling(args.family, backbone.config, args.backbone.name)
+    return Pipeline(tokenizer, backbone, sampling, data_set, facts=facts)
 
 
 def _write_tokenizer(args: argparse.Namespace, network: Any, dtype: Any) -> None:

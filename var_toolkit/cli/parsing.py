@@ -64,7 +64,22 @@ def parser() -> Parser:
         command = commands.add_parser(name, help=module.SUMMARY, description=module.__doc__)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
+        _add_family(command)
     return top
+
+
+def _add_family(command: argparse.ArgumentParser) -> None:
+    """--family, of every command that has none of its own; of a command with commands, theirs."""
+    inner = [action.choices for action in command._actions if isinstance(action, argparse._SubParsersAction)]
+    for each in [found for choices in inner for found in choices.values()]:
+        _add_family(each)
+    if not inner and "--family" not in command._option_string_actions:
+        command.add_argument(
+            "--family",
+            dest="own_family",
+            metavar="MODULE",
+            help="a module with a family of models of your own, on Python's path or in the current folder; it is run",
+        )
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from var_toolkit import strict_fields
+from var_toolkit import registry, strict_fields
 from var_toolkit.core.finite import require_fit
 from var_toolkit.files import write_whole, written_whole
 from var_toolkit.formats import diffusers_config
@@ -28,25 +28,9 @@ from var_toolkit.formats.safetensors_files import read_folder, read_safetensors
 from var_toolkit.registry import CONFIG, WEIGHTS
 
 INDEX = "model_index.json"  # of a model directory, which holds a folder for each part
-BACKBONES = ("VAR", "HMAR", "FlowAR", "RasterGPT")
-TOKENIZERS = ("MultiScaleVQ", "RasterVQ", "AutoencoderKL")
-EXPECTED = {"tokenizer": TOKENIZERS, "backbone": BACKBONES, "refiner": BACKBONES}
-DRAFT_HEADS = ("EagleHead", "ExitHead")
 PARTS = ("tokenizer", "backbone")  # which every model has
-
-# Where a class named in a config.json lives. Names rather than classes, so that reading one imports one.
-NETWORKS = {
-    "MultiScaleVQ": "var_toolkit.tokenizers.multiscale_vq",
-    "RasterVQ": "var_toolkit.tokenizers.raster_vq",
-    "VAR": "var_toolkit.models.var",
-    "HMAR": "var_toolkit.models.hmar",
-    "FlowAR": "var_toolkit.models.flowar",
-    "RasterGPT": "var_toolkit.models.llamagen",
-    "EagleHead": "var_toolkit.models.draft_heads",
-    "ExitHead": "var_toolkit.models.draft_heads",
-    "StillLifeClassifier": "var_toolkit.still_life.classifier",
-    "AutoencoderKL": "diffusers",
-}
+FOLDERS = (*PARTS, "refiner")  # which a model may have
+OF_DIFFUSERS = ("AutoencoderKL",)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -116,10 +100,24 @@ def _skeleton(cls: type[nn.Module], facts: Mapping[str, Any], folder: Path) -> n
 
 def network_class(name: object, folder: Path) -> type[nn.Module]:
     """The class that a `config.json` names."""
-    if not isinstance(name, str) or name not in NETWORKS:
-        known = ", ".join(NETWORKS)
-        raise ValueError(f"{folder / CONFIG}: _class_name is {strict_fields.shown(name)}; known are {known}")
-    return getattr(import_module(NETWORKS[name]), name)
+    home = registry.home_of(name) if isinstance(name, str) else None
+    if home is None:
+        known = ", ".join(name for home in registry.HOMES.values() for name in home.networks)
+        raise ValueError(
+            f"{folder / CONFIG}: _class_name is {strict_fields.shown(name)}; known are {known}; name a family of your "
+            "own by --family"
+        )
+    return _class(str(name), home.module)
+
+
+def _class(name: str, module: str) -> type[nn.Module]:
+    found: type[nn.Module] = getattr(import_module("diffusers" if name in OF_DIFFUSERS else module), name)
+    return found
+
+
+def expected(folder: str) -> list[str]:
+    """The classes of networks that a folder of a model may hold."""
+    return registry.networks("tokenizer" if folder == "tokenizer" else "backbone")
 
 
 def build(cls: type[nn.Module], settings: Mapping[str, Any], source: str, *, complete: bool = False) -> nn.Module:
@@ -140,8 +138,8 @@ def require_buildable(config: Any, *, where: str) -> None:
     name = type(config).__name__.removesuffix("Config")
     if hasattr(config, "build"):  # of an autoencoder, which diffusers makes
         _built(config.build, name, where)
-    elif name in NETWORKS:
-        _built(lambda: getattr(import_module(NETWORKS[name]), name)(config), name, where)
+    elif (home := registry.home_of(name)) is not None:
+        _built(lambda: _class(name, home.module)(config), name, where)
 
 
 def _built(make: Callable[[], nn.Module], name: str, source: str) -> nn.Module:

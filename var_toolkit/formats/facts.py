@@ -14,7 +14,7 @@ from typing import Any
 
 from var_toolkit import strict_fields
 from var_toolkit.formats.directory import read_json, write_json
-from var_toolkit.registry import CARD, ENTRIES, Entry, Hub
+from var_toolkit.registry import CARD, Entry, Hub, published
 
 FACTS = "facts.json"
 SIGNATURE = (
@@ -81,11 +81,10 @@ def of_entry(entry: Entry) -> Facts:
 
 def of_files(family: str, names: Mapping[str, str]) -> Facts:
     """The facts that the names of published files determine; files with names of the zoo count as its own."""
-    for entry in ENTRIES.values():
-        if isinstance(entry.source, Hub) and entry.source.family == family:
-            known = {part: file for part, (_, file) in entry.source.files.items()}
-            if known.keys() == names.keys() and known["backbone"] == names["backbone"]:
-                return replace(of_entry(entry), origin=f"converted from {_listed(names)}, the names of published files")
+    for entry, source in published(family):
+        known = {part: file for part, (_, file) in source.files.items()}
+        if known.keys() == names.keys() and known["backbone"] == names["backbone"]:
+            return replace(of_entry(entry), origin=f"converted from {_listed(names)}, the names of published files")
     return Facts(origin=f"converted from {_listed(names)}")
 
 

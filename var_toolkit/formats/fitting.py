@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from var_toolkit.core.plan import is_continuous, is_next_token
+from var_toolkit.registry import family_of
 from var_toolkit.tokenizers.kl import KLTokenizer
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
 from var_toolkit.tokenizers.raster_vq import RasterVQ
@@ -19,10 +19,11 @@ def fitted(tokenizer: nn.Module, backbone: Any, sources: tuple[str, str]) -> Any
 
     ValueError in one line if the two do not fit; `sources` name tokenizer and backbone in errors.
     """
-    tokens, wanted = _needed(backbone)
-    found = type(tokenizer).__name__
-    if found != wanted:
-        raise ValueError(f"{sources[1]} draws {tokens} and needs {_a(wanted)}; {sources[0]} holds {_a(found)}")
+    needed, found = family_of(backbone).tokenizer, type(tokenizer).__name__
+    if found != needed.network:
+        raise ValueError(
+            f"{sources[1]} draws {needed.tokens} and needs {_a(needed.network)}; {sources[0]} holds {_a(found)}"
+        )
     if isinstance(tokenizer, RasterVQ):
         _require_equal(backbone.config.vocab_size, tokenizer.config.vocab_size, "codes", sources)
         return tokenizer.on_grid(backbone.config.side)
@@ -33,15 +34,6 @@ def fitted(tokenizer: nn.Module, backbone: Any, sources: tuple[str, str]) -> Any
     config: Any = tokenizer.config
     _require_equal(backbone.config.latent_channels, config.latent_channels, "latent channels", sources)
     return KLTokenizer(tokenizer, backbone.scales, backbone.config.input_side)
-
-
-def _needed(backbone: Any) -> tuple[str, str]:
-    """What a backbone draws, in words, and the class of the tokenizers that it can draw for."""
-    if is_continuous(backbone):
-        return "continuous tokens", "AutoencoderKL"
-    if is_next_token(backbone):
-        return "one map of discrete tokens", "RasterVQ"
-    return "discrete tokens", "MultiScaleVQ"
 
 
 def _a(name: str) -> str:

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from var_toolkit.formats.directory import EXPECTED, INDEX
+from var_toolkit.formats.directory import FOLDERS, INDEX
 from var_toolkit.formats.json_files import read_json
 from var_toolkit.formats.safetensors_files import WEIGHTS_INDEX, shards
 from var_toolkit.registry import CARD, CONFIG, WEIGHTS
@@ -188,7 +188,7 @@ def upload(
                 commit_message=commit_message or "Upload with var_toolkit",
                 revision=revision,
                 ignore_patterns=[CARD] if has_own_card else None,
-                delete_patterns=[f"{part}/*" for part in EXPECTED],  # parts that the model no longer has
+                delete_patterns=[f"{part}/*" for part in FOLDERS],  # parts that the model no longer has
             )
     return str(done.commit_url)
 

@@ -5,6 +5,7 @@ The bounds are far beyond any published model; what they keep out is a number th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -48,26 +49,28 @@ RANGES: dict[str, tuple[float, float]] = {
 def network_config(cls: type[Config], values: object, *, where: str, complete: bool = False) -> Config:
     """The configuration of a network from a mapping. ValueError in one line, naming file and key, for anything wrong.
 
-    With `complete` every field must be there, as it is in what we write: a default could differ from what was lost.
+    With `complete` every field must be there, as it is in what we write: a default could differ from what was lost. A
+    field of a name that is not bounded here states its own bounds: `field(default=4, metadata={"range": (1, 64)})`.
     """
     fields = strict_fields.read(cls, values, where=where)
     if complete:
         lacking = [name for name in getattr(cls, "__dataclass_fields__", {}) if name not in fields]
         if lacking:
             raise ValueError(f"{where}: missing key {lacking[0]!r}; save the model again, or give it a value")
-    check_ranges(fields, where=where)
+    stated = {one.name: one.metadata["range"] for one in dataclasses.fields(cls) if "range" in one.metadata}  # type: ignore[arg-type]
+    check_ranges(fields, where=where, ranges={**RANGES, **stated})
     return strict_fields.made(cls, fields, where=where)
 
 
-def check_ranges(fields: Mapping[str, Any], *, where: str) -> None:
+def check_ranges(fields: Mapping[str, Any], *, where: str, ranges: Mapping[str, tuple[float, float]] = RANGES) -> None:
     """ValueError in one line for the first number out of its range, and for lists that are empty or too long."""
     for name, value in fields.items():
         if isinstance(value, list | tuple) and not 1 <= len(value) <= VALUES:
             told = strict_fields.shown(value)
             raise ValueError(f"{where}: {name} is {told}; expected a list of 1 to {VALUES} values")
-        if name not in RANGES:
+        if name not in ranges:
             continue
-        low, high = RANGES[name]
+        low, high = ranges[name]
         for number in value if isinstance(value, list | tuple) else [value]:
             if number is not None and not low <= number <= high:
                 told = strict_fields.shown(value)

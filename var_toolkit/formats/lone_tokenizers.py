@@ -10,8 +10,8 @@ from torch import nn
 from var_toolkit import registry
 from var_toolkit.formats import diffusers_config
 from var_toolkit.formats.directory import (
-    EXPECTED,
     empty_network,
+    expected,
     is_ours,
     load_network,
     network_class,
@@ -55,7 +55,7 @@ def read_tokenizer(place: Place, *, weights: bool = True) -> nn.Module:
     """The tokenizer at a location; with `weights` false, on the meta device."""
     facts = read_json(place.folder / CONFIG)
     cls = network_class(facts.get("_class_name"), place.folder)
-    if cls.__name__ not in EXPECTED["tokenizer"]:
+    if cls.__name__ not in expected("tokenizer"):
         raise ValueError(f"{place.repository or place.folder} holds a {cls.__name__}, which is not a tokenizer")
     if not weights:
         return empty_network(place.folder)

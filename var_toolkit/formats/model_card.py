@@ -11,28 +11,13 @@ from torch import nn
 
 from var_toolkit.files import write_whole
 from var_toolkit.formats.facts import SIGNATURE, Facts
-from var_toolkit.registry import CARD
+from var_toolkit.registry import CARD, family_of
 
 if TYPE_CHECKING:
     from var_toolkit.pipeline import Pipeline
 
 UNKNOWN = "Not known."
 UNNAMED = ("nvidia-non-commercial",)  # licences for which the hub has no name
-# By class of the backbone: what it is called, its paper, and how it draws.
-FAMILIES = {
-    "VAR": ("VAR", "2404.02905", "next-scale prediction: each token map is predicted from all coarser ones"),
-    "HMAR": (
-        "HMAR",
-        "2506.04421",
-        "next-scale prediction: each token map is predicted from the latent accumulated so far",
-    ),
-    "FlowAR": (
-        "FlowAR",
-        "2412.15205",
-        "next-scale prediction of continuous tokens: each map is sampled by a flow-matching head",
-    ),
-    "RasterGPT": ("LlamaGen", "2406.06525", "next-token prediction: one token after another, row by row"),
-}
 LEARNED = {"still-lifes": "rendered still lifes", "imagenet": "ImageNet"}
 
 
@@ -61,7 +46,7 @@ def write_card(pipe: Pipeline, folder: Path, source: str) -> None:
 
 
 def _front_matter(pipe: Pipeline) -> dict[str, Any]:
-    facts, names = pipe.facts, [_family(backbone)[0].lower() for backbone in pipe.backbones]
+    facts, names = pipe.facts, [_title(backbone).lower() for backbone in pipe.backbones]
     told: dict[str, Any] = {"library_name": "var_toolkit"}
     if facts.license in UNNAMED:
         told |= {"license": "other", "license_name": facts.license}
@@ -76,13 +61,14 @@ def _front_matter(pipe: Pipeline) -> dict[str, Any]:
 
 
 def _summary(pipe: Pipeline) -> str:
-    name, paper, how = _family(pipe.backbone)
+    family, name = family_of(pipe.backbone), _title(pipe.backbone)
     side, classes = pipe.tokenizer.image_side, pipe.backbone.config.num_classes
     what = LEARNED.get(pipe.data_set or "")
     told = f"Draws images of {classes:,} classes{f' of {what}' if what else ''} at {side} x {side} pixels with "
     if pipe.refiner is None:
-        return f"{told}[{name}](https://arxiv.org/abs/{paper}), a model of {how}."
-    second = _family(pipe.refiner.backbone)[0]
+        way = f", a model of {family.way}" if family.way else ""
+        return f"{told}{f'[{name}](https://arxiv.org/abs/{family.paper})' if family.paper else name}{way}."
+    second = _title(pipe.refiner.backbone)
     return (
         f"{told}[CoDe](https://arxiv.org/abs/2411.17787), collaborative decoding: the drafter, {_a(name)}, draws the "
         f"first {pipe.draft_scales} scales, and the refiner, {_a(second)}, the remaining ones."
@@ -122,7 +108,7 @@ def _networks(pipe: Pipeline) -> list[tuple[str, str]]:
 
 def _transformer(backbone: Any) -> str:
     config = backbone.config
-    return f"{_family(backbone)[0]}, {config.depth} layers, width {config.embed_dim}, {_parameters(backbone)}"
+    return f"{_title(backbone)}, {config.depth} layers, width {config.embed_dim}, {_parameters(backbone)}"
 
 
 def _tokenizer(tokenizer: Any) -> str:
@@ -163,8 +149,8 @@ def _a(name: str) -> str:
     return f"an {name}" if name == "HMAR" else f"a {name}"
 
 
-def _family(backbone: nn.Module) -> tuple[str, str, str]:
-    return FAMILIES[type(backbone).__name__]
+def _title(backbone: nn.Module) -> str:
+    return family_of(backbone).title or type(backbone).__name__
 
 
 def _parameters(network: nn.Module) -> str:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from importlib import import_module
 from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
 from operator import attrgetter
@@ -22,6 +20,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, get_type_hints
 
 from var_toolkit.core.plan import Plan
+from var_toolkit.modules import imported
 from var_toolkit.strict_fields import convert, refuse_unknown_keys
 
 GROUP = "var_toolkit.methods"
@@ -56,27 +55,12 @@ def find_method(name: str) -> Method:
         raise ValueError(
             f"method {name!r} must be written module:function, such as shy_method:shy, without folders and without .py"
         )
-    with _current_folder():
-        found = _imported(module, name)
+    found = imported(module, f"method {name!r}")
     try:
         method: Method = attrgetter(function)(found)
     except AttributeError as error:
         raise ValueError(f"method {name!r}: {_missing(found, function)}") from error
     return method
-
-
-@contextmanager
-def _current_folder() -> Iterator[None]:
-    """Puts the current folder at the end of the module search path, where it shadows nothing."""
-    folder = os.getcwd()
-    known = folder in sys.path
-    if not known:
-        sys.path.append(folder)
-    try:
-        yield
-    finally:
-        if not known:
-            sys.path.remove(folder)
 
 
 def _installed(name: str) -> tuple[str, str]:
@@ -91,20 +75,6 @@ def _installed(name: str) -> tuple[str, str]:
     raise ValueError(
         f"method {name!r} is not installed; give module:function{f', or an installed method: {known}' if known else ''}"
     )
-
-
-def _imported(module: str, name: str) -> ModuleType:
-    try:
-        return import_module(module)
-    except Exception as error:  # whatever an author's module raises
-        lacking = error.name if isinstance(error, ModuleNotFoundError) else None
-        if lacking and f"{module}.".startswith(f"{lacking}."):
-            reason = f"{error}; modules are searched on Python's path and in the current folder"
-        elif lacking:
-            reason = f"the module {module} imports {lacking}, which is not installed"
-        else:
-            reason = f"cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
-        raise ValueError(f"method {name!r}: {reason}") from error
 
 
 def _missing(module: ModuleType, function: str) -> str:

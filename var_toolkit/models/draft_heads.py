@@ -179,3 +179,16 @@ def _require_same(head: RasterGPTConfig, target: RasterGPTConfig, names: Iterabl
             raise ValueError(
                 f"{name} is {ours} in the head but {theirs} in the target; use a head trained for this target"
             )
+
+
+NETWORKS = {"EagleHead": "draft_head", "ExitHead": "draft_head"}
+MODELS = {
+    "stilllife-gpt-eagle": {
+        "summary": "EAGLE's head, drafts for stilllife-gpt",
+        "embedded": {"draft_head": "stilllife-gpt-eagle"},
+    },
+    "stilllife-gpt-exit": {
+        "summary": "drafts after 2 layers of stilllife-gpt",
+        "embedded": {"draft_head": "stilllife-gpt-exit"},
+    },
+}  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from var_toolkit.core.cache import KVCache
 from var_toolkit.core.schedule import Scales
 from var_toolkit.core.subnet import Subnet
+from var_toolkit.formats import next_scale_files as files
+from var_toolkit.formats.state_dicts import Tensors, count
+from var_toolkit.models.family import Family
 from var_toolkit.models.layers.attention import Attend, to_all, within_pyramid
 from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.next_scale import (
@@ -28,6 +31,7 @@ from var_toolkit.models.layers.next_scale import (
     NextScaleTransformer,
     drop_rates,
 )
+from var_toolkit.tokenizers.multiscale_vq import FILES
 
 
 @dataclass(frozen=True)
@@ -204,3 +208,65 @@ def _each(blocks: Iterable[nn.Module]) -> list[Block]:
 
 def _steered(blocks: Iterable[Block], modulation_input: Tensor) -> list[Modulation]:
     return [block.modulation(modulation_input) for block in blocks]
+
+
+def sizes(tensors: Tensors) -> dict[str, Any]:
+    """The sizes of an HMAR."""
+    branch = count(tensors, "ns_blocks.")
+    found = {"depth": count(tensors, "base_blocks.") + branch, "branch_depth": branch}
+    return {**found, **files.next_scale_sizes(tensors, "ns_blocks.0", "ns_head")}
+
+
+FAMILY = Family(
+    network=HMAR,
+    tokenizer=FILES,
+    title="HMAR",
+    paper="2506.04421",
+    way="next-scale prediction: each token map is predicted from the latent accumulated so far",
+    required=(*files.REQUIRED, "ns_head.weight", "mask_embed.weight", "word_embed_bias"),
+    dropped=files.DROPPED,
+    arguments=files.ARGUMENTS,
+    sizes=sizes,
+    completed=files.completed,
+)
+NETWORKS = {"HMAR": "backbone"}
+# The settings of its evaluation, which differ from those of its demo at 30 layers alone.
+MODELS = {
+    "stilllife-hmar": {
+        "summary": "HMAR, 6 layers and 2 for masked passes, still lifes",
+        "embedded": {"tokenizer": "stilllife-tokenizer", "backbone": "stilllife-hmar"},
+        "sampling": {"refine": "published"},
+        "training": {
+            "recipes": ("stilllife-hmar", "stilllife-hmar-mask"), "images": 176_000, "judged": 1000, "agreement": 86.4,
+            "distance": 56.2,
+        },
+    },
+    "hmar-d16": {
+        "summary": "HMAR, 16 layers and 8 for masked passes, ImageNet",
+        "parameters": 467_000_000, "license": "nvidia-non-commercial", "fid": 3.01,
+        "files": {"tokenizer": "FoundationVision/var/vae_ch160v4096z32.pth", "backbone": "nvidia/HMAR/hmar-d16.pth"},
+        "sizes": {"backbone": {"depth": 16, "embed_dim": 1024, "num_heads": 16}},
+        "sampling": {"guidance_scale": 1.7, "top_k": 1000, "top_p": 0.99, "refine": "published"},
+    },
+    "hmar-d20": {
+        "like": "hmar-d16", "summary": "HMAR, 20 layers and 8 for masked passes, ImageNet",
+        "parameters": 845_000_000, "fid": None,
+        "files": {"backbone": "nvidia/HMAR/hmar-d20.pth"},
+        "sizes": {"backbone": {"depth": 20, "embed_dim": 1280, "num_heads": 20}},
+        "sampling": {"guidance_scale": 1.9, "top_k": 950},
+    },
+    "hmar-d24": {
+        "like": "hmar-d16", "summary": "HMAR, 24 layers and 8 for masked passes, ImageNet",
+        "parameters": 1_384_000_000, "fid": 2.1,
+        "files": {"backbone": "nvidia/HMAR/hmar-d24.pth"},
+        "sizes": {"backbone": {"depth": 24, "embed_dim": 1536, "num_heads": 24}},
+        "sampling": {"guidance_scale": 2.1, "top_k": 900},
+    },
+    "hmar-d30": {
+        "like": "hmar-d16", "summary": "HMAR, 30 layers and 8 for masked passes, ImageNet",
+        "parameters": 2_556_000_000, "fid": 1.95,
+        "files": {"backbone": "nvidia/HMAR/hmar-d30.pth"},
+        "sizes": {"backbone": {"depth": 30, "embed_dim": 1920, "num_heads": 30}},
+        "sampling": {"guidance_scale": 1.6, "top_k": 650},
+    },
+}  # fmt: skip

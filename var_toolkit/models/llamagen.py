@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,14 @@ from torch.nn import functional as F
 
 from var_toolkit.core.cache import KVCache, RaggedCache, cache_of
 from var_toolkit.core.schedule import Scales
+from var_toolkit.formats.llamagen_arguments import ARGUMENTS
+from var_toolkit.formats.state_dicts import Tensors, count, shape
+from var_toolkit.models.family import Family
 from var_toolkit.models.layers.attention import Attend, to_all, to_allowed
 from var_toolkit.models.layers.gated_mlp import RMSNorm
 from var_toolkit.models.layers.linear import Linear, linear_silu
 from var_toolkit.models.layers.rotary import Rotation, rotation_on_grids
+from var_toolkit.tokenizers.raster_vq import FILES
 
 EPS = 1e-5
 HIDDEN_MULTIPLE = 256
@@ -264,3 +268,106 @@ class RasterGPT(nn.Module):
             elif isinstance(module, RMSNorm):
                 nn.init.ones_(module.weight)
         nn.init.zeros_(self.output.weight)
+
+
+def sizes(tensors: Tensors) -> dict[str, Any]:
+    """The sizes of a RasterGPT."""
+    vocabulary, width = shape(tensors, "output.weight", 2)
+    return {
+        "embed_dim": width,
+        "depth": count(tensors, "layers."),
+        "mlp_hidden": shape(tensors, "layers.0.feed_forward.w1.weight", 2)[0],
+        "num_classes": shape(tensors, "cls_embedding.embedding_table.weight", 2)[0] - 1,
+        "vocab_size": vocabulary,
+    }
+
+
+def completed(settings: dict[str, Any], tensors: Tensors, source: str) -> dict[str, Any]:
+    """The sizes completed by those that no tensor determines: heads and MLP width."""
+    width, heads = settings["embed_dim"], {width: heads for _, heads, width in PUBLISHED.values()}
+    if settings["mlp_hidden"] == usual_hidden(width):
+        settings["mlp_hidden"] = None
+    return {"num_heads": heads.get(width, max(width // 64, 1)), **settings}
+
+
+FAMILY = Family(
+    network=RasterGPT,
+    tokenizer=FILES,
+    title="LlamaGen",
+    paper="2406.06525",
+    way="next-token prediction: one token after another, row by row",
+    required=("cls_embedding.embedding_table.weight", "tok_embeddings.weight", "output.weight"),
+    dropped=("freqs_cis",),
+    arguments=ARGUMENTS,
+    sizes=sizes,
+    completed=completed,
+)
+NETWORKS = {"RasterGPT": "backbone"}
+# Guidance is published as the usual scale, 2.0 to 1.65, from which ours differs by 1. The figures at 384 px are for
+# images shrunk to 256.
+MODELS = {
+    "stilllife-gpt": {
+        "summary": "LlamaGen's GPT, 6 layers, token by token, still lifes",
+        "embedded": {"tokenizer": "stilllife-raster-vq", "backbone": "stilllife-gpt"},
+        "sampling": {"guidance_scale": 1.0, "top_k": 0, "top_p": 0.0},
+        "draft_models": {
+            "draft": "stilllife-gpt-small", "early-exit": "stilllife-gpt-exit", "eagle": "stilllife-gpt-eagle",
+        },
+        "training": {"recipes": ("stilllife-gpt",), "images": 125_000, "judged": 500, "agreement": 56.8},
+    },
+    "stilllife-gpt-small": {
+        "summary": "the same with 2 layers, which drafts for it without guidance",
+        "embedded": {"tokenizer": "stilllife-raster-vq", "backbone": "stilllife-gpt-small"},
+        "sampling": {"guidance_scale": 0.0, "top_k": 0, "top_p": 0.0},
+        "training": {"recipes": ("stilllife-gpt-small",)},
+    },
+    "llamagen-b": {
+        "summary": "LlamaGen, 12 layers, token by token, ImageNet",
+        "parameters": 111_000_000, "license": "mit", "fid": 5.46,
+        "files": {
+            "tokenizer": "FoundationVision/LlamaGen/vq_ds16_c2i.pt",
+            "backbone": "FoundationVision/LlamaGen/c2i_B_256.pt",
+        },
+        "sizes": {"backbone": {"depth": 12, "num_heads": 12, "embed_dim": 768, "side": 16}},
+        "sampling": {"guidance_scale": 1.0, "top_k": 0, "top_p": 0.0},
+    },
+    "llamagen-l": {
+        "like": "llamagen-b", "summary": "LlamaGen, 24 layers, token by token, ImageNet",
+        "parameters": 343_000_000, "fid": 3.8,
+        "files": {"backbone": "FoundationVision/LlamaGen/c2i_L_256.pt"},
+        "sizes": {"backbone": {"depth": 24, "num_heads": 16, "embed_dim": 1024, "side": 16}},
+    },
+    "llamagen-b-384": {
+        "like": "llamagen-b", "resolution": 384,
+        "fid": 6.09,
+        "files": {"backbone": "FoundationVision/LlamaGen/c2i_B_384.pt"},
+        "sizes": {"backbone": {"depth": 12, "num_heads": 12, "embed_dim": 768, "side": 24}},
+    },
+    "llamagen-l-384": {
+        "like": "llamagen-b", "summary": "LlamaGen, 24 layers, token by token, ImageNet", "resolution": 384,
+        "parameters": 343_000_000, "fid": 3.07,
+        "files": {"backbone": "FoundationVision/LlamaGen/c2i_L_384.pt"},
+        "sizes": {"backbone": {"depth": 24, "num_heads": 16, "embed_dim": 1024, "side": 24}},
+    },
+    "llamagen-xl": {
+        "like": "llamagen-b", "summary": "LlamaGen, 36 layers, token by token, ImageNet", "resolution": 384,
+        "parameters": 775_000_000, "fid": 2.62,
+        "files": {"backbone": "FoundationVision/LlamaGen/c2i_XL_384.pt"},
+        "sizes": {"backbone": {"depth": 36, "num_heads": 20, "embed_dim": 1280, "side": 24}},
+        "sampling": {"guidance_scale": 0.75},
+    },
+    "llamagen-xxl": {
+        "like": "llamagen-b", "summary": "LlamaGen, 48 layers, token by token, ImageNet", "resolution": 384,
+        "parameters": 1_411_000_000, "fid": 2.34,
+        "files": {"backbone": "FoundationVision/LlamaGen/c2i_XXL_384.pt"},
+        "sizes": {"backbone": {"depth": 48, "num_heads": 24, "embed_dim": 1536, "side": 24}},
+        "sampling": {"guidance_scale": 0.75},
+    },
+    "llamagen-3b": {
+        "like": "llamagen-b", "summary": "LlamaGen, 24 layers, token by token, ImageNet", "resolution": 384,
+        "parameters": 3_097_000_000, "fid": 2.18,
+        "files": {"backbone": "FoundationVision/LlamaGen/c2i_3B_384.pt"},
+        "sizes": {"backbone": {"depth": 24, "num_heads": 32, "embed_dim": 3200, "side": 24}},
+        "sampling": {"guidance_scale": 0.65},
+    },
+}  # fmt: skip

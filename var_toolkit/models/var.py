@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from var_toolkit.core.cache import KVCache, cache_of, token_span
 from var_toolkit.core.subnet import Subnet
+from var_toolkit.formats import next_scale_files as files
+from var_toolkit.formats.state_dicts import Tensors, count
+from var_toolkit.models.family import Family
 from var_toolkit.models.layers.attention import block_causal
 from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.next_scale import (
@@ -24,6 +27,7 @@ from var_toolkit.models.layers.next_scale import (
     NextScaleTransformer,
     drop_rates,
 )
+from var_toolkit.tokenizers.multiscale_vq import FILES
 
 
 @dataclass(frozen=True)
@@ -141,3 +145,127 @@ class VAR(NextScaleTransformer):
         scales the last layer.
         """
         self._init_shared(self._blocks, [(self.head_nm, self.head)], adaln_gamma=adaln_gamma, head=head)
+
+
+def sizes(tensors: Tensors) -> dict[str, Any]:
+    """The sizes of a VAR."""
+    return {"depth": count(tensors, "blocks."), **files.next_scale_sizes(tensors, "blocks.0", "head")}
+
+
+FAMILY = Family(
+    network=VAR,
+    tokenizer=FILES,
+    title="VAR",
+    paper="2404.02905",
+    way="next-scale prediction: each token map is predicted from all coarser ones",
+    required=(*files.REQUIRED, "head.weight"),
+    dropped=files.DROPPED,
+    arguments=files.ARGUMENTS,
+    sizes=sizes,
+    completed=files.completed,
+)
+NETWORKS = {"VAR": "backbone"}
+MODELS = {
+    "stilllife-var": {
+        "summary": "VAR, 12 layers, still lifes (the default)",
+        "embedded": {"tokenizer": "stilllife-tokenizer", "backbone": "stilllife-var"},
+        "training": {
+            "recipes": ("stilllife-var", "stilllife-variant"), "images": 123_000, "judged": 10_000, "agreement": 93.5,
+            "distance": 33.8,
+        },
+    },
+    "stilllife-variant": {
+        "summary": "VARiant: the same weights, 4 layers for the two finest scales",
+        "embedded": {"tokenizer": "stilllife-tokenizer", "backbone": "stilllife-var"},
+        "sampling": {"subnet": 4, "full_scales": 4},
+        "training": {
+            "recipes": ("stilllife-var", "stilllife-variant"), "images": 123_000, "judged": 10_000, "agreement": 85.1,
+            "distance": 81.2,
+        },
+    },
+    "stilllife-var-small": {
+        "summary": "VAR, 6 layers, still lifes",
+        "embedded": {"tokenizer": "stilllife-tokenizer", "backbone": "stilllife-var-small"},
+        "training": {
+            "recipes": ("stilllife-var-small",), "images": 38_000, "judged": 1000, "agreement": 53.4, "distance": 244,
+        },
+    },
+    "stilllife-code-4": {
+        "summary": "CoDe: the deep one for 4 scales, then a refiner it taught",
+        "embedded": {
+            "tokenizer": "stilllife-tokenizer", "backbone": "stilllife-var", "refiner": "stilllife-code-refiner-4",
+        },
+        "draft_scales": 4,
+        "training": {
+            "recipes": ("stilllife-var", "stilllife-variant", "stilllife-code-refiner-4"), "judged": 10_000,
+            "agreement": 88.2, "distance": 65.6,
+        },
+    },
+    "var-d16": {
+        "summary": "VAR, 16 layers, ImageNet",
+        "parameters": 310_000_000, "license": "mit", "fid": 3.55,
+        "files": {
+            "tokenizer": "FoundationVision/var/vae_ch160v4096z32.pth", "backbone": "FoundationVision/var/var_d16.pth",
+        },
+        "sizes": {"backbone": {"depth": 16, "embed_dim": 1024, "num_heads": 16}},
+    },
+    "var-d20": {
+        "like": "var-d16", "summary": "VAR, 20 layers, ImageNet",
+        "parameters": 600_000_000, "fid": 2.95,
+        "files": {"backbone": "FoundationVision/var/var_d20.pth"},
+        "sizes": {"backbone": {"depth": 20, "embed_dim": 1280, "num_heads": 20}},
+    },
+    "var-d24": {
+        "like": "var-d16", "summary": "VAR, 24 layers, ImageNet",
+        "parameters": 1_030_000_000, "fid": 2.33,
+        "files": {"backbone": "FoundationVision/var/var_d24.pth"},
+        "sizes": {"backbone": {"depth": 24, "embed_dim": 1536, "num_heads": 24}},
+    },
+    "var-d30": {
+        "like": "var-d16", "summary": "VAR, 30 layers, ImageNet",
+        "parameters": 2_010_000_000, "fid": 1.97,
+        "files": {"backbone": "FoundationVision/var/var_d30.pth"},
+        "sizes": {"backbone": {"depth": 30, "embed_dim": 1920, "num_heads": 30}},
+    },
+    "var-d36-512": {
+        "like": "var-d16", "summary": "VAR, 36 layers, ImageNet", "resolution": 512,
+        "parameters": 2_350_000_000, "fid": 2.63,
+        "files": {"backbone": "FoundationVision/var/var_d36.pth"},
+        "sizes": {
+            "tokenizer": {"patch_nums": (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)},
+            "backbone": {
+                "depth": 36, "embed_dim": 2304, "num_heads": 36, "patch_nums": (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
+                "shared_aln": True,
+            },
+        },
+    },
+    "code-6": {
+        "summary": "CoDe, VAR with 30 layers for 6 scales, then 16, ImageNet",
+        "parameters": 2_320_000_000, "license": "mit", "fid": 2.27,
+        "files": {
+            "tokenizer": "FoundationVision/var/vae_ch160v4096z32.pth", "backbone": "Zigeng/VAR_CoDe/drafter_6.pth",
+            "refiner": "Zigeng/VAR_CoDe/refiner_6.pth",
+        },
+        "sizes": {
+            "backbone": {"depth": 30, "embed_dim": 1920, "num_heads": 30},
+            "refiner": {"depth": 16, "embed_dim": 1024, "num_heads": 16},
+        },
+        "sampling": {"top_k": 600, "temperature": (1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 1.0, 1.0, 1.0)},
+        "draft_scales": 6,
+    },
+    "code-7": {
+        "like": "code-6", "summary": "CoDe, VAR with 30 layers for 7 scales, then 16, ImageNet",
+        "fid": 2.11, "draft_scales": 7,
+        "files": {"backbone": "Zigeng/VAR_CoDe/drafter_7.pth", "refiner": "Zigeng/VAR_CoDe/refiner_7.pth"},
+    },
+    "code-8": {
+        "like": "code-6", "summary": "CoDe, VAR with 30 layers for 8 scales, then 16, ImageNet",
+        "fid": 1.98, "draft_scales": 8,
+        "files": {"backbone": "Zigeng/VAR_CoDe/drafter_8.pth", "refiner": "Zigeng/VAR_CoDe/refiner_8.pth"},
+    },
+    "code-9": {
+        "like": "code-6", "summary": "CoDe, VAR with 30 layers for 9 scales, then 16, ImageNet",
+        "fid": 1.94, "draft_scales": 9,
+        "files": {"backbone": "Zigeng/VAR_CoDe/drafter_9.pth", "refiner": "Zigeng/VAR_CoDe/refiner_9.pth"},
+    },
+}  # fmt: skip

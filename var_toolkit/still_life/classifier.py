@@ -87,3 +87,12 @@ class StillLifeClassifier(nn.Module):
         """The label 100 * solid + 10 * colour + ground, (B,) int64."""
         solid, colour, ground = (logits.argmax(dim=1) for logits in self(images))
         return 100 * solid + 10 * colour + ground
+
+
+NETWORKS = {"StillLifeClassifier": "classifier"}
+MODELS = {
+    "stilllife-classifier": {
+        "summary": "judges which still life an image shows",
+        "embedded": {"classifier": "stilllife-classifier"},
+    },
+}  # fmt: skip

@@ -165,3 +165,12 @@ class KLTokenizer(nn.Module):
         shift = torch.tensor(config.latents_mean or [config.shift_factor or 0.0], device=device)
         spread = torch.tensor(config.latents_std or [1.0], device=device)
         return shift.view(-1, 1, 1), config.scaling_factor / spread.view(-1, 1, 1)
+
+
+NETWORKS = {"AutoencoderKL": "tokenizer"}  # a class of diffusers
+MODELS = {
+    "stilllife-kl": {
+        "summary": "continuous tokenizer of still lifes, 8 x 8 x 8",
+        "embedded": {"tokenizer": "stilllife-kl"},
+    },
+}  # fmt: skip

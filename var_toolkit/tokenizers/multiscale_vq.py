@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from var_toolkit.core.schedule import SCHEDULES, Scales
+from var_toolkit.formats.directory import build, fill
+from var_toolkit.formats.next_scale_files import ARGUMENTS
+from var_toolkit.formats.state_dicts import Tensors, Told, count, require, shape, sizes_of
 from var_toolkit.tokenizers.cnn import Decoder, Encoder, to_channels_last
 from var_toolkit.tokenizers.codebook import CodebookTokenizer
+from var_toolkit.tokenizers.files import TokenizerFiles
 from var_toolkit.tokenizers.residual_quantizer import ResidualQuantizer
 
 
@@ -83,3 +88,59 @@ class MultiScaleVQ(CodebookTokenizer):
     def teacher_inputs(self, tokens: Sequence[Tensor]) -> Tensor:
         """Inputs of scales 1 .. K-1 under teacher forcing, (B, L - n_0, z_channels), float32."""
         return self.quantize.teacher_inputs(tokens).float()
+
+
+REQUIRED = ("encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight")
+
+
+def empty_tokenizer(settings: Mapping[str, Any], source: str) -> nn.Module:
+    """A tokenizer without weights."""
+    return build(MultiScaleVQ, settings, source)
+
+
+def tokenizer_from_tensors(
+    tensors: Tensors, given: Mapping[str, Any], patch_nums: tuple[int, ...], source: str
+) -> nn.Module:
+    """The tokenizer of a published state dict. It works for any schedule, so the backbone's is used."""
+    told = Told.read(given, MultiScaleVQConfig, ARGUMENTS, "the configuration of the tokenizer")
+    require(tensors, REQUIRED, source)
+    settings = told.merged({**sizes_of(_tokenizer_sizes, tensors, source), "patch_nums": patch_nums})
+    network = build(MultiScaleVQ, settings, source)
+    filled, usage = dict(tensors), "quantize.ema_vocab_hit_SV"
+    counts = network.get_buffer(usage).shape
+    if usage not in filled or filled[usage].shape != counts:
+        filled[usage] = torch.zeros(counts)  # statistics of training with another schedule; no result depends on them
+    fill(network, filled, source)
+    return network.float().eval()
+
+
+def _tokenizer_sizes(tensors: Tensors) -> dict[str, Any]:
+    vocabulary, channels = shape(tensors, "quantize.embedding.weight", 2)
+    ch = shape(tensors, "encoder.conv_in.weight", 4)[0]
+    levels = range(count(tensors, "encoder.down."))
+    sizes: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "z_channels": channels,
+        "ch": ch,
+        "ch_mult": tuple(shape(tensors, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] // ch for i in levels),
+        "num_res_blocks": count(tensors, "encoder.down.0.block."),
+        "quant_conv_ks": shape(tensors, "quant_conv.weight", 4)[-1],
+    }
+    shared = count(tensors, "quantize.quant_resi.qresi_ls.")
+    if shared:
+        sizes["share_quant_resi"] = shared
+    elif "quantize.quant_resi.qresi.weight" in tensors:
+        sizes["share_quant_resi"] = 1
+    elif count(tensors, "quantize.quant_resi."):
+        sizes["share_quant_resi"] = 0
+    return sizes
+
+
+FILES = TokenizerFiles("MultiScaleVQ", "discrete tokens", REQUIRED, tokenizer_from_tensors, empty_tokenizer)
+NETWORKS = {"MultiScaleVQ": "tokenizer"}
+MODELS = {
+    "stilllife-tokenizer": {
+        "summary": "multi-scale VQ tokenizer of still lifes",
+        "embedded": {"tokenizer": "stilllife-tokenizer"},
+    },
+}  # fmt: skip

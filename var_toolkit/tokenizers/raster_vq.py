@@ -5,17 +5,23 @@ Letters: B images, L tokens, V vocabulary, C channels of a code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.core.schedule import Scales
+from var_toolkit.formats.directory import build, fill
+from var_toolkit.formats.llamagen_arguments import TOKENIZER_ARGUMENTS
+from var_toolkit.formats.state_dicts import Tensors, Told, count, require, shape, sizes_of
 from var_toolkit.tokenizers.cnn import Decoder, Encoder, to_channels_last
 from var_toolkit.tokenizers.codebook import CodebookTokenizer, Quantized
+from var_toolkit.tokenizers.files import TokenizerFiles
 
 
 @dataclass(frozen=True)
@@ -121,3 +127,75 @@ class RasterVQ(CodebookTokenizer):
 
 def _sequence(latent_BChw: Tensor) -> Tensor:
     return latent_BChw.flatten(2).transpose(1, 2)
+
+
+REQUIRED = ("encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight")
+USAGE = "quantize.codebook_used"  # statistics of code usage in training
+LEVEL = re.compile(r"^(encoder|decoder)\.conv_blocks\.(\d+)\.(res|attn|downsample|upsample)\.")
+MIDDLE = {".mid.0.": ".mid.block_1.", ".mid.1.": ".mid.attn_1.", ".mid.2.": ".mid.block_2."}
+QKV = re.compile(r"^(.*\.)q(\.weight|\.bias)$")
+
+
+def empty_tokenizer(settings: Mapping[str, Any], source: str) -> nn.Module:
+    """A tokenizer without weights."""
+    return build(RasterVQ, settings, source)
+
+
+def tokenizer_from_tensors(
+    tensors: Tensors, given: Mapping[str, Any], patch_nums: tuple[int, ...], source: str
+) -> nn.Module:
+    """The tokenizer of a published state dict. It works for any side of the map, so the backbone's is used."""
+    told = Told.read(given, RasterVQConfig, TOKENIZER_ARGUMENTS, "the configuration of the tokenizer")
+    require(tensors, REQUIRED, source)
+    settings = told.merged({**sizes_of(_tokenizer_sizes, tensors, source), "side": patch_nums[-1]})
+    network = build(RasterVQ, settings, source)
+    fill(network, dict(_renamed(tensors, len(settings["ch_mult"]))), source)
+    return network.float().eval()
+
+
+def _tokenizer_sizes(tensors: Tensors) -> dict[str, Any]:
+    vocabulary, channels = shape(tensors, "quantize.embedding.weight", 2)
+    ch = shape(tensors, "encoder.conv_in.weight", 4)[0]
+    levels = range(count(tensors, "encoder.conv_blocks."))
+    return {
+        "vocab_size": vocabulary,
+        "code_dim": channels,
+        "z_channels": shape(tensors, "encoder.conv_out.weight", 4)[0],
+        "ch": ch,
+        "ch_mult": tuple(shape(tensors, f"encoder.conv_blocks.{i}.res.0.conv1.weight", 4)[0] // ch for i in levels),
+        "num_res_blocks": count(tensors, "encoder.conv_blocks.0.res."),
+    }
+
+
+def _renamed(tensors: Tensors, levels: int) -> Iterator[tuple[str, Tensor]]:
+    """The tensors under our names; ours have one convolution for queries, keys and values, the files have three."""
+    together = {name: [f"{m[1]}{part}{m[2]}" for part in "qkv"] for name in tensors if (m := QKV.match(name))}
+    together = {name: parts for name, parts in together.items() if all(part in tensors for part in parts)}
+    merged = {part for parts in together.values() for part in parts}
+    for name, tensor in tensors.items():
+        if name in together:
+            found = QKV.sub(r"\1qkv\2", name)
+            yield _our_name(found, levels), torch.cat([tensors[part] for part in together[name]])
+        elif name not in merged and name != USAGE:
+            yield _our_name(name, levels), tensor
+
+
+def _our_name(name: str, levels: int) -> str:
+    if (found := LEVEL.match(name)) is not None:
+        half, level, kind = found[1], int(found[2]), {"res": "block"}.get(found[3], found[3])
+        # The files count the decoder's levels from the coarsest, we count from the finest.
+        place = f"down.{level}" if half == "encoder" else f"up.{levels - 1 - level}"
+        return f"{half}.{place}.{kind}.{name[found.end() :]}"
+    for theirs, ours in MIDDLE.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+FILES = TokenizerFiles("RasterVQ", "one map of discrete tokens", REQUIRED, tokenizer_from_tensors, empty_tokenizer)
+NETWORKS = {"RasterVQ": "tokenizer"}
+MODELS = {
+    "stilllife-raster-vq": {
+        "summary": "tokenizer of still lifes with one map, 16 x 16",
+        "embedded": {"tokenizer": "stilllife-raster-vq"},
+    },
+}  # fmt: skip

@@ -65,7 +65,7 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path, device: str = "auto", s
         team.led(lambda: stack.enter_context(_held(out)))
         saved = read_checkpoint(out / "checkpoint.pt", recipe)
         torch.manual_seed(derived(recipe.seed, "initialisation"))
-        objective = objective_class(recipe.objective)(recipe, Workplace(cache_dir, team, skip_damaged))
+        objective = objective_class(recipe.objective, recipe.family)(recipe, Workplace(cache_dir, team, skip_damaged))
         run = _Run(recipe, out, team, objective)
         run.start(saved)
         with _stop_signals() as asked:

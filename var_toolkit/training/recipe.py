@@ -129,6 +129,7 @@ class Recipe:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     compile: bool = False
     objective_options: Any = None
+    family: str | None = None  # of the network, if it is not that of the objective
 
     def __post_init__(self) -> None:
         _require((self.steps is None) != (self.epochs is None), "give exactly one of steps and epochs")
@@ -168,7 +169,7 @@ def recipe_from(values: object, *, where: str = "recipe") -> Recipe:
         raise ValueError(f"{where}: expected a mapping of settings, got {shown(values)}")
     refuse_unknown_keys(values, [one.name for one in dataclasses.fields(Recipe)], where=where)
     try:
-        objective = objective_class(str(values.get("objective")))
+        objective = objective_class(str(values.get("objective")), values.get("family"))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     parts = dict(values)

@@ -5,8 +5,11 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from var_toolkit import registry
+
 Registered = TypeVar("Registered", bound=type)
 _REGISTRY: dict[str, Any] = {}
+OF_ANY_FAMILY = ("var", "raster-gpt")  # objectives that ask of a network only what its family has in common
 
 
 def objective(name: str) -> Callable[[Registered], Registered]:
@@ -29,9 +32,16 @@ def objective_names() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def objective_class(name: str) -> Any:
-    """The class of a public name, a subclass of Objective. ValueError with all names for an unknown one."""
+def objective_class(name: str, family: str | None = None) -> Any:
+    """The class of a public name, a subclass of Objective, for the networks of a family instead of its own.
+
+    ValueError with all names for an unknown one, or for an objective that trains only its own network.
+    """
     names = objective_names()
     if name not in names:
         raise ValueError(f"objective is {name!r}; allowed: {', '.join(names)}")
-    return _REGISTRY[name]
+    if family is None:
+        return _REGISTRY[name]
+    if name not in OF_ANY_FAMILY:
+        raise ValueError(f"objective {name} trains its own network; remove family, or use {' or '.join(OF_ANY_FAMILY)}")
+    return _REGISTRY[name].of_family(registry.family(family))

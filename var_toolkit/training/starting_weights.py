@@ -8,18 +8,11 @@ from torch import Tensor, nn
 
 from var_toolkit.formats.directory import CONFIG, load_network
 from var_toolkit.loading import tokenizer_network
-from var_toolkit.registry import ENTRIES, Embedded, embedded_part
+from var_toolkit.registry import ENTRIES, Embedded, embedded_part, home_of
 
 FREE = {"drop_path", "dropout", "input_side", "scaling_factor"}  # of the settings: weights may start with others
 CLASSES = "num_classes"
 Network = TypeVar("Network", bound=nn.Module)
-# Where a network of a class lies in a model directory, if it is not the backbone.
-PARTS = {
-    "MultiScaleVQ": "tokenizer",
-    "RasterVQ": "tokenizer",
-    "AutoencoderKL": "tokenizer",
-    "StillLifeClassifier": "classifier",
-}
 
 
 def network_from(name: str, cls: type[Network], *, what: str) -> Network:
@@ -29,7 +22,8 @@ def network_from(name: str, cls: type[Network], *, what: str) -> Network:
 
     `what` is the recipe's name for it, for complaints.
     """
-    part = PARTS.get(cls.__name__, "backbone")
+    home = home_of(cls.__name__)
+    part = home.networks[cls.__name__] if home is not None else "backbone"
     nearby = [folder for folder in (Path(name), Path(name) / part) if (folder / CONFIG).is_file()]
     if nearby:
         network = load_network(nearby[0])

@@ -17,6 +17,7 @@ from var_toolkit.core.engine import decode
 from var_toolkit.core.noise import Noise
 from var_toolkit.core.plan import Plan, Stage
 from var_toolkit.core.schedule import Scales
+from var_toolkit.models.family import Family
 from var_toolkit.models.var import VAR
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.registry import Sampling
@@ -82,6 +83,14 @@ class VarObjective(Objective):
     @classmethod
     def config_type(cls) -> type:
         return cast(type, get_type_hints(cls.network_type.__init__)["config"])
+
+    @classmethod
+    def of_family(cls, family: Family) -> type["VarObjective"]:
+        """The same objective for the networks of another family. ValueError if they need another tokenizer."""
+        needed, ours = family.tokenizer.network, cls.tokenizer_type.__name__
+        if needed != ours:
+            raise ValueError(f"family {family.name} draws for {needed}; this objective is for {ours}")
+        return type(cls.__name__, (cls,), {"network_type": family.network})
 
     @classmethod
     def check(cls, recipe: Recipe, *, where: str) -> None:

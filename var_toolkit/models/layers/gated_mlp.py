@@ -44,3 +44,12 @@ class GatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate = linear_gelu(x, self.fc1_g.weight, self.fc1_g.bias, "none")
         return self.drop(self.fc2(self.drop(gate * self.fc1_x(x))))
+
+
+def ratio_of(width: int, hidden: int) -> float:
+    """The roundest ratio that the published int(width * ratio * 2 / 3) turns into `hidden`."""
+    for parts in range(1, 100):
+        ratio = -(-3 * hidden * parts // (2 * width)) / parts
+        if int(width * ratio * 2 / 3) == hidden:
+            return ratio
+    raise ValueError(f"no mlp_ratio gives {hidden} channels at a width of {width}")

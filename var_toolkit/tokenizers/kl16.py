@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from var_toolkit import strict_fields
 from var_toolkit.formats.directory import fill
 from var_toolkit.formats.state_dicts import Arguments, Tensors, Told, count, require, shape, sizes_of
+from var_toolkit.tokenizers.files import TokenizerFiles
 from var_toolkit.tokenizers.kl import KLConfig
 
 SCALING = 0.2325  # latents times this have a variance about 1
@@ -90,3 +91,6 @@ def _renamed(name: str, tensor: Tensor, levels: int) -> tuple[str, Tensor]:
         name = name.replace(theirs, ours)
     # Where diffusers has linear layers in its attention, the file has convolutions of one pixel.
     return name, tensor.flatten(1) if ".attentions." in name and tensor.ndim == 4 else tensor
+
+
+FILES = TokenizerFiles("AutoencoderKL", "continuous tokens", REQUIRED, autoencoder_from_tensors, empty_autoencoder)
