@@ -9,15 +9,17 @@ import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from math import sqrt
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from var_toolkit.core.schedule import Scales
 from var_toolkit.kernels.reference import attention_mask, reference_attention
 from var_toolkit.kernels.tiles import PATTERNS, Pattern, allowed_keys, per_token
+
+if TYPE_CHECKING:
+    from var_toolkit.core.schedule import Scales
 
 Backend = Literal["auto", "triton", "flex", "sdpa", "reference"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)

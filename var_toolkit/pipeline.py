@@ -395,7 +395,7 @@ class Pipeline:
         dtype: torch.dtype = torch.float32,
     ) -> Pipeline:
         """The same as `load`."""
-        from var_toolkit.loading import load
+        from var_toolkit import load  # by name, since loading makes pipelines
 
         return load(source, tokenizer=tokenizer, draft_model=draft_model, revision=revision, device=device, dtype=dtype)
 

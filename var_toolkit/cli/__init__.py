@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-COMMANDS = (
-    "sample", "edit", "vary", "reconstruct", "models", "classes", "convert", "train", "evaluate", "bench", "demo",
-    "push", "doctor",
-)  # fmt: skip
 BAD_INPUT = 2
 FAILED = 1
 INTERRUPTED = 130

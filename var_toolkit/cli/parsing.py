@@ -10,7 +10,10 @@ from importlib import import_module
 from itertools import takewhile
 from typing import Any, NoReturn
 
-from var_toolkit.cli import COMMANDS
+COMMANDS = (
+    "sample", "edit", "vary", "reconstruct", "models", "classes", "convert", "train", "evaluate", "bench", "demo",
+    "push", "doctor",
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
