@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -32,8 +31,6 @@ from var_toolkit.default_plans import default_plan, require_masked_passes, with_
 from var_toolkit.devices import destination
 from var_toolkit.editing import as_image, prepare
 from var_toolkit.formats.facts import Facts
-from var_toolkit.formats.hub import upload, with_revision
-from var_toolkit.formats.model_card import write_card
 from var_toolkit.images import Given, as_output, given_square
 from var_toolkit.methods.by_name import apply_method
 from var_toolkit.methods.collaborative import require_one_tokenizer
@@ -44,7 +41,7 @@ from var_toolkit.models.layers.linear import pack_linears
 from var_toolkit.output import PipelineOutput
 from var_toolkit.ranges import brief, checked
 from var_toolkit.registry import Sampling
-from var_toolkit.saving import parts, save
+from var_toolkit.saving import parts, push, save
 from var_toolkit.settings import (
     OUTPUT_TYPES,
     Drawing,
@@ -61,12 +58,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from var_toolkit.formats.fitting import AnyTokenizer
-    from var_toolkit.models.flowar import FlowAR
-    from var_toolkit.models.hmar import HMAR
-    from var_toolkit.models.llamagen import RasterGPT
-    from var_toolkit.models.var import VAR
-
-    AnyBackbone = VAR | HMAR | FlowAR | RasterGPT
 
 
 class Pipeline:
@@ -81,7 +72,7 @@ class Pipeline:
     def __init__(
         self,
         tokenizer: AnyTokenizer,
-        backbone: AnyBackbone,
+        backbone: Any,
         sampling: Sampling | None = None,
         class_names: str | Iterable[str] | None = None,
         *,
@@ -113,7 +104,7 @@ class Pipeline:
         )
 
     @property
-    def backbone(self) -> AnyBackbone:
+    def backbone(self) -> Any:
         """The transformer; with a refiner, the one that draws the first scales.
 
         To compile it, call `block.compile()` for each of its `blocks`, which is what decoding runs.
@@ -121,9 +112,9 @@ class Pipeline:
         return self._backbone
 
     @backbone.setter
-    def backbone(self, network: AnyBackbone) -> None:
+    def backbone(self, network: Any) -> None:
         # Decoding calls the layers of a backbone, never `forward`, which is all that torch.compile would change.
-        self._backbone: AnyBackbone = getattr(network, "_orig_mod", network)
+        self._backbone = getattr(network, "_orig_mod", network)
         if self._backbone is not network:
             warnings.warn(
                 "torch.compile of a backbone has no effect on decoding, so it was undone; "
@@ -185,7 +176,7 @@ class Pipeline:
         return [*self.backbones, *([self.draft_model.network] if self.draft_model else [])]
 
     @property
-    def backbones(self) -> list[AnyBackbone]:
+    def backbones(self) -> list[Any]:
         """The backbone, and the refiner's if there is one."""
         return [self.backbone, *(self.refiner.backbones if self.refiner else [])]
 
@@ -374,14 +365,8 @@ class Pipeline:
         ("mit"), where the weights have none yet. A hand-written card on the hub is preserved. ValueError of one line,
         before anything is written, if the hub cannot be reached or refuses.
         """
-        shown = copy(self)
-        shown.facts = self.facts.licensed(license)
-
-        def write(folder: Path) -> None:
-            shown.save_pretrained(folder, dtype)
-            write_card(shown, folder, with_revision(repo_id, revision))
-
-        return upload(repo_id, write, private=private, revision=revision, token=token, commit_message=commit_message)
+        hub = {"private": private, "token": token, "commit_message": commit_message}
+        return push(self, repo_id, dtype=dtype, license=license, revision=revision, **hub)
 
     @classmethod
     def from_pretrained(

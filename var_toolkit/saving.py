@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from var_toolkit.files import written_whole
 from var_toolkit.formats.directory import FOLDERS, INDEX, read_json, write_json, write_network
 from var_toolkit.formats.facts import FACTS, write_facts
+from var_toolkit.formats.hub import upload, with_revision
 from var_toolkit.formats.model_card import write_card
 from var_toolkit.registry import CARD
 
@@ -38,6 +40,26 @@ def save(pipe: Pipeline, directory: Path, dtype: torch.dtype | None, *, overwrit
         write_json(folder / INDEX, index)
         write_facts(folder, pipe.facts)
         write_card(pipe, folder, directory.resolve().name)
+
+
+def push(
+    pipe: Pipeline,
+    repo_id: str,
+    *,
+    dtype: torch.dtype | None,
+    license: str | None,
+    revision: str | None,
+    **options: Any,
+) -> str:
+    """Commit a pipeline to the hub with its licence and a card; `options` are those of `hub.upload`."""
+    shown = copy(pipe)
+    shown.facts = pipe.facts.licensed(license)
+
+    def write(folder: Path) -> None:
+        save(shown, folder, dtype, overwrite=False)
+        write_card(shown, folder, with_revision(repo_id, revision))
+
+    return upload(repo_id, write, revision=revision, **options)
 
 
 def parts(pipe: Pipeline) -> dict[str, torch.nn.Module]:
