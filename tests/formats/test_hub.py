@@ -149,15 +149,16 @@ def test_a_file_that_the_hub_does_not_have_is_named(hub):
     assert "someone/model/weights.pth cannot be downloaded" in download(environment).stderr
 
 
-@pytest.mark.parametrize("name", ["var-d16", "code-8"])
+@pytest.mark.parametrize("name", ["var-d16", "code-8", "cca-var-d16"])
 def test_a_published_model_is_drawn_from_by_its_name(hub, tmp_path, small_tokenizer, small_var, name):
     """The whole way of `--model`, with small networks in place of the published ones."""
     handler, environment = hub
     files = {"vae_ch160v4096z32.pth": small_tokenizer, "var_d16.pth": small_var}
     files |= {"drafter_8.pth": small_var, "refiner_8.pth": small_var_network(depth=2)}
+    files["CCA_VAR_Guidance_Free/VAR_d16_CCA.pth"] = small_var
     for file, network in files.items():
-        torch.save(network.state_dict(), tmp_path / file)
-        handler.files[file] = (tmp_path / file).read_bytes()
+        torch.save(network.state_dict(), tmp_path / "weights.pth")
+        handler.files[file] = (tmp_path / "weights.pth").read_bytes()
     code = (
         "import sys; from dataclasses import replace; from var_toolkit import registry; "
         f"from var_toolkit.cli import main; e = registry.ENTRIES[{name!r}]; "

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 
 from var_toolkit.cli import main
 from var_toolkit.formats.published import networks_from_tensors
-from var_toolkit.loading import load
+from var_toolkit.loading import load, skeleton
 from var_toolkit.registry import entry
 
 
@@ -274,3 +275,31 @@ def test_the_settings_of_hmar_are_those_of_its_evaluation(depth):
     ours = entry(f"hmar-d{depth}").sampling
     assert (ours.guidance_scale, ours.top_k, ours.top_p) == tuple(published[key] for key in ("cfg", "top_k", "top_p"))
     assert (ours.refine, ours.smooth) == ("published", published["more_smooth"])
+
+
+CCA = {
+    **{f"cca-var-d{depth}": f"var-d{depth}" for depth in (16, 20, 24, 30)},
+    **{f"cca-llamagen-{size}": f"llamagen-{size}" for size in ("xl", "xxl", "3b")},
+    "cca-llamagen-b": "llamagen-b-384",
+    "cca-llamagen-l": "llamagen-l-384",
+}
+
+
+@pytest.mark.parametrize("name", CCA)
+def test_a_model_of_cca_is_its_base_without_guidance(name):
+    found, base = skeleton(name), skeleton(CCA[name])
+    assert found.backbone.config == base.backbone.config
+    assert found.tokenizer.config == base.tokenizer.config
+    (stage,), (guided,) = found.plan().stages, base.plan().stages
+    assert stage.guidance == 0
+    assert replace(stage, guidance=guided.guidance, backbone=guided.backbone) == guided
+    assert found.facts.license == "mit"
+    repository, file = entry(name).source.files["backbone"]
+    assert file.startswith(f"{repository.rpartition('/')[2]}_Guidance_Free/")
+
+
+def test_a_file_of_cca_keeps_its_settings_under_its_published_name(published, tmp_path):
+    (published / "VAR_d16_CCA.pth").write_bytes((published / "var.pth").read_bytes())
+    files = ["--tokenizer", str(published / "vae.pth"), "--backbone", str(published / "VAR_d16_CCA.pth")]
+    assert main(["convert", "--family", "var", *files, "--out", str(tmp_path / "model")]) == 0
+    assert load(tmp_path / "model", device="cpu").sampling.guidance_scale == 0

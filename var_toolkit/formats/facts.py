@@ -82,7 +82,7 @@ def of_entry(entry: Entry) -> Facts:
 def of_files(family: str, names: Mapping[str, str]) -> Facts:
     """The facts that the names of published files determine; files with names of the zoo count as its own."""
     for entry, source in published(family):
-        known = {part: file for part, (_, file) in source.files.items()}
+        known = {part: file.rpartition("/")[2] for part, (_, file) in source.files.items()}
         if known.keys() == names.keys() and known["backbone"] == names["backbone"]:
             return replace(of_entry(entry), origin=f"converted from {_listed(names)}, the names of published files")
     return Facts(origin=f"converted from {_listed(names)}")

@@ -50,7 +50,7 @@ def networks_from_tensors(
 def published_sampling(family: str, config: Any, file: str) -> Sampling:
     """The published settings of a backbone: of that file, else of that width, else of the first of its family."""
     known = [(entry.sampling, source) for entry, source in registry.published(family) if not entry.draft_scales]
-    named = [sampling for sampling, source in known if source.files["backbone"][1] == file]
+    named = [sampling for sampling, source in known if source.files["backbone"][1].rpartition("/")[2] == file]
     alike = [found for found, source in known if source.configs["backbone"].get("embed_dim") == config.embed_dim]
     return next(iter([*named, *alike, *(sampling for sampling, _ in known)]), Sampling())
 

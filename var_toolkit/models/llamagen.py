@@ -370,4 +370,29 @@ MODELS = {
         "sizes": {"backbone": {"depth": 24, "num_heads": 32, "embed_dim": 3200, "side": 24}},
         "sampling": {"guidance_scale": 0.65},
     },
+    "cca-llamagen-b": {
+        "like": "llamagen-b-384", "summary": "CCA, LlamaGen, 12 layers, needs no guidance, ImageNet", "fid": 7.04,
+        "files": {"backbone": "ChenDRAG/CCA_LlamaGen/CCA_LlamaGen_Guidance_Free/c2i_B_384_CCA_0005000.pt"},
+        "sampling": {"guidance_scale": 0.0},
+    },
+    "cca-llamagen-l": {
+        "like": "llamagen-l-384", "summary": "CCA, LlamaGen, 24 layers, needs no guidance, ImageNet", "fid": 3.43,
+        "files": {"backbone": "ChenDRAG/CCA_LlamaGen/CCA_LlamaGen_Guidance_Free/c2i_L_384_CCA_0005000.pt"},
+        "sampling": {"guidance_scale": 0.0},
+    },
+    "cca-llamagen-xl": {
+        "like": "llamagen-xl", "summary": "CCA, LlamaGen, 36 layers, needs no guidance, ImageNet", "fid": 3.1,
+        "files": {"backbone": "ChenDRAG/CCA_LlamaGen/CCA_LlamaGen_Guidance_Free/c2i_XL_384_CCA_0005000.pt"},
+        "sampling": {"guidance_scale": 0.0},
+    },
+    "cca-llamagen-xxl": {
+        "like": "llamagen-xxl", "summary": "CCA, LlamaGen, 48 layers, needs no guidance, ImageNet", "fid": 3.12,
+        "files": {"backbone": "ChenDRAG/CCA_LlamaGen/CCA_LlamaGen_Guidance_Free/c2i_XXL_384_CCA_0005000.pt"},
+        "sampling": {"guidance_scale": 0.0},
+    },
+    "cca-llamagen-3b": {
+        "like": "llamagen-3b", "summary": "CCA, LlamaGen, 24 layers, needs no guidance, ImageNet", "fid": 2.69,
+        "files": {"backbone": "ChenDRAG/CCA_LlamaGen/CCA_LlamaGen_Guidance_Free/c2i_3B_384_CCA_0005000.pt"},
+        "sampling": {"guidance_scale": 0.0},
+    },
 }  # fmt: skip
