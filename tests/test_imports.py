@@ -90,3 +90,21 @@ def test_a_module_imports_only_from_its_level_or_below(module):
 @pytest.mark.parametrize("prefix", [prefix for prefixes in LEVELS for prefix in prefixes])
 def test_every_room_of_the_rule_exists(prefix):
     assert prefix in MODULES
+
+
+OPENERS = {"PIL.Image.open", "Image.open", "torchvision.io", "imageio", "cv2", "matplotlib.image"}
+
+
+def opened_images(tree: ast.AST) -> set[str]:
+    """What a piece of code uses that opens image files."""
+    names = [
+        f"{node.module}.{one.name}" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for one in node.names
+    ]
+    names += [one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names]
+    names += [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    return {name for name in names if any(f"{name}.".startswith(f"{opener}.") for opener in OPENERS)}
+
+
+def test_every_image_file_is_opened_by_the_module_images():
+    opening = {name for name, file in MODULES.items() if opened_images(ast.parse(file.read_text()))}
+    assert opening == {"images"}

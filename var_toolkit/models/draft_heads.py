@@ -18,15 +18,9 @@ from torch import Tensor, nn
 
 from var_toolkit.core.cache import KVCache, RaggedCache, cache_of
 from var_toolkit.models.layers.linear import Linear
+from var_toolkit.models.layers.raster_positions import Branches, rotation_and_attend, rotation_with_class
 from var_toolkit.models.layers.rotary import Rotation
-from var_toolkit.models.llamagen import (
-    Branches,
-    RasterBlock,
-    RasterGPT,
-    RasterGPTConfig,
-    rotation_and_attend,
-    rotation_with_class,
-)
+from var_toolkit.models.llamagen import RasterBlock, RasterGPT, RasterGPTConfig
 
 
 @dataclass(frozen=True)

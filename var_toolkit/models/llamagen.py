@@ -9,22 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from var_toolkit.core.cache import KVCache, RaggedCache, cache_of
 from var_toolkit.core.schedule import Scales
 from var_toolkit.formats.llamagen_arguments import ARGUMENTS
 from var_toolkit.formats.state_dicts import Tensors, count, shape
 from var_toolkit.models.family import Family
-from var_toolkit.models.layers.attention import Attend, to_all, to_allowed
+from var_toolkit.models.layers.attention import Attend
 from var_toolkit.models.layers.gated_mlp import RMSNorm
 from var_toolkit.models.layers.linear import Linear, linear_silu
-from var_toolkit.models.layers.rotary import Rotation, rotation_on_grids
+from var_toolkit.models.layers.raster_positions import Branches, rotation_and_attend, rotation_with_class
+from var_toolkit.models.layers.rotary import Rotation
 from var_toolkit.tokenizers.raster_vq import FILES
 
 EPS = 1e-5
@@ -77,48 +76,6 @@ class RasterGPTConfig:
     def tokens(self) -> int:
         """Number of tokens of an image."""
         return self.side**2
-
-
-class Branches(NamedTuple):
-    """Positions and mask of new tokens that do not form one sequence, such as a draft tree."""
-
-    positions: Tensor  # (R, L), int64: the class is at 0, token i at 1 + i
-    mask: Tensor  # (R, L, K), bool: which of the K cache slots, new ones included, each attends to
-
-
-def rotation_and_attend(
-    rotation: Rotation, cache: KVCache | None, new: int, branches: Branches | None = None
-) -> tuple[Rotation, Attend]:
-    """RoPE and attention of `new` tokens that follow a cache, given the rotation of every position."""
-    if branches is None and (cache is None or cache.even):
-        begin = cache.length if cache is not None else 0
-        return Rotation(*(table[begin : begin + new] for table in rotation)), _causal(begin, new, rotation.cos.device)
-    positions_RL, mask_RLK = branches or _behind(cast(RaggedCache, cache), new, rotation.cos.device)
-    on_map_RL = positions_RL.clamp(max=len(rotation.cos) - 1)  # padding of shorter rows may lie beyond the end
-    return Rotation(*(table[on_map_RL].unsqueeze(1) for table in rotation)), to_allowed(mask_RLK.unsqueeze(1))
-
-
-def _causal(begin: int, new: int, device: torch.device) -> Attend:
-    if new == 1:
-        return to_all
-    if begin == 0:
-        return lambda q, k, v, scale: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-    return to_allowed(torch.ones(new, begin + new, dtype=torch.bool, device=device).tril(begin))
-
-
-def _behind(cache: RaggedCache, new: int, device: torch.device) -> Branches:
-    """New tokens that follow rows of different lengths."""
-    positions_RL = cache.lengths_R.to(device).unsqueeze(1) + torch.arange(new, device=device)
-    slots_K = torch.arange(cache.length + new, device=device)
-    return Branches(positions_RL, slots_K <= positions_RL.unsqueeze(-1))
-
-
-@lru_cache(maxsize=8)
-def rotation_with_class(side: int, head_dim: int, device: torch.device) -> Rotation:
-    """Rotation (1 + side * side, D / 2) of the class, which is all zeros, and of a map."""
-    with torch.inference_mode(False):  # training could not use an inference tensor
-        grid = rotation_on_grids((side,), side, head_dim, device)
-        return Rotation(*(F.pad(table, (0, 0, 1, 0)) for table in grid))
 
 
 class RasterAttention(nn.Module):
