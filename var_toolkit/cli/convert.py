@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the kind of model that the files hold, such as var, hmar, flowar or llamagen, or a module of your own",
     )
     parser.add_argument(
-        "--tokenizer", type=Path, required=True, metavar="FILE", help=f"{KINDS}; or the directory of an AutoencoderKL"
+        "--tokenizer", type=Path, required=True, metavar="FILE", help=f"{KINDS}; or the directory of a tokenizer"
     )
     parser.add_argument(
         "--backbone", type=Path, metavar="FILE", help=f"{KINDS}; without it only the tokenizer is converted"
@@ -102,8 +102,8 @@ def _write_tokenizer(args: argparse.Namespace, network: Any, dtype: Any) -> None
 
 
 def _networks(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
-    """The networks of the given files; the tokenizer may also be the directory of an AutoencoderKL."""
-    from var_toolkit.formats.lone_tokenizers import read_autoencoder
+    """The networks of the given files; the tokenizer may also be a directory."""
+    from var_toolkit.formats.lone_tokenizers import Place, read_tokenizer
     from var_toolkit.formats.published import networks_from_tensors, required
     from var_toolkit.formats.weight_files import read_checkpoints
     from var_toolkit.registry import CONFIG
@@ -117,7 +117,7 @@ def _networks(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any
             raise ValueError(
                 f"{args.config} has settings of the tokenizer, but {args.tokenizer} has its own; remove one"
             )
-        found["tokenizer"] = read_autoencoder(files.pop("tokenizer"))
+        found["tokenizer"] = read_tokenizer(Place(files.pop("tokenizer")))
     chosen = read_checkpoints({part: (file, required(args.family, part)) for part, file in files.items()}, args.weights)
     tensors = {part: one.tensors for part, one in chosen.items()}
     found |= networks_from_tensors(args.family, tensors, config, {part: str(file) for part, file in files.items()})

@@ -49,11 +49,13 @@ def _within(pipe: Pipeline) -> Iterator[Named]:
         yield "Midpoint solver with 8 steps", {"solver": "midpoint", "steps": 8}
     elif all(isinstance(backbone, VAR) for backbone in pipe.backbones):
         yield from _depths(pipe)
-    elif pipe.refiner is None:
+    elif pipe.refiner is not None:
+        yield _shared(pipe.draft_scales), {}
+    elif hasattr(pipe.backbone, "refined"):
         yield "Plain, one pass a scale", {"refine": OFF}
         yield "Masked passes as published (HMAR)", {"refine": "published"}
     else:
-        yield _shared(pipe.draft_scales), {}
+        yield "Plain, one pass a scale", {}
 
 
 def _depths(pipe: Pipeline) -> Iterator[Named]:

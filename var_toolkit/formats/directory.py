@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -25,6 +24,7 @@ from var_toolkit.formats import diffusers_config
 from var_toolkit.formats.json_files import read_json, write_json
 from var_toolkit.formats.limits import check_parameters, network_config
 from var_toolkit.formats.safetensors_files import read_folder, read_safetensors
+from var_toolkit.modules import imported
 from var_toolkit.registry import CONFIG, WEIGHTS
 
 INDEX = "model_index.json"  # of a model directory, which holds a folder for each part
@@ -111,7 +111,10 @@ def network_class(name: object, folder: Path) -> type[nn.Module]:
 
 
 def _class(name: str, module: str) -> type[nn.Module]:
-    found: type[nn.Module] = getattr(import_module("diffusers" if name in OF_DIFFUSERS else module), name)
+    home = imported("diffusers" if name in OF_DIFFUSERS else module, f"network {name!r}")
+    if not hasattr(home, name):
+        raise ValueError(f"network {name!r} is in NETWORKS of {module}, which does not define it")
+    found: type[nn.Module] = getattr(home, name)
     return found
 
 

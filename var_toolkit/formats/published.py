@@ -24,9 +24,10 @@ def backbone_from_tensors(family: str, tensors: Tensors, given: Mapping[str, Any
     kind = registry.family(family)
     told = Told.read(given, kind.config, kind.arguments, "the configuration of the backbone")
     require(tensors, kind.required, source)
-    settings = kind.completed(told.merged(sizes_of(kind.sizes, tensors, source)), tensors, source)
+    ours = {kind.renamed(name): tensor for name, tensor in tensors.items()}
+    settings = kind.completed(told.merged(sizes_of(kind.sizes, ours, source)), ours, source)
     network = build(kind.network, settings, source)
-    fill(network, {k: v for k, v in tensors.items() if not k.endswith(kind.dropped)}, source)
+    fill(network, {name: tensor for name, tensor in ours.items() if not name.endswith(kind.dropped)}, source)
     return network.float().eval()
 
 

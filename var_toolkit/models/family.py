@@ -30,6 +30,7 @@ class Family:
     way: str = ""  # how it draws: what follows "a model of" in the card
     required: tuple[str, ...] = ()  # names of tensors by which its published files are known
     dropped: tuple[str, ...] = ()  # endings of the names of tensors that can be computed
+    renamed: Callable[[str], str] = lambda name: name  # our name of a published tensor; what follows is by our names
     arguments: Arguments = field(default_factory=Arguments)  # of the published constructor
     sizes: Callable[[Tensors], dict[str, Any]] = lambda tensors: {}
     completed: Callable[[dict[str, Any], Tensors, str], dict[str, Any]] = _as_they_are  # by what no tensor determines

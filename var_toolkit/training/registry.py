@@ -9,6 +9,7 @@ from var_toolkit import registry
 
 Registered = TypeVar("Registered", bound=type)
 _REGISTRY: dict[str, Any] = {}
+ROOMS = ("var_toolkit.training", "var_toolkit.still_life")
 OF_ANY_FAMILY = ("var", "raster-gpt")  # objectives that ask of a network only what its family has in common
 
 
@@ -24,11 +25,11 @@ def objective(name: str) -> Callable[[Registered], Registered]:
 
 def objective_names() -> list[str]:
     """Every public name."""
-    import var_toolkit.training as package
-
-    for module in pkgutil.iter_modules(package.__path__):
-        if module.name.endswith("_objective"):
-            importlib.import_module(f"{package.__name__}.{module.name}")
+    for room in ROOMS:
+        package = importlib.import_module(room)
+        for module in pkgutil.iter_modules(package.__path__):
+            if module.name.endswith("_objective"):
+                importlib.import_module(f"{room}.{module.name}")
     return sorted(_REGISTRY)
 
 
