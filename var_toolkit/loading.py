@@ -108,7 +108,7 @@ def load_tokenizer(source: str | Path, *, device: str = "auto", dtype: torch.dty
 
     An AutoencoderKL may also be the `vae` of a pipeline of diffusers, in a directory or on the hub.
     """
-    known = registry.ENTRIES.get(str(source))
+    known = registry.find_entry(str(source))
     if known is not None and isinstance(known.source, Hub) and not Path(source).is_dir():
         return _published_tokenizer(known.source).place(find_device(device), dtype)
     try:
@@ -124,7 +124,7 @@ def load_tokenizer(source: str | Path, *, device: str = "auto", dtype: torch.dty
 
 def tokenizer_network(source: str | Path) -> nn.Module:
     """The network of a tokenizer, for training: from a directory, by a name of the zoo, or from a hub id."""
-    known = registry.ENTRIES.get(str(source))
+    known = registry.find_entry(str(source))
     if known is None or not isinstance(known.source, Hub) or Path(source).is_dir():
         return read_tokenizer(find_tokenizer(source))
     return getattr(tokenizer := _published_tokenizer(known.source), "autoencoder", tokenizer)
@@ -152,7 +152,7 @@ def _opened(source: Source, tokenizer: str | Path | None, *, weights: bool) -> P
         raise ValueError(f"the model's name is empty; give {registry.WAYS}, or a model directory")
     if Path(source).is_dir():
         return _from_directory(Path(source), given, weights)
-    if str(source) not in registry.ENTRIES and is_hub_id(str(source)):
+    if is_hub_id(str(source)) and registry.find_entry(str(source)) is None:
         return _from_directory(snapshot(str(source), weights), given, weights)
     return _from_entry(registry.entry(str(source)), given, weights)  # raises ValueError for an unknown name
 
@@ -174,7 +174,7 @@ def _head_folder(source: str) -> Path | None:
     folder = Path(source)
     if (folder / CONFIG).is_file() and not (folder / INDEX).is_file():
         return folder
-    known = registry.ENTRIES.get(source)
+    known = registry.find_entry(source)
     if known is None or not isinstance(known.source, Embedded) or known.source.draft_head is None:
         return None
     return Embedded.folder(known.source.draft_head)

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -44,6 +43,8 @@ def imported(module: str, what: str) -> ModuleType:
 
 def source_file(module: str) -> Path | None:
     """The file of a module, which is not run (of `a.b`, a is); None if there is no such file."""
+    from importlib.util import find_spec
+
     try:
         with current_folder():
             spec = find_spec(module)

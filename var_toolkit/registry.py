@@ -15,7 +15,6 @@ from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from var_toolkit.entries import Embedded, Entry, Hub, Sampling, entries_from
@@ -70,9 +69,8 @@ def _own() -> Iterator[Home]:
     """The files of this package that have tables."""
     package = Path(__file__).parent
     for room in ("models", "tokenizers", "still_life"):
-        for found in sorted(iter_modules([str(package / room)]), key=lambda one: one.name):
-            if not found.ispkg:
-                yield _home(f"{__package__}.{room}.{found.name}", package / room / f"{found.name}.py")
+        for file in sorted((package / room).glob("*.py")):
+            yield _home(f"{__package__}.{room}.{file.stem}", file)
 
 
 def _place(entry: Entry) -> tuple[bool, bool, bool]:
@@ -188,12 +186,18 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in ENTRIES if fnmatch(name, pattern)]
 
 
+def find_entry(name: str) -> Entry | None:
+    """The entry of a name; None if there is none."""
+    if name not in ENTRIES and "/" not in name and os.sep not in name:
+        _register_others()
+    return ENTRIES.get(name)
+
+
 def entry(name: str) -> Entry:
     """The entry of a name; ValueError with the nearest name of a model that draws, if it is unknown."""
-    if name not in ENTRIES:
-        _register_others()
-    if name in ENTRIES:
-        return ENTRIES[name]
+    found = find_entry(name)
+    if found is not None:
+        return found
     if os.sep in name or "/" in name or name.startswith((".", "~")):
         raise ValueError(f"{name}: this folder does not exist; give {WAYS}, or a model directory")
     nearest = nearest_drawing(name)

@@ -105,3 +105,13 @@ def test_the_default_scaling_of_files_that_diffusers_wrote_is_said(autoencoder):
         network = empty_network(folder)
     assert network.config.scaling_factor == 0.18215
     assert next(network.parameters()).device == torch.device("meta")
+
+
+def test_a_field_of_another_name_states_its_own_range():
+    @dataclasses.dataclass(frozen=True)
+    class Odd:
+        rings: int = dataclasses.field(default=3, metadata={"range": (1, 9)})
+
+    assert network_config(Odd, {"rings": 9}, where="c.json").rings == 9
+    with pytest.raises(ValueError, match=r"rings is 10; expected 1 to 9"):
+        network_config(Odd, {"rings": 10}, where="c.json")

@@ -10,7 +10,7 @@ from typing import Any
 from var_toolkit.cli.hints import unnamed
 from var_toolkit.cli.options import add_model_option
 from var_toolkit.conditions.class_names import CLASSES, SYNSET, ClassNames, class_names
-from var_toolkit.registry import ENTRIES
+from var_toolkit.registry import find_entry
 
 SUMMARY = "list the classes that a model draws"
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _names(model: str) -> tuple[ClassNames, str | None]:
     """The names of a model's classes, and a note if it has none."""
-    known = ENTRIES.get(model)
+    known = find_entry(model)
     if known is not None and known.draws and not Path(model).is_dir():
         return class_names(known.class_names, CLASSES), None  # at once, without torch
     from var_toolkit.loading import skeleton

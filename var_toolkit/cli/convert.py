@@ -19,11 +19,11 @@ KINDS = ".pth, .safetensors, an index of shards (.safetensors.index.json), or a 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen convert`."""
+    from var_toolkit.registry import HOMES
+
+    known = ", ".join(home.family for home in HOMES.values() if home.family)
     parser.add_argument(
-        "--family",
-        required=True,
-        metavar="NAME",
-        help="the kind of model that the files hold, such as var, hmar, flowar or llamagen, or a module of your own",
+        "--family", required=True, metavar="NAME", help=f"the kind of model: {known}, or a module of your own"
     )
     parser.add_argument(
         "--tokenizer", type=Path, required=True, metavar="FILE", help=f"{KINDS}; or the directory of a tokenizer"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from var_toolkit.registry import DEFAULT, ENTRIES
+from var_toolkit.registry import DEFAULT, find_entry
 
 if TYPE_CHECKING:
     from var_toolkit.conditions.class_names import ClassNames
@@ -16,7 +16,7 @@ MANY = 10  # classes up to which folders sorted as text and as numbers have the 
 
 def tell_purpose(model: str, *, of_image: bool) -> None:
     """Say what a still-life model is for, if an image was given or the model is the default."""
-    entry = ENTRIES.get(model)
+    entry = find_entry(model)
     if entry is None or entry.class_names != "still-lifes" or (not of_image and model != DEFAULT):
         return
     photo = "was trained only on rendered still lifes, so photographs come out poorly"

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from var_toolkit.registry import ENTRIES, Embedded, Entry, list_models
+from var_toolkit.registry import Embedded, Entry, entry, list_models
 
 SUMMARY = "list the models"
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table."""
-    rows = [_row(ENTRIES[name]) for name in list_models(args.pattern)]
+    rows = [_row(entry(name)) for name in list_models(args.pattern)]
     if not rows:
         raise ValueError(f"no model matches {args.pattern!r}; `vargen models` lists all")
     if args.json:

@@ -83,13 +83,13 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 def model_of(args: argparse.Namespace) -> str | Pair | Drafting:
     """What `load` and `skeleton` open: a model, a model and its draft model, or a drafter and a refiner (CoDe)."""
     given = (args.drafter, args.refiner, args.draft_scales)
-    from var_toolkit.registry import DEFAULT, ENTRIES
+    from var_toolkit.registry import DEFAULT, find_entry
 
     if args.draft_model is not None and args.speculate not in ("draft", "early-exit", "eagle"):
         raise ValueError("--draft-model is for --speculate draft, early-exit or eagle; give one of them")
     if all(value is None for value in given):
-        known = ENTRIES[args.model].draft_models if args.model in ENTRIES and args.exit_layers is None else {}
-        draft_model = args.draft_model or known.get(args.speculate)
+        known = find_entry(args.model) if args.exit_layers is None else None
+        draft_model = args.draft_model or (known.draft_models.get(args.speculate) if known is not None else None)
         if draft_model is None:
             return str(args.model)
         from var_toolkit.loading import Drafting

@@ -11,7 +11,7 @@ import gradio as gr
 
 from var_toolkit.demo.showing import AT_ONCE
 from var_toolkit.demo.studio import Studio, seed_of
-from var_toolkit.registry import ENTRIES, Hub
+from var_toolkit.registry import Hub, find_entry
 
 MOST_GUIDANCE = 8
 MOST_IMAGES = 9
@@ -192,5 +192,5 @@ def _classes(studio: Studio, model: str) -> list[tuple[str, int]]:
 
 
 def _titled(model: str) -> str:
-    known = ENTRIES.get(model)
+    known = find_entry(model)
     return f"{model} (downloaded on first use)" if known and isinstance(known.source, Hub) else model

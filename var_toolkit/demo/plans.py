@@ -11,7 +11,7 @@ from var_toolkit.core.refinement_schedule import OFF
 from var_toolkit.loading import Drafting, Source, skeleton
 from var_toolkit.models.var import VAR
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.registry import ENTRIES, Entry
+from var_toolkit.registry import ENTRIES, Entry, find_entry
 
 Named = tuple[str, Mapping[str, Any]]
 
@@ -75,7 +75,7 @@ def _depths(pipe: Pipeline) -> Iterator[Named]:
 
 def _together(model: str) -> Iterator[Choice]:
     """Plans of a named model and another one of the zoo that was trained for it."""
-    known = ENTRIES.get(model)
+    known = find_entry(model)
     if known is None:
         return
     for pair in ENTRIES.values():

@@ -19,7 +19,7 @@ from var_toolkit.evaluation.bench.memory import forget_peak, held, peak
 from var_toolkit.images import as_output
 from var_toolkit.loading import Source, load, skeleton
 from var_toolkit.pipeline import Pipeline, PipelineOutput
-from var_toolkit.registry import ENTRIES
+from var_toolkit.registry import entry, list_models
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -87,7 +87,7 @@ class Frame:
 
 def model_names(first: str) -> list[str]:
     """The names of the zoo that draw, embedded ones first; before them `first`, if it is none of them."""
-    names = [name for name, entry in ENTRIES.items() if entry.draws]
+    names = [name for name in list_models() if entry(name).draws]
     return names if first in names else [first, *names]
 
 

@@ -9,7 +9,7 @@ from var_toolkit.evaluation.sample_folder import leaves
 from var_toolkit.evaluation.sample_set import OWN, exact_stages, spelled
 from var_toolkit.loading import skeleton
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.registry import ENTRIES
+from var_toolkit.registry import find_entry
 
 IMAGES = 50_000
 
@@ -23,7 +23,7 @@ def published(
     whether the reference is a statistics file of the ADM evaluator.
     """
     told = settings or {}
-    entry = ENTRIES.get(str(told.get("model")))
+    entry = find_entry(str(told.get("model")))
     if entry is None or not entry.published:
         return None, []
     own = skeleton(entry.name)

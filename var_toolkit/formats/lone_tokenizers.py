@@ -43,7 +43,7 @@ def find_tokenizer(source: str | Path, subfolders: tuple[str, ...] = ANYWHERE) -
         if not found:
             raise ValueError(f"{source} has no tokenizer: {CONFIG} is not in it, in vae/ or in tokenizer/")
         return Place(found[0])
-    if str(source) not in registry.ENTRIES and is_hub_id(str(source)):
+    if is_hub_id(str(source)) and registry.find_entry(str(source)) is None:
         return _on_hub(str(source), subfolders)
     part = registry.entry(str(source)).source
     if not isinstance(part, Embedded) or part.tokenizer is None:

@@ -45,4 +45,4 @@ def objective_class(name: str, family: str | None = None) -> Any:
         return _REGISTRY[name]
     if name not in OF_ANY_FAMILY:
         raise ValueError(f"objective {name} trains its own network; remove family, or use {' or '.join(OF_ANY_FAMILY)}")
-    return _REGISTRY[name].of_family(registry.family(family))
+    return _REGISTRY[name].of_family(registry.family(str(family)))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from var_toolkit.formats.directory import CONFIG, load_network
 from var_toolkit.loading import tokenizer_network
-from var_toolkit.registry import ENTRIES, Embedded, embedded_part, home_of
+from var_toolkit.registry import Embedded, embedded_part, find_entry, home_of
 
 FREE = {"drop_path", "dropout", "input_side", "scaling_factor"}  # of the settings: weights may start with others
 CLASSES = "num_classes"
@@ -27,7 +27,7 @@ def network_from(name: str, cls: type[Network], *, what: str) -> Network:
     nearby = [folder for folder in (Path(name), Path(name) / part) if (folder / CONFIG).is_file()]
     if nearby:
         network = load_network(nearby[0])
-    elif Embedded.folder(name).is_dir() and not (part == "tokenizer" and name in ENTRIES):
+    elif Embedded.folder(name).is_dir() and not (part == "tokenizer" and find_entry(name) is not None):
         network = load_network(embedded_part(name))
     elif part == "tokenizer":
         try:
