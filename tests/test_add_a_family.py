@@ -75,6 +75,8 @@ def test_an_installed_family_is_known_without_an_option(folder, monkeypatch):
     [
         ("", "NETWORKS"),
         ("NETWORKS = {name: 'backbone'}\n", "NETWORKS"),
+        ("NETWORKS = {'Odd'}\n", "NETWORKS"),
+        ("NETWORKS = {'Odd': 'backbone'}\nMODELS = {'odd'}\n", "MODELS"),
         ("NETWORKS = {'VAR': 'backbone'}\n", "taken by var_toolkit.models.var"),
         ("NETWORKS = {'Odd': 'backbone'}\nMODELS = {'odd': {'hidden': 1}}\n", "MODELS: odd.*'hidden'"),
         ("NETWORKS = {'Odd': 'backbone'}\nMODELS = {'odd': {'like': 'even'}}\n", "odd.*'even'"),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from var_toolkit.entries import Embedded, Entry, Hub, Sampling, entries_from
 from var_toolkit.modules import imported, source_file
+from var_toolkit.strict_fields import convert
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,8 +62,9 @@ def _home(module: str, file: Path) -> Home:
             raise ValueError(
                 f"{file}: {name} is read without running the file; write it with numbers, text, lists and dicts alone"
             ) from None
-    entries = entries_from(tables["MODELS"], module.rpartition(".")[2], where=f"{file}: MODELS")
-    return Home(module, tables["NETWORKS"], entries)
+    networks = convert(dict[str, str], tables["NETWORKS"], where=f"{file}: NETWORKS")
+    models = convert(dict[str, Any], tables["MODELS"], where=f"{file}: MODELS")
+    return Home(module, networks, entries_from(models, module.rpartition(".")[2], where=f"{file}: MODELS"))
 
 
 def _own() -> Iterator[Home]:

@@ -70,8 +70,8 @@ def _summary(pipe: Pipeline) -> str:
         return f"{told}{f'[{name}](https://arxiv.org/abs/{family.paper})' if family.paper else name}{way}."
     second = _title(pipe.refiner.backbone)
     return (
-        f"{told}[CoDe](https://arxiv.org/abs/2411.17787), collaborative decoding: the drafter, {_a(name)}, draws the "
-        f"first {pipe.draft_scales} scales, and the refiner, {_a(second)}, the remaining ones."
+        f"{told}[CoDe](https://arxiv.org/abs/2411.17787), collaborative decoding: the drafter ({name}) draws the "
+        f"first {pipe.draft_scales} scales, and the refiner ({second}) the remaining ones."
     )
 
 
@@ -143,10 +143,6 @@ def _licence(facts: Facts) -> str:
     if facts.license is None:
         return "Not known. Ask the authors of the weights before you use or share them."
     return f"`{facts.license}`"
-
-
-def _a(name: str) -> str:
-    return f"an {name}" if name == "HMAR" else f"a {name}"
 
 
 def _title(backbone: nn.Module) -> str:

@@ -43,5 +43,8 @@ class Family:
     @property
     def config(self) -> type:
         """The dataclass of its sizes."""
-        found: type = get_type_hints(self.network.__init__)["config"]
+        hints = get_type_hints(self.network.__init__)
+        if "config" not in hints:
+            raise ValueError(f"{self.network.__name__} takes no annotated argument config; a network of a family does")
+        found: type = hints["config"]
         return found
