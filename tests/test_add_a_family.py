@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import BLOCK, commands_of, files_of, here, in_a_process
 from PIL import Image
-from test_add_a_method import BLOCK, files_of, here, in_a_process
 
 from var_toolkit import registry
 from var_toolkit.cli import main
 
 PAGE = (Path(__file__).parent.parent / "docs" / "add-a-family.md").read_text()
-COMMANDS = [line for language, text in BLOCK.findall(PAGE) if language == "sh" for line in text.splitlines()]
+COMMANDS = commands_of(PAGE)
 
 
 @pytest.fixture
