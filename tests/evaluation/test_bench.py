@@ -24,7 +24,7 @@ from var_toolkit.evaluation.bench.random_weights import random_pipeline
 from var_toolkit.evaluation.bench.report import Spread, as_markdown, as_text, paired_ratio, report
 from var_toolkit.evaluation.bench.rounds import Measured, fit_together, measure, size_of
 from var_toolkit.evaluation.bench.table import Row, Table, find_table, plan_keywords, read_table, table_from
-from var_toolkit.evaluation.bench.worker import _in_one_line
+from var_toolkit.evaluation.bench.worker import Worker, _in_one_line
 from var_toolkit.loading import load, skeleton
 from var_toolkit.pipeline import Pipeline
 
@@ -234,7 +234,8 @@ def test_a_first_row_that_failed_leaves_the_others_without_ratios(model):
     assert told["rows"][1]["memory_growth_bytes"] == 5
 
 
-def test_what_is_predicted_is_the_plans_cost_and_what_the_engine_counts(model, tmp_path):
+def test_what_is_predicted_is_the_plans_cost_and_what_the_engine_counts(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "Child", Here)
     plans = ({}, {"subnet": 2, "full_scales": 2}, {"guidance_scale": 0})
     rows = tuple(Row(str(plan), model, plan=plan, batch=3, dtype="bfloat16", device="cpu") for plan in plans)
     found = measure(Table(rows, rounds=1, seconds=0), cache=tmp_path, on_step=lambda what: None)
@@ -248,23 +249,34 @@ def test_what_is_predicted_is_the_plans_cost_and_what_the_engine_counts(model, t
     assert row["predicted"]["transformer_ratio"] == 2.0
 
 
+class Here:
+    """What measures a row, in this process."""
+
+    started = 0
+
+    def __init__(self, row, threads):
+        type(self).started += 1
+        self.worker = Worker(row, torch.get_num_threads())
+        self.facts = self.worker.facts()
+
+    def ask(self, turn, seconds):
+        return self.worker.turn(turn, seconds)
+
+    def close(self):
+        pass
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_rows_take_turns_and_keep_their_process_where_memory_allows(keep, model, monkeypatch, tmp_path):
-    class Counted(Child):
-        started = 0
-
-        def __init__(self, *given):
-            Counted.started += 1
-            super().__init__(*given)
-
-    monkeypatch.setattr(rounds, "Child", Counted)
+    monkeypatch.setattr(rounds, "Child", Here)
+    monkeypatch.setattr(Here, "started", 0)
     monkeypatch.setattr(rounds, "available", lambda place: 2**50 if keep else 0)
     order = []
     table = Table(tuple(Row(name, model, batch=1, device="cpu") for name in "ab"), rounds=2, seconds=0)
     found = measure(table, cache=tmp_path, on_step=order.append)
     assert order == ["round 1 of 2: a", "round 1 of 2: b", "round 2 of 2: a", "round 2 of 2: b"]
     assert [len(one.turns) for one in found] == [2, 2]
-    assert Counted.started == (2 if keep else 4)
+    assert Here.started == (2 if keep else 4)
 
 
 def test_memory_is_counted_over_all_rows(model, monkeypatch):

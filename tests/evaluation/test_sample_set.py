@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from var_toolkit.conditions.class_names import class_names
+from var_toolkit.evaluation import sample_set
 from var_toolkit.evaluation.adm_npz import shuffled
 from var_toolkit.evaluation.image_sets import open_images
 from var_toolkit.evaluation.sample_set import ImageList, draw_set, labels_of, spelled
@@ -75,7 +76,7 @@ def sharded(model, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("shards", [0, 3])
+@pytest.mark.parametrize("shards", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_two_processes_write_the_files_of_one(shards, model, whole, sharded, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -101,6 +102,7 @@ def test_shards_hold_the_files_of_a_flat_set(whole, sharded):
     assert found["000013_class-3.cls"] == b"3"
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_the_shard_under_way_alone(model, tmp_path, capsys):
     draw(model, tmp_path / "whole", per_class=8, shards=10)
     out = tmp_path / "killed"
@@ -119,6 +121,24 @@ def test_a_killed_run_loses_the_shard_under_way_alone(model, tmp_path, capsys):
     assert draw(model, out, per_class=8, shards=10).added == 80 - there
     assert f"{there} of 80 images exist already; {80 - there} to draw" in capsys.readouterr().err
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_run_that_stops_after_two_shards_draws_the_others_alone(model, sharded, tmp_path, monkeypatch, capsys):
+    write = sample_set.write_shard
+
+    def stops(*given):
+        if len(list(tmp_path.glob("*.tar"))) == 2:
+            raise KeyboardInterrupt
+        write(*given)
+
+    monkeypatch.setattr(sample_set, "write_shard", stops)
+    with pytest.raises(KeyboardInterrupt):
+        draw(model, tmp_path, shards=3)
+    monkeypatch.setattr(sample_set, "write_shard", write)
+    assert len(list(tmp_path.glob("*.tar"))) == 2
+    draw(model, tmp_path, shards=3)
+    assert "of 30 images exist already" in capsys.readouterr().err
+    assert contents(tmp_path) == contents(sharded)
 
 
 def test_a_shard_that_is_gone_is_drawn_again_and_the_others_are_not_touched(model, sharded, tmp_path):

@@ -1,9 +1,6 @@
 """Tiny runs: a few dozen images, networks of a few thousand weights."""
 
 import copy
-import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import torch
 from golden.cases import fill
 from PIL import Image
 from safetensors.torch import load_file
+from training import in_two
 
 from var_toolkit.formats.directory import WEIGHTS, save_network
 from var_toolkit.models import hmar, var
@@ -187,28 +185,12 @@ def image_folders(tmp_path: Path) -> Callable[..., str]:
     return make
 
 
-SCRIPT = """
-import pickle, sys, torch
-from pathlib import Path
-from var_toolkit.training.loop import train
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    recipe = pickle.loads(Path(sys.argv[1]).read_bytes())
-    train(recipe, Path(sys.argv[2]), cache_dir=Path(sys.argv[3]), device="cpu")
-"""
-
-
 @pytest.fixture
 def train_in_two(tmp_path: Path, cache: Path) -> Callable[[Recipe, Path], Path]:
-    """Trains in two processes, as torchrun starts them; returns the final directory."""
+    """Trains in two processes; returns the final directory."""
 
     def run(recipe: Recipe, out: Path) -> Path:
-        (tmp_path / "recipe.pickle").write_bytes(pickle.dumps(recipe))
-        (tmp_path / "run.py").write_text(SCRIPT)
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        arguments = [tmp_path / "run.py", tmp_path / "recipe.pickle", out, cache]
-        done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-9000:]
+        in_two.train_in_two(recipe, out, cache, tmp_path)
         return out / "final"
 
     return run
