@@ -44,7 +44,7 @@ SMALLER = {
         "COUNT = 16": "COUNT = 4",
         "range(0, 1000, 63)": "range(0, 250, 63)",
         "shown = [2, 5, 9, 13]": "shown = [0, 1, 2, 3]",
-        "[2, 8, 16, 32]": "[8, 32]",
+        "[2, 8, 16, 32]": "[16, 32]",
         "labels[:4], seeds=seeds[:4]": "labels[:1], seeds=seeds[:1]",
     },
     "6-fid": {
