@@ -18,7 +18,10 @@ LEVELS = (
     ("", "kernels"),
     ("core", "conditions", "heads", "models", "tokenizers", "formats", "registry", "entries", "still_life"),
     ("methods",),
-    ("pipeline", "loading", "saving", "output", "default_plans", "settings", "editing", "formats.model_card"),
+    (
+        "pipeline", "streaming", "loading", "saving", "output", "default_plans", "settings", "editing",
+        "formats.model_card",
+    ),
     (
         "evaluation", "training", "still_life.quality", "still_life.editing_quality", "still_life.data_set",
         "still_life.image_cache", "still_life.classifier_objective",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from var_toolkit.images import as_output
-from var_toolkit.methods.speculative.tally import Tally
+from var_toolkit.methods.speculative.tally import Tally, together
 from var_toolkit.sheets import enlarged, grid
 
 LISTED = 8  # labels and seeds in a repr
@@ -56,14 +59,39 @@ class PipelineOutput:
 
     def _shown(self) -> list[Any]:
         """The first images, as PIL images."""
-        import torch
-
         if isinstance(self.images, list):
             return self.images[:SHOWN]
         if self.images is self.latents:
             return []
         some = torch.as_tensor(self.images[:SHOWN])
         return list(as_output((some if isinstance(self.images, Tensor) else some.movedim(-1, 1)) * 2 - 1, "pil"))
+
+
+def joined(batches: Iterable[PipelineOutput], *, return_dict: bool = True) -> PipelineOutput | tuple[Any]:
+    """Finished batches as one output; without `return_dict` only the images, in a tuple."""
+    parts = list(batches)
+    latents = torch.cat([part.latents for part in parts])
+    images = latents if parts[0].images is parts[0].latents else _images([part.images for part in parts])
+    if not return_dict:
+        return (images,)
+    return PipelineOutput(
+        images=images,
+        class_labels=[label for part in parts for label in part.class_labels],
+        seeds=[seed for part in parts for seed in part.seeds],
+        tokens=[torch.cat(maps) for maps in zip(*(part.tokens for part in parts), strict=True)],
+        latents=latents,
+        forward_passes=sum(part.forward_passes for part in parts),
+        velocity_evaluations=sum(part.velocity_evaluations for part in parts),
+        cache_bytes=max(part.cache_bytes for part in parts),
+        speculation=together([part.speculation for part in parts if part.speculation]),
+    )
+
+
+def _images(parts: Sequence[Any]) -> Any:
+    """Images of several batches in their output type."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [image for part in parts for image in part]
 
 
 def _listed(numbers: list[int]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -16,15 +16,12 @@ import torch
 from torch import Tensor
 
 from var_toolkit.conditions.class_names import ClassNames, class_names, kept
-from var_toolkit.core.engine import ScaleEvent, decode
 from var_toolkit.core.finite import require_finite, require_fit
-from var_toolkit.core.noise import Noise
 from var_toolkit.core.plan import Plan
 from var_toolkit.core.preserved import (
     Preserved,
     preserved_before,
     preserved_outside,
-    require_editable,
     require_scale,
 )
 from var_toolkit.default_plans import default_plan, require_masked_passes, with_subnet
@@ -33,26 +30,15 @@ from var_toolkit.editing import as_image, prepare
 from var_toolkit.formats.facts import Facts
 from var_toolkit.images import Given, as_output, given_square
 from var_toolkit.methods.by_name import apply_method
-from var_toolkit.methods.collaborative import require_one_tokenizer
 from var_toolkit.methods.speculative.settings import SETTINGS as SPECULATIVE
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
-from var_toolkit.methods.speculative.tally import together
 from var_toolkit.models.layers.linear import pack_linears
-from var_toolkit.output import PipelineOutput
-from var_toolkit.ranges import brief, checked
+from var_toolkit.output import PipelineOutput, joined
 from var_toolkit.registry import Sampling
 from var_toolkit.saving import parts, push, save
-from var_toolkit.settings import (
-    OUTPUT_TYPES,
-    Drawing,
-    Labels,
-    Settings,
-    checked_settings,
-    is_one,
-    require_kind,
-    seeds_of,
-)
+from var_toolkit.settings import Drawing, Labels, Settings, checked_settings, listed, require_kind
 from var_toolkit.signatures import show_keywords
+from var_toolkit.streaming import batches
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -206,7 +192,9 @@ class Pipeline:
             raise ValueError("method_options are those of a method; give method as well")
         return plan
 
-    def __call__(self, class_labels: Labels, **drawing: Unpack[Drawing]) -> PipelineOutput | tuple[Any]:
+    def __call__(
+        self, class_labels: Labels, *, return_dict: bool = True, **drawing: Unpack[Drawing]
+    ) -> PipelineOutput | tuple[Any]:
         """Draw one image per label.
 
         Labels are numbers, names or synsets; None draws without a class. Each image has its own seed (63 bits) and does
@@ -215,7 +203,17 @@ class Pipeline:
         callback is called after every scale of every batch. Without `return_dict` only the images are returned, in a
         tuple. ValueError, before anything is drawn, names what does not fit.
         """
-        return self._draw(class_labels, **drawing)
+        return joined(self.stream(listed(class_labels), **drawing), return_dict=return_dict)
+
+    def stream(self, class_labels: Labels, **drawing: Unpack[Drawing]) -> Iterator[PipelineOutput]:
+        """Draw as a call does, and yield each batch once it is finished; earlier batches are not held.
+
+        for batch in pipe.stream(range(1000), seeds=range(1000), batch_size=50): ...
+
+        Everything is checked before this returns, except labels and seeds of iterators, which are taken batch by
+        batch and may be endless.
+        """
+        return batches(self, class_labels, **drawing)
 
     def edit(
         self,
@@ -225,6 +223,7 @@ class Pipeline:
         *,
         expand: int | Sequence[int] | None = None,
         keep_pixels: bool = False,
+        return_dict: bool = True,
         **drawing: Unpack[Drawing],
     ) -> PipelineOutput | tuple[Any]:
         """Inpaint a part of an image, or outpaint with `expand`; one result per label.
@@ -237,6 +236,20 @@ class Pipeline:
         of a call; plans with speculative decoding are refused. ValueError, before anything is drawn, names what does
         not fit.
         """
+        edited = self.stream_edit(image, mask, listed(class_labels), expand=expand, keep_pixels=keep_pixels, **drawing)
+        return joined(edited, return_dict=return_dict)
+
+    def stream_edit(
+        self,
+        image: Given,
+        mask: Image | Sequence[int] | None = None,
+        class_labels: Labels = None,
+        *,
+        expand: int | Sequence[int] | None = None,
+        keep_pixels: bool = False,
+        **drawing: Unpack[Drawing],
+    ) -> Iterator[PipelineOutput]:
+        """The results of `edit` batch by batch, as `stream` yields them; the image is prepared once."""
         side = self.tokenizer.image_side
         edit = prepare(image, mask, expand, side=side, whole=keep_pixels)
         if keep_pixels and drawing.get("output_type") == "latent":
@@ -247,87 +260,40 @@ class Pipeline:
                 edit.cells(self.tokenizer.scales.finest), self._tokens(edit.square_tensor(side)), self.tokenizer
             )
 
-        return self._draw(class_labels, preserve, edit.pasted if keep_pixels else as_output, **drawing)
+        return batches(self, class_labels, preserve, edit.pasted if keep_pixels else as_output, **drawing)
 
     def vary(
-        self, image: Given, from_scale: int, class_labels: Labels = None, **drawing: Unpack[Drawing]
+        self,
+        image: Given,
+        from_scale: int,
+        class_labels: Labels = None,
+        *,
+        return_dict: bool = True,
+        **drawing: Unpack[Drawing],
     ) -> PipelineOutput | tuple[Any]:
         """Redraw the scales of an image from `from_scale` on and preserve the coarser ones; one result per label.
 
         0 redraws every scale, the number of scales none. The image is cropped as in `reconstruct`. Labels and `drawing`
         are those of a call. ValueError, before anything is drawn, names what does not fit.
         """
+        return joined(self.stream_vary(image, from_scale, listed(class_labels), **drawing), return_dict=return_dict)
+
+    def stream_vary(
+        self, image: Given, from_scale: int, class_labels: Labels = None, **drawing: Unpack[Drawing]
+    ) -> Iterator[PipelineOutput]:
+        """The results of `vary` batch by batch, as `stream` yields them; the image is prepared once."""
         require_scale(from_scale, self.tokenizer.scales)
         side = self.tokenizer.image_side
         as_image(image, side)
         square = given_square(image, side)
-        return self._draw(
-            class_labels, lambda: preserved_before(from_scale, self._tokens(square), self.tokenizer), **drawing
+        return batches(
+            self, class_labels, lambda: preserved_before(from_scale, self._tokens(square), self.tokenizer), **drawing
         )
 
     def _tokens(self, image_3ss: Tensor) -> list[Tensor]:
         """The token maps of one image in [0, 1]."""
         found: list[Tensor] = self.tokenizer.token_maps(image_3ss[None].to(self.device) * 2 - 1)
         return found
-
-    def _draw(
-        self,
-        class_labels: Labels,
-        preserve: Callable[[], Preserved] | None = None,
-        finish: Callable[[Tensor, str], Any] = as_output,
-        /,
-        *,
-        seeds: int | Sequence[int] | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        plan: Plan | None = None,
-        batch_size: int = 8,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_scale_end: Callable[[ScaleEvent], None] | None = None,
-        **settings: Unpack[Settings],
-    ) -> PipelineOutput | tuple[Any]:
-        """A call; `preserve` finds the preserved tokens, `finish` makes the output from images in [-1, 1]."""
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
-        batch_size = checked("batch_size", batch_size)
-        if plan is not None and not isinstance(plan, Plan):
-            raise ValueError(f"plan is {brief(plan)}; it must be a Plan, such as `pipe.plan()` returns")
-        wanted: list[Any] = [class_labels] if is_one(class_labels) else list(class_labels)  # type: ignore[arg-type]
-        if not wanted:
-            raise ValueError("class_labels is empty; give at least one class")
-        labels = [self.class_names.resolve(label) for label in wanted]
-        chosen = seeds_of(seeds, len(labels), generator)
-        if plan is not None and any(value is not None and value is not False for value in settings.values()):
-            raise ValueError("give a plan or settings, not both: a plan holds its own settings")
-        if plan is not None:
-            require_one_tokenizer(self.tokenizer, plan.tokenizer, ("pipeline", "plan"))
-        plan = plan or self.plan(**settings)
-        if preserve is not None:
-            require_editable(plan)
-        preserved = None if preserve is None else preserve()
-        runs, decoded = [], []
-        for at in range(0, len(labels), batch_size):
-            noise = Noise(chosen[at : at + batch_size], self.device)
-            labels_B = torch.tensor(labels[at : at + batch_size], device=self.device)
-            runs.append(decode(plan, labels_B, noise, preserved=preserved, on_scale=callback_on_scale_end))
-            if output_type != "latent":
-                images = self.tokenizer.decode(runs[-1].latent).cpu()
-                decoded.append(require_finite(images, "the decoder's images"))
-        latents = torch.cat([run.latent.cpu() for run in runs])
-        images = finish(torch.cat(decoded), output_type) if decoded else latents
-        if not return_dict:
-            return (images,)
-        return PipelineOutput(
-            images=images,
-            class_labels=labels,
-            seeds=chosen,
-            tokens=[torch.cat(maps).cpu() for maps in zip(*(run.tokens for run in runs), strict=True)],
-            latents=latents,
-            forward_passes=sum(run.forward_passes for run in runs),
-            velocity_evaluations=sum(run.evaluations for run in runs),
-            cache_bytes=max(run.cache_bytes for run in runs),
-            speculation=together([run.speculation for run in runs if run.speculation]),
-        )
 
     def reconstruct(self, image: Given) -> Image:
         """The tokenizer's reconstruction of an image, whose centre square is scaled to the tokenizer's size.
@@ -385,11 +351,14 @@ class Pipeline:
         return load(source, tokenizer=tokenizer, draft_model=draft_model, revision=revision, device=device, dtype=dtype)
 
 
-_DEFAULTS = {name: each.default for name, each in inspect.signature(Pipeline._draw).parameters.items()}
-for _method, _tables in (
-    (Pipeline.__call__, (Drawing, Settings)),
-    (Pipeline.edit, (Drawing, Settings)),
-    (Pipeline.vary, (Drawing, Settings)),
-    (Pipeline.plan, (Settings,)),
+_DEFAULTS = {name: each.default for name, each in inspect.signature(batches).parameters.items()}
+for _method in (
+    Pipeline.__call__,
+    Pipeline.stream,
+    Pipeline.edit,
+    Pipeline.stream_edit,
+    Pipeline.vary,
+    Pipeline.stream_vary,
 ):
-    show_keywords(_method, _tables, _DEFAULTS)
+    show_keywords(_method, (Drawing, Settings), _DEFAULTS)
+show_keywords(Pipeline.plan, (Settings,), _DEFAULTS)

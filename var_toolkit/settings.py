@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex, TypedDict
 
 import torch
@@ -58,12 +58,11 @@ class Settings(TypedDict, total=False):
 class Drawing(Settings, total=False):
     """How images are drawn, and which: the keywords of a call, which explains them."""
 
-    seeds: int | Sequence[int] | None  # one per image
+    seeds: int | Iterable[int] | None  # one per image
     generator: torch.Generator | Sequence[torch.Generator] | None  # of seeds that are not given
     plan: Plan | None  # instead of settings
     batch_size: int  # images at a time, 8 by default
     output_type: str  # pil (the default), np, pt or latent
-    return_dict: bool  # True by default
     callback_on_scale_end: Callable[[ScaleEvent], None] | None
 
 
@@ -104,8 +103,13 @@ def is_one(labels: object) -> bool:
     )
 
 
+def listed(labels: Labels) -> Labels:
+    """Labels of an iterator as a list, so that all of them are checked before anything is drawn."""
+    return list(labels) if isinstance(labels, Iterator) else labels
+
+
 def seeds_of(
-    given: int | Sequence[int] | None, count: int, generator: torch.Generator | Sequence[torch.Generator] | None
+    given: int | Iterable[int] | None, count: int, generator: torch.Generator | Sequence[torch.Generator] | None
 ) -> list[int]:
     """A seed for each of `count` images: those given, or from one generator or one per image, or torch's own.
 

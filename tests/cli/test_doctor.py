@@ -120,14 +120,14 @@ def test_other_errors_are_not_taken_for_it():
 
 
 def test_images_beyond_number_are_not_listed_first(monkeypatch, tmp_path, capsys):
-    """The first batch is asked for at once."""
     from var_toolkit.pipeline import Pipeline
 
     def draw(self, labels, **drawing):
-        assert (labels, drawing["seeds"]) == ([3, 3], [7, 8])
+        assert [next(labels), next(labels)] == [3, 3]
+        assert [next(drawing["seeds"]), next(drawing["seeds"])] == [7, 8]
         raise FloatingPointError("reached")
 
-    monkeypatch.setattr(Pipeline, "__call__", draw)
+    monkeypatch.setattr(Pipeline, "stream", draw)
     command = "sample --class 3 -n 2000000000000 --batch-size 2 --seed 7 --device cpu --out"
     assert main([*command.split(), str(tmp_path)]) == 1
     assert capsys.readouterr().err.strip().endswith("reached")

@@ -11,6 +11,7 @@ from conftest import small_var_network
 from PIL import Image
 from safetensors.torch import load_file
 
+from var_toolkit import streaming
 from var_toolkit.cli import main
 from var_toolkit.loading import load
 from var_toolkit.pipeline import Pipeline
@@ -199,14 +200,14 @@ def test_a_folder_without_write_permission_is_named(model, capsys):
 
 
 def test_what_was_drawn_before_an_interruption_is_kept(model, monkeypatch, tmp_path):
-    whole = Pipeline.__call__
+    whole = streaming.decode
 
-    def interrupted_at_the_third(self, labels, *, seeds, **settings):
-        if 2 in seeds:
+    def interrupted_at_the_third(plan, labels_B, noise, **options):
+        if (tmp_path / "class-3_seed-1.png").exists():
             raise KeyboardInterrupt
-        return whole(self, labels, seeds=seeds, **settings)
+        return whole(plan, labels_B, noise, **options)
 
-    monkeypatch.setattr(Pipeline, "__call__", interrupted_at_the_third)
+    monkeypatch.setattr(streaming, "decode", interrupted_at_the_third)
     assert sample(model, "--class", "3", "-n", "4", "--batch-size", "1") == 130
     assert sorted(p.name for p in tmp_path.iterdir()) == ["class-3_seed-0.png", "class-3_seed-1.png"]
 
@@ -226,7 +227,7 @@ def test_an_interrupted_run_says_so_in_one_line(model, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("var_toolkit.pipeline.Pipeline.__call__", interrupt)
+    monkeypatch.setattr(Pipeline, "stream", interrupt)
     assert sample(model, "--class", "3") == 130
     assert capsys.readouterr().err == "vargen: interrupted\n"
 

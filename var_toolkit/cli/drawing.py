@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +85,7 @@ class Drawn:
 class Task:
     """What a command draws: how it calls a pipeline, what it checks before, and how its files are named."""
 
-    draw: Callable[..., Any]  # (pipeline, labels or None, **drawing) -> PipelineOutput
+    draw: Callable[..., Iterator[PipelineOutput]]  # (pipeline, labels or None, **drawing) -> finished batches
     # Given a pipeline without weights: further facts for --json, or ValueError if the task does not fit the model.
     check: Callable[[Pipeline, Plan], Mapping[str, Any]] = lambda pipe, plan: {}
     prefix: str = ""  # of the names of files
@@ -166,14 +166,13 @@ def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, wanted: list[int
             if args.trace:
                 drawn.frames.append((event.scale, event.preview().cpu()))
 
-        for at in range(0, count, size):
-            batch = range(at, min(at + size, count))
-            labels, seeds = [wanted[i // args.n] for i in batch], [args.seed + i % args.n for i in batch]
-            began = time.perf_counter()
-            asked = [None if label == len(pipe.class_names) else label for label in labels]
-            output = task.draw(pipe, asked, seeds=seeds, batch_size=size, callback_on_scale_end=on_scale, plan=plan)
+        asked = (None if label == len(pipe.class_names) else label for label in wanted for _ in range(args.n))
+        seeds = (args.seed + i for _ in wanted for i in range(args.n))
+        began = time.perf_counter()
+        for batch in task.draw(pipe, asked, seeds=seeds, batch_size=size, callback_on_scale_end=on_scale, plan=plan):
             drawn.seconds += time.perf_counter() - began
-            _keep(args, task, len(pipe.class_names), drawn, output)
+            _keep(args, task, len(pipe.class_names), drawn, batch)
+            began = time.perf_counter()
     return drawn
 
 

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         return {"image": str(args.image), "square": list(edit.square), "keep_pixels": args.keep_pixels}
 
     def draw(pipe: Pipeline, labels: list[int], **drawing: Any) -> Any:
-        return pipe.edit(image, mask, labels, expand=expand, keep_pixels=args.keep_pixels, **drawing)
+        return pipe.stream_edit(image, mask, labels, expand=expand, keep_pixels=args.keep_pixels, **drawing)
 
     run_task(args, Task(draw, check, f"{args.image.stem}_edit_"))
 

@@ -24,4 +24,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw every class with every seed."""
-    run_task(args, Task(lambda pipe, labels, **drawing: pipe(labels, **drawing)))
+    run_task(args, Task(lambda pipe, labels, **drawing: pipe.stream(labels, **drawing)))

@@ -44,6 +44,6 @@ def run(args: argparse.Namespace) -> None:
         return {"image": str(args.image), "from_scale": args.from_scale}
 
     def draw(pipe: Pipeline, labels: list[int], **drawing: Any) -> Any:
-        return pipe.vary(image, args.from_scale, labels, **drawing)
+        return pipe.stream_vary(image, args.from_scale, labels, **drawing)
 
     run_task(args, Task(draw, check, f"{args.image.stem}_vary_"))

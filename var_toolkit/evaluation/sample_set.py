@@ -30,7 +30,7 @@ from var_toolkit.evaluation.image_files import IMAGE, SHARD, members, write_imag
 from var_toolkit.evaluation.sample_folder import numbers_there, opened, write_settings
 from var_toolkit.files import check_writable
 from var_toolkit.loading import load, skeleton
-from var_toolkit.pipeline import Pipeline, PipelineOutput
+from var_toolkit.pipeline import Pipeline
 from var_toolkit.processes import team_of_this_process
 from var_toolkit.progress import Progress
 
@@ -290,17 +290,23 @@ def _draw(
     bar: Progress,
 ) -> None:
     """Draw complete units of work, and write the images that do not exist yet."""
-    plan = pipe.plan(**settings)
-    done, all_batches = 0, sum(len(wanted.part(index)) for index in lacking)
+    batches = [batch for index in lacking for batch in wanted.part(index)]
+    # A batch of the stream is one of the set: only the very last of the set can be shorter than the others.
+    stream = enumerate(
+        pipe.stream(
+            (wanted.label(i) for batch in batches for i in batch),
+            seeds=(wanted.seed + i for batch in batches for i in batch),
+            batch_size=wanted.batch_size,
+            plan=pipe.plan(**settings),
+        ),
+        start=1,
+    )
 
     def images(numbers: range) -> Iterator[tuple[str, int, Image]]:
-        nonlocal done
-        labels, seeds = [wanted.label(i) for i in numbers], [wanted.seed + i for i in numbers]
-        drawn = cast(PipelineOutput, pipe(labels, seeds=seeds, batch_size=len(numbers), plan=plan))
-        yield from zip(map(wanted.name, numbers), labels, drawn.images, strict=True)
-        done += 1
+        done, drawn = next(stream)
+        yield from zip(map(wanted.name, numbers), drawn.class_labels, drawn.images, strict=True)
         # Assume that the other processes have made the same progress.
-        bar.update(bar.first + round((bar.total - bar.first) * done / all_batches) - bar.n)
+        bar.update(bar.first + round((bar.total - bar.first) * done / len(batches)) - bar.n)
 
     for index in lacking:
         drawn = (image for numbers in wanted.part(index) for image in images(numbers))

@@ -6,14 +6,14 @@ Letters: N images, L tokens.
 from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from var_toolkit.core.engine import decode
-from var_toolkit.core.noise import Noise
 from var_toolkit.core.plan import Plan
+from var_toolkit.pipeline import Pipeline
 from var_toolkit.training.code_cache import Stored, cached, hash_of, token_dtype
 from var_toolkit.training.draws import derived
 
@@ -34,12 +34,13 @@ def cached_samples(
     assert isinstance(backbone, torch.nn.Module)
     name = f"samples-{split}-{count}-{hash_of(backbone.state_dict(), repr(settings))}"
     stored = Stored(name, (backbone.config.tokens,), token_dtype(backbone.config.vocab_size), "drawing")
-    device = next(backbone.parameters()).device
+    drawing: Any = (plan.tokenizer, backbone)
+    pipe, first = Pipeline(*drawing), FIRST_SEEDS[split]
 
     def tokens(start: int) -> Iterator[Tensor]:
-        for part in torch.arange(start, count).split(BATCH):
-            seeds = (FIRST_SEEDS[split] + part).tolist()
-            yield decode(plan, labels[part].to(device), Noise(seeds, device)).tokens[0]
+        seeds = range(first + start, first + count)
+        for batch in pipe.stream(labels[start:], seeds=seeds, plan=plan, batch_size=BATCH, output_type="latent"):
+            yield batch.tokens[0]
 
     return cached(stored, count, tokens, directory, progress=progress), labels.numpy()
 

@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from var_toolkit.core.engine import Decoded, decode
-from var_toolkit.core.noise import Noise
 from var_toolkit.core.plan import Plan
 from var_toolkit.devices import clock
 from var_toolkit.evaluation.bench.memory import forget_peak, held, peak
@@ -27,6 +25,7 @@ from var_toolkit.evaluation.bench.table import Row
 from var_toolkit.images import to_uint8
 from var_toolkit.loading import load
 from var_toolkit.methods.speculative.tally import Tally, together
+from var_toolkit.output import PipelineOutput
 from var_toolkit.pipeline import Pipeline
 
 QUALITY_BATCH = 64
@@ -89,13 +88,12 @@ class Worker:
 
     def drawn(self, count: int) -> Iterator[Tensor]:
         """Batches of images, uint8 (B, 3, h, w), on the CPU; image i has seed i and class i % number of classes."""
-        for at in range(0, count, QUALITY_BATCH):
-            size = min(QUALITY_BATCH, count - at)
-            one = _draw(self.pipe, self.plan, self._labels(at, size), range(at, at + size))
-            yield to_uint8((one.images + 1) / 2).cpu()
+        labels = self._labels(0, count)
+        drawn = self.pipe.stream(labels, seeds=range(count), plan=self.plan, batch_size=QUALITY_BATCH, output_type="pt")
+        yield from (to_uint8(batch.images) for batch in drawn)
 
-    def _labels(self, first: int, count: int) -> Tensor:
-        return torch.arange(first, first + count, device=self.pipe.device) % self.pipe.backbone.config.num_classes
+    def _labels(self, first: int, count: int) -> list[int]:
+        return [number % self.pipe.backbone.config.num_classes for number in range(first, first + count)]
 
 
 def _pipeline(row: Row) -> Pipeline:
@@ -104,22 +102,20 @@ def _pipeline(row: Row) -> Pipeline:
 
 
 class Drawn(NamedTuple):
-    """One batch: seconds of the transformer and of the tokenizer's decoder, tokens, and images in [-1, 1]."""
+    """One batch: seconds of the transformer and of the tokenizer's decoder, and what was counted."""
 
     transformer: float
     decoder: float
-    run: Decoded
-    images: Tensor
+    run: PipelineOutput
     peak_bytes: int  # before the decoder
 
 
-def _draw(pipe: Pipeline, plan: Plan, labels: Tensor, seeds: range) -> Drawn:
-    noise = Noise(seeds, pipe.device)
+def _draw(pipe: Pipeline, plan: Plan, labels: list[int], seeds: range) -> Drawn:
     began = clock(pipe.device)
-    run = decode(plan, labels, noise)
+    (run,) = pipe.stream(labels, seeds=seeds, plan=plan, batch_size=len(labels), output_type="latent")
     drawn, peak_bytes = clock(pipe.device), peak(pipe.device)
-    images = plan.tokenizer.decode(run.latent)
-    return Drawn(drawn - began, clock(pipe.device) - drawn, run, images, peak_bytes)
+    plan.tokenizer.decode(run.latents.to(pipe.device))
+    return Drawn(drawn - began, clock(pipe.device) - drawn, run, peak_bytes)
 
 
 def main() -> None:

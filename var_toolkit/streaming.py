@@ -1,0 +1,103 @@
+"""The one loop over batches: every image of a pipeline is drawn here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Unpack
+
+import torch
+from torch import Tensor
+
+from var_toolkit.core.engine import ScaleEvent, decode
+from var_toolkit.core.finite import require_finite
+from var_toolkit.core.noise import Noise
+from var_toolkit.core.plan import Plan
+from var_toolkit.core.preserved import Preserved, require_editable
+from var_toolkit.images import as_output
+from var_toolkit.methods.collaborative import require_one_tokenizer
+from var_toolkit.output import PipelineOutput
+from var_toolkit.ranges import brief, checked
+from var_toolkit.settings import OUTPUT_TYPES, Labels, Settings, is_one, seeds_of
+
+if TYPE_CHECKING:
+    from var_toolkit.conditions.class_names import ClassNames
+    from var_toolkit.pipeline import Pipeline
+
+
+def batches(
+    pipe: Pipeline,
+    class_labels: Labels,
+    preserve: Callable[[], Preserved] | None = None,
+    finish: Callable[[Tensor, str], Any] = as_output,
+    /,
+    *,
+    seeds: int | Iterable[int] | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    plan: Plan | None = None,
+    batch_size: int = 8,
+    output_type: str = "pil",
+    callback_on_scale_end: Callable[[ScaleEvent], None] | None = None,
+    **settings: Unpack[Settings],
+) -> Iterator[PipelineOutput]:
+    """The batches of `Pipeline.stream`; all checks are made at once, drawing starts with the first `next`.
+
+    `preserve` finds the preserved tokens, once; `finish` makes the output from images in [-1, 1].
+    """
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
+    batch_size = checked("batch_size", batch_size)
+    if plan is not None and not isinstance(plan, Plan):
+        raise ValueError(f"plan is {brief(plan)}; it must be a Plan, such as `pipe.plan()` returns")
+    asked = _asked(pipe.class_names, class_labels, seeds, generator, batch_size)
+    if plan is not None and any(value is not None and value is not False for value in settings.values()):
+        raise ValueError("give a plan or settings, not both: a plan holds its own settings")
+    if plan is not None:
+        require_one_tokenizer(pipe.tokenizer, plan.tokenizer, ("pipeline", "plan"))
+    plan = plan or pipe.plan(**settings)
+    if preserve is not None:
+        require_editable(plan)
+    preserved = None if preserve is None else preserve()
+
+    def drawn(labels: list[int], seeds: list[int]) -> PipelineOutput:
+        labels_B = torch.tensor(labels, device=pipe.device)
+        run = decode(plan, labels_B, Noise(seeds, pipe.device), preserved=preserved, on_scale=callback_on_scale_end)
+        images = latents = run.latent.cpu()
+        if output_type != "latent":
+            pixels = require_finite(pipe.tokenizer.decode(run.latent).cpu(), "the decoder's images")
+            images = finish(pixels, output_type)
+        return PipelineOutput(
+            images=images,
+            class_labels=labels,
+            seeds=seeds,
+            tokens=[found.cpu() for found in run.tokens],
+            latents=latents,
+            forward_passes=run.forward_passes,
+            velocity_evaluations=run.evaluations,
+            cache_bytes=run.cache_bytes,
+            speculation=run.speculation or None,
+        )
+
+    return (drawn(labels, seeds) for labels, seeds in asked)
+
+
+def _asked(
+    names: ClassNames, labels: Labels, seeds: Any, generator: Any, size: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Labels and seeds of each batch. Those of an iterator are taken when they are needed, and it may be endless."""
+    if isinstance(labels, Iterator):
+        return _taken(names, labels, None if seeds is None else iter(seeds), generator, size)
+    wanted: list[Any] = [labels] if is_one(labels) else list(labels)  # type: ignore[arg-type]
+    if not wanted:
+        raise ValueError("class_labels is empty; give at least one class")
+    known = [names.resolve(label) for label in wanted]
+    chosen = seeds_of(seeds, len(known), generator)
+    return ((known[at : at + size], chosen[at : at + size]) for at in range(0, len(known), size))
+
+
+def _taken(
+    names: ClassNames, labels: Iterator[Any], seeds: Iterator[Any] | None, generator: Any, size: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    while part := list(islice(labels, size)):
+        chosen = None if seeds is None else list(islice(seeds, len(part)))
+        yield [names.resolve(label) for label in part], seeds_of(chosen, len(part), generator)
