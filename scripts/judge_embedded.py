@@ -42,7 +42,11 @@ def main() -> None:
         help="the first one's tokenizer is judged",
     )
     parser.add_argument(
-        "--cfg", type=float, nargs="*", default=[None], help="guidance strengths to compare (default: the model's own)"
+        "--cfg",
+        type=float,
+        nargs="*",
+        default=[None],
+        help="guidance to compare, as its authors count it (default: the model's own)",
     )
     args = parser.parse_args()
     images, labels = torch.cat(list(fresh_batches(2000))), torch.arange(2000) % 1000
@@ -52,10 +56,10 @@ def main() -> None:
         pipe = load(name, device="cpu")
         for cfg in args.cfg:
             began = time.perf_counter()
-            drawn = pipe(range(1000), seeds=range(1000), guidance_scale=cfg, batch_size=BATCH, output_type="pt")
+            drawn = pipe(range(1000), seeds=range(1000), cfg=cfg, batch_size=BATCH, output_type="pt")
             seconds = time.perf_counter() - began
             found = verdict(to_uint8(drawn.images), torch.arange(1000))
-            setting = "default guidance" if cfg is None else f"guidance {cfg:g}"
+            setting = "default guidance" if cfg is None else f"cfg {cfg:g}"
             print(f"{name}, {setting}: class agreement {found}; {1000 / seconds:.1f} images/s", flush=True)
 
 

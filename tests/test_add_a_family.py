@@ -45,7 +45,7 @@ def test_the_files_and_commands_of_the_page_work(folder, capsys):
     assert np.array_equal(first, second)
     index = json.loads((folder / "converted" / "model_index.json").read_text())
     assert index["backbone"] == ["warm_var", "WarmVAR"]
-    assert index["_sampling"]["guidance_scale"] == 2.0
+    assert index["_sampling"]["cfg"] == 2.0
     assert "Warm VAR, 2 layers" in (folder / "converted" / "README.md").read_text()
     rows = json.loads((folder / "bench" / "warm_bench.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["warm"]

@@ -173,7 +173,7 @@ def test_switching_guidance_costs_what_the_table_of_the_page_has():
         cells |= {(case, name): float(cost) for name, cost in zip(names, costs, strict=True) if cost}
     assert len(cells) == 7
     for (case, name), cost in cells.items():
-        plan = skeleton(name).plan(guidance_scale=1.5)
+        plan = skeleton(name).plan(cfg=1.5)
         count = len(plan.tokenizer.scales)
         stages = (replace(*plan.within(range(k, k + 1)), guidance=GUIDANCES[case](k, count)) for k in range(count))
         found = replace(plan, stages=stages).cost().multiply_adds / plan.cost().multiply_adds

@@ -22,7 +22,7 @@ from var_toolkit.pipeline import Pipeline
 from var_toolkit.registry import WEIGHTS, Embedded, Entry, Sampling
 from var_toolkit.tokenizers.kl import KLTokenizer
 
-SETTINGS = Sampling(guidance_scale=2.0, steps=3, solver="heun")
+SETTINGS = Sampling(cfg=3.0, steps=3, solver="heun")
 
 
 @pytest.fixture(scope="module")

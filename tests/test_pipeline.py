@@ -248,7 +248,7 @@ def test_lists_that_refine_only_what_another_model_draws_are_refused(small_token
 
 
 def test_a_name_that_is_no_setting_is_refused_even_without_a_value(small_tokenizer, small_var):
-    with pytest.raises(TypeError, match="'typo' is no setting; settings are guidance_scale"):
+    with pytest.raises(TypeError, match="'typo' is no setting; settings are cfg, guidance_scale"):
         Pipeline(small_tokenizer, small_var).plan(typo=None)
 
 
@@ -273,7 +273,7 @@ def test_continuous_tokens_come_as_vectors_and_the_work_on_them_is_counted(conti
 
 
 def test_settings_of_the_solver_are_taken_as_given(continuous):
-    plan = continuous.plan(solver="heun", steps=4, guidance_interval=(0.25, 0.5), guidance_scale=3)
+    plan = continuous.plan(solver="heun", steps=4, guidance_interval=(0.25, 0.5), cfg=4)
     assert str(plan) == "scales 0-2: FlowAR 3 x 32, guidance 3, 4 steps (heun), guided from 0.5 to 0.25"
 
 
@@ -373,7 +373,7 @@ def test_compiled_layers_are_what_decoding_runs(small_tokenizer):
 def test_the_keywords_of_a_call_are_seen(pipe, name):
     shown = inspect.signature(getattr(pipe, name)).parameters
     assert not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in shown.values())
-    assert {"seeds", "guidance_scale", "top_k", "batch_size", "output_type", "speculate"} <= shown.keys()
+    assert {"seeds", "cfg", "guidance_scale", "top_k", "batch_size", "output_type", "speculate"} <= shown.keys()
     assert (shown["batch_size"].default, shown["output_type"].default, shown["top_k"].default) == (8, "pil", None)
     assert set(Drawing.__annotations__) <= shown.keys()
     assert "    top_k: " in inspect.getdoc(getattr(pipe, name))

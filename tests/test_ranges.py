@@ -13,14 +13,14 @@ from var_toolkit.ranges import RANGES, checked
 from var_toolkit.registry import Sampling
 from var_toolkit.settings import FLAGS, seeds_of
 
-NUMBERS = [name for name in RANGES if name not in ("guidance", "seed", "batch_size", "subnet", "full_scales")]
+NUMBERS = ["cfg", *(name for name in RANGES if name not in ("guidance", "seed", "batch_size", "subnet", "full_scales"))]
 DRAFTING = {"speculate": "jacobi"}
 
 
 def pipeline(name):
     if name in ("steps", "guidance_interval"):
-        return Pipeline(tiny_kl(), tiny_flowar(), Sampling(1.0, 0, 0.0))
-    return Pipeline(tiny_vq(), tiny_gpt(), Sampling(1.0, 0, 0.0))
+        return Pipeline(tiny_kl(), tiny_flowar(), Sampling(2.0, 0, 0.0))
+    return Pipeline(tiny_vq(), tiny_gpt(), Sampling(2.0, 0, 0.0))
 
 
 @pytest.mark.parametrize("name", NUMBERS)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from var_toolkit.core.plan import Plan, Stage, is_continuous
 from var_toolkit.core.refinement_schedule import OFF, refinement
+from var_toolkit.guidance import weight
 from var_toolkit.heads.flow import Flow
 from var_toolkit.methods.collaborative import code
 from var_toolkit.methods.variant import variant
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 def default_plan(pipe: Pipeline, given: dict[str, Any]) -> Plan:
     """The plan for some settings, with the model's default number of layers, and its refiner if it has one."""
-    plan, defaults = _full_depth(pipe, asdict(pipe.sampling) | given), pipe.sampling
+    defaults = pipe.sampling
+    plan = _full_depth(pipe, asdict(defaults) | given | {"guidance": weight(given, defaults, pipe.backbone)})
     if defaults.subnet is not None or defaults.full_scales is not None:
         plan = with_subnet(plan, defaults.subnet, defaults.full_scales)
     if pipe.refiner is None:
@@ -54,7 +56,7 @@ def _full_depth(pipe: Pipeline, chosen: dict[str, Any]) -> Plan:
     """The plan of the pipeline's backbone: one stage for each run of scales with the same temperature."""
     backbone, temperature = pipe.backbone, chosen["temperature"]
     scales = backbone.scales
-    count, guidance = len(scales), chosen["guidance_scale"]
+    count, guidance = len(scales), chosen["guidance"]
     by_scale = (temperature,) * count if isinstance(temperature, int | float) else tuple(temperature)
     if len(by_scale) != count:
         raise ValueError(

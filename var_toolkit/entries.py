@@ -16,9 +16,9 @@ PINNED = {"FoundationVision/var": "6d0ee6598a42f75079aa79e58b012b57b284c91b"}
 
 @dataclass(frozen=True)
 class Sampling:
-    """Default settings of a model, with VAR's meaning of guidance (see `core.plan.Stage`)."""
+    """Default settings of a model."""
 
-    guidance_scale: float = 1.5
+    cfg: float | None = None  # guidance as the authors of the model count it; None for 1.5 more than off
     top_k: int = 900
     top_p: float = 0.96
     temperature: float | tuple[float, ...] = 1.0  # one, or one per scale

@@ -27,6 +27,7 @@ from var_toolkit.formats.facts import Facts, of_both, of_entry, read_facts
 from var_toolkit.formats.fitting import AnyTokenizer, fitted
 from var_toolkit.formats.hub import at_revision, is_hub_id, snapshot, with_revision
 from var_toolkit.formats.lone_tokenizers import ALONE, find_tokenizer, read_autoencoder, read_tokenizer
+from var_toolkit.guidance import read_sampling, weight
 from var_toolkit.methods.collaborative import code
 from var_toolkit.methods.speculative.settings import DraftModel
 from var_toolkit.pipeline import Pipeline
@@ -166,7 +167,7 @@ def _draft_model(source: str, tokenizer: str | Path | None, weights: bool) -> Dr
             raise ValueError(f"{place} holds a {type(network).__name__}; alone it must be a {' or '.join(heads)}")
         return DraftModel(network, source)
     pipe = _opened(source, tokenizer, weights=weights)
-    return DraftModel(pipe.backbone, source, pipe.sampling.guidance_scale > 0, pipe.tokenizer)
+    return DraftModel(pipe.backbone, source, weight({}, pipe.sampling, pipe.backbone) > 0, pipe.tokenizer)
 
 
 def _head_folder(source: str) -> Path | None:
@@ -193,8 +194,8 @@ def _from_directory(folder: Path, given: Mapping[str, Part], weights: bool) -> P
         if type(network).__name__ not in (classes := expected(name)):
             raise ValueError(f"{where} holds a {type(network).__name__}; it must hold a {' or '.join(classes)}")
     samplings = [
-        strict_fields.build(Sampling, index.get(key, {}), where=f"{folder / INDEX}: {key}")
-        for key in ("_sampling", "_refiner_sampling")
+        read_sampling(index.get(key, {}), parts.get(part, parts["backbone"]).network, where=f"{folder / INDEX}: {key}")
+        for key, part in (("_sampling", "backbone"), ("_refiner_sampling", "refiner"))
     ]
     draft_scales = strict_fields.convert(int, index.get("_draft_scales", 0), where=f"{folder / INDEX}: _draft_scales")
     classes = parts["backbone"].network.config.num_classes

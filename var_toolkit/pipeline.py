@@ -28,6 +28,7 @@ from var_toolkit.default_plans import default_plan, require_masked_passes, with_
 from var_toolkit.devices import destination
 from var_toolkit.editing import as_image, prepare
 from var_toolkit.formats.facts import Facts
+from var_toolkit.guidance import with_cfg
 from var_toolkit.images import Given, as_output, given_square
 from var_toolkit.methods.by_name import apply_method
 from var_toolkit.methods.speculative.settings import SETTINGS as SPECULATIVE
@@ -70,7 +71,7 @@ class Pipeline:
     ) -> None:
         self.tokenizer = tokenizer
         self.backbone = backbone
-        self.sampling = sampling or Sampling()
+        self.sampling = with_cfg(sampling or Sampling(), backbone)
         if class_names is not None and data_set is not None:
             raise ValueError(f"class_names and data_set {data_set!r} both name the classes; give one of them")
         self._named = kept(data_set if class_names is None else class_names, backbone.config.num_classes)

@@ -22,11 +22,10 @@ class Range(NamedTuple):
         return f"a {'whole ' if self.whole else ''}number from {ends[0]}{meaning} to {ends[1]}"
 
 
-_GUIDANCE = Range(0, 1e4, meaning="off")
 # Limits without a mathematical reason keep float32 finite; published settings are far inside them.
 RANGES = {
-    "guidance": _GUIDANCE,
-    "guidance_scale": _GUIDANCE,
+    "guidance": Range(0, 1e4, meaning="off"),
+    "guidance_scale": Range(1, 1e4, meaning="off"),
     "top_k": Range(0, COUNT, True, "off"),
     "top_p": Range(0, 1, meaning="off"),
     "temperature": Range(1e-6, 1e6),

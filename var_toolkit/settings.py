@@ -23,7 +23,8 @@ FLAGS = ("smooth", "refine_clean", "jacobi_keep", "raw_codes")
 class Settings(TypedDict, total=False):
     """How images are drawn. None means the model's own default."""
 
-    guidance_scale: float | None  # at the last scale, as VAR counts it (`sampling.plan.Stage`); 0 is off
+    cfg: float | None  # guidance at the last scale, as the authors of the model count: VAR 0 is off; LlamaGen 1
+    guidance_scale: float | None  # or this, as diffusers counts for every model: 1 is off
     top_k: int | None  # 0 is off
     top_p: float | None  # 0 is off
     temperature: float | tuple[float, ...] | None  # one for all scales, or one per scale
@@ -76,7 +77,7 @@ def _checked(name: str, value: Any) -> Any:
         return flag(name, value)
     if name == "temperature" and _is_list(value):
         return tuple(checked(name, one) for one in value)
-    other = name == "guidance_interval" or (name == "draft_length" and value == "auto")
+    other = name in ("guidance_scale", "guidance_interval") or (name == "draft_length" and value == "auto")
     return checked(name, value) if name in RANGES and not other else value
 
 

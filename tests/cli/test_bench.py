@@ -39,7 +39,7 @@ def test_two_rows_become_a_table_a_file_and_a_plot(painter, tmp_path, monkeypatc
         defaults: {{model: {painter}, device: cpu, batch: 2, quality: 12}}
         rows:
           - {{name: plain}}
-          - {{name: half the work, plan: {{guidance_scale: 0}}, dtype: bfloat16}}
+          - {{name: half the work, plan: {{cfg: 0}}, dtype: bfloat16}}
           - {{name: one by one, batch: 1}}
         """
     )

@@ -55,7 +55,7 @@ def test_images_tokens_and_the_work_are_told(flowar, capsys):
         (["--solver", "heun", "--steps", "3"], 5, "3 steps (heun), guided from 0.9 to 0"),
         (["--solver", "midpoint", "--steps", "2", "--guidance-interval", "0.25", "0.5"], 4, "guided from 0.5 to 0.25"),
         (["--steps", "4"], 4, "guidance 1.5, 4 steps (published)"),
-        (["--cfg", "0"], 2, "guidance 0, 3 steps (published)"),
+        (["--cfg", "1"], 2, "guidance 0, 3 steps (published)"),
     ],
 )
 def test_settings_of_the_solver_reach_the_plan(flowar, options, evaluations, words, capsys):
@@ -69,7 +69,7 @@ def test_settings_of_the_solver_reach_the_plan(flowar, options, evaluations, wor
 
 def test_without_guidance_half_the_memory_is_held(flowar, capsys):
     held = []
-    for options in ([], ["--cfg", "0"]):
+    for options in ([], ["--cfg", "1"]):
         assert sample(flowar, "--json", *options) == 0
         held.append(json.loads(capsys.readouterr().out)["cache_bytes"])
     assert held[0] == 2 * held[1] > 0
@@ -126,7 +126,7 @@ def test_bad_input_is_one_line_and_status_2(flowar, model, coarser, options, wor
 def test_latents_that_are_not_finite_end_in_one_line(tmp_path, capsys):
     network = tiny_flowar()
     network.flownet.final_layer.linear.bias.data.fill_(3e38)
-    Pipeline(tiny_kl(), network, Sampling(guidance_scale=9.0, steps=3)).save_pretrained(tmp_path / "broken")
+    Pipeline(tiny_kl(), network, Sampling(cfg=10.0, steps=3)).save_pretrained(tmp_path / "broken")
     assert sample("broken") == 1
     error = capsys.readouterr().err
     assert error.startswith("vargen sample: the latents of scale ")

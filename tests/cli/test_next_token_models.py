@@ -18,7 +18,7 @@ from var_toolkit.registry import Sampling
 def llamagen(tmp_path_factory) -> str:
     """A model directory: 6 px, 5 classes, 9 tokens."""
     folder = tmp_path_factory.mktemp("models") / "llamagen"
-    Pipeline(tiny_vq(), tiny_gpt(), Sampling(1.0, top_k=0, top_p=0.0)).save_pretrained(folder)
+    Pipeline(tiny_vq(), tiny_gpt(), Sampling(2.0, top_k=0, top_p=0.0)).save_pretrained(folder)
     return str(folder)
 
 
@@ -51,7 +51,7 @@ def test_guided_tokens_reach_the_plan_and_the_images(llamagen, capsys):
     assert "guidance 1, top-k 0, top-p 0, temperature 1, 4 tokens guided" in facts["plan"]
     assert facts["forward_passes_per_batch"] == 9
     tokens = {}
-    for name, options in {"none": ["--guided-tokens", "0"], "off": ["--cfg", "0"], "all": []}.items():
+    for name, options in {"none": ["--guided-tokens", "0"], "off": ["--cfg", "1"], "all": []}.items():
         assert sample(llamagen, "--save-tokens", f"{name}.safetensors", *options) == 0
         tokens[name] = load_file(f"{name}.safetensors")["tokens"]
     assert torch.equal(tokens["none"], tokens["off"])
@@ -60,7 +60,7 @@ def test_guided_tokens_reach_the_plan_and_the_images(llamagen, capsys):
 
 def test_without_guidance_half_the_memory_is_held(llamagen, capsys):
     held = []
-    for options in ([], ["--cfg", "0"]):
+    for options in ([], ["--guidance-scale", "1"]):
         assert sample(llamagen, "--json", *options) == 0
         held.append(json.loads(capsys.readouterr().out)["cache_bytes"])
     assert held[0] == 2 * held[1] > 0

@@ -49,12 +49,15 @@ def test_ranges_and_lists_of_classes_are_drawn(model, capsys):
     assert json.loads(capsys.readouterr().out)["classes"] == [3, 4, 5, 7, 0]
 
 
-def test_both_names_of_guidance_are_the_same(model, capsys):
-    told = []
-    for option in ("--cfg", "--guidance-scale"):
-        sample(model, "--class", "3", option, "2.5", "--dry-run")
-        told.append(capsys.readouterr().out)
-    assert all("guidance 2.5" in text for text in told)
+def test_guidance_is_told_in_both_counts(model, capsys):
+    for option, value in (("--cfg", "2.5"), ("--guidance-scale", "3.5")):
+        assert sample(model, "--class", "3", option, value, "--dry-run", "--json") == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["cfg"], told["guidance_scale"]) == (2.5, 3.5)
+    assert sample(model, "--class", "3", "--cfg", "1.5", "--guidance-scale", "2.5") == 2
+    error = capsys.readouterr().err
+    assert "--cfg and --guidance-scale" in error
+    assert error.count("\n") == 1
 
 
 def test_no_class_at_all_can_be_asked_for(model, tmp_path, capsys):

@@ -15,7 +15,7 @@ from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig, ExitHead,
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.registry import Sampling
 
-PLAIN = Sampling(1.0, top_k=0, top_p=0.0)
+PLAIN = Sampling(2.0, top_k=0, top_p=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def models(tmp_path_factory) -> dict[str, str]:
     """A target, a smaller model that is drawn without guidance, one of other tokens, and two heads."""
     folder = tmp_path_factory.mktemp("models")
     Pipeline(tiny_vq(), tiny_gpt(), PLAIN).save_pretrained(folder / "target")
-    Pipeline(tiny_vq(), tiny_gpt(depth=1), Sampling(0.0, top_k=0, top_p=0.0)).save_pretrained(folder / "small")
+    Pipeline(tiny_vq(), tiny_gpt(depth=1), Sampling(1.0, top_k=0, top_p=0.0)).save_pretrained(folder / "small")
     other = {"vocab_size": 8}
     Pipeline(tiny_vq(**other), tiny_gpt(**other), PLAIN).save_pretrained(folder / "other")
     sizes = asdict(tiny_gpt_config())

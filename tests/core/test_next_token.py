@@ -185,7 +185,7 @@ def test_the_plan_says_what_it_does():
 )
 def test_what_next_token_models_do_not_have_is_refused_in_words(settings, words):
     with pytest.raises(ValueError, match=words):
-        Pipeline(tiny_vq(), tiny_gpt(), Sampling(1.0, 0, 0.0)).plan(**settings)
+        Pipeline(tiny_vq(), tiny_gpt(), Sampling(2.0, 0, 0.0)).plan(**settings)
 
 
 def test_other_kinds_of_models_have_no_guided_tokens(small_tokenizer, small_var):
@@ -211,7 +211,7 @@ def test_methods_for_several_scales_are_refused_in_words(small_tokenizer, small_
 
 
 def test_one_temperature_may_be_given_as_that_of_the_only_scale():
-    pipe = Pipeline(tiny_vq(), tiny_gpt(), Sampling(1.0, 0, 0.0))
+    pipe = Pipeline(tiny_vq(), tiny_gpt(), Sampling(2.0, 0, 0.0))
     assert pipe.plan(temperature=(0.7,)).stages[0].temperature == 0.7
     drawn = [pipe([1, 4], seeds=[0, 1], temperature=t, output_type="pt").tokens[0] for t in (0.7, (0.7,), 2.0)]
     assert torch.equal(drawn[0], drawn[1])

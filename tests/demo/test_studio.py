@@ -46,7 +46,7 @@ def test_an_image_grows_scale_by_scale_into_the_one_of_the_pipeline(studio):
     *growing, last = draw(studio, WISH)
     assert [frame.scale for frame in growing] == list(range(6))
     assert all(frame.facts is None and frame.scales == 6 for frame in growing)
-    expected = load("stilllife-var", device="cpu").pack()(207, seeds=3, guidance_scale=1.5)
+    expected = load("stilllife-var", device="cpu").pack()(207, seeds=3, cfg=1.5)
     assert last.image.tobytes() == expected.images[0].tobytes() == growing[-1].image.tobytes()
     assert growing[0].image.tobytes() != growing[-1].image.tobytes()
     assert (last.facts.forward_passes, last.facts.cache_bytes) == (expected.forward_passes, expected.cache_bytes)
@@ -120,7 +120,7 @@ def test_a_plan_of_two_models_draws_with_both(studio):
         ({"seed": None}, "there is no seed"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 1.5}, "seed is 1.5"),
-        ({"guidance": -2.0}, "guidance_scale is -2.0"),
+        ({"guidance": -2.0}, "cfg is -2.0"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_one_line(studio, changes, words):

@@ -63,7 +63,7 @@ BAD = [
     ({"rows": [a_row(quality=1)]}, "quality is 1"),
     ({"rows": [a_row(quality=100, weights="random")]}, "random weights have no quality"),
     ({"rows": [a_row(plan=[1])]}, "row 'plain': plan is [1]"),
-    ({"rows": [a_row(plan={"cfg": 1})]}, "row 'plain': plan: unknown key 'cfg'"),
+    ({"rows": [a_row(plan={"scale": 1})]}, "row 'plain': plan: unknown key 'scale'"),
     ({"rows": [a_row(plan={"subnet": 4, "full_scales": 2.5})]}, "plan: full_scales is 2.5; expected a whole number"),
     ({"rows": [a_row(plan={"top_k": 1.5})]}, "plan: top_k is 1.5; expected a whole number"),
     ({"rows": [a_row(plan={"smooth": 1})]}, "plan: smooth is 1; expected true or false"),
@@ -156,7 +156,7 @@ def test_defaults_serve_every_row_that_does_not_say_otherwise():
 
 
 def test_numbers_of_a_plan_are_read_as_the_pipeline_takes_them():
-    rows = [Row(**a_row(plan={"guidance_scale": value})) for value in (0, 0.0, "0e-3")]
+    rows = [Row(**a_row(plan={"cfg": value})) for value in (0, 0.0, "0e-3")]
     assert len({row.images_key for row in rows}) == 1
 
 
@@ -177,7 +177,7 @@ def test_every_packaged_table_can_be_measured():
 
 
 def test_a_plan_takes_what_the_pipeline_takes():
-    given = {"guidance_scale": 0.5, "top_k": 3, "top_p": 0.5, "temperature": 2.0, "smooth": True}
+    given = {"cfg": 0.5, "top_k": 3, "top_p": 0.5, "temperature": 2.0, "smooth": True}
     assert set(given) <= set(plan_keywords())
     skeleton("stilllife-var").plan(**given)
 
@@ -236,7 +236,7 @@ def test_a_first_row_that_failed_leaves_the_others_without_ratios(model):
 
 def test_what_is_predicted_is_the_plans_cost_and_what_the_engine_counts(model, tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "Child", Here)
-    plans = ({}, {"subnet": 2, "full_scales": 2}, {"guidance_scale": 0})
+    plans = ({}, {"subnet": 2, "full_scales": 2}, {"cfg": 0})
     rows = tuple(Row(str(plan), model, plan=plan, batch=3, dtype="bfloat16", device="cpu") for plan in plans)
     found = measure(Table(rows, rounds=1, seconds=0), cache=tmp_path, on_step=lambda what: None)
     for row in report(Table(rows, rounds=1), found, "")["rows"]:

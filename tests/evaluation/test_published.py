@@ -24,7 +24,7 @@ def test_a_set_drawn_as_the_authors_drew_theirs_has_their_figure(model, fid):
     ("plan", "words"),
     [
         ({"subnet": 2, "full_scales": 1}, "the plan has a different subnet"),
-        ({"guidance_scale": 4.0, "smooth": True}, "the plan has a different guidance, smooth"),
+        ({"cfg": 4.0, "smooth": True}, "the plan has a different guidance, smooth"),
         ({"temperature": (1.1,) * 7 + (1.0,) * 3}, "scales, smooth, speculation, subnet, temperature"),
     ],
 )

@@ -68,7 +68,7 @@ def test_an_exported_decoder_draws_the_same_images_in_any_number(kind, small_tok
 
 def test_exported_steps_draw_the_tokens_of_the_engine(small_tokenizer, backbone, tmp_path):
     pipe, scales = Pipeline(small_tokenizer, backbone), backbone.scales
-    drawn = pipe([3, 7], seeds=[0, 1], guidance_scale=0.0, top_k=1, top_p=0.0)
+    drawn = pipe([3, 7], seeds=[0, 1], cfg=0.0, top_k=1, top_p=0.0)
     config, canvas = backbone.config, Canvas(small_tokenizer)
     keys = values = torch.zeros(config.depth, 2, config.num_heads, 0, config.embed_dim // config.num_heads)
     inputs = torch.zeros(2, 0, config.latent_channels)

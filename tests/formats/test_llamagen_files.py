@@ -53,9 +53,10 @@ def test_converted_files_draw_the_published_tokens_from_the_command_line(nesting
     torch.save(content, published / "c2i.pt")
     assert convert(published, published / "model") == 0
     assert "RasterGPT with 3 layers, 64 px" in capsys.readouterr().out
-    case, tokens = load_case("llamagen-generate").tensors, published / "tokens.safetensors"
+    golden, tokens = load_case("llamagen-generate"), published / "tokens.safetensors"
+    case, cfg = golden.tensors, str(golden.facts["sampling"]["cfg_scale"])
     labels = map(str, case["label"].tolist())
-    drawing = ["sample", "--model", str(published / "model"), "--class", *labels, "--top-k", "1", "--cfg", "1"]
+    drawing = ["sample", "--model", str(published / "model"), "--class", *labels, "--top-k", "1", "--cfg", cfg]
     assert main([*drawing, "--out", str(published), "--save-tokens", str(tokens)]) == 0
     saved = load_file(tokens)
     assert saved.keys() == {"tokens", "latent"}
@@ -71,7 +72,7 @@ def test_both_networks_are_the_published_ones(published):
     assert torch.equal(pipe.tokenizer.encode(case["image"])[0], case["ids"])
     latent = pipe.tokenizer.latents([case["decode_ids"]])[0]
     torch.testing.assert_close(pipe.tokenizer._decode_latent(latent), case["decoded"], atol=2e-4, rtol=0)
-    assert (pipe.sampling.guidance_scale, pipe.sampling.top_k, pipe.sampling.top_p) == (1.0, 0, 0.0)
+    assert (pipe.sampling.cfg, pipe.sampling.top_k, pipe.sampling.top_p) == (2.0, 0, 0.0)
 
 
 def test_half_precision_files_become_float32(published):
@@ -290,7 +291,7 @@ def test_a_published_model_is_loaded_by_its_name(published, monkeypatch):
         {"tokenizer": ("hub", "vq.pt"), "backbone": ("hub", "c2i.pt")},
         {"tokenizer": {}, "backbone": {"num_heads": 4, "side": 4}}, 1, family="llamagen",
     )  # fmt: skip
-    ours = registry.Entry("llamagen-b", "", 64, small, "none", Sampling(1.0, top_k=0, top_p=0.0))
+    ours = registry.Entry("llamagen-b", "", 64, small, "none", Sampling(2.0, top_k=0, top_p=0.0))
     monkeypatch.setitem(registry.ENTRIES, "llamagen-b", ours)
     monkeypatch.setattr("var_toolkit.formats.hub.download", lambda repository, file: published / file)
     case = load_case("llamagen-generate").tensors

@@ -250,10 +250,11 @@ def test_files_of_hmar_become_a_model_that_draws_the_published_tokens(tmp_path, 
     assert main(["convert", "--family", "hmar", *files, "--out", str(tmp_path / "model")]) == 0
     pipe, tokens = load(tmp_path / "model", device="cpu"), tmp_path / "tokens.safetensors"
     assert pipe.backbone.config == small_hmar.config
-    assert (pipe.sampling.guidance_scale, pipe.sampling.top_k, pipe.sampling.refine) == (1.7, 1000, "published")
+    assert (pipe.sampling.cfg, pipe.sampling.top_k, pipe.sampling.refine) == (1.7, 1000, "published")
     case = load_case("hmar-generate-mask")
+    cfg = str(case.facts["sampling"]["cfg"])
     labels = map(str, case.tensors["label"].tolist())
-    settings = ["--class", *labels, "--top-k", "1", "--top-p", "0", "--cfg", "1.5", "--refine", "1;1,3;1,1,2,5;16"]
+    settings = ["--class", *labels, "--top-k", "1", "--top-p", "0", "--cfg", cfg, "--refine", "1;1,3;1,1,2,5;16"]
     out = ["--out", str(tmp_path), "--save-tokens", str(tokens)]
     assert main(["sample", "--model", str(tmp_path / "model"), *settings, *out]) == 0
     from safetensors.torch import load_file
@@ -273,7 +274,7 @@ def test_the_settings_of_hmar_are_those_of_its_evaluation(depth):
     facts = json.loads((FOLDER / "hmar-published-settings" / "case.json").read_text())
     published = facts["sampling"]["by_depth_evaluate"][f"d{depth}"]
     ours = entry(f"hmar-d{depth}").sampling
-    assert (ours.guidance_scale, ours.top_k, ours.top_p) == tuple(published[key] for key in ("cfg", "top_k", "top_p"))
+    assert (ours.cfg, ours.top_k, ours.top_p) == tuple(published[key] for key in ("cfg", "top_k", "top_p"))
     assert (ours.refine, ours.smooth) == ("published", published["more_smooth"])
 
 
@@ -302,4 +303,4 @@ def test_a_file_of_cca_keeps_its_settings_under_its_published_name(published, tm
     (published / "VAR_d16_CCA.pth").write_bytes((published / "var.pth").read_bytes())
     files = ["--tokenizer", str(published / "vae.pth"), "--backbone", str(published / "VAR_d16_CCA.pth")]
     assert main(["convert", "--family", "var", *files, "--out", str(tmp_path / "model")]) == 0
-    assert load(tmp_path / "model", device="cpu").sampling.guidance_scale == 0
+    assert load(tmp_path / "model", device="cpu").sampling.cfg == 0

@@ -17,6 +17,7 @@ from var_toolkit.core.noise import Noise, Stream
 from var_toolkit.core.plan import Stage
 from var_toolkit.heads.flow import SOLVERS, Flow
 from var_toolkit.models.layers import linear
+from var_toolkit.pipeline import Pipeline
 from var_toolkit.tokenizers.latent_pyramid import LatentPyramid
 
 LABELS = torch.tensor([1, 4, 2])
@@ -38,8 +39,9 @@ def test_tokens_and_latents_are_the_published_ones(name, monkeypatch):
     monkeypatch.setattr(network, "field", field)
     tokenizer = SimpleNamespace(scales=network.scales, pyramid=LatentPyramid(network.scales, 16))
     sampling = case.facts["sampling"]
-    flow = Flow("published", sampling["num_steps"], (0.0, sampling["guidance"]))
-    plan = plan_of(tokenizer, network, flow, guidance=sampling["cfg"] - 1)
+    settings = {"steps": sampling["num_steps"], "guidance_interval": (0.0, sampling["guidance"])}
+    plan = Pipeline(tokenizer, network).plan(cfg=sampling["cfg"], solver="published", **settings)
+    flow = plan.stages[0].flow
     decoded = decode(plan, case.tensors["label"], StoredNoise([0, 1]))
     assert flow.times() == pytest.approx(sampling["t_steps"])
     for k in range(3):

@@ -12,6 +12,7 @@ from golden.cases import fill
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from var_toolkit import streaming
 from var_toolkit.core.engine import decode
 from var_toolkit.core.filters import filter_top_k_top_p, guide
 from var_toolkit.core.noise import Noise
@@ -90,7 +91,7 @@ def test_every_class_comes_as_often_and_the_first_ones_are_spread():
 
 
 def test_what_is_learned_from_is_what_the_target_draws(build):
-    objective, batch = build("raster-distil", guidance_scale=2.0, top_k=5)
+    objective, batch = build("raster-distil", cfg=3.0, top_k=5)
     stage = objective.target
     assert (stage.guidance, stage.top_k, stage.top_p, stage.rows) == (2.0, 5, 0.0, 2)
     labels = spread_labels(24, 1000, "train")
@@ -109,13 +110,13 @@ def test_samples_are_drawn_once_and_a_killed_drawing_goes_on(build, tmp_path, mo
     assert (whole.shape, whole.dtype, labels.shape) == ((10, 64), np.int16, (10,))
     calls = []
 
-    def fail_on_the_second(plan, labels, noise):
+    def fail_on_the_second(plan, labels, noise, **options):
         calls.append(len(labels))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return decode(plan, labels, noise)
+        return decode(plan, labels, noise, **options)
 
-    monkeypatch.setattr(sample_cache, "decode", fail_on_the_second)
+    monkeypatch.setattr(streaming, "decode", fail_on_the_second)
     with pytest.raises(KeyboardInterrupt):
         cached_samples(plan, 10, "train", tmp_path / "b", progress=False)
     for _ in range(2):
@@ -134,7 +135,7 @@ def test_another_target_or_other_settings_have_other_samples_on_disk(build, tmp_
     objective, _ = build("exit-head")
     before = drawn(objective)
     assert not np.array_equal(drawn(objective, "validation"), before)
-    for changes in ({"guidance_scale": 0.0}, {"top_k": 2}, {"top_p": 0.1}):
+    for changes in ({"cfg": 1.0}, {"top_k": 2}, {"top_p": 0.1}):
         assert not np.array_equal(drawn(build("exit-head", **changes)[0]), before), changes
     with torch.no_grad():
         objective.teacher.norm.weight.mul_(-1)
@@ -202,7 +203,7 @@ def test_noise_is_on_the_features_in_training_alone(build):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_guidance_there_is_one_row(build, name):
-    objective, batch = build(name, guidance_scale=0.0)
+    objective, batch = build(name, cfg=1.0)
     rows = []
     hidden = objective.teacher.next_hidden
     objective.teacher.next_hidden = lambda labels, seen: rows.append(len(labels)) or hidden(labels, seen)
@@ -226,8 +227,8 @@ def test_drafts_are_judged_with_the_filters_of_the_target(build):
     [
         *[(name, {}) for name in NAMES],
         ("raster-distil", {"loss": "tvd++"}),
-        ("exit-head", {"loss": "tvd++", "guidance_scale": 0.0}),
-        ("eagle-head", {"guidance_scale": 0.0, "top_k": 16}),
+        ("exit-head", {"loss": "tvd++", "cfg": 1.0}),
+        ("eagle-head", {"cfg": 1.0, "top_k": 16}),
     ],
 )
 def test_a_short_run_lowers_the_loss_and_raises_acceptance(tiny, settings, cache, tmp_path, name, options):
@@ -273,7 +274,7 @@ def test_a_small_model_is_delivered_with_settings_that_fit_it(tiny, settings, ca
     options = settings("raster-distil")["objective_options"] | {"class_embedding": "still-life-factors", "top_k": 9}
     recipe = tiny("raster-distil", steps=1, objective_options=options)
     pipe = load(train(recipe, tmp_path, cache_dir=cache, device="cpu"), device="cpu")
-    assert (pipe.sampling.guidance_scale, pipe.sampling.top_k, pipe.data_set) == (0.0, 9, "still-lifes")
+    assert (pipe.sampling.cfg, pipe.sampling.top_k, pipe.data_set) == (1.0, 9, "still-lifes")
     assert isinstance(pipe.backbone, RasterGPT)
 
 
@@ -322,7 +323,7 @@ def test_options_that_cannot_be_are_refused(tiny, name, options, words):
 
 
 def test_a_missing_teacher_and_a_negative_guidance_are_refused_before_anything_is_drawn(tiny, settings, tmp_path):
-    for options, words in (({"teacher": "nowhere"}, "teacher: 'nowhere'"), ({"guidance_scale": -1}, "guidance is -1")):
+    for options, words in (({"teacher": "nowhere"}, "teacher: 'nowhere'"), ({"cfg": -1}, "cfg is -1")):
         recipe = tiny("exit-head", objective_options=settings("exit-head")["objective_options"] | options)
         with pytest.raises(ValueError, match=words):
             train(recipe, tmp_path / "out", cache_dir=tmp_path / "cache", device="cpu")

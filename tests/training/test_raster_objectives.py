@@ -102,7 +102,7 @@ def test_a_run_writes_images_and_a_model_that_draws(tiny, cache, tmp_path, capsy
     facts = json.loads(capsys.readouterr().out)
     assert (facts["forward_passes"], len(facts["files"])) == (64, 2)
     sampling = load(final, device="cpu").sampling
-    assert (sampling.guidance_scale, sampling.top_k, sampling.top_p) == (1.0, 0, 0.0)
+    assert (sampling.cfg, sampling.top_k, sampling.top_p) == (2.0, 0, 0.0)
     assert isinstance(network_from(str(final), RasterVQ, what="tokenizer"), RasterVQ)
 
 

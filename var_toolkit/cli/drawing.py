@@ -241,11 +241,13 @@ def _report(
     names, none = {label: pipe.class_names.name(label) for label in drawn.labels}, len(pipe.class_names)
     if args.json:
         from var_toolkit.evaluation.bench.memory import peak
+        from var_toolkit.guidance import counted
 
         facts = {
             "model": str(model_of(args)),
             "tokenizer": args.tokenizer,
             "plan": "; ".join(map(str, plan.stages)),
+            **counted(plan),
             "files": [str(path) for path in drawn.files],
             "classes": [label if label < none else None for label in drawn.labels],
             "names": [names[label] for label in drawn.labels],
@@ -290,10 +292,11 @@ def _show_plan(args: argparse.Namespace, plan: Plan, labels: list[int]) -> None:
 
     from var_toolkit.core.forecast import forecast
     from var_toolkit.devices import find_device, slow_dtype
+    from var_toolkit.guidance import counted
 
     images = len(labels) * args.n
     told = forecast(plan, images=images, batch=args.batch_size, dtype=args.dtype)
-    facts = {"model": str(model_of(args)), "classes": labels, "images": images, **told}
+    facts = {"model": str(model_of(args)), "classes": labels, "images": images, **counted(plan), **told}
     if (slow := slow_dtype(find_device(args.device), getattr(torch, args.dtype))) is not None:
         facts["note"] = slow
     if args.json:

@@ -110,11 +110,12 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """Sampling settings, which default to those of the model, and methods that make sampling faster."""
     parser.add_argument(
         "--cfg",
-        "--guidance-scale",
-        dest="guidance_scale",
         type=float,
         metavar="SCALE",
-        help="guidance at the last scale, as VAR counts it; 0 is off",
+        help="guidance as the authors of the model count it: 0 is off for VAR and HMAR, 1 for LlamaGen and FlowAR",
+    )
+    parser.add_argument(
+        "--guidance-scale", type=float, metavar="SCALE", help="instead, as diffusers counts for every model: 1 is off"
     )
     parser.add_argument("--top-k", type=int, help="sample from the k most probable tokens; 0 is off")
     parser.add_argument(
@@ -219,6 +220,7 @@ def _widths(text: str) -> tuple[int, ...]:
 def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Those options as keywords of `Pipeline.plan` and of the pipeline itself."""
     return {
+        "cfg": args.cfg,
         "guidance_scale": args.guidance_scale,
         "top_k": args.top_k,
         "top_p": args.top_p,

@@ -103,13 +103,12 @@ def _listed() -> str:
 
 
 def as_typed(message: str, command: argparse.ArgumentParser, words: Sequence[str]) -> str:
-    """The message of a Python error, with settings named by the options of a command: guidance_scale becomes --cfg.
+    """The message of a Python error, with settings named by the options of a command: top_k becomes --top-k.
 
     A name of several words is replaced anywhere, one of a single word where the message begins with it and the option
     was typed. Messages about files keep the names that are used in the files.
     """
     typed = {word.partition("=")[0] for word in words}
-    message = re.sub(r"^guidance is\b", "guidance_scale is", message)  # as plans call it
     in_file = re.search(r"\.(json|ya?ml)\b", message)
     for action in command._actions:
         given = [option for option in action.option_strings if option in typed]

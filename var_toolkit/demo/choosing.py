@@ -77,7 +77,7 @@ def settings_column(studio: Studio, first: str) -> Settings:
     with gr.Row():
         seed = gr.Number(0, label="Seed", min_width=120)
         any_seed = gr.Checkbox(False, label="Random seed", min_width=120)
-    guidance = gr.Slider(0, MOST_GUIDANCE, own.guidance_scale, step=0.05, label="Guidance (0 is off)")
+    guidance = gr.Slider(0, MOST_GUIDANCE, own.cfg, step=0.05, label="Guidance (cfg as the authors count; 0 is off)")
     with gr.Accordion("Sampling", open=False):
         temperature = gr.Slider(0.1, 2, 1, step=0.05, label="Temperature")
         top_k = gr.Slider(0, 4096, own.top_k, step=1, label="Top-k (0 is off)")
@@ -123,7 +123,7 @@ def fill(studio: Studio, asked: Mapping[str, Any]) -> list[Any]:
         gr.update(value=model),
         gr.update(choices=_classes(studio, model), value=label),
         _taken("seed", asked, seed_of, gr.skip()),
-        _taken("guidance", asked, float, own.guidance_scale),
+        _taken("guidance", asked, float, own.cfg),
         _slider("temperature", asked, float, own.temperature, taken),
         _slider("top_k", asked, int, own.top_k, taken, maximum=studio.codes(model)),
         model,

@@ -176,7 +176,7 @@ class Studio:
             raise ValueError("no class is chosen; choose one")
         seed, choice = seed_of(wish.seed), names[plan_name]
         sampled = {name: getattr(wish, name) for name in self.takes(wish.model)}
-        settings: dict[str, Any] = {"guidance_scale": wish.guidance, **sampled, **choice.settings}
+        settings: dict[str, Any] = {"cfg": wish.guidance, **sampled, **choice.settings}
         label = self.class_names(wish.model).resolve(wish.label)
         self.shape(choice.source).plan(**settings)  # which refuses what does not fit
         pipe = self.pipeline(choice.source, tell)

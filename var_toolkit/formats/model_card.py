@@ -11,6 +11,7 @@ from torch import nn
 
 from var_toolkit.files import write_whole
 from var_toolkit.formats.facts import SIGNATURE, Facts
+from var_toolkit.guidance import counted
 from var_toolkit.registry import CARD, family_of
 
 if TYPE_CHECKING:
@@ -31,13 +32,18 @@ def model_card(pipe: Pipeline, source: str) -> str:
         _summary(pipe),
         _use(pipe, source),
         f"## The model\n\n{_table(_networks(pipe))}",
-        f"## Default sampling settings\n\n```\n{pipe.plan()}\n```",
+        f"## Default sampling settings\n\n```\n{pipe.plan()}\n```\n\n{_guidance(pipe)}",
         f"## Training\n\n{_training(pipe.facts)}",
         f"## Evaluation\n\n{_figures(pipe.facts)}",
         f"## Licence\n\n{_licence(pipe.facts)}",
         SIGNATURE,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _guidance(pipe: Pipeline) -> str:
+    told = counted(pipe.plan())
+    return f"`cfg` is {told['cfg']} as the authors count; this is a `guidance_scale` of {told['guidance_scale']}."
 
 
 def write_card(pipe: Pipeline, folder: Path, source: str) -> None:

@@ -27,6 +27,7 @@ class Family:
     tokenizer: TokenizerFiles  # the kind that it draws for
     title: str = ""  # in a model card; the name of the class if empty
     paper: str = ""  # on arXiv, such as 2404.02905
+    cfg_off: float = 0.0  # the number at which its authors count guidance as off, 0 or 1
     way: str = ""  # how it draws: what follows "a model of" in the card
     required: tuple[str, ...] = ()  # names of tensors by which its published files are known
     dropped: tuple[str, ...] = ()  # endings of the names of tensors that can be computed

@@ -334,6 +334,7 @@ FAMILY = Family(
     tokenizer=FILES,
     title="FlowAR",
     paper="2412.15205",
+    cfg_off=1.0,
     way="next-scale prediction of continuous tokens: each map is sampled by a flow-matching head",
     required=("class_emb.weight", "z_proj.weight", "encoder_pos_embed_learned", "decoder_embed.weight"),
     dropped=("mask", "rope.freqs"),
@@ -342,12 +343,11 @@ FAMILY = Family(
     completed=completed,
 )
 NETWORKS = {"FlowAR": "backbone"}
-# Guidance is published as the usual scale, 4.3 or 2.4, from which VAR's counting, and ours, differs by 1.
 MODELS = {
     "stilllife-flowar": {
         "summary": "FlowAR, 3 layers and 3 of the head, continuous tokens, still lifes",
         "embedded": {"tokenizer": "stilllife-kl", "backbone": "stilllife-flowar"},
-        "sampling": {"guidance_scale": 1.0},
+        "sampling": {"cfg": 2.0},
         "training": {
             "recipes": ("stilllife-flowar",), "images": 416_000, "judged": 1000, "agreement": 92.6, "distance": 29.9,
         },
@@ -362,7 +362,7 @@ MODELS = {
                 "head_width": 1024, "cross_attention": False, "input_side": 16,
             },
         },
-        "sampling": {"guidance_scale": 3.3},
+        "sampling": {"cfg": 4.3},
     },
     "flowar-l": {
         "like": "flowar-s", "summary": "FlowAR, 16 layers, continuous tokens, ImageNet",
@@ -374,7 +374,7 @@ MODELS = {
                 "head_width": 1024, "cross_attention": True, "input_side": 16,
             },
         },
-        "sampling": {"guidance_scale": 1.4},
+        "sampling": {"cfg": 2.4},
     },
     "flowar-h": {
         "like": "flowar-s", "summary": "FlowAR, 30 layers, continuous tokens, ImageNet",
@@ -386,6 +386,6 @@ MODELS = {
                 "head_width": 1536, "cross_attention": True, "input_side": 16,
             },
         },
-        "sampling": {"guidance_scale": 1.4, "steps": 50, "guidance_interval": (0.0, 0.7)},
+        "sampling": {"cfg": 2.4, "steps": 50, "guidance_interval": (0.0, 0.7)},
     },
 }  # fmt: skip

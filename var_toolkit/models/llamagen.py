@@ -252,6 +252,7 @@ FAMILY = Family(
     tokenizer=FILES,
     title="LlamaGen",
     paper="2406.06525",
+    cfg_off=1.0,
     way="next-token prediction: one token after another, row by row",
     required=("cls_embedding.embedding_table.weight", "tok_embeddings.weight", "output.weight"),
     dropped=("freqs_cis",),
@@ -260,13 +261,12 @@ FAMILY = Family(
     completed=completed,
 )
 NETWORKS = {"RasterGPT": "backbone"}
-# Guidance is published as the usual scale, 2.0 to 1.65, from which ours differs by 1. The figures at 384 px are for
-# images shrunk to 256.
+# The figures at 384 px are for images shrunk to 256.
 MODELS = {
     "stilllife-gpt": {
         "summary": "LlamaGen's GPT, 6 layers, token by token, still lifes",
         "embedded": {"tokenizer": "stilllife-raster-vq", "backbone": "stilllife-gpt"},
-        "sampling": {"guidance_scale": 1.0, "top_k": 0, "top_p": 0.0},
+        "sampling": {"cfg": 2.0, "top_k": 0, "top_p": 0.0},
         "draft_models": {
             "draft": "stilllife-gpt-small", "early-exit": "stilllife-gpt-exit", "eagle": "stilllife-gpt-eagle",
         },
@@ -275,7 +275,7 @@ MODELS = {
     "stilllife-gpt-small": {
         "summary": "the same with 2 layers, which drafts for it without guidance",
         "embedded": {"tokenizer": "stilllife-raster-vq", "backbone": "stilllife-gpt-small"},
-        "sampling": {"guidance_scale": 0.0, "top_k": 0, "top_p": 0.0},
+        "sampling": {"cfg": 1.0, "top_k": 0, "top_p": 0.0},
         "training": {"recipes": ("stilllife-gpt-small",)},
     },
     "llamagen-b": {
@@ -286,7 +286,7 @@ MODELS = {
             "backbone": "FoundationVision/LlamaGen/c2i_B_256.pt",
         },
         "sizes": {"backbone": {"depth": 12, "num_heads": 12, "embed_dim": 768, "side": 16}},
-        "sampling": {"guidance_scale": 1.0, "top_k": 0, "top_p": 0.0},
+        "sampling": {"cfg": 2.0, "top_k": 0, "top_p": 0.0},
     },
     "llamagen-l": {
         "like": "llamagen-b", "summary": "LlamaGen, 24 layers, token by token, ImageNet",
@@ -311,45 +311,45 @@ MODELS = {
         "parameters": 775_000_000, "fid": 2.62,
         "files": {"backbone": "FoundationVision/LlamaGen/c2i_XL_384.pt"},
         "sizes": {"backbone": {"depth": 36, "num_heads": 20, "embed_dim": 1280, "side": 24}},
-        "sampling": {"guidance_scale": 0.75},
+        "sampling": {"cfg": 1.75},
     },
     "llamagen-xxl": {
         "like": "llamagen-b", "summary": "LlamaGen, 48 layers, token by token, ImageNet", "resolution": 384,
         "parameters": 1_411_000_000, "fid": 2.34,
         "files": {"backbone": "FoundationVision/LlamaGen/c2i_XXL_384.pt"},
         "sizes": {"backbone": {"depth": 48, "num_heads": 24, "embed_dim": 1536, "side": 24}},
-        "sampling": {"guidance_scale": 0.75},
+        "sampling": {"cfg": 1.75},
     },
     "llamagen-3b": {
         "like": "llamagen-b", "summary": "LlamaGen, 24 layers, token by token, ImageNet", "resolution": 384,
         "parameters": 3_097_000_000, "fid": 2.18,
         "files": {"backbone": "FoundationVision/LlamaGen/c2i_3B_384.pt"},
         "sizes": {"backbone": {"depth": 24, "num_heads": 32, "embed_dim": 3200, "side": 24}},
-        "sampling": {"guidance_scale": 0.65},
+        "sampling": {"cfg": 1.65},
     },
     "cca-llamagen-b": {
         "like": "llamagen-b-384", "summary": "CCA, LlamaGen, 12 layers, needs no guidance, ImageNet", "fid": 7.04,
         "files": {"backbone": "ChenDRAG/CCA_LlamaGen/CCA_LlamaGen_Guidance_Free/c2i_B_384_CCA_0005000.pt"},
-        "sampling": {"guidance_scale": 0.0},
+        "sampling": {"cfg": 1.0},
     },
     "cca-llamagen-l": {
         "like": "llamagen-l-384", "summary": "CCA, LlamaGen, 24 layers, needs no guidance, ImageNet", "fid": 3.43,
         "files": {"backbone": "ChenDRAG/CCA_LlamaGen/CCA_LlamaGen_Guidance_Free/c2i_L_384_CCA_0005000.pt"},
-        "sampling": {"guidance_scale": 0.0},
+        "sampling": {"cfg": 1.0},
     },
     "cca-llamagen-xl": {
         "like": "llamagen-xl", "summary": "CCA, LlamaGen, 36 layers, needs no guidance, ImageNet", "fid": 3.1,
         "files": {"backbone": "ChenDRAG/CCA_LlamaGen/CCA_LlamaGen_Guidance_Free/c2i_XL_384_CCA_0005000.pt"},
-        "sampling": {"guidance_scale": 0.0},
+        "sampling": {"cfg": 1.0},
     },
     "cca-llamagen-xxl": {
         "like": "llamagen-xxl", "summary": "CCA, LlamaGen, 48 layers, needs no guidance, ImageNet", "fid": 3.12,
         "files": {"backbone": "ChenDRAG/CCA_LlamaGen/CCA_LlamaGen_Guidance_Free/c2i_XXL_384_CCA_0005000.pt"},
-        "sampling": {"guidance_scale": 0.0},
+        "sampling": {"cfg": 1.0},
     },
     "cca-llamagen-3b": {
         "like": "llamagen-3b", "summary": "CCA, LlamaGen, 24 layers, needs no guidance, ImageNet", "fid": 2.69,
         "files": {"backbone": "ChenDRAG/CCA_LlamaGen/CCA_LlamaGen_Guidance_Free/c2i_3B_384_CCA_0005000.pt"},
-        "sampling": {"guidance_scale": 0.0},
+        "sampling": {"cfg": 1.0},
     },
 }  # fmt: skip

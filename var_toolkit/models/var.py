@@ -271,21 +271,21 @@ MODELS = {
     "cca-var-d16": {
         "like": "var-d16", "summary": "CCA, VAR, 16 layers, needs no guidance, ImageNet", "fid": 4.03,
         "files": {"backbone": "ChenDRAG/CCA_VAR/CCA_VAR_Guidance_Free/VAR_d16_CCA.pth"},
-        "sampling": {"guidance_scale": 0.0},
+        "sampling": {"cfg": 0.0},
     },
     "cca-var-d20": {
         "like": "var-d20", "summary": "CCA, VAR, 20 layers, needs no guidance, ImageNet", "fid": 3.02,
         "files": {"backbone": "ChenDRAG/CCA_VAR/CCA_VAR_Guidance_Free/VAR_d20_CCA.pth"},
-        "sampling": {"guidance_scale": 0.0},
+        "sampling": {"cfg": 0.0},
     },
     "cca-var-d24": {
         "like": "var-d24", "summary": "CCA, VAR, 24 layers, needs no guidance, ImageNet", "fid": 2.63,
         "files": {"backbone": "ChenDRAG/CCA_VAR/CCA_VAR_Guidance_Free/VAR_d24_CCA.pth"},
-        "sampling": {"guidance_scale": 0.0},
+        "sampling": {"cfg": 0.0},
     },
     "cca-var-d30": {
         "like": "var-d30", "summary": "CCA, VAR, 30 layers, needs no guidance, ImageNet", "fid": 2.54,
         "files": {"backbone": "ChenDRAG/CCA_VAR/CCA_VAR_Guidance_Free/VAR_d30_CCA.pth"},
-        "sampling": {"guidance_scale": 0.0},
+        "sampling": {"cfg": 0.0},
     },
 }  # fmt: skip

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from var_toolkit.core.filters import filter_top_k_top_p
 from var_toolkit.core.next_token import choices
 from var_toolkit.core.plan import Plan, Stage
+from var_toolkit.guidance import weight
 from var_toolkit.models.llamagen import RasterGPT
+from var_toolkit.registry import Sampling
 from var_toolkit.training.acceptance import acceptance, soft_cross_entropy, tvd_plus_plus
 from var_toolkit.training.batches import Batch, TokenArray
 from var_toolkit.training.draws import Draws
@@ -30,7 +32,7 @@ class DistillationOptions:
     """The target, its sampling settings (`sampling.plan.Stage`), and the initial weights."""
 
     teacher: str  # directory or name of a RasterGPT
-    guidance_scale: float = 1.0
+    cfg: float = 2.0  # as LlamaGen counts: 1 is off
     top_k: int = 0
     top_p: float = 0.0
     initial: str | None = None  # directory of weights to start from
@@ -57,8 +59,8 @@ class DistillationObjective(RasterGPTObjective):
         teacher = network_from(options.teacher, RasterGPT, what="teacher").to(workplace.team.device)
         self._require_target(recipe.model, teacher)  # first, because sampling the data may take hours
         self.teacher = teacher.eval().requires_grad_(False)
-        settings = {"guidance": options.guidance_scale, "top_k": options.top_k, "top_p": options.top_p}
-        self.target = Stage(self.teacher, range(1), **settings)
+        guidance = weight({}, Sampling(cfg=options.cfg), teacher)
+        self.target = Stage(self.teacher, range(1), guidance, top_k=options.top_k, top_p=options.top_p)
         super().__init__(recipe, workplace)
 
     @abstractmethod

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.core.plan import Plan, Stage
+from var_toolkit.guidance import weight
 from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.registry import Sampling
 from var_toolkit.tokenizers.raster_vq import RasterVQ
@@ -36,7 +37,7 @@ class RasterGPTObjective(VarObjective):
     options_type: ClassVar[type] = RasterGPTOptions
     network_type: ClassVar[Any] = RasterGPT
     tokenizer_type = RasterVQ
-    sampling = Sampling(guidance_scale=1.0, top_k=0, top_p=0.0)  # as published for the small models
+    sampling = Sampling(cfg=2.0, top_k=0, top_p=0.0)  # as published for the small models
 
     @classmethod
     def _check_scales(cls, recipe: Recipe, where: str) -> None:
@@ -54,7 +55,7 @@ class RasterGPTObjective(VarObjective):
 
     def _plan(self, network: nn.Module) -> Plan:
         assert isinstance(network, RasterGPT)
-        return Plan(self.tokenizer, (Stage(network, range(1), guidance=self.sampling.guidance_scale),))
+        return Plan(self.tokenizer, (Stage(network, range(1), guidance=weight({}, self.sampling, network)),))
 
     def _forced(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """All tokens (B, L), and the inputs of the network, all but the last."""

@@ -36,7 +36,7 @@ class Row:
         if not isinstance(self.model, str):
             _ = self.source  # which refuses a mapping of other keys
         if not isinstance(self.plan, Mapping):
-            raise ValueError(f"plan is {self.plan!r}; expected a mapping of settings, such as {{guidance_scale: 0}}")
+            raise ValueError(f"plan is {self.plan!r}; expected a mapping of settings, such as {{cfg: 0}}")
         refuse_unknown_keys(self.plan, plan_keywords(), where="plan")
         hints = get_type_hints(Settings)
         read = {key: convert(hints[key], value, where=f"plan: {key}") for key, value in self.plan.items()}
