@@ -224,3 +224,20 @@ def test_a_forked_process_does_not_hold_the_folder_of_its_parent(tmp_path):
         pass
     os.write(to_child[1], b"!")
     os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127])
+def test_a_name_may_be_as_long_as_the_file_system_allows(name, tmp_path):
+    write_whole(tmp_path / name, lambda temporary: temporary.write_text("whole"))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs locks of POSIX systems")
+def test_a_file_is_locked_through_a_descriptor_that_can_write_as_network_file_systems_want(tmp_path):
+    import fcntl
+
+    (tmp_path / "file").write_text("")
+    for path, how in ((tmp_path / "file", os.O_RDWR), (tmp_path, os.O_RDONLY)):  # a folder cannot be written to
+        descriptor = locks.acquire(path)
+        assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == how
+        os.close(descriptor)

@@ -131,7 +131,9 @@ def check_writable(folder: Path) -> None:
 
 def _new_partial(target: Path, folder: bool) -> tuple[Path, int | None]:
     """A new temporary path and the descriptor of its lock; None where the file system does not support locks."""
-    names = {"prefix": f".{target.name}-", "suffix": ENDING, "dir": target.parent}
+    # A name has 255 bytes at most, and this one is longer than the target's.
+    short = os.fsencode(target.name)[:200].decode(errors="ignore")
+    names = {"prefix": f".{short}-", "suffix": ENDING, "dir": target.parent}
     while True:
         if folder:
             path = Path(tempfile.mkdtemp(**names))  # type: ignore[call-overload]

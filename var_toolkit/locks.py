@@ -25,8 +25,7 @@ def acquire(path: Path, *, create: bool = False) -> int | None:
     if fcntl is None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(path))
     while True:
-        how = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
-        handle = os.open(path, how | os.O_NOFOLLOW, 0o666)
+        handle = _opened(path, os.O_CREAT if create else 0)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_still_there(path, handle):
@@ -37,6 +36,15 @@ def acquire(path: Path, *, create: bool = False) -> int | None:
                 return None
             raise
         os.close(handle)  # the previous holder removed the file while this process opened it
+
+
+def _opened(path: Path, create: int) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | create, 0o666)  # network file systems lock what may be written
+    except (IsADirectoryError, PermissionError):
+        if create:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
 
 
 def _is_still_there(path: Path, handle: int) -> bool:

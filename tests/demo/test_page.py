@@ -188,6 +188,10 @@ def test_what_a_link_names_wrongly_is_said_and_the_rest_restored(page, monkeypat
     found = filled(page, "opened", Opened(model="/etc"))
     assert found["model"]["value"] == "stilllife-var"
     assert "'/etc'" in said[-1]
+    found = filled(page, "opened", Opened(model="stilllife-var", guidance="nan", temperature="inf"))
+    assert (found["guidance"], found["temperature"]["value"]) == (1.5, 1)  # the model's own
+    assert "guidance 'nan'" in said[-2]
+    assert "temperature 'inf'" in said[-1]
 
 
 def test_settings_that_a_model_lacks_are_hidden(page):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from random import randrange
@@ -123,8 +124,8 @@ def fill(studio: Studio, asked: Mapping[str, Any]) -> list[Any]:
         gr.update(value=model),
         gr.update(choices=_classes(studio, model), value=label),
         _taken("seed", asked, seed_of, gr.skip()),
-        _taken("guidance", asked, float, own.cfg),
-        _slider("temperature", asked, float, own.temperature, taken),
+        _taken("guidance", asked, _number, own.cfg),
+        _slider("temperature", asked, _number, own.temperature, taken),
         _slider("top_k", asked, int, own.top_k, taken, maximum=studio.codes(model)),
         model,
     ]
@@ -178,6 +179,13 @@ def _taken(name: str, asked: Mapping[str, Any], convert: Any, otherwise: Any) ->
     except ValueError as error:
         gr.Warning(f"{name} {asked[name]!r} of the link is left out: {error}")
         return otherwise
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("it must be a finite number")
+    return value
 
 
 def _slider(name: str, asked: Mapping[str, Any], convert: Any, own: Any, taken: frozenset[str], **look: Any) -> Any:

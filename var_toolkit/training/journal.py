@@ -52,14 +52,17 @@ class Journal:
         self._open()
         # JSON has no NaN and no infinity.
         short = {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in numbers.items()}
-        try:
-            with open(self._path, "a", encoding="utf-8") as handle:
-                handle.write(json.dumps({"step": step, **short}, allow_nan=False) + "\n")
-        except OSError as error:  # add the path, which the error of a full disk lacks
-            raise OSError(error.errno, error.strerror, str(self._path)) from None
+        self._append({"step": step, **short})
         if self.board is not None:
             for key, value in numbers.items():
                 self.board.add_scalar(key, value, step)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        try:
+            with open(self._path, "a", encoding="utf-8") as handle:
+                handle.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:  # add the path, which the error of a full disk lacks
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     def _open(self) -> None:
         if self.begun:
@@ -75,8 +78,7 @@ class Journal:
         self._open()
         fresh = sorted(set(names) - set(self.damaged()))
         if fresh:
-            with open(self._path, "a", encoding="utf-8") as handle:
-                handle.write(json.dumps({"step": step, "damaged": fresh}) + "\n")
+            self._append({"step": step, "damaged": fresh})
 
     def damaged(self) -> list[str]:
         """The damaged images that the log names."""
