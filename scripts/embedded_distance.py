@@ -31,7 +31,7 @@ from var_toolkit.evaluation.bench.rounds import size_of
 from var_toolkit.evaluation.bench.table import Row, find_table, matching, read_table
 from var_toolkit.evaluation.bench.worker import Worker
 from var_toolkit.evaluation.frechet import Statistics
-from var_toolkit.evaluation.sample_set import plan_fingerprint
+from var_toolkit.evaluation.sample_set import run_fingerprint
 from var_toolkit.files import check_writable, write_whole
 from var_toolkit.images import to_uint8
 from var_toolkit.loading import load_tokenizer
@@ -72,10 +72,10 @@ def source(name: str, rows: dict[str, Row], count: int) -> Source:
     worker = Worker(rows[name], torch.get_num_threads())
     drawn_with = {key: value for key, value in asdict(rows[name]).items() if key in ("model", "plan", "dtype")}
     facts = {
-        "plan_in_words": "; ".join(map(str, worker.plan.stages)),
+        "plan_in_words": "; ".join(str(worker.run).splitlines()),
         **drawn_with,
         "device": worker.pipe.device.type,
-        "weights": plan_fingerprint(worker.plan),
+        "weights": run_fingerprint(worker.run),
     }
     return Source(partial(worker.drawn, count), facts)
 

@@ -3,7 +3,7 @@
 import torch
 from golden.cases import fill
 
-from var_toolkit.core.plan import Plan, Stage
+from var_toolkit.core.bind import Run, run_of
 from var_toolkit.core.schedule import Scales
 from var_toolkit.heads.flow import Flow
 from var_toolkit.models.flowar import FlowAR, FlowARConfig
@@ -37,7 +37,6 @@ def tiny_kl(*patch_nums: int, **changes) -> KLTokenizer:
     return KLTokenizer(KLConfig(**{**sizes, "sample_size": 2 * scales.finest, **changes}).build(0.5), scales).eval()
 
 
-def plan_of(tokenizer, backbone, flow: Flow | None = None, **settings) -> Plan:
-    """A plan of one stage."""
-    scales = range(len(tokenizer.scales))
-    return Plan(tokenizer, (Stage(backbone, scales, flow=flow or Flow(steps=4), **settings),))
+def plan_of(tokenizer, backbone, flow: Flow | None = None, **settings) -> Run:
+    """A run of one network."""
+    return run_of(tokenizer, backbone, head=flow or Flow(steps=4), **settings)

@@ -3,8 +3,8 @@
 import torch
 from golden.cases import fill, load_case
 from golden.recipe import fill_
+from runs import run_with
 
-from var_toolkit.core.plan import Plan, Stage
 from var_toolkit.models.llamagen import RasterGPT, RasterGPTConfig
 from var_toolkit.tokenizers.raster_vq import RasterVQ, RasterVQConfig, tokenizer_from_tensors
 
@@ -43,6 +43,4 @@ def tiny_vq(**changes) -> RasterVQ:
     return fill(RasterVQ(RasterVQConfig(**{**sizes, "side": 3, "norm_groups": 4, **changes})))
 
 
-def plan_of(tokenizer, backbone, **settings) -> Plan:
-    """A plan of one stage."""
-    return Plan(tokenizer, (Stage(backbone, range(1), **settings),))
+plan_of = run_with

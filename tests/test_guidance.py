@@ -12,10 +12,10 @@ MODELS = {"stilllife-var": 0, "stilllife-hmar": 0, "stilllife-gpt": 1, "stilllif
 def test_cfg_counts_as_the_authors_do_and_guidance_scale_as_diffusers_does(name, off):
     pipe = skeleton(name)
     plans = [pipe.plan(cfg=off + 0.65), pipe.plan(guidance_scale=1.65)]
-    assert [plan.stages[0].guidance for plan in plans] == [0.65, 0.65]
-    assert counted(plans[0]) == counted(plans[1]) == {"cfg": off + 0.65, "guidance_scale": 1.65}
+    assert [plan.steps[-1].guidance for plan in plans] == [0.65, 0.65]
+    assert counted(pipe.bind(plans[0])) == counted(pipe.bind(plans[1])) == {"cfg": off + 0.65, "guidance_scale": 1.65}
     for settings in ({"cfg": off}, {"guidance_scale": 1}, {"cfg": 0}, {"guidance_scale": 0}):
-        assert pipe.plan(**settings).stages[0].rows == 1
+        assert {one.rows for one in pipe.bind(pipe.plan(**settings)).steps} == {1}
 
 
 @pytest.mark.parametrize(

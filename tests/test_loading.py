@@ -16,8 +16,8 @@ from torch.testing import assert_close
 
 from var_toolkit import registry
 from var_toolkit.formats.directory import save_network
-from var_toolkit.loading import Pair, load, load_tokenizer, skeleton
-from var_toolkit.methods.collaborative import code
+from var_toolkit.loading import Pair, code, load, load_tokenizer, skeleton
+from var_toolkit.methods.collaborative import collaborative
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.registry import WEIGHTS, Embedded, Entry, Sampling
 from var_toolkit.tokenizers.kl import KLTokenizer
@@ -174,7 +174,11 @@ def test_two_models_on_one_autoencoder_draw_together(folder):
     source = Pair(str(folder / "flowar"), str(folder / "refiner"), 2)
     pipe = load(source, device="cpu")
     halves = [load(half, device="cpu") for half in (source.drafter, source.refiner)]
-    expected = halves[0](3, seeds=0, plan=code(*halves, draft_scales=2), output_type="latent").latents
+    draft_scales = source.draft_scales
+    plan = collaborative(*(half.plan() for half in halves), draft_scales=draft_scales)
+    whole = code(*halves, draft_scales)
+    assert whole.plan() == plan
+    expected = whole(3, seeds=0, plan=plan, output_type="latent").latents
     assert torch.equal(pipe(3, seeds=0, output_type="latent").latents, expected)
     assert str(skeleton(source).plan()) == str(pipe.plan())
     assert load(source, tokenizer=folder / "other", device="cpu").tokenizer.image_side == 12

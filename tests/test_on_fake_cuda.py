@@ -6,9 +6,11 @@ FakeTensorMode computes shapes and devices alone, so a tensor left on the host i
 
 from collections import Counter
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import code_of, run_with, variant_of
 from small_flowar import tiny_config, tiny_kl
 from small_llamagen import tiny_gpt_config, tiny_vq
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
@@ -16,19 +18,16 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
+from var_toolkit.core.bind import bind
 from var_toolkit.core.engine import decode
 from var_toolkit.core.finite import FiniteCheck
 from var_toolkit.core.noise import Noise
-from var_toolkit.core.plan import Plan, Stage
 from var_toolkit.core.preserved import preserved_before
-from var_toolkit.core.refinement_schedule import refinement
 from var_toolkit.evaluation import extractors
 from var_toolkit.heads.flow import Flow
 from var_toolkit.kernels import pyramid_attention
-from var_toolkit.methods.collaborative import code
-from var_toolkit.methods.speculative import drafts, engine
+from var_toolkit.methods.speculative import drafts, verify
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
-from var_toolkit.methods.variant import variant
 from var_toolkit.models import llamagen as raster_gpt
 from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig
 from var_toolkit.models.flowar import FlowAR
@@ -136,12 +135,11 @@ def gpt(**changes):
     return on_cuda(lambda: RasterGPT(tiny_gpt_config(**changes)))
 
 
-def whole(tokenizer, backbone, **settings):
-    return Plan(tokenizer, (Stage(backbone, range(len(tokenizer.scales)), **settings),))
+whole = run_with
 
 
 def flowar_plan():
-    return whole(on_cuda(tiny_kl), flowar(), guidance=2.0, flow=Flow("heun", 2))
+    return whole(on_cuda(tiny_kl), flowar(), guidance=2.0, solver="heun", steps=2)
 
 
 def gpt_plan(**settings):
@@ -150,12 +148,12 @@ def gpt_plan(**settings):
 
 def hmar_plan():
     tokenizer = vq()
-    return whole(tokenizer, hmar(), guidance=2.0, top_p=0.9, refine=refinement("published", tokenizer.scales))
+    return whole(tokenizer, hmar(), guidance=2.0, top_p=0.9, refine="published")
 
 
 def code_plan():
     tokenizer = vq()
-    return code(whole(tokenizer, var(), guidance=1.0), whole(tokenizer, var(), guidance=1.0), draft_scales=1)
+    return code_of(whole(tokenizer, var(), guidance=1.0), whole(tokenizer, var(), guidance=1.0), draft_scales=1)
 
 
 PLANS = {
@@ -165,7 +163,7 @@ PLANS = {
     "flowar": flowar_plan,
     "gpt": lambda: gpt_plan(top_p=0.9, guided_tokens=3),
     "code": code_plan,
-    "variant": lambda: variant(whole(vq(), var(depth=4), guidance=1.0), subnet=2, full_scales=1),
+    "variant": lambda: variant_of(whole(vq(), var(depth=4), guidance=1.0), subnet=2, full_scales=1),
 }
 
 
@@ -227,7 +225,7 @@ class Answers(Watch):
         super().__init__()
         self.draft, self.rounds = None, 0  # the draft that is judged now; rounds with drafts until now
         monkeypatch.setattr(FakeTensor, "tolist", lambda tensor: self.listed(tensor))
-        paths = engine._paths
+        paths = verify._paths
 
         def noting(draft, verdict):
             self.draft = draft
@@ -235,7 +233,7 @@ class Answers(Watch):
             self.draft, self.rounds = None, self.rounds + 1
             return found
 
-        monkeypatch.setattr(engine, "_paths", noting)
+        monkeypatch.setattr(verify, "_paths", noting)
 
     def answer(self, name, args):
         if name.startswith("index"):
@@ -259,9 +257,11 @@ class Answers(Watch):
 
 
 def speculated(given, draft=None, plan=gpt_plan):
-    plan = plan()
-    model = draft and DraftModel(draft(), "draft", tokenizer=plan.tokenizer)
-    return speculative(plan, given, model)
+    run = plan()
+    model = draft and DraftModel(draft(), "draft", tokenizer=run.tokenizer)
+    pipe = SimpleNamespace(tokenizer=run.tokenizer, backbone=run.networks["backbone"], draft_model=model)
+    networks = {**run.networks, **({"draft": model.network} if model else {})}
+    return bind(speculative(run.plan, given, pipe), networks, run.tokenizer)
 
 
 def eagle():

@@ -12,7 +12,7 @@ from PIL import Image
 from small_flowar import tiny_flowar, tiny_kl
 
 import var_toolkit
-from var_toolkit.loading import Pair, load, pair, skeleton
+from var_toolkit.loading import Pair, code, load, skeleton
 from var_toolkit.methods.variant import variant
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.registry import Sampling
@@ -95,7 +95,7 @@ def test_a_data_set_names_the_classes_unless_they_have_names(small_tokenizer, sm
 
 def test_a_pair_has_the_names_of_its_drafter(small_tokenizer, small_var):
     named = Pipeline(small_tokenizer, small_var, class_names=NAMES)
-    assert pair(named, Pipeline(small_tokenizer, small_var_network(depth=2)), 2).class_names.resolve("c") == 2
+    assert code(named, Pipeline(small_tokenizer, small_var_network(depth=2)), 2).class_names.resolve("c") == 2
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_moving_to_half_precision_leaves_the_quantiser_in_float32(small_tokenize
 def couple(small_tokenizer, small_var) -> Pipeline:
     refiner = Pipeline(small_tokenizer, small_var_network(depth=2), Sampling(top_k=7))
     drafter = Pipeline(small_tokenizer, small_var, Sampling(temperature=(1.1, 1.1, 1.0, 1.0)))
-    return pair(drafter, refiner, draft_scales=3)
+    return code(drafter, refiner, draft_scales=3)
 
 
 def test_a_pair_draws_with_both_each_at_its_own_settings(couple):
@@ -179,7 +179,7 @@ def test_two_saved_models_make_a_pair_by_name(couple, tmp_path, small_tokenizer)
 def test_a_pair_of_pairs_is_refused(couple, pipe):
     for halves in ((couple, pipe), (pipe, couple)):
         with pytest.raises(ValueError, match="itself a pair"):
-            pair(*halves, 2)
+            code(*halves, 2)
 
 
 def test_a_damaged_index_is_refused_in_one_line(couple, tmp_path):
@@ -196,11 +196,11 @@ def test_a_half_with_no_more_layers_than_the_subnet_keeps_them_all(couple):
     assert "layers" not in shown[-1]
 
 
-def test_models_with_other_tokenizers_are_no_pair(pipe, small_tokenizer, small_var):
+def test_models_with_other_tokenizers_are_no_code(pipe, small_tokenizer, small_var):
     other = deepcopy(small_tokenizer)
     other.quantize.embedding.weight.data += 1
     with pytest.raises(ValueError, match="different tokenizers"):
-        pair(pipe, Pipeline(other, small_var), 2)
+        code(pipe, Pipeline(other, small_var), 2)
 
 
 def test_a_model_may_have_a_subnet_by_default(small_tokenizer, small_var):
@@ -221,7 +221,7 @@ def test_a_plan_takes_the_place_of_settings(pipe):
 
 def test_a_pair_with_hmar_is_saved_with_its_masked_passes(tmp_path, small_tokenizer, small_var, small_hmar):
     hmar = Pipeline(small_tokenizer, small_hmar, Sampling(refine="1;1,3;9;8,8", refine_clean=True))
-    both = pair(Pipeline(small_tokenizer, small_var), hmar, 2)
+    both = code(Pipeline(small_tokenizer, small_var), hmar, 2)
     both.save_pretrained(tmp_path / "pair")
     again = load(tmp_path / "pair", device="cpu")
     assert str(again.plan()) == str(both.plan())
@@ -241,10 +241,10 @@ def test_settings_of_masked_passes_are_refused_where_there_are_none(small_tokeni
 
 
 def test_lists_that_refine_only_what_another_model_draws_are_refused(small_tokenizer, small_var, small_hmar):
-    both = pair(Pipeline(small_tokenizer, small_var), Pipeline(small_tokenizer, small_hmar), 2)
+    both = code(Pipeline(small_tokenizer, small_var), Pipeline(small_tokenizer, small_hmar), 2)
     with pytest.raises(ValueError, match="only for scales that another model draws"):
         both.plan(refine="1;1,3;9;16")
-    assert both.plan(refine="1;1,3;9;8,8").stages[1].masked(3) == (8,)
+    assert both.plan(refine="1;1,3;9;8,8").steps[3].masked == (8,)
 
 
 def test_a_name_that_is_no_setting_is_refused_even_without_a_value(small_tokenizer, small_var):
@@ -254,7 +254,7 @@ def test_a_name_that_is_no_setting_is_refused_even_without_a_value(small_tokeniz
 
 def test_masked_passes_may_lie_in_any_stage_of_several_temperatures(small_tokenizer, small_hmar):
     plan = Pipeline(small_tokenizer, small_hmar).plan(refine="published", temperature=(1.1, 1.1, 1.1, 1.0))
-    assert [stage.masked(2) for stage in plan.stages if 2 in stage.scales] == [(8, 7, 5)]
+    assert plan.steps[2].masked == (8, 7, 5)
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,10 @@ TYPE_CHECKING = False  # rather than typing's, so that `vargen` is quick to catc
 if TYPE_CHECKING:
     from typing import Any
 
-    from var_toolkit.core.plan import Plan, Stage
-    from var_toolkit.loading import load
-    from var_toolkit.methods.collaborative import code
-    from var_toolkit.methods.speculative.engine import Speculation
+    from var_toolkit.core.plan import Plan, Step
+    from var_toolkit.loading import code, load
     from var_toolkit.methods.speculative.rules import Rule
+    from var_toolkit.methods.speculative.verify import Speculation
     from var_toolkit.methods.variant import variant
     from var_toolkit.pipeline import Pipeline
     from var_toolkit.registry import list_models, register
@@ -30,7 +29,7 @@ __all__ = [
     "Plan",
     "Rule",
     "Speculation",
-    "Stage",
+    "Step",
     "__version__",
     "code",
     "list_models",
@@ -44,9 +43,9 @@ _HOMES = {
     "Pipeline": "var_toolkit.pipeline",
     "Plan": "var_toolkit.core.plan",
     "Rule": "var_toolkit.methods.speculative.rules",
-    "Speculation": "var_toolkit.methods.speculative.engine",
-    "Stage": "var_toolkit.core.plan",
-    "code": "var_toolkit.methods.collaborative",
+    "Speculation": "var_toolkit.methods.speculative.verify",
+    "Step": "var_toolkit.core.plan",
+    "code": "var_toolkit.loading",
     "list_models": "var_toolkit.registry",
     "load": "var_toolkit.loading",
     "register": "var_toolkit.registry",

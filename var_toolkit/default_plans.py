@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from itertools import groupby
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from var_toolkit.core.plan import Plan, Stage, is_continuous
-from var_toolkit.core.refinement_schedule import OFF, refinement
+from var_toolkit.core.plan import Plan, Tokens, plan_of
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.guidance import weight
-from var_toolkit.heads.flow import Flow
-from var_toolkit.methods.collaborative import code
+from var_toolkit.heads.head import Head
+from var_toolkit.methods.collaborative import collaborative
+from var_toolkit.methods.masked_passes import OFF, masked_passes
 from var_toolkit.methods.variant import variant
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def default_plan(pipe: Pipeline, given: dict[str, Any]) -> Plan:
         plan = with_subnet(plan, defaults.subnet, defaults.full_scales)
     if pipe.refiner is None:
         return plan
-    return code(plan, default_plan(pipe.refiner, given), draft_scales=pipe.draft_scales)
+    return collaborative(plan, default_plan(pipe.refiner, given), draft_scales=pipe.draft_scales)
 
 
 def with_subnet(plan: Plan, subnet: int | None, full_scales: int | None) -> Plan:
@@ -37,40 +37,62 @@ def with_subnet(plan: Plan, subnet: int | None, full_scales: int | None) -> Plan
     return variant(plan, subnet=subnet, full_scales=full_scales)
 
 
-def require_masked_passes(plan: Plan, given: dict[str, Any]) -> None:
-    """ValueError for settings of masked passes if the plan has none."""
-    refined = [stage for stage in plan.stages if stage.refine is not None]
-    if given.get("refine", OFF) != OFF and not refined:
+def require_masked_passes(pipe: Pipeline, plan: Plan, given: dict[str, Any]) -> None:
+    """ValueError for settings of masked passes if no step of the plan has one."""
+    able = [network for network in pipe.backbones if hasattr(network, "refined")]
+    if given.get("refine", OFF) != OFF and not able:
         raise ValueError("refine needs a backbone with masked passes, such as HMAR; this model has none")
-    if given.get("refine_clean") and not refined:
+    if given.get("refine_clean") and not any(step.clean for step in plan.steps):
         raise ValueError("refine_clean changes masked passes, but the plan has none; use HMAR and set refine")
-    asked = any(stage.masked(k) for stage in refined for k in range(len(plan.tokenizer.scales)))
-    drawn = any(stage.masked(k) for stage in refined for k in stage.scales)
-    if given.get("refine", OFF) != OFF and asked and not drawn:
+    asked = given.get("refine", OFF) != OFF and any(
+        any(masked_passes(given["refine"], network.scales)) for network in able
+    )
+    if asked and not any(step.masked for step in plan.steps):
         raise ValueError(
             "refine has masked passes only for scales that another model draws; give lists for the scales of this one"
         )
 
 
 def _full_depth(pipe: Pipeline, chosen: dict[str, Any]) -> Plan:
-    """The plan of the pipeline's backbone: one stage for each run of scales with the same temperature."""
-    backbone, temperature = pipe.backbone, chosen["temperature"]
-    scales = backbone.scales
-    count, guidance = len(scales), chosen["guidance"]
+    """The plan of the pipeline's backbone, at all its layers."""
+    network: Any = pipe.backbone
+    schedule: Schedule = chosen.get("schedule") or network.scales
+    heads = _heads(network.default_head, chosen, len(schedule))
+    refined = hasattr(network, "refined") and chosen["refine"] != OFF
+    return plan_of(
+        network,
+        schedule=schedule,
+        guidance=chosen["guidance"],
+        heads=heads,
+        masked=masked_passes(chosen["refine"], schedule) if refined else None,
+        clean=refined and chosen["refine_clean"],
+        guided=_guided(chosen, network, schedule),
+    )
+
+
+def _heads(head: Head, chosen: dict[str, Any], count: int) -> list[Head]:
+    """The head of each scale, with those settings that this kind of head has."""
+    settings = chosen | {"interval": chosen["guidance_interval"]}
+    own = {one.name: settings[one.name] for one in fields(head) if one.name in settings}  # type: ignore[arg-type]
+    temperature = own.pop("temperature", None)
+    if temperature is None:
+        return [replace(head, **own)] * count  # type: ignore[type-var]
     by_scale = (temperature,) * count if isinstance(temperature, int | float) else tuple(temperature)
     if len(by_scale) != count:
         raise ValueError(
             f"temperature has {len(by_scale)} values for {count} scales; give one number, or one per scale"
         )
-    if is_continuous(backbone):
-        flow = Flow(chosen["solver"], chosen["steps"], chosen["guidance_interval"])
-        return Plan(pipe.tokenizer, (Stage(backbone, range(count), guidance, flow=flow),))
-    shared = {name: chosen[name] for name in ("top_k", "top_p", "smooth", "guided_tokens")}
-    if hasattr(backbone, "refined"):
-        shared["refine"] = refinement(chosen["refine"], scales, clean=chosen["refine_clean"])
-    stages = []
-    for value, run in groupby(range(count), key=lambda k: by_scale[k]):
-        first, *rest = run
-        span = range(first, first + len(rest) + 1)
-        stages.append(Stage(backbone, span, guidance, temperature=value, **shared))
-    return Plan(pipe.tokenizer, tuple(stages))
+    return [replace(head, temperature=value, **own) for value in by_scale]  # type: ignore[type-var]
+
+
+def _guided(chosen: dict[str, Any], network: Any, schedule: Schedule) -> range | None:
+    """The scales, or of a network that draws token by token the tokens, at which guidance is on; None for all."""
+    tokens, scales = chosen.get("guided_tokens"), chosen.get("guidance_scales")
+    by_token = isinstance(network.places(schedule)[0], Tokens)
+    if tokens is not None and not by_token:
+        raise ValueError(f"guided_tokens is for next-token models, not {type(network).__name__}; use guidance_scales")
+    if scales is not None and by_token:
+        raise ValueError(f"guidance_scales is for models of scales, not {type(network).__name__}; use guided_tokens")
+    if tokens is not None:
+        return range(tokens)
+    return None if scales is None else range(len(schedule))[slice(*scales)]

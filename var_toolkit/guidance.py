@@ -18,7 +18,7 @@ from var_toolkit.registry import family_of
 from var_toolkit.strict_fields import build, convert
 
 if TYPE_CHECKING:
-    from var_toolkit.core.plan import Plan
+    from var_toolkit.core.bind import Run
 
 DEFAULT = 1.5  # the weight for models that have no setting of their own
 DIGITS = 9  # 1.65 - 1 is then 0.65
@@ -52,10 +52,14 @@ def read_sampling(values: Any, backbone: Any, *, where: str) -> Sampling:
     return build(Sampling, values, where=where)
 
 
-def counted(plan: Plan) -> dict[str, Any]:
-    """Both numbers of a plan, each a list where its stages differ."""
-    cfg = sorted({round(stage.guidance + _off(stage.backbone), DIGITS) for stage in plan.stages})
-    scale = sorted({round(stage.guidance + 1, DIGITS) for stage in plan.stages})
+def counted(run: Run) -> dict[str, Any]:
+    """Both numbers of a run, at the step where they are largest; each a list where its networks differ."""
+    largest = {
+        one.step.network: max(other.step.guidance for other in run.steps if other.network is one.network)
+        for one in run.steps
+    }
+    cfg = sorted({round(weight + _off(run.networks[role]), DIGITS) for role, weight in largest.items()})
+    scale = sorted({round(weight + 1, DIGITS) for weight in largest.values()})
     return {name: found[0] if len(found) == 1 else found for name, found in (("cfg", cfg), ("guidance_scale", scale))}
 
 

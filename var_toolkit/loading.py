@@ -28,7 +28,7 @@ from var_toolkit.formats.fitting import AnyTokenizer, fitted
 from var_toolkit.formats.hub import at_revision, is_hub_id, snapshot, with_revision
 from var_toolkit.formats.lone_tokenizers import ALONE, find_tokenizer, read_autoencoder, read_tokenizer
 from var_toolkit.guidance import read_sampling, weight
-from var_toolkit.methods.collaborative import code
+from var_toolkit.methods.collaborative import collaborative, require_one_tokenizer
 from var_toolkit.methods.speculative.settings import DraftModel
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.registry import CONFIG, Embedded, Entry, Hub, Sampling
@@ -141,7 +141,7 @@ def _published_tokenizer(source: Hub) -> AnyTokenizer:
 def _opened(source: Source, tokenizer: str | Path | None, *, weights: bool) -> Pipeline:
     if isinstance(source, Pair):
         drafter, refiner = (_opened(half, tokenizer, weights=weights) for half in (source.drafter, source.refiner))
-        return pair(drafter, refiner, source.draft_scales)
+        return code(drafter, refiner, source.draft_scales)
     if isinstance(source, Drafting):
         pipe = _opened(source.model, tokenizer, weights=weights)
         pipe.draft_model = _draft_model(source.draft_model, tokenizer, weights)
@@ -237,7 +237,7 @@ def _together(
             seen = fitted(tokenizer.network, backbone, (tokenizer.source, where))
             pipes.append(Pipeline(seen, backbone, sampling, names))
     drafter, *refiners = pipes
-    pipe = pair(drafter, refiners[0], draft_scales) if refiners else drafter
+    pipe = code(drafter, refiners[0], draft_scales) if refiners else drafter
     pipe.facts = facts
     return pipe
 
@@ -274,11 +274,12 @@ def _downloaded(source: Hub, parts: Sequence[str]) -> dict[str, Part]:
     return {part: Part(network, files[part]) for part, network in networks.items()}
 
 
-def pair(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
+def code(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
     """One pipeline that draws with two models (CoDe). ValueError if their tokenizers or classes differ."""
     if drafter.refiner or refiner.refiner:
-        raise ValueError("one of the two is itself a pair; combine plans of more than two models by `code` in Python")
-    code(drafter, refiner, draft_scales=draft_scales)  # raises ValueError if the two do not fit
+        raise ValueError("one of the two is itself a pair; bind a plan of more than two models in Python (`core.bind`)")
+    require_one_tokenizer(drafter.tokenizer, refiner.tokenizer)
+    collaborative(drafter.plan(), refiner.plan(), draft_scales=draft_scales)  # raises ValueError if it does not fit
     shared = Pipeline(drafter.tokenizer, refiner.backbone, refiner.sampling, refiner.class_names.named)
     ours = (drafter.tokenizer, drafter.backbone, drafter.sampling, drafter.class_names.named)
     return Pipeline(*ours, refiner=shared, draft_scales=draft_scales, facts=of_both(drafter.facts, refiner.facts))

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from var_toolkit.conditions.class_names import ClassNames, class_names, kept
+from var_toolkit.core.bind import Run, bind
 from var_toolkit.core.finite import require_finite, require_fit
-from var_toolkit.core.plan import Plan
+from var_toolkit.core.plan import BACKBONE, DRAFT, Plan
 from var_toolkit.core.preserved import (
     Preserved,
     preserved_before,
@@ -31,6 +32,7 @@ from var_toolkit.formats.facts import Facts
 from var_toolkit.guidance import with_cfg
 from var_toolkit.images import Given, as_output, given_square
 from var_toolkit.methods.by_name import apply_method
+from var_toolkit.methods.collaborative import refiner_role
 from var_toolkit.methods.speculative.settings import SETTINGS as SPECULATIVE
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
 from var_toolkit.models.layers.linear import pack_linears
@@ -167,6 +169,18 @@ class Pipeline:
         """The backbone, and the refiner's if there is one."""
         return [self.backbone, *(self.refiner.backbones if self.refiner else [])]
 
+    @property
+    def roles(self) -> dict[str, torch.nn.Module]:
+        """The networks by the roles that plans call them by: backbone, refiner, draft."""
+        found: dict[str, torch.nn.Module] = {BACKBONE: self.backbone}
+        if self.refiner is not None:
+            found |= {refiner_role(role): network for role, network in self.refiner.roles.items()}
+        return found | ({DRAFT: self.draft_model.network} if self.draft_model is not None else {})
+
+    def bind(self, plan: Plan) -> Run:
+        """The plan with the networks of this model: `run.cost()`, `print(run)`. ValueError if it does not fit."""
+        return bind(plan, self.roles, self.tokenizer)
+
     def plan(self, **settings: Unpack[Settings]) -> Plan:
         """The decoding plan for some settings; those that are not given, or None, are the model's defaults.
 
@@ -181,16 +195,17 @@ class Pipeline:
         method, options = given.pop("method", None), given.pop("method_options", None)
         plan = default_plan(self, given)
         require_kind(plan, given)
-        require_masked_passes(plan, given)
+        require_masked_passes(self, plan, given)
         if depth:
             given_depth = {"subnet": self.sampling.subnet, "full_scales": self.sampling.full_scales, **depth}
             plan = with_subnet(plan, **given_depth)
         if drafts:
-            plan = speculative(plan, drafts, self.draft_model)
+            plan = speculative(plan, drafts, self)
         if method is not None:
-            return apply_method(plan, method, options or {})
-        if options is not None:
+            plan = apply_method(plan, method, options or {})
+        elif options is not None:
             raise ValueError("method_options are those of a method; give method as well")
+        self.bind(plan)  # raises ValueError if it does not fit
         return plan
 
     def __call__(
@@ -234,7 +249,7 @@ class Pipeline:
         sees the largest square that contains the mask, scaled to its own size, and the result is that square; outside
         the mask it is as the tokenizer reconstructs it, and differs a little near the mask. With `keep_pixels` the
         drawn part is pasted into the given image, which is unchanged outside the mask. Labels and `drawing` are those
-        of a call; plans with speculative decoding are refused. ValueError, before anything is drawn, names what does
+        of a call. ValueError, before anything is drawn, names what does
         not fit.
         """
         edited = self.stream_edit(image, mask, listed(class_labels), expand=expand, keep_pixels=keep_pixels, **drawing)

@@ -8,7 +8,8 @@ from typing import Any, SupportsIndex, TypedDict
 import torch
 
 from var_toolkit.core.engine import ScaleEvent
-from var_toolkit.core.plan import Plan, is_continuous
+from var_toolkit.core.plan import Plan
+from var_toolkit.heads.flow import Flow
 from var_toolkit.methods.by_name import Method
 from var_toolkit.ranges import RANGES, brief, checked, flag
 
@@ -32,10 +33,11 @@ class Settings(TypedDict, total=False):
     subnet: int | None  # layers for the scales from `full_scales` on (VARiant); the two go together
     full_scales: int | None
     refine: str | Sequence[Sequence[int]] | None  # masked passes (HMAR): a name, lists (`refinement`), or "off"
-    refine_clean: bool | None  # see `sampling.masked_refinement.Refinement`
+    refine_clean: bool | None  # see `core.plan.Step`
     solver: str | None  # of continuous tokens (FlowAR): published, euler, midpoint, heun (`sampling.flow.Flow`)
     steps: int | None
     guidance_interval: tuple[float, float] | None  # times between 0 (data) and 1 (noise) at which guidance is on
+    guidance_scales: tuple[int | None, int | None] | None  # scales with guidance, from one to before another
     guided_tokens: int | None  # of next-token models (LlamaGen): how many tokens are guided
     speculate: str | None  # proposer (`speculative.settings`): jacobi, draft, early-exit, ngram, eagle
     accept: str | None  # acceptance rule: standard (the default), kseq, lantern, grouped, decayed
@@ -86,8 +88,8 @@ def _is_list(value: Any) -> bool:
 
 
 def require_kind(plan: Plan, given: dict[str, Any]) -> None:
-    """Refuse settings that mean nothing for any backbone of the plan."""
-    kinds = {is_continuous(stage.backbone) for stage in plan.stages}
+    """Refuse settings that mean nothing for any head of the plan."""
+    kinds = {isinstance(step.head, Flow) for step in plan.steps}
     if True not in kinds and (odd := given.keys() & set(CONTINUOUS)):
         raise ValueError(f"{min(odd)} is for continuous tokens (FlowAR); this model's are discrete")
     if False not in kinds and (odd := given.keys() & set(DISCRETE)):

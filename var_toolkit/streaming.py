@@ -13,9 +13,8 @@ from var_toolkit.core.engine import ScaleEvent, decode
 from var_toolkit.core.finite import require_finite
 from var_toolkit.core.noise import Noise
 from var_toolkit.core.plan import Plan
-from var_toolkit.core.preserved import Preserved, require_editable
+from var_toolkit.core.preserved import Preserved
 from var_toolkit.images import as_output
-from var_toolkit.methods.collaborative import require_one_tokenizer
 from var_toolkit.output import PipelineOutput
 from var_toolkit.ranges import brief, checked
 from var_toolkit.settings import OUTPUT_TYPES, Labels, Settings, is_one, seeds_of
@@ -52,33 +51,29 @@ def batches(
     asked = _asked(pipe.class_names, class_labels, seeds, generator, batch_size)
     if plan is not None and any(value is not None and value is not False for value in settings.values()):
         raise ValueError("give a plan or settings, not both: a plan holds its own settings")
-    if plan is not None:
-        require_one_tokenizer(pipe.tokenizer, plan.tokenizer, ("pipeline", "plan"))
-    plan = plan or pipe.plan(**settings)
-    if preserve is not None:
-        require_editable(plan)
+    run = pipe.bind(plan or pipe.plan(**settings))
     preserved = None if preserve is None else preserve()
 
-    def drawn(labels: list[int], seeds: list[int]) -> PipelineOutput:
+    def batch(labels: list[int], seeds: list[int]) -> PipelineOutput:
         labels_B = torch.tensor(labels, device=pipe.device)
-        run = decode(plan, labels_B, Noise(seeds, pipe.device), preserved=preserved, on_scale=callback_on_scale_end)
-        images = latents = run.latent.cpu()
+        drawn = decode(run, labels_B, Noise(seeds, pipe.device), preserved=preserved, on_scale=callback_on_scale_end)
+        images = latents = drawn.latent.cpu()
         if output_type != "latent":
-            pixels = require_finite(pipe.tokenizer.decode(run.latent).cpu(), "the decoder's images")
+            pixels = require_finite(pipe.tokenizer.decode(drawn.latent).cpu(), "the decoder's images")
             images = finish(pixels, output_type)
         return PipelineOutput(
             images=images,
             class_labels=labels,
             seeds=seeds,
-            tokens=[found.cpu() for found in run.tokens],
+            tokens=[found.cpu() for found in drawn.tokens],
             latents=latents,
-            forward_passes=run.forward_passes,
-            velocity_evaluations=run.evaluations,
-            cache_bytes=run.cache_bytes,
-            speculation=run.speculation or None,
+            forward_passes=drawn.forward_passes,
+            velocity_evaluations=drawn.evaluations,
+            cache_bytes=drawn.cache_bytes,
+            speculation=drawn.speculation or None,
         )
 
-    return (drawn(labels, seeds) for labels, seeds in asked)
+    return (batch(labels, seeds) for labels, seeds in asked)
 
 
 def _asked(

@@ -12,7 +12,7 @@ METHOD = """
 from dataclasses import replace
 
 def warmer(plan, *, temperature: float = 2.0):
-    return replace(plan, stages=tuple(replace(stage, temperature=temperature) for stage in plan.stages))
+    return replace(plan, steps=tuple(step.with_head(temperature=temperature) for step in plan.steps))
 """
 
 

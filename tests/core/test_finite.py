@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import small_var_network
 from golden.cases import fill
+from runs import code_of, run_with
 from small_flowar import plan_of as flow_plan
 from small_flowar import tiny_flowar, tiny_kl
 from small_llamagen import plan_of as gpt_plan
@@ -13,10 +14,7 @@ from var_toolkit.core.engine import decode
 from var_toolkit.core.filters import pick
 from var_toolkit.core.finite import FiniteCheck, require_fit
 from var_toolkit.core.noise import Noise
-from var_toolkit.core.plan import Plan, Stage
 from var_toolkit.core.preserved import preserved_before
-from var_toolkit.core.refinement_schedule import refinement
-from var_toolkit.methods.speculative.engine import Speculation
 from var_toolkit.methods.speculative.growing import Shape
 from var_toolkit.methods.speculative.jacobi import Jacobi
 from var_toolkit.methods.speculative.lengths import Fixed
@@ -24,6 +22,7 @@ from var_toolkit.methods.speculative.next_scale import NextScale
 from var_toolkit.methods.speculative.ngram import NGram
 from var_toolkit.methods.speculative.rules import Standard
 from var_toolkit.methods.speculative.small_model import SmallModel
+from var_toolkit.methods.speculative.verify import Speculation
 from var_toolkit.models.hmar import HMAR, HMARConfig
 from var_toolkit.pipeline import Pipeline
 
@@ -37,9 +36,9 @@ def _when(request, monkeypatch):
     """As on the CPU, which raises at once, and as on an accelerator, where all later steps draw from NaN first."""
     if request.param == "at the end":
 
-        def note(self, values, what, stage, noted=FiniteCheck.note):
+        def note(self, values, what, network, guidance, noted=FiniteCheck.note):
             monkeypatch.setattr(FiniteCheck, "require", lambda self: None)
-            noted(self, values, what, stage)
+            noted(self, values, what, network, guidance)
             monkeypatch.setattr(FiniteCheck, "require", required)
 
         required = FiniteCheck.require
@@ -70,28 +69,27 @@ def refused(plan, *words, preserved=None):
         assert word in str(told.value)
 
 
-def whole(tokenizer, backbone, **settings):
-    return Plan(tokenizer, (Stage(backbone, range(4), **settings),))
+whole = run_with
 
 
 @BAD
 @pytest.mark.parametrize("settings", [{}, {"guidance": 2.0, "top_k": 9, "top_p": 0.9}, {"smooth": True}], ids=str)
 def test_logits_of_a_scale(small_tokenizer, bad, settings):
-    words = ["guidance scale (2 now)"] if "guidance" in settings else []
+    words = ["lower the guidance scale"] if "guidance" in settings else []
     refused(whole(small_tokenizer, var(bad), **settings), "logits of scale 2 ", *words)
 
 
 @BAD
 def test_logits_of_masked_passes(small_tokenizer, bad):
-    refine = refinement("published", small_tokenizer.scales)
+    refine = "published"
     plan = whole(small_tokenizer, hmar("mask_head.bias", bad), refine=refine)
     refused(plan, "logits of scale 1, masked pass 1,")
     refused(whole(small_tokenizer, hmar("ns_head.bias", bad), refine=refine), "logits of scale 0 ")
 
 
 def test_the_refiner_of_collaborative_decoding(small_tokenizer, small_var):
-    halves = (Stage(small_var, range(1)), Stage(var(float("nan"), scale=3), range(1, 4)))
-    refused(Plan(small_tokenizer, halves), "logits of scale 3 ")
+    halves = (whole(small_tokenizer, network) for network in (small_var, var(float("nan"), scale=3)))
+    refused(code_of(*halves, draft_scales=1), "logits of scale 3 ")
 
 
 def test_an_edit(small_tokenizer):
@@ -118,22 +116,22 @@ def test_logits_of_a_token(bad, settings):
 )
 def test_a_target_whose_drafts_are_judged(proposer):
     network = spoilt(tiny_gpt(), "output.weight", float("nan"), 3)
-    proposer = SmallModel(tiny_gpt(depth=1), Shape((1, 1))) if isinstance(proposer, str) else proposer
-    speculation = Speculation(proposer, Standard(), Fixed(3))
-    refused(gpt_plan(tiny_vq(), network, speculation=speculation), "target's logits from token 0 on")
+    proposer = SmallModel(Shape((1, 1))) if isinstance(proposer, str) else proposer
+    verify = Speculation(proposer, Standard(), Fixed(3))
+    refused(gpt_plan(tiny_vq(), network, draft=tiny_gpt(depth=1), verify=verify), "target's logits from token 0 on")
 
 
 @pytest.mark.parametrize("widths", [(1, 1), (2, 1)])
 def test_a_model_that_drafts(widths):
     small = spoilt(tiny_gpt(depth=1), "output.weight", float("nan"), 3)
-    speculation = Speculation(SmallModel(small, Shape(widths)), Standard(), Fixed(3))
-    refused(gpt_plan(tiny_vq(), tiny_gpt(), speculation=speculation), "draft model's logits from token 1 on")
+    verify = Speculation(SmallModel(Shape(widths)), Standard(), Fixed(3))
+    refused(gpt_plan(tiny_vq(), tiny_gpt(), draft=small, verify=verify), "draft model's logits from token 1 on")
 
 
 def test_scales_that_are_drafted(small_tokenizer, small_var):
-    nan = float("nan")
-    refused(whole(small_tokenizer, var(nan), speculation=NextScale(small_var)), "target's logits of scale ")
-    refused(whole(small_tokenizer, small_var, speculation=NextScale(var(nan))), "draft model's logits of scale 2 ")
+    nan, verify = float("nan"), NextScale()
+    refused(whole(small_tokenizer, var(nan), draft=small_var, verify=verify), "target's logits of scale ")
+    refused(whole(small_tokenizer, small_var, draft=var(nan), verify=verify), "draft model's logits of scale 2 ")
 
 
 def test_a_draw_is_a_code_whatever_the_masses():

@@ -3,20 +3,22 @@
 import pytest
 import torch
 from golden.cases import load_case
+from runs import code_of, run_with, variant_of
 from small_flowar import tiny_flowar, tiny_kl
 from small_llamagen import golden_gpt, golden_vq, plan_of, tiny_gpt, tiny_vq
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from var_toolkit.core import next_token
+from var_toolkit.core import engine
+from var_toolkit.core.bind import run_of
 from var_toolkit.core.engine import decode
 from var_toolkit.core.noise import Noise
-from var_toolkit.core.plan import Plan, Stage
-from var_toolkit.core.subnet import Subnet
+from var_toolkit.core.plan import Subnet
+from var_toolkit.heads import categorical
+from var_toolkit.heads.categorical import Categorical
 from var_toolkit.heads.flow import Flow
-from var_toolkit.methods.collaborative import code
-from var_toolkit.methods.variant import variant
+from var_toolkit.methods.speculative.token_sampling import TokenSampling
 from var_toolkit.models.layers import linear
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.registry import Sampling
@@ -32,9 +34,9 @@ def golden():
 @pytest.fixture
 def tempered(monkeypatch) -> list[torch.Tensor]:
     """What the filters see, token by token."""
-    seen, filtered = [], next_token.filter_top_k_top_p
+    seen, filtered = [], categorical.filter_top_k_top_p
     monkeypatch.setattr(
-        next_token, "filter_top_k_top_p", lambda logits, **how: (seen.append(logits), filtered(logits, **how))[1]
+        categorical, "filter_top_k_top_p", lambda logits, **how: (seen.append(logits), filtered(logits, **how))[1]
     )
     return seen
 
@@ -51,9 +53,7 @@ def test_seeded_tokens_are_the_published_ones_with_guidance_that_ends(golden, te
     case = load_case("llamagen-generate-seeded")
     facts, tensors = case.facts["sampling"], case.tensors
     noise = iter(tensors["noise"].unbind(1))
-    monkeypatch.setattr(
-        next_token, "draw", lambda logits, uniform: (logits.softmax(-1)[:, 0] / next(noise)).argmax(-1, keepdim=True)
-    )
+    monkeypatch.setattr(engine, "pick", lambda mass, uniform: (mass[:, 0] / next(noise)).argmax(-1, keepdim=True))
     settings = {name: facts[name] for name in ("temperature", "top_k", "top_p")}
     guided = facts["cfg_interval"] + 2
     plan = plan_of(*golden, guidance=facts["cfg_scale"] - 1, guided_tokens=guided, **settings)
@@ -77,8 +77,9 @@ def test_the_latent_is_made_of_the_tokens_and_told_once(golden):
 def test_guidance_is_the_usual_one_less_one():
     logits = torch.randn(4, 1, 16)
     conditional, null = logits.chunk(2)
-    stage = Stage(tiny_gpt(), range(1), guidance=0.75)
-    assert_close(next_token.choices(stage, logits, 0), null + 1.75 * (conditional - null))
+    sampling = TokenSampling(tiny_gpt(), Categorical(temperature_first=True), 0.75)
+    positions = torch.zeros(2, 1, dtype=torch.int64)
+    assert_close(sampling.choices(logits, positions), null + 1.75 * (conditional - null))
 
 
 def test_without_guidance_there_is_one_row_an_image(monkeypatch):
@@ -117,8 +118,7 @@ def test_no_guided_token_is_no_guidance_and_all_are_the_default():
 def test_temperature_acts_before_the_filters():
     logits = torch.tensor([[[2.0, 1.0, 0.0, -9.0]]])
     for temperature, kept in ((1.0, 2), (5.0, 3)):  # 0.9 of the mass is in so many tokens
-        stage = Stage(tiny_gpt(vocab_size=4), range(1), temperature=temperature, top_p=0.9)
-        found = next_token.choices(stage, logits, 0)
+        found = Categorical(temperature=temperature, top_p=0.9, temperature_first=True).filtered(logits)
         assert found.isfinite().sum() == kept
         assert_close(found[found.isfinite()], logits[..., :kept].flatten() / temperature)
 
@@ -196,23 +196,33 @@ def test_other_kinds_of_models_have_no_guided_tokens(small_tokenizer, small_var)
 
 
 def test_methods_for_several_scales_are_refused_in_words(small_tokenizer, small_var):
-    plan = plan_of(tiny_vq(), tiny_gpt())
-    with pytest.raises(ValueError, match="RasterGPT draws"):
-        code(plan, plan, draft_scales=1)
+    run = plan_of(tiny_vq(), tiny_gpt())
+    with pytest.raises(ValueError, match="an image of one map has one model"):
+        code_of(run, run, draft_scales=1)
     with pytest.raises(ValueError, match="RasterGPT has no subnets"):
-        variant(plan, subnet=2, full_scales=1)
-    scales = Plan(small_tokenizer, (Stage(small_var, range(4)),))
+        variant_of(run, subnet=2, full_scales=1)
     with pytest.raises(ValueError, match="the drafter has a MultiScaleVQ and the refiner a RasterVQ"):
-        code(scales, plan, draft_scales=1)
-    with pytest.raises(ValueError, match="RasterGPT draws discrete tokens"):
-        plan_of(tiny_vq(), tiny_gpt(), flow=Flow())
+        code_of(run_with(small_tokenizer, small_var), run, draft_scales=1)
+    with pytest.raises(ValueError, match="RasterGPT has a Categorical head; a step of the plan has Flow"):
+        run_of(tiny_vq(), tiny_gpt(), head=Flow())
     with pytest.raises(ValueError, match="RasterGPT has no subnets"):
-        plan_of(tiny_vq(), tiny_gpt(), subnet=Subnet((0, 1), 1))
+        run_of(tiny_vq(), tiny_gpt(), layers=Subnet(2, 1))
 
 
 def test_one_temperature_may_be_given_as_that_of_the_only_scale():
     pipe = Pipeline(tiny_vq(), tiny_gpt(), Sampling(2.0, 0, 0.0))
-    assert pipe.plan(temperature=(0.7,)).stages[0].temperature == 0.7
+    assert pipe.plan(temperature=(0.7,)).steps[0].head.temperature == 0.7
     drawn = [pipe([1, 4], seeds=[0, 1], temperature=t, output_type="pt").tokens[0] for t in (0.7, (0.7,), 2.0)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_the_null_half_is_dropped_where_guidance_has_ended():
+    rows, network = [], tiny_gpt()
+    hook = network.layers[0].register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    run = plan_of(tiny_vq(), network, guidance=1.0, guided_tokens=4)
+    decoded = decode(run, LABELS, Noise([0, 1]))
+    hook.remove()
+    assert rows == [4] * 4 + [2] * 5
+    assert run.cost().multiply_adds < plan_of(tiny_vq(), network, guidance=1.0).cost().multiply_adds
+    assert decoded.cache_bytes == 2 * run.cost().cache_bytes(torch.float32)

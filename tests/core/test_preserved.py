@@ -7,13 +7,12 @@ import pytest
 import torch
 from golden.cases import fill
 from PIL import Image
+from runs import code_of, variant_of
 from torch.testing import assert_close
 
 from var_toolkit.core.preserved import preserved_before, preserved_outside
 from var_toolkit.images import as_output
 from var_toolkit.loading import load, load_tokenizer
-from var_toolkit.methods.collaborative import code
-from var_toolkit.methods.variant import variant
 from var_toolkit.models.llamagen import RasterGPT, RasterGPTConfig
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.still_life.data_set import render
@@ -122,7 +121,7 @@ def test_masked_passes_leave_kept_tokens_alone(image):
 
 def test_plans_that_mix_methods_edit_as_well(image):
     large, small = load("stilllife-var", device="cpu"), load("stilllife-var-small", device="cpu")
-    plan = code(variant(large, subnet=8, full_scales=3), small, draft_scales=4)
+    plan = code_of(variant_of(large, subnet=8, full_scales=3), small, draft_scales=4)
     edited, own = large.edit(image, BOX, 503, seeds=4, plan=plan), own_tokens(large, image)
     assert torch.equal(edited.tokens[-1][0, 0], own[-1][0, 0])
     assert equal(large.edit(image, (0, 0, 64, 64), 503, seeds=4, plan=plan), large(503, seeds=4, plan=plan))

@@ -5,14 +5,13 @@ import json
 import pytest
 
 from var_toolkit.evaluation.published import published
-from var_toolkit.evaluation.sample_set import exact_stages
 from var_toolkit.loading import skeleton
 
 
 def settings(model: str = "var-d30", **plan) -> dict:
     """What `settings.json` holds of a set with all classes and 50,000 images."""
-    stages = json.loads(json.dumps(exact_stages(skeleton(model).plan(**plan))))
-    return {"model": model, "classes": "0-999", "images": 50_000, "stages": stages}
+    plan = json.loads(json.dumps(skeleton(model).plan(**plan).to_json()))
+    return {"model": model, "classes": "0-999", "images": 50_000, "plan": plan}
 
 
 @pytest.mark.parametrize(("model", "fid"), [("var-d30", 1.97), ("code-6", 2.27), ("flowar-l", 1.90)])

@@ -11,6 +11,7 @@ from small_flowar import tiny_kl
 from small_llamagen import tiny_vq
 from torch.testing import assert_close
 
+from var_toolkit.conditions.condition import Condition
 from var_toolkit.core.engine import Canvas
 from var_toolkit.formats import export
 from var_toolkit.formats.export import export_decoder, export_step
@@ -49,7 +50,7 @@ def step_of(backbone, scale, given):
     for layer in range(backbone.config.depth):
         cache.append(layer, given["keys"][layer], given["values"][layer])
     cache.advance(begin)
-    condition = backbone.condition(given["labels"])
+    condition = backbone.condition(Condition(labels=given["labels"]))
     inputs = given["inputs"] if scale else None
     logits = backbone.logits(condition, backbone.hidden(condition, inputs, scales=range(scale, scale + 1), cache=cache))
     kinds = zip(*(cache.contents(layer) for layer in range(backbone.config.depth)), strict=True)

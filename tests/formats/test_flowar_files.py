@@ -161,8 +161,8 @@ def test_every_published_size_has_its_parameters_and_settings(size):
     assert sum(p.numel() for p in pipe.backbone.parameters()) == facts["parameters"]
     assert found.source.parameters == pytest.approx(facts["parameters"], abs=5e5)
     assert pipe.tokenizer.image_side == 256
-    flow = pipe.plan().stages[0].flow
-    assert pipe.plan().stages[0].strength(1.0) == pytest.approx(facts["readme_sampling"]["cfg"])
+    flow = pipe.plan().steps[-1].head
+    assert 1 + pipe.plan().steps[-1].guidance == pytest.approx(facts["readme_sampling"]["cfg"])
     assert flow.steps == facts["readme_sampling"]["num_steps"]
     assert flow.interval == (0.0, facts["readme_sampling"]["guidance"])
     assert found.sampling == published_sampling("flowar", pipe.backbone.config, "other.pth")

@@ -16,6 +16,7 @@ from var_toolkit.cli import main
 from var_toolkit.formats.directory import save_network
 from var_toolkit.formats.fitting import fitted
 from var_toolkit.formats.published import backbone_from_tensors, published_sampling
+from var_toolkit.heads.categorical import Categorical
 from var_toolkit.loading import load, load_tokenizer, skeleton
 from var_toolkit.models.llamagen import completed
 from var_toolkit.pipeline import Pipeline
@@ -273,9 +274,9 @@ def test_every_published_model_has_its_file_its_figures_and_its_settings(name):
     assert sum(p.numel() for p in pipe.backbone.parameters()) == pytest.approx(found.source.parameters, abs=5e5)
     scales = re.findall(r"([\d.]+) for (\w+)(?: and (\w+))?", FACTS["fid_settings"])
     (published,) = (float(scale) for scale, *sizes in scales if size in sizes)
-    (stage,) = pipe.plan().stages
-    assert 1 + stage.guidance == pytest.approx(published)
-    assert (stage.top_k, stage.top_p, stage.temperature, stage.guided_tokens) == (0, 0.0, 1.0, None)
+    (step,) = pipe.plan().steps
+    assert 1 + step.guidance == pytest.approx(published)
+    assert step.head == Categorical(temperature_first=True)
     assert found.sampling == published_sampling("llamagen", pipe.backbone.config, "other.pt")
 
 

@@ -12,9 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+from var_toolkit.core.bind import bind, run_of
 from var_toolkit.core.engine import decode
 from var_toolkit.core.noise import Noise, Stream
-from var_toolkit.core.plan import Stage
+from var_toolkit.heads.categorical import Categorical
 from var_toolkit.heads.flow import SOLVERS, Flow
 from var_toolkit.models.layers import linear
 from var_toolkit.pipeline import Pipeline
@@ -37,15 +38,16 @@ def test_tokens_and_latents_are_the_published_ones(name, monkeypatch):
         return made(hidden, scale)
 
     monkeypatch.setattr(network, "field", field)
-    tokenizer = SimpleNamespace(scales=network.scales, pyramid=LatentPyramid(network.scales, 16))
+    pyramid = LatentPyramid(network.scales, 16)
+    tokenizer = SimpleNamespace(scales=network.scales, pyramid_of=lambda schedule: pyramid)
     sampling = case.facts["sampling"]
     settings = {"steps": sampling["num_steps"], "guidance_interval": (0.0, sampling["guidance"])}
     plan = Pipeline(tokenizer, network).plan(cfg=sampling["cfg"], solver="published", **settings)
-    flow = plan.stages[0].flow
-    decoded = decode(plan, case.tensors["label"], StoredNoise([0, 1]))
+    flow = plan.steps[0].head
+    decoded = decode(bind(plan, {"backbone": network}, tokenizer), case.tensors["label"], StoredNoise([0, 1]))
     assert flow.times() == pytest.approx(sampling["t_steps"])
     for k in range(3):
-        assert plan.stages[0].strength(network.scales.progress(k)) == sampling["guidance_per_scale"][k]
+        assert 1 + plan.steps[k].guidance == sampling["guidance_per_scale"][k]
         # At the first scale, which is never guided, the null half is not looked at.
         assert len(features[k]) == (4 if k else 2)
         assert_close(features[k], case.maps("cond")[k][: len(features[k])], atol=1e-4, rtol=0)
@@ -59,7 +61,7 @@ def test_the_published_grids_are_those_of_the_published_sampler(steps, evaluatio
     sampler = json.loads((FOLDER / "flowar-published-settings" / "case.json").read_text())["sampler"]
     grid, flow = sampler["grids"][str(steps)], Flow(steps=steps)
     assert flow.times() == pytest.approx(grid["t"], abs=1e-6)
-    asked = list(flow.evaluations())
+    asked = list(flow.evaluated())
     assert (len(asked), asked) == (evaluations, flow.times()[:-1])
     assert [int(torch.tensor(time) * 1000) for time in asked] == grid["time_index"]
 
@@ -98,17 +100,17 @@ def test_the_network_is_asked_as_often_and_when_it_says(solver, steps):
         return x
 
     flow.solve(velocity, torch.ones(1, dtype=torch.float64))
-    assert asked == pytest.approx(list(flow.evaluations()), abs=1e-12)
+    assert asked == pytest.approx(list(flow.evaluated()), abs=1e-12)
     twice = {"midpoint": 2 * steps, "heun": 2 * steps - 1}
     assert len(asked) == twice.get(solver, steps - steps % 2 if solver == "published" else steps)
 
 
 def decoded_with_rows(plan, network) -> tuple[torch.Tensor, list[list[int]]]:
     """An image's latent, and how many rows the head computes at each evaluation of each scale."""
-    rows = [[] for _ in plan.tokenizer.scales.lengths]
+    rows = [[] for _ in plan.schedule.lengths]
 
     def count(_, args):
-        rows[plan.tokenizer.scales.lengths.index(args[0].shape[1])].append(len(args[0]))
+        rows[plan.schedule.lengths.index(args[0].shape[1])].append(len(args[0]))
 
     hook = network.flownet.register_forward_pre_hook(count)
     latent = decode(plan, LABELS[:1], Noise([0])).latent
@@ -122,11 +124,11 @@ def test_the_null_half_is_computed_only_where_it_has_a_say(solver, guidance, int
     network, flow = tiny_flowar(), Flow(solver, 4, interval)
     plan = plan_of(tiny_kl(), network, flow, guidance=guidance)
     _, rows = decoded_with_rows(plan, network)
-    assert rows[0] == [1] * len(list(flow.evaluations()))  # the first scale is never guided
-    guided = [2 if guidance and interval[0] <= t <= interval[1] else 1 for t in flow.evaluations()]
+    assert rows[0] == [1] * len(list(flow.evaluated()))  # the first scale is never guided
+    guided = [2 if guidance and interval[0] <= t <= interval[1] else 1 for t in flow.evaluated()]
     assert rows[1] == rows[2] == guided
     for k, own in enumerate(rows):
-        assert flow.rows(plan.stages[0].strength(network.scales.progress(k))) == sum(own)
+        assert flow.rows(plan.plan.steps[k].guidance, 1) == sum(own)
 
 
 def test_guidance_counts_and_its_interval_does():
@@ -207,7 +209,7 @@ def test_the_state_is_float64_and_the_network_float32(solver, monkeypatch):
     network = tiny_flowar()
     network.flownet.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
     decode(plan_of(tiny_kl(), network, Flow(solver, 2), guidance=1.0), LABELS[:1], Noise([0]))
-    evaluations = len(list(Flow(solver, 2).evaluations()))
+    evaluations = Flow(solver, 2).evaluations()
     assert seen == ([torch.float64] + [torch.float64, torch.float32] * evaluations) * 3
 
 
@@ -237,11 +239,11 @@ def test_packed_weights_draw_the_same():
     assert_close(packed.latent, expected.latent, atol=5e-5, rtol=1e-4)
 
 
-def test_continuous_tokens_need_a_flow_and_discrete_ones_take_none(small_var):
-    with pytest.raises(ValueError, match="FlowAR draws continuous tokens and needs a flow"):
-        Stage(tiny_flowar(), range(3))
-    with pytest.raises(ValueError, match="VAR draws discrete tokens; flow is for continuous ones"):
-        Stage(small_var, range(4), flow=Flow())
+def test_continuous_tokens_need_a_flow_and_discrete_ones_take_none(small_var, small_tokenizer):
+    with pytest.raises(ValueError, match="FlowAR has a Flow head; a step of the plan has Categorical"):
+        run_of(tiny_kl(), tiny_flowar(), head=Categorical())
+    with pytest.raises(ValueError, match="VAR has a Categorical head; a step of the plan has Flow"):
+        run_of(small_tokenizer, small_var, head=Flow())
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
@@ -262,4 +264,4 @@ def test_the_work_told_in_advance_is_the_work_done(cross, guidance, monkeypatch)
 
 def test_the_plan_says_what_it_does():
     plan = plan_of(tiny_kl(), tiny_flowar(), Flow("heun", 10, (0.1, 0.7)), guidance=1.4)
-    assert str(plan) == "scales 0-2: FlowAR 3 x 32, guidance 1.4, 10 steps (heun), guided from 0.7 to 0.1"
+    assert str(plan) == "scales 0-2: FlowAR 3 x 32, guidance 0 to 1.4, 10 steps (heun), guided from 0.7 to 0.1"

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def cooler(plan: Plan, *, by: float = 0.5, since: int = 0, order: Literal["up", "down"] = "up", to: list[int] = (),
            span: tuple[int, float] = (0, 1.0)):
     assert isinstance(by, float) and isinstance(since, int) and isinstance(to, (list, tuple))
-    stages = (*plan.within(range(since)), *plan.within(range(since, len(plan.tokenizer.scales))))
-    return replace(plan, stages=tuple(replace(s, temperature=s.temperature * by) for s in stages))
+    steps = (*plan.within(range(since)), *plan.within(range(since, len(plan.schedule))))
+    return replace(plan, steps=tuple(s.with_head(temperature=s.head.temperature * by) for s in steps))
 
 def needs(plan, amount): return plan
 def forgets(plan): pass
@@ -55,7 +55,7 @@ def pipe(small_tokenizer, small_var):
 
 def test_a_module_of_the_current_folder_is_found_and_its_options_read(here, pipe):
     plan = pipe.plan(method=f"{here}:cooler", method_options={"by": "5e-1", "since": 2, "order": "down", "to": [1]})
-    assert [(stage.scales, stage.temperature) for stage in plan.stages] == [(range(2), 0.5), (range(2, 4), 0.5)]
+    assert [step.head.temperature for step in plan.steps] == [0.5] * 4
 
 
 def test_an_installed_method_needs_no_module(here, pipe, tmp_path, monkeypatch):
@@ -64,24 +64,25 @@ def test_an_installed_method_needs_no_module(here, pipe, tmp_path, monkeypatch):
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: cooling\nVersion: 1\n")
     (installed / "entry_points.txt").write_text(f"[{GROUP}]\ncool = {here}:cooler\n")
     monkeypatch.syspath_prepend(installed.parent)
-    assert pipe.plan(method="cool").stages[0].temperature == 0.5
+    assert pipe.plan(method="cool").steps[0].head.temperature == 0.5
     with pytest.raises(ValueError, match=r"method 'warm' is not installed; .* installed method: cool$"):
         pipe.plan(method="warm")
 
 
 def test_a_function_itself_will_do_and_comes_after_all_other_settings(pipe):
     def halved(plan, *, scales: int):
-        assert plan.stages[0].subnet is not None
-        assert plan.stages[0].temperature == 0.8
-        return replace(plan, stages=plan.within(range(scales)) + plan.within(range(scales, 4)))
+        assert plan.steps[0].layers is not None
+        assert plan.steps[0].head.temperature == 0.8
+        fine = (step.with_head(temperature=0.4) for step in plan.within(range(scales, 4)))
+        return replace(plan, steps=(*plan.within(range(scales)), *fine))
 
     plan = pipe.plan(temperature=0.8, subnet=2, full_scales=3, method=halved, method_options={"scales": 1})
-    assert [stage.scales for stage in plan.stages] == [range(1), range(1, 4)]
+    assert [step.head.temperature for step in plan.steps] == [0.8, 0.4, 0.4, 0.4]
 
 
 def test_methods_of_the_package_have_names_as_well(pipe):
     named = pipe.plan(method="var_toolkit.methods.variant:variant", method_options={"subnet": 2, "full_scales": 2})
-    assert named == variant(pipe, subnet=2, full_scales=2)
+    assert named == variant(pipe.plan(), subnet=2, full_scales=2)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_a_file_that_another_module_hides_is_told_apart_from_it(here, pipe):
 def test_rows_of_a_bench_table_have_methods(here, pipe):
     plan = {"method": f"{here}:cooler", "method_options": {"by": 0.25}}
     (row,) = table_from({"rows": [{"name": "cool", "model": "stilllife-var", "plan": plan}]}, allow_code=True).rows
-    assert pipe.plan(**row.plan).stages[0].temperature == 0.25
+    assert pipe.plan(**row.plan).steps[0].head.temperature == 0.25
     for wrong, words in (({"method": 3}, "method is 3; expected text"), ({"method_options": 3}, "expected a mapping")):
         with pytest.raises(ValueError, match=words):
             table_from({"rows": [{"name": "cool", "model": "stilllife-var", "plan": {**plan, **wrong}}]})
@@ -151,4 +152,4 @@ def test_what_authors_need_is_at_the_top_of_the_package(pipe):
         assert hasattr(var_toolkit, name)
     assert apply_method(pipe.plan(), lambda plan: plan, {}) == pipe.plan()
     assert isinstance(pipe.plan(), var_toolkit.Plan)
-    assert isinstance(pipe.plan().stages[0], var_toolkit.Stage)
+    assert isinstance(pipe.plan().steps[0], var_toolkit.Step)

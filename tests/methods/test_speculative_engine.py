@@ -1,34 +1,43 @@
 """Every lossless proposer, rule and length policy draws what plain decoding draws, alone and in batches."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
-from methods.toy import distance, drawn, rows, toy, toy_head, truth
+from methods.toy import SIDE, distance, drawn, request, toy, toy_head, truth
+from runs import run_with
 from small_llamagen import golden_gpt
 from torch.testing import assert_close
 
-from var_toolkit.core.finite import FiniteCheck
-from var_toolkit.core.next_token import draw_tokens
+from var_toolkit.conditions.condition import of_labels
+from var_toolkit.core.bind import bind
+from var_toolkit.core.engine import decode
 from var_toolkit.core.noise import Noise
-from var_toolkit.core.plan import Stage
+from var_toolkit.core.plan import Plan, Tokens, plan_of
+from var_toolkit.core.preserved import Preserved
+from var_toolkit.heads.categorical import Categorical
 from var_toolkit.methods.speculative.drafts import Draft, topology
 from var_toolkit.methods.speculative.eagle import Eagle
-from var_toolkit.methods.speculative.engine import Run, Speculation, Target
+from var_toolkit.methods.speculative.grouped import Grouped
 from var_toolkit.methods.speculative.growing import Shape
 from var_toolkit.methods.speculative.jacobi import Jacobi
 from var_toolkit.methods.speculative.kseq import KSeq
 from var_toolkit.methods.speculative.lengths import Adaptive, Fixed
 from var_toolkit.methods.speculative.ngram import NGram
 from var_toolkit.methods.speculative.rules import Standard
-from var_toolkit.methods.speculative.small_model import SmallModel
-from var_toolkit.models.draft_heads import early_exit
+from var_toolkit.methods.speculative.small_model import EarlyExit, SmallModel
+from var_toolkit.methods.speculative.token_sampling import TokenSampling
+from var_toolkit.methods.speculative.verify import Rounds, Speculation, Target, speculate
 
+HEAD_SETTINGS = Categorical(temperature_first=True)
 SAMPLES, MANY = 2000, 100_000
 TARGET, SMALL, HEAD = toy(1), toy(2, depth=1), toy_head(3)
 CHAIN, TREE, CHAINS = Shape((1, 1, 1)), Shape((2, 2, 1)), Shape((3, 1, 1), chains=True)
-STAGES = {
-    "guided": Stage(TARGET, range(1), guidance=0.7),
-    "filtered": Stage(TARGET, range(1), guidance=0.7, top_p=0.8, temperature=1.3, guided_tokens=4),
-    "plain": Stage(TARGET, range(1)),
+SAMPLINGS = {
+    "guided": TokenSampling(TARGET, HEAD_SETTINGS, 0.7),
+    "filtered": TokenSampling(TARGET, replace(HEAD_SETTINGS, top_p=0.8, temperature=1.3), 0.7, 4),
+    "plain": TokenSampling(TARGET, HEAD_SETTINGS),
 }
 PROPOSERS = {
     "jacobi-random": Jacobi(4, "random"),
@@ -36,14 +45,14 @@ PROPOSERS = {
     "jacobi-likeliest": Jacobi(5, "likeliest"),
     "jacobi-keep": Jacobi(6, "repeat", keep=True),
     "jacobi-keep-random": Jacobi(4, "random", keep=True),
-    "small": SmallModel(SMALL, CHAIN),
-    "small-unguided": SmallModel(SMALL, CHAIN, guided=False),
-    "small-tree": SmallModel(SMALL, TREE),
-    "exit": SmallModel(early_exit(TARGET, 1), CHAIN),
+    "small": SmallModel(CHAIN),
+    "small-unguided": SmallModel(CHAIN, guided=False),
+    "small-tree": SmallModel(TREE),
+    "exit": EarlyExit(CHAIN, layers=1),
     "ngram": NGram(CHAIN),
     "ngram-tree": NGram(TREE),
-    "eagle": Eagle(HEAD, CHAIN),
-    "eagle-tree": Eagle(HEAD, TREE),
+    "eagle": Eagle(CHAIN),
+    "eagle-tree": Eagle(TREE),
 }
 LENGTHS = {"fixed": Fixed(4), "confidence": Fixed(4, 0.65), "adaptive": Adaptive(4)}
 COMBINATIONS = [
@@ -57,42 +66,64 @@ COMBINATIONS = [
     ("exit", "standard", "fixed"),
     *((name, "kseq", policy) for name in ("small-chains", "eagle-chains") for policy in LENGTHS),
 ]
-CHAINED = {"small-chains": SmallModel(SMALL, CHAINS), "eagle-chains": Eagle(HEAD, CHAINS)}
+CHAINED = {"small-chains": SmallModel(CHAINS), "eagle-chains": Eagle(CHAINS)}
 BY_PROPOSER = [[each for each in COMBINATIONS if each[0] == name] for name in dict.fromkeys(c[0] for c in COMBINATIONS)]
 QUICK = [each[number % len(each)] for number, each in enumerate(BY_PROPOSER)]  # the policies in turn
 RULES = {"standard": Standard(), "kseq": KSeq()}
 
 
+def draft_of(proposer):
+    """The network that drafts."""
+    return HEAD if isinstance(proposer, Eagle) else SMALL
+
+
+def plain_tokens(sampling, seeds):
+    """What plain decoding draws."""
+    guided = None if sampling.guided is None else range(sampling.guided)
+    plan = plan_of(sampling.network, guidance=sampling.guidance, head=sampling.head, guided=guided)
+    tokenizer = SimpleNamespace(pyramid_of=lambda schedule: NoImages())
+    return decode(bind(plan, {"backbone": sampling.network}, tokenizer), request(len(seeds)), Noise(seeds)).tokens[0]
+
+
+class NoImages:
+    """A pyramid of codes that are never looked at."""
+
+    def embed(self, tokens):
+        return tokens
+
+    def grow(self, latent, codes, scale):
+        return codes
+
+
 def plainly(stage, samples):
     """Chances of all sequences, and how far plain decoding is from them with as many samples: the mean of a few."""
-    chances, labels, found = truth(stage), rows(stage, samples), []
-    for start in range(0, 4 * samples, samples):
-        with torch.inference_mode():
-            noise = Noise(range(start, start + samples))
-            found.append(
-                distance(draw_tokens(stage, labels, noise, TARGET.new_cache(len(labels)), FiniteCheck()), chances)
-            )
+    chances = truth(stage)
+    found = [
+        distance(plain_tokens(stage, range(start, start + samples)), chances)
+        for start in range(0, 4 * samples, samples)
+    ]
     return chances, sum(found) / len(found)
 
 
 @pytest.fixture(scope="module")
 def plain():
-    return {name: plainly(stage, SAMPLES) for name, stage in STAGES.items()}
+    return {name: plainly(stage, SAMPLES) for name, stage in SAMPLINGS.items()}
 
 
 @pytest.fixture(scope="module")
 def plain_many():
-    return plainly(STAGES["guided"], MANY)
+    return plainly(SAMPLINGS["guided"], MANY)
 
 
 def require_same(speculation, stage, plain, samples=SAMPLES):
+    draft = draft_of(speculation.proposer)
     chances, noise = plain
-    tokens, tally = drawn(speculation, stage, range(samples))
+    tokens, tally = drawn(speculation, stage, range(samples), draft)
     assert distance(tokens, chances) < 1.5 * noise
     assert tally.decided == 9 * samples
-    alone = torch.cat([drawn(speculation, stage, range(seed, seed + 1))[0] for seed in range(3)])
+    alone = torch.cat([drawn(speculation, stage, range(seed, seed + 1), draft)[0] for seed in range(3)])
     assert torch.equal(alone, tokens[:3])
-    assert torch.equal(drawn(speculation, stage, range(3))[0], tokens[:3])
+    assert torch.equal(drawn(speculation, stage, range(3), draft)[0], tokens[:3])
 
 
 @pytest.mark.parametrize(
@@ -101,14 +132,14 @@ def require_same(speculation, stage, plain, samples=SAMPLES):
 )
 def test_a_lossless_combination_draws_what_the_target_draws(proposer, rule, policy, plain):
     speculation = Speculation({**PROPOSERS, **CHAINED}[proposer], RULES[rule], LENGTHS[policy])
-    require_same(speculation, STAGES["guided"], plain["guided"])
+    require_same(speculation, SAMPLINGS["guided"], plain["guided"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("proposer", "rule", "policy"), COMBINATIONS)
 def test_so_it_does_with_many_samples(proposer, rule, policy, plain_many):
     speculation = Speculation({**PROPOSERS, **CHAINED}[proposer], RULES[rule], LENGTHS[policy])
-    require_same(speculation, STAGES["guided"], plain_many, MANY)
+    require_same(speculation, SAMPLINGS["guided"], plain_many, MANY)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +154,7 @@ def test_so_it_does_with_many_samples(proposer, rule, policy, plain_many):
     ],
 )
 def test_so_it_does_with_filters_and_without_guidance(proposer, stage, plain):
-    require_same(Speculation(PROPOSERS[proposer], Standard(), Fixed(4)), STAGES[stage], plain[stage])
+    require_same(Speculation(PROPOSERS[proposer], Standard(), Fixed(4)), SAMPLINGS[stage], plain[stage])
 
 
 def test_the_measure_sees_a_rule_that_is_not_exact(plain):
@@ -133,31 +164,28 @@ def test_the_measure_sees_a_rule_that_is_not_exact(plain):
             return probability.clamp(min=0.7), left
 
     chances, noise = plain["guided"]
-    tokens, _ = drawn(Speculation(PROPOSERS["small"], Gullible(), Fixed(4)), STAGES["guided"], range(SAMPLES))
+    speculation = Speculation(PROPOSERS["small"], Gullible(), Fixed(4))
+    tokens, _ = drawn(speculation, SAMPLINGS["guided"], range(SAMPLES), SMALL)
     assert distance(tokens, chances) > 2 * noise
 
 
-@pytest.mark.parametrize(
-    "proposer", [Jacobi(1), SmallModel(SMALL, Shape(())), NGram(Shape(())), Eagle(HEAD, Shape(()))]
-)
+@pytest.mark.parametrize("proposer", [Jacobi(1), SmallModel(Shape(())), NGram(Shape(())), Eagle(Shape(()))])
 def test_window_1_is_plain_decoding(proposer):
-    stage = STAGES["filtered"]
-    tokens, tally = drawn(Speculation(proposer, Standard(), Fixed(1)), stage, range(50))
-    with torch.inference_mode():
-        plainly = draw_tokens(stage, rows(stage, 50), Noise(range(50)), TARGET.new_cache(100), FiniteCheck())
-    assert torch.equal(tokens, plainly)
+    stage = SAMPLINGS["filtered"]
+    tokens, tally = drawn(Speculation(proposer, Standard(), Fixed(1)), stage, range(50), draft_of(proposer))
+    assert torch.equal(tokens, plain_tokens(stage, range(50)))
     assert tally.as_json()["tokens_per_pass"] == 1
 
 
 def test_all_drafts_of_an_equal_model_stand():
-    speculation = Speculation(SmallModel(TARGET, CHAIN), Standard(), Fixed(4))
-    _, tally = drawn(speculation, STAGES["guided"], range(200))
+    speculation = Speculation(SmallModel(CHAIN), Standard(), Fixed(4))
+    _, tally = drawn(speculation, SAMPLINGS["guided"], range(200), TARGET)
     assert tally.accepted == tally.drafted == 6 * 200  # windows of 4 and 4 tokens behind the first
     assert tally.target_passes == 3 * 200
 
 
 def test_sure_drafts_save_passes_and_the_numbers_agree():
-    _, tally = drawn(Speculation(Jacobi(6, keep=True), Standard(), Fixed(6)), STAGES["guided"], range(200))
+    _, tally = drawn(Speculation(Jacobi(6, keep=True), Standard(), Fixed(6)), SAMPLINGS["guided"], range(200))
     told = tally.as_json()
     assert tally.target_passes == sum(tally.accepted_counts.values()) + 200  # and the first pass of each
     assert tally.decided == tally.target_passes + tally.accepted
@@ -169,20 +197,19 @@ def test_sure_drafts_save_passes_and_the_numbers_agree():
 
 def test_drafts_that_do_not_pay_are_given_up():
     """A proposer as large as the target that guesses badly."""
-    stranger = toy(9, depth=2)
-    _, tally = drawn(Speculation(SmallModel(stranger, Shape((1,))), Standard(), Fixed(2)), STAGES["guided"], range(50))
+    speculation = Speculation(SmallModel(Shape((1,))), Standard(), Fixed(2))
+    _, tally = drawn(speculation, SAMPLINGS["guided"], range(50), toy(9, depth=2))
     assert tally.fall_backs == 0  # too few rounds to tell
-    target, stage = golden_gpt(), None
-    stage = Stage(target, range(1))
-    other = golden_gpt()
+    target, other = golden_gpt(), golden_gpt()
     with torch.no_grad():
         other.output.weight.copy_(other.output.weight.roll(7, 0))
-    with torch.inference_mode():
-        labels = torch.arange(6) % 10
-        found = Speculation(SmallModel(other, CHAIN), Standard(), Fixed(4)).draw(stage, labels, Noise(range(6)))[1]
-        free = Speculation(NGram(CHAIN), Standard(), Fixed(4)).draw(stage, labels, Noise(range(6)))[1]
-    assert found.fall_backs > 0
-    assert free.fall_backs == 0
+    found = []
+    for proposer in (SmallModel(CHAIN), NGram(CHAIN)):
+        asked = of_labels(torch.arange(6) % 10, 10)
+        rounds = Rounds(TokenSampling(target, HEAD_SETTINGS), asked, Noise(range(6)), networks={"draft": other})
+        found.append(speculate(rounds, Speculation(proposer, Standard(), Fixed(4)), Standard()).fall_backs)
+    assert found[0] > 0
+    assert found[1] == 0
 
 
 @pytest.mark.parametrize("shape", [Shape((1,) * 7), Shape((1, 2, 4)), Shape((3, 1, 1), chains=True)])
@@ -190,12 +217,12 @@ def test_drafts_that_do_not_pay_are_given_up():
 def test_neighbours_in_a_batch_change_nothing_where_images_draft_differently_far(shape, confidence, monkeypatch):
     """Some give up drafting and others do not, in a map long enough to tell."""
     target, small = toy(1, side=8), toy(2, depth=1, side=8)
-    monkeypatch.setattr(SmallModel, "cost", lambda self, stage: 0.22)
+    monkeypatch.setattr(SmallModel, "cost", lambda self, target, networks: 0.22)
     rule = KSeq() if shape.chains else Standard()
-    speculation = Speculation(SmallModel(small, shape), rule, Adaptive(1 + len(shape.widths), confidence))
-    stage = Stage(target, range(1), guidance=0.7)
-    together, tally = drawn(speculation, stage, range(12))
-    alone = [drawn(speculation, stage, range(seed, seed + 1)) for seed in range(12)]
+    speculation = Speculation(SmallModel(shape), rule, Adaptive(1 + len(shape.widths), confidence))
+    stage = TokenSampling(target, HEAD_SETTINGS, 0.7)
+    together, tally = drawn(speculation, stage, range(12), small)
+    alone = [drawn(speculation, stage, range(seed, seed + 1), small) for seed in range(12)]
     assert torch.equal(torch.cat([tokens for tokens, _ in alone]), together)
     assert sum(one.fall_backs for _, one in alone) == tally.fall_backs
     assert sum(one.draft_passes for _, one in alone) == tally.draft_passes
@@ -204,15 +231,16 @@ def test_neighbours_in_a_batch_change_nothing_where_images_draft_differently_far
 
 def test_a_rule_refuses_drafts_that_it_cannot_judge():
     with pytest.raises(ValueError, match="K-SEQ acceptance judges independent drafts; these are certain"):
-        drawn(Speculation(NGram(CHAIN), KSeq(), Fixed(4)), STAGES["plain"], range(2))
+        drawn(Speculation(NGram(CHAIN), KSeq(), Fixed(4)), SAMPLINGS["plain"], range(2))
 
 
 @pytest.mark.parametrize("widths", [(1, 1, 1), (2, 2, 1)])
 def test_the_cache_after_a_rollback_is_a_fresh_prefill(widths):
     """Rows that have settled different numbers of tokens, through several rounds of drafts, some of which stand."""
-    stage, labels = Stage(golden_gpt(), range(1), guidance=1.0), torch.tensor([1, 2, 3, 10, 10, 10])
+    network = golden_gpt()
+    asked = of_labels(torch.tensor([1, 2, 3]), 10)
     tree = topology(widths)
-    run = Run(stage, labels, Noise(range(3)))
+    run = Rounds(TokenSampling(network, HEAD_SETTINGS, 1.0), asked, Noise(range(3)))
     target = Target(run, tree.nodes - 1)
     with torch.inference_mode():
         target.check(None, Standard())
@@ -221,8 +249,8 @@ def test_the_cache_after_a_rollback_is_a_fresh_prefill(widths):
             tokens = torch.randint(0, 64, (3, tree.nodes - 1), generator=torch.Generator().manual_seed(run.round))
             target.check(Draft(tokens, tree, [3, 2, 3], None, "certain"), Hopeful())
         assert len(set(run.counts)) > 1
-        fresh = stage.backbone.new_ragged_cache(6, 40)
-        stage.backbone.next_hidden(labels, run.tokens_BL[:, : max(run.counts) - 1].repeat(2, 1), cache=fresh)
+        fresh, prefix = network.new_ragged_cache(6, 40), network.condition(asked.rows(2)).tokens
+        network.next_hidden(prefix, run.tokens_BL[:, : max(run.counts) - 1].repeat(2, 1), cache=fresh)
         assert target.cache.lengths_R.tolist() == run.counts * 2
         for row, length in enumerate(run.counts * 2):
             for kept, expected in zip(
@@ -261,6 +289,61 @@ def test_trees_that_cannot_be_are_refused(widths, chains, words):
         topology(widths, chains)
 
 
-def test_a_stage_of_whole_maps_cannot_speculate_token_by_token(small_var):
+def test_a_network_of_whole_maps_cannot_speculate_token_by_token(small_var, small_tokenizer):
     with pytest.raises(ValueError, match="VAR draws whole maps at once; this speculation is for next-token models"):
-        Stage(small_var, range(4), speculation=Speculation(Jacobi(8), Standard(), Fixed(8)))
+        run_with(small_tokenizer, small_var, verify=Speculation(Jacobi(8), Standard(), Fixed(8)))
+
+
+@pytest.mark.parametrize("proposer", ["jacobi-keep", "small-tree", "ngram", "exit"])
+def test_verification_starts_behind_and_ends_before_plain_steps(proposer):
+    """Tokens 0 and 1 plain, 2 to 6 verified, 7 and 8 plain; with window 1 the tokens are those of plain decoding."""
+    network, tokenizer = TARGET, SimpleNamespace(pyramid_of=lambda schedule: NoImages())
+    whole = plan_of(network, guidance=0.7)
+    step = whole.steps[0]
+
+    def drawn_by(verify, count):
+        parts = (Tokens(0, 2), None), (Tokens(2, 5), verify), (Tokens(7, 2), None)
+        plan = Plan(whole.schedule, [replace(step, places=places, verify=one) for places, one in parts])
+        run = bind(plan, {"backbone": network, "draft": SMALL}, tokenizer)
+        return decode(run, request(count), Noise(range(count)))
+
+    chosen = PROPOSERS[proposer]
+    first = replace(chosen, window=1) if isinstance(chosen, Jacobi) else replace(chosen, shape=Shape(()))
+    plain = plain_tokens(SAMPLINGS["guided"], range(20))
+    assert torch.equal(drawn_by(Speculation(first, Standard(), Fixed(1)), 20).tokens[0], plain)
+    found = drawn_by(Speculation(chosen, Standard(), Fixed(4)), SAMPLES)
+    assert found.speculation.decided == 5 * SAMPLES
+    assert torch.equal(found.tokens[0][:20, :2], plain[:, :2])
+    chances, noise = plainly(SAMPLINGS["guided"], SAMPLES)
+    assert distance(found.tokens[0], chances) < 1.5 * noise
+
+
+def test_eagle_cannot_start_behind_other_steps():
+    whole = plan_of(TARGET)
+    verify = Speculation(Eagle(CHAIN), Standard(), Fixed(4))
+    steps = [replace(whole.steps[0], places=Tokens(0, 2)), replace(whole.steps[0], places=Tokens(2, 7), verify=verify)]
+    tokenizer = SimpleNamespace(pyramid_of=lambda schedule: None)
+    with pytest.raises(ValueError, match="Eagle drafts from the first token on"):
+        bind(Plan(whole.schedule, steps), {"backbone": TARGET, "draft": HEAD}, tokenizer)
+
+
+@pytest.mark.parametrize("rule", [Standard(), Grouped(2)], ids=["standard", "grouped"])
+@pytest.mark.parametrize("proposer", ["jacobi-keep", "small-tree", "ngram", "eagle"])
+def test_preserved_tokens_survive_any_rule_and_the_others_follow_them(proposer, rule):
+    mask = torch.zeros(1, SIDE**2, dtype=torch.bool)
+    mask[0, [1, 4]] = True
+    given = torch.ones(1, SIDE**2, dtype=torch.int64)
+    preserved, count = Preserved([given], [mask], []), 500
+    chosen = PROPOSERS[proposer]
+    rounds = Rounds(
+        SAMPLINGS["guided"],
+        request(count),
+        Noise(range(count)),
+        networks={"draft": draft_of(chosen)},
+        preserved=preserved,
+    )
+    speculate(rounds, Speculation(chosen, rule, Fixed(4)), rule)
+    assert (rounds.tokens_BL[:, [1, 4]] == 1).all()
+    assert set(rounds.tokens_BL[:, 0].tolist()) == {0, 1}
+    # Token 0 is drawn before anything is preserved, so it is that of plain decoding.
+    assert torch.equal(rounds.tokens_BL[:, 0], plain_tokens(SAMPLINGS["guided"], range(count))[:, 0])

@@ -3,20 +3,20 @@
 import pytest
 import torch
 from conftest import small_var_network
+from runs import code_of, run_with, variant_of
 from torch.testing import assert_close
 
+from var_toolkit.conditions.condition import Condition
+from var_toolkit.core.bind import Run
 from var_toolkit.core.engine import decode
+from var_toolkit.core.layers import Layers
 from var_toolkit.core.noise import Noise
-from var_toolkit.core.plan import Plan, Stage
-from var_toolkit.core.subnet import Subnet
-from var_toolkit.methods.collaborative import code
-from var_toolkit.methods.variant import subnet_layers, variant
 
 LABELS = torch.tensor([3, 7])
 
 
-def plan_of(tokenizer, backbone, **settings) -> Plan:
-    return Plan(tokenizer, (Stage(backbone, range(4), **{"guidance": 1.5, "top_k": 40, **settings}),))
+def plan_of(tokenizer, backbone, **settings) -> Run:
+    return run_with(tokenizer, backbone, **{"guidance": 1.5, "top_k": 40, **settings})
 
 
 @pytest.mark.parametrize(
@@ -30,13 +30,13 @@ def plan_of(tokenizer, backbone, **settings) -> Plan:
     ],
 )
 def test_the_layers_of_a_subnet_are_those_of_the_paper(subnet, layers):
-    assert subnet_layers(30, subnet) == layers
+    assert Layers.spread(30, subnet, 1).active == layers
 
 
 @pytest.mark.parametrize(("subnet", "full_scales"), [(4, 1), (4, 3), (2, 4)])
 def test_full_depth_and_full_scales_draw_var_bit_for_bit(small_tokenizer, small_var, subnet, full_scales):
     plan = plan_of(small_tokenizer, small_var)
-    ours = decode(variant(plan, subnet=subnet, full_scales=full_scales), LABELS, Noise([0, 1]))
+    ours = decode(variant_of(plan, subnet=subnet, full_scales=full_scales), LABELS, Noise([0, 1]))
     expected = decode(plan, LABELS, Noise([0, 1]))
     assert torch.equal(ours.latent, expected.latent)
 
@@ -45,24 +45,24 @@ def test_full_depth_and_full_scales_draw_var_bit_for_bit(small_tokenizer, small_
 @pytest.mark.parametrize("chunks", [(1, 2, 3, 4), (2, 3, 4), (3, 4), (4,)])
 def test_packed_logits_are_those_of_cached_decoding(small_var, full_scales, chunks):
     """Also where one pass takes in scales on both sides of the switch, as a refiner's first pass does."""
-    subnet = Subnet((0, 3), full_scales)
+    layers = Layers((0, 3), full_scales)
     inputs = torch.randn(2, 29, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        packed = small_var(LABELS, inputs, subnet)
+        packed = small_var(LABELS, inputs, layers)
         assert not torch.allclose(packed, small_var(LABELS, inputs), atol=1e-3)
-        condition, cache, logits, first = small_var.condition(LABELS), small_var.new_cache(2), [], 0
+        condition, cache, logits, first = small_var.condition(Condition(labels=LABELS)), small_var.new_cache(2), [], 0
         for last in chunks:
             span = slice(max(small_var.scales.offsets[first] - 1, 0), small_var.scales.offsets[last] - 1)
             part = inputs[:, span] if last > 1 else None
-            hidden = small_var.hidden(condition, part, scales=range(first, last), cache=cache, subnet=subnet)
+            hidden = small_var.hidden(condition, part, scales=range(first, last), cache=cache, layers=layers)
             logits.append(small_var.logits(condition, hidden))
             first = last
     assert_close(torch.cat(logits, dim=1), packed, atol=2e-5, rtol=1e-5)
 
 
 def test_skipped_layers_free_their_keys_and_values_at_the_switch(small_tokenizer, small_var):
-    plan = variant(plan_of(small_tokenizer, small_var), subnet=2, full_scales=2)
-    capacities = [one.capacities for one in plan.passes()]
+    plan = variant_of(plan_of(small_tokenizer, small_var), subnet=2, full_scales=2)
+    capacities = [one.capacities for one in plan.steps]
     assert capacities == [(5, 5, 5, 5)] * 2 + [(30, 0, 0, 30)] * 2
     cache = small_var.new_cache(1, capacities[0])
     before = cache.nbytes
@@ -75,7 +75,9 @@ def test_skipped_layers_free_their_keys_and_values_at_the_switch(small_tokenizer
 def test_the_kept_layers_go_on_with_what_they_hold(small_var):
     cache = small_var.new_cache(1, [5] * 4)
     with torch.no_grad():
-        small_var.hidden(small_var.condition(LABELS[:1]), torch.randn(1, 4, 8), scales=range(2), cache=cache)
+        small_var.hidden(
+            small_var.condition(Condition(labels=LABELS[:1])), torch.randn(1, 4, 8), scales=range(2), cache=cache
+        )
     keys = [tensor.clone() for tensor in cache._keys]
     cache.resize([30, 0, 0, 30])
     for layer in (0, 3):
@@ -86,9 +88,9 @@ def test_the_kept_layers_go_on_with_what_they_hold(small_var):
 def test_it_works_in_either_half_of_code(small_tokenizer, small_var, full_scales):
     """A subnet in both halves of two equal networks is the subnet of one network."""
     plan = plan_of(small_tokenizer, small_var)
-    expected = variant(plan, subnet=2, full_scales=full_scales)
-    both = code(expected, plan_of(small_tokenizer, small_var_network()), draft_scales=2)
-    both = variant(both, subnet=2, full_scales=full_scales)
+    expected = variant_of(plan, subnet=2, full_scales=full_scales)
+    both = code_of(expected, plan_of(small_tokenizer, small_var_network()), draft_scales=2)
+    both = variant_of(both, subnet=2, full_scales=full_scales)
     ours, theirs = decode(both, LABELS, Noise([0, 1])), decode(expected, LABELS, Noise([0, 1]))
     assert all(torch.equal(a, b) for a, b in zip(ours.tokens, theirs.tokens, strict=True))
     assert ours.cache_bytes == 2 * both.cost().cache_bytes(torch.float32)
@@ -96,14 +98,14 @@ def test_it_works_in_either_half_of_code(small_tokenizer, small_var, full_scales
 
 def test_a_subnet_costs_what_its_layers_cost(small_tokenizer, small_var):
     plan = plan_of(small_tokenizer, small_var, guidance=0.0)
-    saved = plan.cost().multiply_adds - variant(plan, subnet=2, full_scales=3).cost().multiply_adds
+    saved = plan.cost().multiply_adds - variant_of(plan, subnet=2, full_scales=3).cost().multiply_adds
     assert saved == 2 * small_var.layer_work(16, 30)
 
 
 def test_the_plan_says_what_it_does(small_tokenizer, small_var):
-    plan = variant(plan_of(small_tokenizer, small_var), subnet=2, full_scales=3)
+    plan = variant_of(plan_of(small_tokenizer, small_var), subnet=2, full_scales=3)
     assert str(plan) == (
-        "scales 0-3: VAR 4 x 256, 2 layers from scale 3 on, guidance 1.5, top-k 40, top-p 0, temperature 1"
+        "scales 0-3: VAR 4 x 256, 2 layers from scale 3 on, guidance 0 to 1.5, top-k 40, top-p 0, temperature 1"
     )
 
 
@@ -118,4 +120,4 @@ def test_the_plan_says_what_it_does(small_tokenizer, small_var):
 )
 def test_what_no_network_can_do_is_refused(small_tokenizer, small_var, subnet, full_scales, words):
     with pytest.raises(ValueError, match=words):
-        variant(plan_of(small_tokenizer, small_var), subnet=subnet, full_scales=full_scales)
+        variant_of(plan_of(small_tokenizer, small_var), subnet=subnet, full_scales=full_scales)

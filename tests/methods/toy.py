@@ -5,11 +5,11 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from var_toolkit.core.next_token import choices
+from var_toolkit.conditions.condition import Request, of_labels
 from var_toolkit.core.noise import Noise
-from var_toolkit.core.plan import Stage
-from var_toolkit.methods.speculative.engine import Speculation
 from var_toolkit.methods.speculative.tally import Tally
+from var_toolkit.methods.speculative.token_sampling import TokenSampling
+from var_toolkit.methods.speculative.verify import Rounds, Speculation, speculate
 from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig
 from var_toolkit.models.llamagen import RasterGPT, RasterGPTConfig
 
@@ -35,18 +35,18 @@ def _with_opinions(network, seed):
     return network.eval()
 
 
-def rows(stage: Stage, images: int) -> Tensor:
-    """Labels of as many images of class 0."""
-    labels = torch.zeros(images, dtype=torch.int64)
-    return labels if stage.rows == 1 else torch.cat((labels, torch.full_like(labels, 2)))
+def request(images: int) -> Request:
+    """As many images of class 0."""
+    return of_labels(torch.zeros(images, dtype=torch.int64), 2)
 
 
-def truth(stage: Stage) -> Tensor:
+def truth(sampling: TokenSampling) -> Tensor:
     """The probability of every sequence."""
     with torch.inference_mode():
-        logits = stage.backbone(rows(stage, len(SEQUENCES)), SEQUENCES[:, :-1].repeat(stage.rows, 1))
-        places = torch.arange(SIDE**2).expand(len(SEQUENCES), -1)
-        chosen = choices(stage, logits, places).log_softmax(-1)
+        labels = request(len(SEQUENCES)).rows(sampling.rows).labels
+        logits = sampling.network(labels, SEQUENCES[:, :-1].repeat(sampling.rows, 1))
+        positions = torch.arange(SIDE**2).expand(len(SEQUENCES), -1)
+        chosen = sampling.head.probabilities(sampling.choices(logits, positions)).log()
     return chosen.gather(-1, SEQUENCES.unsqueeze(-1)).sum((1, 2)).exp()
 
 
@@ -58,7 +58,7 @@ def distance(tokens_BL: Tensor, chances: Tensor) -> float:
     return float((shares - chances.view(-1, endings).sum(0)).abs().sum() / 2)
 
 
-def drawn(speculation: Speculation, stage: Stage, seeds: range) -> tuple[Tensor, Tally]:
-    """Maps of class 0, a seed each."""
-    with torch.inference_mode():
-        return speculation.draw(stage, rows(stage, len(seeds)), Noise(seeds))
+def drawn(speculation: Speculation, sampling: TokenSampling, seeds: range, draft=None) -> tuple[Tensor, Tally]:
+    """Maps of class 0, a seed each; `draft` is the network that drafts."""
+    rounds = Rounds(sampling, request(len(seeds)), Noise(seeds), networks={"draft": draft})
+    return rounds.tokens_BL, speculate(rounds, speculation, speculation.rule)

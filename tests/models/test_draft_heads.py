@@ -32,7 +32,7 @@ def target():
 def features(target):
     """The features that predicted each of TOKENS."""
     with torch.no_grad():
-        return target.next_hidden(LABELS, TOKENS)[:, :-1]
+        return target.next_hidden(target.prefix(LABELS), TOKENS)[:, :-1]
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_an_early_exit_without_a_head_is_the_output_after_the_first_layers(targe
     seen = []
     handle = target.layers[1].register_forward_hook(lambda module, given, result: seen.append(result))
     with torch.no_grad():
-        target.next_hidden(LABELS, TOKENS)
+        target.next_hidden(target.prefix(LABELS), TOKENS)
         handle.remove()
         assert_close(early_exit(target, 2)(LABELS, TOKENS), target.next_logits(seen[0]))
 
@@ -125,11 +125,11 @@ def test_an_early_exit_goes_through_the_head_and_counts_it(target):
     shallow = early_exit(target, 2, head)
     assert (shallow.config.depth, len(shallow.blocks), shallow.training) == (3, 3, False)
     with torch.inference_mode():
-        features = early_exit(target, 2).next_hidden(LABELS, TOKENS)
+        features = early_exit(target, 2).next_hidden(target.prefix(LABELS), TOKENS)
         expected = target.next_logits(head(features))
         assert_close(shallow(LABELS, TOKENS), expected)
         cache = shallow.new_ragged_cache(2, 16)
-        parts = [shallow.next_hidden(LABELS, TOKENS[:, :4], cache=cache)]
+        parts = [shallow.next_hidden(shallow.prefix(LABELS), TOKENS[:, :4], cache=cache)]
         parts += [shallow.next_hidden(None, part, cache=cache) for part in TOKENS[:, 4:].split((1, 10), dim=1)]
         assert_close(shallow.next_logits(torch.cat(parts, dim=1)), expected, atol=2e-5, rtol=0)
     assert (expected - target.next_logits(features)).abs().max() > 0.1

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from var_toolkit.core.subnet import Subnet
+from var_toolkit.conditions.condition import Condition
 from var_toolkit.heads.flow import Flow
 from var_toolkit.models.flowar import FlowAR, FlowARConfig
 from var_toolkit.models.layers.attention import to_all, to_allowed
@@ -50,7 +50,7 @@ def test_the_training_pass_is_the_published_one():
     maps, inputs = pyramid.maps(tensors["latents"]), pyramid.teacher_inputs(tensors["latents"])
     assert_close(maps, tensors["gt"], atol=1e-5, rtol=0)
     assert_close(inputs, tensors["x_in"], atol=1e-5, rtol=0)
-    hidden = network.hidden(network.condition(tensors["label"]), inputs, scales=range(3))
+    hidden = network.hidden(network.condition(Condition(labels=tensors["label"])), inputs, scales=range(3))
     assert_close(hidden, tensors["cond"], atol=1e-4, rtol=0)
     noise, times = torch.cat(case.maps("noise"), dim=1), torch.stack(case.maps("t"), dim=1)
     own = times[:, scales.level_ids(), None]
@@ -109,7 +109,7 @@ def test_scales_one_after_another_give_the_packed_velocities(patch_nums, cross):
     first = offsets[1]
     with torch.no_grad():
         packed = network(LABELS, inputs, noisy, times)
-        condition, cache = network.condition(LABELS), network.new_cache(2)
+        condition, cache = network.condition(Condition(labels=LABELS)), network.new_cache(2)
         for k in range(len(patch_nums)):
             span, scales = slice(offsets[k], offsets[k + 1]), range(k, k + 1)
             part = inputs[:, offsets[k] - first : offsets[k + 1] - first] if k else None
@@ -127,7 +127,7 @@ def test_several_scales_in_one_pass_equal_one_at_a_time(chunks):
     (inputs, _, _), offsets = batch_of(network), network.scales.offsets
 
     def run(ends: list[int]) -> torch.Tensor:
-        condition, cache, parts, first = network.condition(LABELS), network.new_cache(2), [], 0
+        condition, cache, parts, first = network.condition(Condition(labels=LABELS)), network.new_cache(2), [], 0
         for last in ends:
             part = inputs[:, max(offsets[first] - 1, 0) : offsets[last] - 1] if last > 1 else None
             parts.append(network.hidden(condition, part, scales=range(first, last), cache=cache))
@@ -142,7 +142,7 @@ def test_a_scale_attends_to_itself_and_the_coarser_ones():
     network = tiny_flowar(patch_nums=(1, 2, 3, 4))
     (inputs, _, _), offsets = batch_of(network), network.scales.offsets
     with torch.no_grad():
-        condition = network.condition(LABELS)
+        condition = network.condition(Condition(labels=LABELS))
         expected = network.hidden(condition, inputs, scales=range(4))
         changed = inputs.clone()
         changed[:, offsets[2] - 1] += 1  # the first token of scale 2
@@ -162,7 +162,7 @@ def test_the_head_attends_only_within_a_scale(cross):
     rotation = network._rotation(range(4), HEAD_DIM)
     attend, levels = to_allowed(scales.block_diagonal_mask()), scales.level_ids()
     with torch.no_grad():
-        hidden = network.hidden(network.condition(LABELS), inputs, scales=range(4))
+        hidden = network.hidden(network.condition(Condition(labels=LABELS)), inputs, scales=range(4))
 
         def velocities(hidden, noisy, times):
             return network.flownet(noisy, times, network.flownet.condition(hidden, rotation), rotation, attend, levels)
@@ -184,7 +184,7 @@ def test_dropout_acts_only_in_training_and_not_in_the_head():
     inputs, noisy, times = batch_of(network)
     assert torch.equal(network(LABELS, inputs, noisy, times), plain(LABELS, inputs, noisy, times))
     network.train()
-    condition = network.condition(LABELS)
+    condition = network.condition(Condition(labels=LABELS))
     features = [network.hidden(condition, inputs, scales=range(3)) for _ in range(2)]
     assert not torch.allclose(*features, atol=1e-3)
     field = network.field(features[0][:, :1], 0)
@@ -273,7 +273,11 @@ def test_head_work_is_the_counted_number_of_multiply_adds(cross, depth):
 
 def test_layer_work_is_the_counted_number_of_multiply_adds():
     network = tiny_flowar(patch_nums=(1, 2, 8), embed_dim=128, encoder_depth=4, decoder_depth=4).requires_grad_(False)
-    (inputs, _, _), cache, condition = batch_of(network), network.new_cache(2), network.condition(LABELS)
+    (inputs, _, _), cache, condition = (
+        batch_of(network),
+        network.new_cache(2),
+        network.condition(Condition(labels=LABELS)),
+    )
     network.hidden(condition, inputs[:, :4], scales=range(2), cache=cache)
     work = counted(lambda: network.hidden(condition, inputs[:, 4:], scales=range(2, 3), cache=cache))
     assert work == pytest.approx(2 * 8 * network.layer_work(64, 69), rel=0.02)
@@ -285,13 +289,11 @@ def test_the_cache_has_capacity_for_both_stacks():
     assert network.bfloat16().new_cache(2).nbytes == 2 * 2 * 3 * 2 * 14 * 32
 
 
-def test_a_wrong_cache_and_a_subnet_are_refused():
+def test_a_wrong_cache_is_refused():
     network = tiny_flowar()
-    condition = network.condition(LABELS)
+    condition = network.condition(Condition(labels=LABELS))
     with pytest.raises(ValueError, match=r"scales .* exactly the 5 tokens"):
         network.hidden(condition, torch.zeros(2, 9, 4), scales=range(2, 3), cache=network.new_cache(2))
-    with pytest.raises(ValueError, match="subnets"):
-        network.hidden(condition, None, scales=range(1), subnet=Subnet((0, 2), 1))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import torch
 from golden.cases import FOLDER, load_case
 from torch.testing import assert_close
 
-from var_toolkit.core.masked_refinement import current_input
+from var_toolkit.conditions.condition import Condition
+from var_toolkit.core.masked import current_input
 from var_toolkit.formats.next_scale_files import DROPPED
 from var_toolkit.models.hmar import HMAR, HMARConfig
 
@@ -52,7 +53,7 @@ def test_a_scale_alone_equals_that_scale_in_the_packed_pass(l2_norm, shared_aln)
     masked = torch.rand(2, hmar.scales.total - 1) < 0.5
     with torch.no_grad():
         packed, packed_masked = hmar(labels, inputs), hmar(labels, inputs, current, masked)
-        condition = hmar.condition(labels)
+        condition = hmar.condition(Condition(labels=labels))
         for k in range(4):
             scales, span = range(k, k + 1), slice(offsets[k] - 1, offsets[k + 1] - 1)
             hidden = hmar.hidden(condition, inputs[:, span] if k else None, scales=scales)

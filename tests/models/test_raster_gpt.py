@@ -53,7 +53,7 @@ def test_one_token_after_another_gives_the_logits_of_a_whole_map(side):
     tokens = TOKENS[:, : side**2 - 1]
     with torch.no_grad():
         cache = network.new_cache(2)
-        parts = [network.next_hidden(LABELS, tokens[:, :0], cache=cache)]
+        parts = [network.next_hidden(network.prefix(LABELS), tokens[:, :0], cache=cache)]
         parts += [network.next_hidden(None, one, cache=cache) for one in tokens.split(1, dim=1) if one.numel()]
         assert_close(network.next_logits(torch.cat(parts, dim=1)), network(LABELS, tokens), atol=1e-5, rtol=1e-5)
     assert cache.length == side**2
@@ -64,9 +64,9 @@ def test_several_tokens_on_a_cache_equal_one_at_a_time(counts):
     network = tiny_gpt()
     with torch.no_grad():
         cache, (first, *rest) = network.new_cache(2), TOKENS.split(counts, dim=1)
-        parts = [network.next_hidden(LABELS, first, cache=cache)]
+        parts = [network.next_hidden(network.prefix(LABELS), first, cache=cache)]
         parts += [network.next_hidden(None, some, cache=cache) for some in rest]
-        assert_close(torch.cat(parts, dim=1), network.next_hidden(LABELS, TOKENS), atol=1e-5, rtol=1e-5)
+        assert_close(torch.cat(parts, dim=1), network.next_hidden(network.prefix(LABELS), TOKENS), atol=1e-5, rtol=1e-5)
     assert cache.length == 9
 
 
@@ -179,7 +179,7 @@ def test_rows_of_different_lengths_continue_as_if_each_were_alone():
     labels, kept = torch.tensor([1, 4, 7]), [3, 7, 1]
     with torch.inference_mode():
         cache = network.new_ragged_cache(3, 20)
-        network.next_hidden(labels, tokens[:, :7], cache=cache)
+        network.next_hidden(network.prefix(labels), tokens[:, :7], cache=cache)
         cache.rewind(kept)  # the class is one position
         fed = torch.stack([row[length - 1 : length + 3] for row, length in zip(tokens, kept, strict=True)])
         found = [network.next_hidden(None, part, cache=cache) for part in fed.split((3, 1), dim=1)]
@@ -195,18 +195,18 @@ def test_a_tree_node_attends_to_its_branch_and_an_accepted_branch_equals_a_fresh
     prefix, (root, left, right) = tokens[:, :2], tokens[:, 2:].split(1, dim=1)
     with torch.inference_mode():
         cache = network.new_ragged_cache(2, 20)
-        network.next_hidden(labels, prefix, cache=cache)
+        network.next_hidden(network.prefix(labels), prefix, cache=cache)
         sees = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]]).bool()
         sees = torch.cat((torch.ones(3, 3).bool(), sees), dim=1).expand(2, 3, 6)
         places = torch.tensor([3, 4, 4]).expand(2, 3)
         branches = Branches(places, sees)
         found = network.next_hidden(None, torch.cat((root, left, right), 1), cache=cache, branches=branches)
         sequence = torch.cat((prefix, root, right), dim=1)
-        assert_close(found[:, 2], network.next_hidden(labels, sequence)[:, -1], atol=2e-5, rtol=0)
+        assert_close(found[:, 2], network.next_hidden(network.prefix(labels), sequence)[:, -1], atol=2e-5, rtol=0)
         cache.move(torch.tensor([4, 4]), torch.tensor([[5], [5]]))
         cache.rewind(5)
         fresh = network.new_ragged_cache(2, 20)
-        network.next_hidden(labels, sequence, cache=fresh)
+        network.next_hidden(network.prefix(labels), sequence, cache=fresh)
         for one, other in zip(cache._keys + cache._values, fresh._keys + fresh._values, strict=True):
             assert_close(one[:, :, :5], other[:, :, :5], atol=2e-5, rtol=0)
 

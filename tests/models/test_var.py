@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from var_toolkit.conditions.condition import Condition
 from var_toolkit.models.var import VAR, VARConfig
 
 
@@ -37,7 +38,7 @@ def test_cached_decoding_equals_the_packed_pass(chunks, l2_norm):
     labels, inputs = torch.tensor([1, 5]), torch.randn(2, var.scales.total - 1, 4)
     with torch.no_grad():
         packed = var(labels, inputs)
-        condition, cache, logits, first = var.condition(labels), var.new_cache(2), [], 0
+        condition, cache, logits, first = var.condition(Condition(labels=labels)), var.new_cache(2), [], 0
         for last in chunks:
             span = slice(max(var.scales.offsets[first] - 1, 0), var.scales.offsets[last] - 1)
             hidden = var.hidden(
@@ -54,7 +55,7 @@ def test_two_runs_share_one_network_without_touching_each_other(small_var):
     inputs = torch.randn(2, 29, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         alone = small_var(labels, inputs[:1])
-        condition = small_var.condition(labels)
+        condition = small_var.condition(Condition(labels=labels))
         caches, outs = [small_var.new_cache(1), small_var.new_cache(1)], [[], []]
         for k in range(4):
             begin, end = small_var.scales.offsets[k] - 1, small_var.scales.offsets[k + 1] - 1
@@ -67,7 +68,7 @@ def test_two_runs_share_one_network_without_touching_each_other(small_var):
 def test_a_rewound_cache_equals_a_fresh_prefill(small_var):
     labels, inputs = torch.tensor([3]), torch.randn(1, 29, 8)
     with torch.no_grad():
-        condition, cache = small_var.condition(labels), small_var.new_cache(1)
+        condition, cache = small_var.condition(Condition(labels=labels)), small_var.new_cache(1)
         small_var.hidden(condition, inputs[:, :13], scales=range(3), cache=cache)
         cache.rewind(5)
         again = small_var.hidden(condition, inputs[:, 4:13] + 1, scales=range(2, 3), cache=cache)
@@ -81,7 +82,7 @@ def test_some_rows_of_a_cache_continue_without_changing_the_others(small_var):
     labels, inputs = torch.tensor([3, 1, 7]), torch.randn(3, 29, 8)
     rows = torch.tensor([2, 0])
     with torch.no_grad():
-        condition, cache = small_var.condition(labels), small_var.new_cache(3)
+        condition, cache = small_var.condition(Condition(labels=labels)), small_var.new_cache(3)
         small_var.hidden(condition, inputs[:, :13], scales=range(3), cache=cache)
         other = small_var.logits(
             condition.of_rows(rows),
@@ -100,7 +101,7 @@ def test_some_rows_of_a_cache_continue_without_changing_the_others(small_var):
 def test_a_cache_that_does_not_hold_the_scales_before_is_refused(small_var):
     with pytest.raises(ValueError, match=r"scales .* exactly the 5 tokens"):
         small_var.hidden(
-            small_var.condition(torch.tensor([0])),
+            small_var.condition(Condition(labels=torch.tensor([0]))),
             torch.zeros(1, 9, 8),
             scales=range(2, 3),
             cache=small_var.new_cache(1),

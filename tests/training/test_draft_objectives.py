@@ -153,7 +153,9 @@ def taught(objective, batch):
     """The target's features of both rows and its choices, by the book."""
     seen, null = batch.tokens[:, :-1].long(), torch.full_like(batch.labels, 1000)
     with torch.no_grad():
-        rows = [objective.teacher.next_hidden(labels, seen) for labels in (batch.labels, null)]
+        rows = [
+            objective.teacher.next_hidden(objective.teacher.prefix(labels), seen) for labels in (batch.labels, null)
+        ]
     logits = guide(torch.cat([objective.teacher.next_logits(row) for row in rows]), 1.0)
     return rows, logits
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from var_toolkit.cli import main
+from var_toolkit.heads.categorical import Categorical
 from var_toolkit.loading import load
 from var_toolkit.tokenizers.raster_vq import RasterVQ
 from var_toolkit.training.draws import Draws
@@ -31,7 +32,7 @@ def test_the_loss_is_the_cross_entropy_of_every_token_given_those_before(build):
     with torch.no_grad():
         for place in range(64):
             labels, before = (batch.labels, tokens[:, :0]) if place == 0 else (None, tokens[:, place - 1 : place])
-            parts.append(network.next_logits(network.next_hidden(labels, before, cache=cache)))
+            parts.append(network.next_logits(network.next_hidden(network.prefix(labels), before, cache=cache)))
     logits = torch.cat(parts, dim=1)
     assert_close(loss.total, F.cross_entropy(logits.flatten(0, 1), tokens.flatten()), atol=1e-5, rtol=1e-5)
     assert loss.total > loss.total.new_tensor(32.0).log() + 0.05  # that of a network which knows nothing
@@ -87,8 +88,8 @@ def test_held_out_images_are_judged_with_their_classes_and_without_dropout(build
 
 def test_previews_are_drawn_with_guidance_and_nothing_else(build):
     objective, _ = build("raster-gpt")
-    (stage,) = objective._plan(objective.networks["var"]).stages
-    assert (stage.guidance, stage.top_k, stage.top_p, stage.temperature, stage.guided_tokens) == (1, 0, 0, 1, None)
+    (step,) = objective._run(objective.networks["var"]).plan.steps
+    assert (step.guidance, step.head) == (1, Categorical(temperature_first=True))
     assert objective.preview(fill(objective.networks["var"])).shape == (16, 3, 64, 64)
 
 

@@ -26,6 +26,7 @@ from var_toolkit.sheets import enlarged, grid
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from var_toolkit.core.bind import Run
     from var_toolkit.core.engine import ScaleEvent
     from var_toolkit.core.plan import Plan
     from var_toolkit.methods.speculative.tally import Tally
@@ -107,7 +108,7 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     plan = shape.plan(**sampling_settings(args))
     facts = task.check(shape, plan)
     if args.dry_run:
-        _show_plan(args, plan, labels)
+        _show_plan(args, shape.bind(plan), labels)
         return
     _check_places(args)
     tell_label_order(shape.class_names, shape.facts)
@@ -206,11 +207,10 @@ def _write_sheets(args: argparse.Namespace, task: Task, pipe: Pipeline, drawn: D
         _save(grid(drawn.images, columns), path)
         drawn.files.append(path)
     if args.save_tokens:
-        from var_toolkit.core.plan import is_next_token
         from var_toolkit.formats.directory import write_tensors
 
         maps = [torch.cat(parts) for parts in zip(*drawn.tokens, strict=True)]
-        names = ["tokens"] if is_next_token(pipe.backbone) else [f"scale_{k}" for k in range(len(maps))]
+        names = ["tokens"] if len(maps) == 1 else [f"scale_{k}" for k in range(len(maps))]
         found = dict(zip(names, maps, strict=True))
         write_tensors(args.save_tokens, {**found, "latent": torch.cat(drawn.latents)})
     if args.trace:
@@ -246,8 +246,9 @@ def _report(
         facts = {
             "model": str(model_of(args)),
             "tokenizer": args.tokenizer,
-            "plan": "; ".join(map(str, plan.stages)),
-            **counted(plan),
+            "plan": plan.to_json(),
+            "plan_in_words": "; ".join(str(pipe.bind(plan)).splitlines()),
+            **counted(pipe.bind(plan)),
             "files": [str(path) for path in drawn.files],
             "classes": [label if label < none else None for label in drawn.labels],
             "names": [names[label] for label in drawn.labels],
@@ -287,7 +288,7 @@ def _told(tallies: list[Tally]) -> dict[str, Any] | None:
     return whole.as_json() if whole else None
 
 
-def _show_plan(args: argparse.Namespace, plan: Plan, labels: list[int]) -> None:
+def _show_plan(args: argparse.Namespace, run: Run, labels: list[int]) -> None:
     import torch
 
     from var_toolkit.core.forecast import forecast
@@ -295,12 +296,13 @@ def _show_plan(args: argparse.Namespace, plan: Plan, labels: list[int]) -> None:
     from var_toolkit.guidance import counted
 
     images = len(labels) * args.n
-    told = forecast(plan, images=images, batch=args.batch_size, dtype=args.dtype)
-    facts = {"model": str(model_of(args)), "classes": labels, "images": images, **counted(plan), **told}
+    told = forecast(run, images=images, batch=args.batch_size, dtype=args.dtype)
+    facts = {"model": str(model_of(args)), "classes": labels, "images": images, **counted(run), **told}
     if (slow := slow_dtype(find_device(args.device), getattr(torch, args.dtype))) is not None:
         facts["note"] = slow
     if args.json:
         print(json.dumps(facts))
         return
     for name, value in facts.items():
-        print(f"{name.replace('_', ' '):28} {value}")
+        if name != "plan":  # which is for machines; people read it in words
+            print(f"{name.replace('_', ' '):28} {value}")

@@ -39,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw every class with every seed into the image."""
-    from var_toolkit.core.preserved import require_editable
     from var_toolkit.editing import prepare
     from var_toolkit.images import read_image
 
@@ -48,7 +47,6 @@ def run(args: argparse.Namespace) -> None:
     expand = args.expand and (args.expand[0] if len(args.expand) == 1 else args.expand)
 
     def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
-        require_editable(plan)
         with named(args.image):
             edit = prepare(image, mask, expand, side=shape.tokenizer.image_side, whole=args.keep_pixels)
         return {"image": str(args.image), "square": list(edit.square), "keep_pixels": args.keep_pixels}

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw variations of the image for every class and seed."""
-    from var_toolkit.core.preserved import require_editable, require_scale
+    from var_toolkit.core.preserved import require_scale
     from var_toolkit.editing import as_image
     from var_toolkit.images import read_image
 
@@ -40,7 +40,6 @@ def run(args: argparse.Namespace) -> None:
         require_scale(args.from_scale, shape.tokenizer.scales)
         with named(args.image):
             as_image(image, shape.tokenizer.image_side)
-        require_editable(plan)
         return {"image": str(args.image), "from_scale": args.from_scale}
 
     def draw(pipe: Pipeline, labels: list[int], **drawing: Any) -> Any:

@@ -22,6 +22,7 @@ class KVCache:
     """
 
     even = True  # every row holds the same number of tokens
+    prefix = 0  # slots of the condition, before those of the image
 
     def __init__(
         self,
@@ -45,6 +46,18 @@ class KVCache:
         view = copy(self)
         view._rows, view.length = rows, length
         return view
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the image that the longest row holds."""
+        return max(0, self.length - self.prefix)
+
+    def keep_rows(self, count: int) -> None:
+        """Drop all but the first `count` rows, a tensor at a time."""
+        self._shape = (count, *self._shape[1:])
+        for tensors in (self._keys, self._values):
+            for layer, tensor in enumerate(tensors):
+                tensors[layer] = tensor[:count].clone()
 
     def _allocate(self, capacity: int) -> Tensor:
         rows, heads, head_dim = self._shape

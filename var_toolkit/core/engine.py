@@ -6,21 +6,23 @@ Letters: B images, R rows (B, or 2B under guidance: conditional half first), L t
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from var_toolkit.core.filters import draw, filter_top_k_top_p, guide, soft_codes
+from var_toolkit.conditions.condition import Request, of_labels
+from var_toolkit.core.bind import Bound, Run
+from var_toolkit.core.canvas import Canvas
+from var_toolkit.core.filters import pick
 from var_toolkit.core.finite import FiniteCheck
-from var_toolkit.core.masked_refinement import refine
-from var_toolkit.core.next_token import draw_tokens
+from var_toolkit.core.masked import redrawn
 from var_toolkit.core.noise import Noise, Stream
-from var_toolkit.core.plan import Plan, Stage, Tokenizer, is_next_token
-from var_toolkit.core.preserved import Preserved, require_editable
-from var_toolkit.heads.flow import draw_map
+from var_toolkit.core.plan import Tokens
+from var_toolkit.core.preserved import Preserved
+from var_toolkit.heads.categorical import Categorical
+from var_toolkit.heads.head import Drawn, Setting
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,12 @@ class ScaleEvent:
     scale: int
     tokens: Tensor  # (B, n_k), int64; continuous ones (B, n_k, C), float32
     latent: Tensor  # float32: the sum of all scales so far, (B, C, h, w); of continuous tokens their map, (B, C, p, p)
-    tokenizer: Tokenizer
+    tokenizer: Any
 
     def preview(self) -> Tensor:
         """The images as they would be if the finer scales stayed empty, float in [-1, 1], (B, 3, h, w)."""
-        return self.tokenizer.decode(self.latent)
+        image: Tensor = self.tokenizer.decode(self.latent)
+        return image
 
 
 @dataclass(frozen=True)
@@ -46,131 +49,162 @@ class Decoded:
     forward_passes: int
     evaluations: int  # of velocities, for continuous tokens
     cache_bytes: int  # keys and values at their largest
-    speculation: Any = None  # what became of the drafts (`speculative.tally.Tally`), where there were some
-
-
-class Canvas:
-    """The latent that grows scale by scale, and the backbone inputs that follow from it."""
-
-    def __init__(self, tokenizer: Tokenizer, preserved: Preserved | None = None) -> None:
-        self.pyramid, self.scales, self.preserved = tokenizer.pyramid, tokenizer.scales, preserved
-        self.latent: Tensor | None = None
-        self.inputs: list[Tensor] = []  # of scales 1, 2, ... as far as they are known
-
-    def of(self, images: Tensor | slice) -> Canvas:
-        """A canvas that begins with what some images of this one have."""
-        other = copy(self)
-        other.latent = None if self.latent is None else self.latent[images]
-        other.inputs = [inputs_BLC[images] for inputs_BLC in self.inputs]
-        return other
-
-    def add(self, codes_BLC: Tensor, scale: int) -> Tensor:
-        latent: Tensor = self.pyramid.grow(self.latent, codes_BLC, scale)
-        self.latent = latent = latent if self.preserved is None else self.preserved.merge_latent(scale, latent)
-        if scale + 1 < len(self.scales):
-            self.inputs.append(self.pyramid.shrink(latent, scale + 1))
-        return latent
-
-    def inputs_of(self, scales: range, copies: int) -> Tensor | None:
-        """The inputs of some scales as rows (copies * B, L, C); scale 0 has none."""
-        parts = self.inputs[max(scales.start, 1) - 1 : scales.stop - 1]
-        return torch.cat(parts, dim=1).repeat(copies, 1, 1) if parts else None
+    speculation: Any = None  # what became of the drafts (`methods.speculative.tally.Tally`), where there were some
 
 
 @torch.inference_mode()
 def decode(
-    plan: Plan,
-    labels_B: Tensor,
+    run: Run,
+    request: Request | Tensor,
     noise: Noise,
     *,
     preserved: Preserved | None = None,
     on_scale: Callable[[ScaleEvent], None] | None = None,
 ) -> Decoded:
-    """Draw the tokens of one image per label, all scales coarse to fine, except those that are preserved.
+    """Draw the tokens of one image per row of the condition (or per label, int64 (B,)), except those preserved.
 
-    The tokens of an image depend on its label and its own noise, not on the other images of the batch (up to the
-    rounding of batched matrix products, which may differ with the batch size). ValueError if tokens are preserved and
-    the plan speculates; FloatingPointError if logits or latents are not finite, which is read once, at the end, unless
-    the networks are on the CPU.
+    The tokens of an image depend on its condition and its own noise, not on the other images of the batch (up to the
+    rounding of batched matrix products, which may differ with the batch size). FloatingPointError if logits or latents
+    are not finite, which is read once, at the end, unless the networks are on the CPU.
     """
-    if preserved is not None:
-        require_editable(plan)
-    speculation = plan.stages[0].speculation
-    if speculation is not None:
-        drawn: Decoded = speculation.decode(plan, labels_B, noise, on_scale=on_scale)
-        return drawn
-    canvas, checks = Canvas(plan.tokenizer, preserved), FiniteCheck()
-    tokens: list[Tensor] = []
-    condition: Any = None
-    cache: Any = None
-    passes, evaluations, cache_bytes = 0, 0, 0
-    for stage, scales, fresh, capacities in plan.passes():
-        backbone: Any = stage.backbone
-        rows_R, k = labels_of_rows(stage, labels_B), scales.stop - 1
-        if fresh:
-            cache = None  # freed before the next backbone makes its own
-            cache = backbone.new_cache(len(rows_R), capacities)
-            condition = None if is_next_token(backbone) else backbone.condition(rows_R)
+    asked = request if isinstance(request, Request) else of_labels(request, run.steps[0].network.config.num_classes)
+    drawing = Drawing(run, asked, noise, preserved, on_scale)
+    for steps, verification in run.parts:
+        if verification is not None:
+            drawing.leave()  # it makes caches of its own
+            verification.draw(drawing)
+        elif isinstance(steps[0].step.places, Tokens):
+            _draw_tokens(drawing, steps[0])
         else:
-            cache.resize(capacities)
-        if is_next_token(backbone):
-            found = draw_tokens(stage, rows_R, noise, cache, checks, preserved)
-            codes = canvas.pyramid.embed(found)
-        else:
-            inputs = canvas.inputs_of(scales, stage.rows)
-            hidden = backbone.hidden(condition, inputs, scales=scales, cache=cache, subnet=stage.subnet)
-            hidden = hidden[:, -plan.tokenizer.scales.lengths[k] :]
-            found, codes = _drawn(stage, k, hidden, condition, canvas, noise, checks)
-        latent = canvas.add(codes, k)
-        tokens.append(found)
-        passes, evaluations = passes + stage.forward_passes(k), evaluations + stage.evaluations()
-        cache_bytes = max(cache_bytes, cache.nbytes)
-        if on_scale is not None:
-            on_scale(ScaleEvent(k, found, latent, plan.tokenizer))
-    checks.require()
-    return Decoded(tokens, latent, passes, evaluations, cache_bytes)
+            _draw_scale(drawing, steps[0])
+    drawing.checks.require()
+    return drawing.result()
 
 
-def _drawn(
-    stage: Stage, k: int, hidden: Tensor, condition: Any, canvas: Canvas, noise: Noise, checks: FiniteCheck
-) -> tuple[Tensor, Tensor]:
-    """Tokens of a scale from its features (R, n_k, width), and their codes, (B, n_k, C)."""
-    backbone: Any = stage.backbone
-    scales, pyramid, preserved = canvas.scales, canvas.pyramid, canvas.preserved
-    if stage.flow is not None:
-        strength = stage.strength(scales.progress(k))
-        found = draw_map(stage, k, hidden, noise, channels=backbone.config.latent_channels, strength=strength)
-        checks.note(found, f"the latents of scale {k}", stage)
-        found = found if preserved is None else preserved.merge_tokens(k, found)
-        return found, found
-    logits = scale_choices(stage, backbone.logits(condition, hidden), k, checks)
-    span = (scales.offsets[k], scales.lengths[k])
-    found = draw(logits, noise.uniform(Stream.TOKEN, *span), temperature=stage.temperature)
-    found = found if preserved is None else preserved.merge_tokens(k, found)
-    if stage.masked(k):
-        found = refine(stage, k, found, logits, condition, canvas.inputs[k - 1], pyramid, noise, checks, preserved)
-    if not stage.smooth:
-        return found, pyramid.embed(found)
-    gumbel = noise.gumbel(Stream.SMOOTH, *span, logits.shape[-1])
-    codes = soft_codes(logits, gumbel, pyramid.embedding.weight, progress=scales.progress(k))
-    return found, codes if preserved is None else torch.where(
-        preserved.mask[k].unsqueeze(-1), pyramid.embed(found), codes
+class Drawing:
+    """One batch under way: what is drawn so far, and the network at work with its condition and cache."""
+
+    def __init__(
+        self,
+        run: Run,
+        request: Request,
+        noise: Noise,
+        preserved: Preserved | None = None,
+        on_scale: Callable[[ScaleEvent], None] | None = None,
+    ) -> None:
+        self.run, self.request, self.noise, self.preserved, self.on_scale = run, request, noise, preserved, on_scale
+        self.canvas, self.checks = Canvas(run.pyramid, run.schedule, preserved), FiniteCheck()
+        self.tokens: list[Tensor] = []  # of complete scales
+        self.begun: Tensor | None = None  # tokens of a map that is drawn one after another, (B, L)
+        self.condition: Any = None
+        self.cache: Any = None
+        self.rows = 0
+        self.passes, self.evaluations, self.cache_bytes, self.speculation = 0, 0, 0, None
+
+    def enter(self, one: Bound) -> None:
+        """Ready the condition and the cache of a step's network; drop the null half where it is not needed any more."""
+        count = one.rows * len(self.request)
+        if one.fresh:
+            self.leave()  # before the next network makes its own
+            self.cache = one.network.new_cache(count, one.capacities)
+            self.condition = one.network.condition(self.request.rows(one.rows))
+        elif one.rows < self.rows:
+            self.condition = self.condition.of_rows(slice(count))
+            self.cache.keep_rows(count)
+        elif one.rows > self.rows:  # of a network that caches nothing
+            self.condition = one.network.condition(self.request.rows(one.rows))
+        self.rows = one.rows
+        self.cache.resize(one.capacities)
+
+    def leave(self) -> None:
+        """Free the condition and the cache of the network at work."""
+        self.cache = self.condition = None
+
+    def setting(self, one: Bound) -> Setting:
+        """The place of a step, for its head."""
+        schedule, k = self.run.schedule, one.step.scale
+        return Setting(
+            one.network,
+            self.condition,
+            k,
+            schedule.offsets[k],
+            schedule.lengths[k],
+            schedule.progress(k),
+            one.step.guidance,
+            self.rows == 2,
+            self.canvas.pyramid,
+            self.noise,
+            lambda values, what, guidance: self.checks.note(values, what, one.network, guidance),
+        )
+
+    def put(self, scale: int, tokens: Tensor, codes: Tensor | None = None) -> None:
+        """Add the tokens of a scale; `codes` if others than theirs go to the canvas."""
+        latent = self.canvas.add(tokens, scale, codes)
+        self.tokens.append(tokens)
+        if self.on_scale is not None:
+            self.on_scale(ScaleEvent(scale, tokens, latent, self.run.tokenizer))
+
+    def put_tokens(self, tokens_BL: Tensor) -> None:
+        """Add tokens of a map that is drawn one after another."""
+        self.begun = tokens_BL if self.begun is None else torch.cat((self.begun, tokens_BL), dim=1)
+        if self.begun.shape[1] == self.run.schedule.total:
+            self.put(0, self.begun)
+
+    def count(self, one: Bound, passes: int, evaluations: int = 0) -> None:
+        """Enter what a step took."""
+        self.passes, self.evaluations = self.passes + passes, self.evaluations + evaluations
+        self.cache_bytes = max(self.cache_bytes, self.cache.nbytes)
+
+    def add(self, tally: Any, passes: int, cache_bytes: int) -> None:
+        """Enter what a verification took."""
+        self.speculation = tally if self.speculation is None else self.speculation.continued(tally)
+        self.passes, self.cache_bytes = self.passes + passes, max(self.cache_bytes, cache_bytes)
+
+    def result(self) -> Decoded:
+        """What was drawn, and what it took."""
+        assert self.canvas.latent is not None
+        return Decoded(
+            self.tokens, self.canvas.latent, self.passes, self.evaluations, self.cache_bytes, self.speculation
+        )
+
+
+def _draw_scale(drawing: Drawing, one: Bound) -> None:
+    """One scale at once, and its masked passes."""
+    drawing.enter(one)
+    canvas, schedule, k = drawing.canvas, drawing.run.schedule, one.step.scale
+    inputs = canvas.inputs_of(one.scales, one.rows)
+    hidden = one.network.hidden(
+        drawing.condition, inputs, scales=one.scales, schedule=schedule, cache=drawing.cache, layers=one.layers
     )
+    at = drawing.setting(one)
+    drawn = one.step.head.draw(hidden[:, -schedule.lengths[k] :], at)
+    found = drawn.tokens
+    if drawing.preserved is not None:
+        found = drawing.preserved.merge_tokens(k, found)
+    if one.step.masked:
+        first = Drawn(found, None, drawn.logits)
+        found = redrawn(one.step, first, at, canvas.inputs[k - 1], drawing.preserved)
+    drawing.count(one, 1 + len(one.step.masked), one.step.head.evaluations())
+    drawing.put(k, found, drawn.codes)
 
 
-def labels_of_rows(stage: Stage, labels_B: Tensor) -> Tensor:
-    """The labels of the backbone's rows: under guidance, the null class for each image as well."""
-    if stage.rows == 1:
-        return labels_B
-    return torch.cat((labels_B, torch.full_like(labels_B, stage.backbone.config.num_classes)))
-
-
-def scale_choices(stage: Stage, logits: Tensor, k: int, checks: FiniteCheck, whose: str = "") -> Tensor:
-    """Logits of the rows (R, n_k, V) -> those that the tokens are drawn from (B, n_k, V): guided and filtered.
-
-    `whose` names the network in the error of `checks`, where a run has several.
-    """
-    if stage.guidance > 0:
-        logits = guide(logits, stage.guidance * stage.backbone.scales.progress(k))
-    checks.note(logits, f"the {whose}logits of scale {k}", stage)
-    return filter_top_k_top_p(logits, top_k=stage.top_k, top_p=stage.top_p)
+def _draw_tokens(drawing: Drawing, one: Bound) -> None:
+    """Tokens one after another: each depends on the condition and on all before it, also preserved ones."""
+    drawing.enter(one)
+    at, head, cache = drawing.setting(one), cast(Categorical, one.step.head), drawing.cache
+    new = one.step.places.covered(drawing.run.schedule)
+    uniform_BL = drawing.noise.uniform(Stream.TOKEN, new.start, len(new))
+    before = drawing.begun if drawing.begun is not None else uniform_BL.new_empty(len(uniform_BL), 0, dtype=torch.int64)
+    unread, found = before[:, cache.tokens :], []
+    for position in new:
+        hidden = one.network.next_hidden(
+            drawing.condition.tokens if cache.length == 0 else None, unread.repeat(one.rows, 1), cache=cache
+        )
+        logits = one.network.logits(drawing.condition, hidden[:, -1:])
+        probabilities = head.probabilities(head.choices(logits, at, f"the logits of token {position}"))
+        unread = pick(probabilities, uniform_BL[:, position - new.start, None])
+        if drawing.preserved is not None:
+            unread = drawing.preserved.merge_tokens(0, unread, slice(position, position + 1))
+        found.append(unread)
+    drawing.count(one, len(new))
+    drawing.put_tokens(torch.cat(found, dim=1))

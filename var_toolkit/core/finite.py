@@ -7,18 +7,16 @@ and NaN draws a wrong token or a black pixel without an error of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from var_toolkit.core.plan import Stage
+from torch import Tensor, nn
 
 
 class _Noted(NamedTuple):
     what: str
-    stage: Stage
+    network: nn.Module
+    guidance: float
     extremes: Tensor  # smallest and largest value, (2,); NaN if any value is
 
 
@@ -32,9 +30,12 @@ class FiniteCheck:
     def __init__(self) -> None:
         self._noted: list[_Noted] = []
 
-    def note(self, values: Tensor, what: str, stage: Stage) -> None:
-        """Record values; `what` names them in the error. FloatingPointError on the CPU if they are not finite."""
-        self._noted.append(_Noted(what, stage, torch.stack(values.aminmax())))
+    def note(self, values: Tensor, what: str, network: nn.Module, guidance: float) -> None:
+        """Record what a network computed; `what` names it in the error.
+
+        FloatingPointError on the CPU if it is not finite.
+        """
+        self._noted.append(_Noted(what, network, guidance, torch.stack(values.aminmax())))
         if values.is_cpu:
             self.require()
 
@@ -46,15 +47,14 @@ class FiniteCheck:
         finite = torch.stack([one.extremes for one in noted]).isfinite().all(dim=1).tolist()
         for one, good in zip(noted, finite, strict=True):
             if not good:
-                raise FloatingPointError(f"{one.what} are not finite; {_remedy(one.stage)}")
+                raise FloatingPointError(f"{one.what} are not finite; {_remedy(one.network, one.guidance)}")
 
 
-def _remedy(stage: Stage) -> str:
-    backbone: Any = stage.backbone
+def _remedy(network: nn.Module, guidance: float) -> str:
     ways = ["check the weights for NaN"]
-    if stage.guidance > 0:
-        ways.insert(0, f"lower the guidance scale ({stage.guidance:g} now)")
-    if next(backbone.parameters()).dtype == torch.float16:
+    if guidance > 0:
+        ways.insert(0, f"lower the guidance scale ({1 + guidance:g} there)")
+    if next(network.parameters()).dtype == torch.float16:
         ways.insert(0, "float16 overflows in some models: use bfloat16 or float32")
     return ", or ".join(ways)
 

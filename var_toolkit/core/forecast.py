@@ -7,23 +7,25 @@ from typing import Any
 
 import torch
 
-from var_toolkit.core.plan import Plan, is_next_token
+from var_toolkit.core.bind import Run
+from var_toolkit.core.plan import Tokens
 
 WARM_UP = 3
 TRIALS = 5
 
 
-def forecast(plan: Plan, *, images: int, batch: int, dtype: str) -> dict[str, Any]:
-    """A plan and its cost in words and numbers, with a guess at the time on this CPU. The networks may be skeletons.
+def forecast(run: Run, *, images: int, batch: int, dtype: str) -> dict[str, Any]:
+    """A run and its cost in words and numbers, with a guess at the time on this CPU. The networks may be skeletons.
 
     There is no guess for next-token models: single tokens are bound by memory and calls, not by multiply-adds.
     """
-    counted, decoder = plan.cost(), decoder_multiply_adds(plan)
+    counted, decoder = run.cost(), decoder_multiply_adds(run.tokenizer)
     width = torch.tensor([], dtype=getattr(torch, dtype)).element_size()
-    networks: list[Any] = [plan.tokenizer, *plan.networks]
+    networks: list[Any] = [run.tokenizer, *run.unique_networks]
     weights = sum({id(p): p.numel() for network in networks for p in network.parameters()}.values())
     told = {
-        "plan": "; ".join(map(str, plan.stages)),
+        "plan": run.plan.to_json(),
+        "plan_in_words": "; ".join(str(run).splitlines()),
         "forward_passes_per_batch": counted.forward_passes,
         **({"velocity_evaluations_per_batch": counted.evaluations} if counted.evaluations else {}),
         "giga_multiply_adds_per_image": round(counted.multiply_adds / 1e9, 3),
@@ -31,19 +33,19 @@ def forecast(plan: Plan, *, images: int, batch: int, dtype: str) -> dict[str, An
         "weights_megabytes": round(weights * width / 1e6, 1),
         "cache_megabytes_per_batch": round(counted.cache_values * width * min(batch, images) / 1e6, 1),
     }
-    if not any(is_next_token(stage.backbone) for stage in plan.stages):
+    if not any(isinstance(step.places, Tokens) for step in run.plan.steps):
         seconds = images * (counted.multiply_adds + decoder) / _speed(getattr(torch, dtype))
         told["seconds_on_this_cpu_about"] = float(f"{seconds:.2g}")
     return told
 
 
-def decoder_multiply_adds(plan: Plan) -> int:
+def decoder_multiply_adds(tokenizer: Any) -> int:
     """Multiply-adds of the tokenizer's decoder for one image."""
     from copy import deepcopy
 
     from torch.utils.flop_counter import FlopCounterMode
 
-    tokenizer = deepcopy(plan.tokenizer).to("meta")  # type: ignore[attr-defined]
+    tokenizer = deepcopy(tokenizer).to("meta")
     side, channels = tokenizer.scales.finest, tokenizer.channels
     with FlopCounterMode(display=False) as counter:
         tokenizer.decode(torch.zeros(1, channels, side, side, device="meta"))

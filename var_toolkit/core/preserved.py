@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from var_toolkit.core.plan import Plan, Tokenizer
 from var_toolkit.core.schedule import Scales
 
 
@@ -37,6 +37,10 @@ class Preserved:
         given, mask = self.tokens[scale][:, positions], self.mask[scale][:, positions]
         return torch.where(mask if found.ndim == 2 else mask.unsqueeze(-1), given, found)
 
+    def merge_codes(self, scale: int, given_BLC: Tensor, codes_BLC: Tensor) -> Tensor:
+        """Codes of a scale, (B, L, C), with given ones where the tokens are preserved."""
+        return torch.where(self.mask[scale].unsqueeze(-1), given_BLC, codes_BLC)
+
     def merge_latent(self, scale: int, latent_BChw: Tensor) -> Tensor:
         """The latent after a scale, with that of the given image where the finest tokens are preserved.
 
@@ -48,7 +52,7 @@ class Preserved:
 
 
 @torch.no_grad()
-def preserved_outside(mask_hw: Tensor, tokens: Sequence[Tensor], tokenizer: Tokenizer) -> Preserved:
+def preserved_outside(mask_hw: Tensor, tokens: Sequence[Tensor], tokenizer: Any) -> Preserved:
     """What is preserved when the true cells of the finest map are redrawn, and the matching cells of coarser maps.
 
     As published, a token is preserved if more than half of its area is, judged by bilinear interpolation, and a map of
@@ -64,7 +68,7 @@ def preserved_outside(mask_hw: Tensor, tokens: Sequence[Tensor], tokenizer: Toke
 
 
 @torch.no_grad()
-def preserved_before(from_scale: int, tokens: Sequence[Tensor], tokenizer: Tokenizer) -> Preserved:
+def preserved_before(from_scale: int, tokens: Sequence[Tensor], tokenizer: Any) -> Preserved:
     """What is preserved when all scales from one on are redrawn: every map before it."""
     mask = [torch.full(own.shape[:2], k < from_scale, device=own.device) for k, own in enumerate(tokens)]
     return Preserved(tokens, mask, tokenizer.pyramid.latents(tokens))
@@ -77,9 +81,3 @@ def require_scale(from_scale: int, scales: Scales) -> None:
             f"from_scale is {from_scale!r}; it must be from 0 (redraws everything) to {len(scales)}, the number of "
             "scales (redraws nothing)"
         )
-
-
-def require_editable(plan: Plan) -> None:
-    """ValueError unless a plan can preserve tokens of a given image."""
-    if any(stage.speculation for stage in plan.stages):
-        raise ValueError("speculative decoding cannot edit images; remove speculate (--speculate)")

@@ -47,6 +47,20 @@ class Scales:
     def __len__(self) -> int:
         return len(self.patch_nums)
 
+    def __str__(self) -> str:
+        return ",".join(map(str, self.patch_nums))
+
+    def to_json(self) -> list[int]:
+        """The sides of the maps."""
+        return list(self.patch_nums)
+
+    @classmethod
+    def from_json(cls, given: object, *, where: str) -> Scales:
+        """The schedule that `to_json` wrote. ValueError with `where` for anything else."""
+        if not isinstance(given, list | tuple):
+            raise ValueError(f"{where} is {given!r}; it must be a list of sides of maps, such as [1, 2, 3, 4]")
+        return cls(tuple(given))
+
     @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens per scale, (K)."""
@@ -96,3 +110,6 @@ class Scales:
         """Attention mask of Markov next-scale prediction, bool (L, L): a token attends only to its own scale."""
         levels = self.level_ids()
         return levels[:, None] == levels[None, :]
+
+
+Schedule = Scales

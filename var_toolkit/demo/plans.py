@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from var_toolkit.core.plan import is_continuous, is_next_token
-from var_toolkit.core.refinement_schedule import OFF
+from var_toolkit.core.plan import Plan, Tokens
+from var_toolkit.heads.flow import Flow
 from var_toolkit.loading import Drafting, Source, skeleton
-from var_toolkit.models.var import VAR
+from var_toolkit.methods.masked_passes import OFF
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.registry import ENTRIES, Entry, find_entry
 
@@ -31,23 +31,24 @@ def choices(model: str) -> list[Choice]:
     ValueError if there is no such model.
     """
     pipe = skeleton(model)
-    own = str(pipe.plan())
-    by_plan: dict[str, Choice] = {}
+    own = pipe.plan()
+    by_plan: dict[Plan, Choice] = {}
     for name, settings in _within(pipe):
-        by_plan.setdefault(str(pipe.plan(**settings)), Choice(name, model, settings))
+        by_plan.setdefault(pipe.plan(**settings), Choice(name, model, settings))
     first = by_plan.pop(own, Choice("As the model comes", model))
     return [first, *by_plan.values(), *_together(model)]
 
 
 def _within(pipe: Pipeline) -> Iterator[Named]:
     """Plans of what the model itself has."""
-    if is_next_token(pipe.backbone):
+    step = pipe.plan().steps[0]
+    if isinstance(step.places, Tokens):
         yield "Plain, token by token", {}
         yield "Speculative: its own last pass drafts (Jacobi)", {"speculate": "jacobi"}
-    elif is_continuous(pipe.backbone):
+    elif isinstance(step.head, Flow):
         yield f"Plain, {pipe.sampling.solver} solver with {pipe.sampling.steps} steps", {}
         yield "Midpoint solver with 8 steps", {"solver": "midpoint", "steps": 8}
-    elif all(isinstance(backbone, VAR) for backbone in pipe.backbones):
+    elif all(backbone.has_subnets for backbone in pipe.backbones):
         yield from _depths(pipe)
     elif pipe.refiner is not None:
         yield _shared(pipe.draft_scales), {}

@@ -11,11 +11,11 @@ from weakref import WeakSet
 
 import torch
 
-from var_toolkit.core.plan import is_continuous
 from var_toolkit.demo.live import Worker
 from var_toolkit.demo.plans import Choice, choices
 from var_toolkit.devices import clock, find_device
 from var_toolkit.evaluation.bench.memory import forget_peak, held, peak
+from var_toolkit.heads.flow import Flow
 from var_toolkit.images import as_output
 from var_toolkit.loading import Source, load, skeleton
 from var_toolkit.pipeline import Pipeline, PipelineOutput
@@ -117,7 +117,7 @@ class Studio:
     def takes(self, model: str) -> frozenset[str]:
         """Which of temperature and top_k one number of a slider can set: none of continuous tokens."""
         shape = self.shape(model)
-        if is_continuous(shape.backbone):
+        if isinstance(shape.backbone.default_head, Flow):
             return frozenset()
         return frozenset({"top_k"} if isinstance(shape.sampling.temperature, tuple) else {"top_k", "temperature"})
 
@@ -197,7 +197,7 @@ class Studio:
         self, pipe: Pipeline, plan: Plan, draw: Callable[[Watch], Any], tell: Tell, *, previews: bool = False
     ) -> Frame:
         """The finished image of one call of a pipeline, which shows its scales to a watch."""
-        device, scales, aside = pipe.device, len(plan.tokenizer.scales), 0.0
+        device, scales, aside = pipe.device, len(plan.schedule), 0.0
 
         def watch(event: ScaleEvent) -> None:
             nonlocal aside
@@ -213,7 +213,7 @@ class Studio:
         seconds = clock(device) - began - aside
         # Of the main memory only the whole process can be told, with every model that is kept.
         peak_bytes = peak(device) - before if device.type == "cuda" else None
-        facts = Facts(seconds, output.forward_passes, output.cache_bytes, peak_bytes, str(plan))
+        facts = Facts(seconds, output.forward_passes, output.cache_bytes, peak_bytes, str(pipe.bind(plan)))
         return Frame(output.images[0], scales - 1, scales, facts)
 
 

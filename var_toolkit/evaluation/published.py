@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from var_toolkit.evaluation.sample_folder import leaves
-from var_toolkit.evaluation.sample_set import OWN, exact_stages, spelled
+from var_toolkit.evaluation.sample_set import OWN, spelled
 from var_toolkit.loading import skeleton
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.registry import find_entry
@@ -29,7 +29,7 @@ def published(
     own = skeleton(entry.name)
     every, classes = spelled(range(len(own.class_names))), told.get("classes")
     tokenizer = told.get("tokenizer", OWN)
-    changed = _changed(told.get("stages"), own)
+    changed = _changed(told.get("plan"), own)
     differing = [
         *([f"the plan has a different {', '.join(changed)}"] if changed else []),
         *([f"the tokenizer is {tokenizer}"] if tokenizer != OWN else []),
@@ -40,9 +40,9 @@ def published(
     return (None, differing) if differing else (dict(entry.published), [])
 
 
-def _changed(stages: Any, own: Pipeline) -> list[str]:
-    """Names of the settings in which stages differ from the model's own."""
-    was, now = (dict(leaves(found)) for found in (stages, exact_stages(own.plan())))
+def _changed(plan: Any, own: Pipeline) -> list[str]:
+    """Names of the settings in which a plan differs from the model's own."""
+    was, now = (dict(leaves(found)) for found in (plan, own.plan().to_json()))
     lacking = object()
     return sorted({name.split(".")[-1] for name in was | now if was.get(name, lacking) != now.get(name, lacking)})
 

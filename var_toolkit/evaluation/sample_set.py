@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,7 +22,7 @@ from torch import nn
 
 from var_toolkit import __version__
 from var_toolkit.conditions.class_names import ClassNames
-from var_toolkit.core.plan import Plan, Stage
+from var_toolkit.core.bind import Run
 from var_toolkit.devices import find_device, tell_slow_dtype
 from var_toolkit.evaluation.adm_npz import check_name, write_images
 from var_toolkit.evaluation.fingerprint import fingerprint
@@ -157,10 +157,10 @@ def draw_set(
     out, npz, chosen = Path(out), Path(npz) if npz is not None else None, dict(settings or {})
     shape = skeleton(model, tokenizer=tokenizer)
     wanted = ImageList(labels_of(classes, shape.class_names), per_class, seed, batch_size, shards)
-    plan = shape.plan(**chosen)
+    run = shape.bind(shape.plan(**chosen))
     check_name(npz)
     with team_of_this_process(device) as team, _one_thread(team.device), ExitStack() as held:
-        facts = _facts(model, tokenizer, plan, wanted, team.device, dtype)
+        facts = _facts(model, tokenizer, run, wanted, team.device, dtype)
         team.led(lambda: held.enter_context(_places(out, npz, facts, wanted)))
         there = numbers_there(out, wanted.numbers_in)  # by every process, before any of them adds to it
         own = range(team.rank, wanted.parts, team.size)
@@ -172,7 +172,7 @@ def draw_set(
         if lacking or team.leads:
             pipe = load(model, tokenizer=tokenizer, device=str(team.device), dtype=dtype)
         team.led(
-            lambda: write_settings(out, {**facts, "weights": plan_fingerprint(cast(Pipeline, pipe).plan(**chosen))}),
+            lambda: write_settings(out, {**facts, "weights": run_fingerprint(_run(cast(Pipeline, pipe), chosen))}),
         )
         began = time.perf_counter()
         if pipe is not None:
@@ -227,7 +227,7 @@ def _places(out: Path, npz: Path | None, facts: Mapping[str, Any], wanted: Image
 def _facts(
     model: Source,
     tokenizer: str | Path | None,
-    plan: Plan,
+    run: Run,
     wanted: ImageList,
     device: torch.device,
     dtype: torch.dtype,
@@ -242,8 +242,8 @@ def _facts(
         "seed": wanted.seed,
         "batch_size": wanted.batch_size,
         "files": f"{wanted.shards} shards" if wanted.shards else "one an image",
-        "stages": exact_stages(plan),
-        "plan": "; ".join(map(str, plan.stages)),
+        "plan": run.plan.to_json(),
+        "plan_in_words": "; ".join(str(run).splitlines()),
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type,
         "versions": {"var_toolkit": __version__, "torch": torch.__version__},
@@ -255,21 +255,14 @@ def _named(model: Source) -> str:
     return str(Path(str(model)).resolve() if Path(str(model)).is_dir() else model)
 
 
-def exact_stages(plan: Plan) -> list[dict[str, Any]]:
-    """The settings of every stage as `settings.json` holds them."""
-    return [_numbers(stage) for stage in plan.stages]
+def _run(pipe: Pipeline, settings: Mapping[str, Any]) -> Run:
+    return pipe.bind(pipe.plan(**settings))
 
 
-def _numbers(stage: Stage) -> dict[str, Any]:
-    """The settings of a stage without rounding; its backbone is described in the plan's text."""
-    values = {field.name: getattr(stage, field.name) for field in fields(stage) if field.name != "backbone"}
-    return {name: v if isinstance(v, int | float | str | None) else repr(v) for name, v in values.items()}
-
-
-def plan_fingerprint(plan: Plan) -> str:
+def run_fingerprint(run: Run) -> str:
     """Twenty hexadecimal digits that change with any weight of the networks, or with the meaning of the latents."""
-    meaning = (f"{name} {tensor.double().sum().item()!r}" for name, tensor in plan.tokenizer.meaning().items())
-    return fingerprint(cast(list[nn.Module], [plan.tokenizer, *plan.networks]), meaning="".join(meaning))
+    meaning = (f"{name} {tensor.double().sum().item()!r}" for name, tensor in run.tokenizer.meaning().items())
+    return fingerprint(cast(list[nn.Module], [run.tokenizer, *run.unique_networks]), meaning="".join(meaning))
 
 
 def _tell(out: Path, there: int, count: int) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from var_toolkit.conditions.condition import Condition
 from var_toolkit.files import check_writable, write_whole
 from var_toolkit.formats.fitting import AnyTokenizer
 from var_toolkit.models.var import VAR
@@ -87,7 +88,7 @@ class _Step(nn.Module):
         for layer in layers:
             cache.append(layer, keys[layer], values[layer])
         cache.advance(begin)
-        condition = backbone.condition(labels)
+        condition = backbone.condition(Condition(labels=labels))
         hidden = backbone.hidden(condition, inputs, scales=range(self.scale, self.scale + 1), cache=cache)
         held = [cache.contents(layer) for layer in layers]
         new_keys, new_values = (torch.stack([one[:, :, begin:] for one in kind]) for kind in zip(*held, strict=True))

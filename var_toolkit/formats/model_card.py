@@ -32,7 +32,7 @@ def model_card(pipe: Pipeline, source: str) -> str:
         _summary(pipe),
         _use(pipe, source),
         f"## The model\n\n{_table(_networks(pipe))}",
-        f"## Default sampling settings\n\n```\n{pipe.plan()}\n```\n\n{_guidance(pipe)}",
+        f"## Default sampling settings\n\n```\n{pipe.bind(pipe.plan())}\n```\n\n{_guidance(pipe)}",
         f"## Training\n\n{_training(pipe.facts)}",
         f"## Evaluation\n\n{_figures(pipe.facts)}",
         f"## Licence\n\n{_licence(pipe.facts)}",
@@ -42,7 +42,7 @@ def model_card(pipe: Pipeline, source: str) -> str:
 
 
 def _guidance(pipe: Pipeline) -> str:
-    told = counted(pipe.plan())
+    told = counted(pipe.bind(pipe.plan()))
     return f"`cfg` is {told['cfg']} as the authors count; this is a `guidance_scale` of {told['guidance_scale']}."
 
 

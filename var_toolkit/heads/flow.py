@@ -12,16 +12,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from var_toolkit.core.noise import Noise, Stream
+from var_toolkit.core.noise import Stream
+from var_toolkit.heads.head import Drawn, Head, Setting
 from var_toolkit.ranges import brief, checked
-
-if TYPE_CHECKING:
-    from var_toolkit.core.plan import Stage
 
 Velocity = Callable[[Tensor, float], Tensor]
 Step = Callable[[Velocity, Tensor, float, float], Tensor]
@@ -49,7 +47,7 @@ SOLVERS = tuple(STEPS)
 
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(Head):
     """How the map of a scale is drawn.
 
     "published" is FlowAR's own: Euler on a grid that is finer near the data, so that 25 steps are 24 evaluations of the
@@ -76,11 +74,15 @@ class Flow:
         """Whether guidance is on at a time."""
         return strength > 1 and self.interval[0] <= time <= self.interval[1]
 
-    def is_guided(self, strength: float) -> bool:
+    def is_guided(self, guidance: float) -> bool:
         """Whether guidance is on at any evaluation."""
-        return any(self.guided(time, strength) for time in self.evaluations())
+        return any(self.guided(time, 1 + guidance) for time in self.evaluated())
 
-    def evaluations(self) -> Iterator[float]:
+    def evaluations(self) -> int:
+        """Evaluations of the velocity of one scale."""
+        return sum(1 for _ in self.evaluated())
+
+    def evaluated(self) -> Iterator[float]:
         """The times at which the velocity of one scale is evaluated, in order."""
         for now, then in pairwise(self.times()):
             yield now
@@ -89,9 +91,9 @@ class Flow:
             if self.solver == "heun" and then != 0:
                 yield then
 
-    def rows(self, strength: float) -> int:
+    def rows(self, guidance: float, rows: int) -> int:
         """Rows that the head computes for each image and scale, over all evaluations."""
-        return sum(2 if self.guided(time, strength) else 1 for time in self.evaluations())
+        return sum(2 if self.guided(time, 1 + guidance) else 1 for time in self.evaluated())
 
     def solve(self, velocity: Velocity, noise: Tensor) -> Tensor:
         """Noise -> data, in the dtype of the noise."""
@@ -100,11 +102,29 @@ class Flow:
             x = step(velocity, x, now, then)
         return x
 
-    def shown(self, strength: float) -> str:
-        """The settings in words; `strength` is the guidance scale of the last scale."""
+    def draw(self, hidden_RLC: Tensor, at: Setting) -> Drawn:
+        """The map of a scale, float32 (B, L, C). Where guidance is off, the null half is not computed."""
+        start = at.noise.normal(Stream.FLOW, at.first, at.count, at.network.config.latent_channels)
+        strength = 1 + at.guidance
+        both = at.network.field(hidden_RLC if self.is_guided(at.guidance) else hidden_RLC[: len(start)], at.scale)
+        own = both.rows(len(start))
+
+        def velocity(x_BLC: Tensor, time: float) -> Tensor:
+            if not self.guided(time, strength):
+                return own(x_BLC.float(), time).to(x_BLC.dtype)
+            conditional, null = both(x_BLC.float().repeat(2, 1, 1), time).to(x_BLC.dtype).chunk(2)
+            return null + strength * (conditional - null)
+
+        wide = torch.float32 if start.device.type == "mps" else torch.float64  # MPS has no float64
+        found: Tensor = self.solve(velocity, start.to(wide)).float()
+        at.note(found, f"the latents of scale {at.scale}", at.guidance)
+        return Drawn(found, found, None)
+
+    def shown(self, guidance: float) -> list[str]:
+        """The settings in words."""
         low, high = self.interval
-        guided = f", guided from {high:g} to {low:g}" if self.is_guided(strength) else ""
-        return f"{self.steps} steps ({self.solver}){guided}"
+        guided = f", guided from {high:g} to {low:g}" if self.is_guided(guidance) else ""
+        return [f"{self.steps} steps ({self.solver}){guided}"]
 
 
 @lru_cache(maxsize=64)
@@ -128,26 +148,3 @@ def _interval(given: Any) -> tuple[float, float]:
             f"guidance_interval is {brief(given)}; it must be two times from 0 (data) to 1 (noise), in order"
         )
     return low, high
-
-
-def draw_map(stage: Stage, scale: int, hidden_RLC: Tensor, noise: Noise, *, channels: int, strength: float) -> Tensor:
-    """The tokens of a scale, float32 (B, L, C), from the features of its rows (B, or 2B: conditional half first).
-
-    `strength` is the guidance scale, 1 for none. Where guidance is off, the null half is not computed.
-    """
-    flow: Any = stage.flow
-    backbone: Any = stage.backbone
-    position, tokens = backbone.scales.offsets[scale], backbone.scales.lengths[scale]
-    start = noise.normal(Stream.FLOW, position, tokens, channels)
-    both = backbone.field(hidden_RLC if flow.is_guided(strength) else hidden_RLC[: len(start)], scale)
-    own = both.rows(len(start))
-
-    def velocity(x_BLC: Tensor, time: float) -> Tensor:
-        if not flow.guided(time, strength):
-            return own(x_BLC.float(), time).to(x_BLC.dtype)
-        conditional, null = both(x_BLC.float().repeat(2, 1, 1), time).to(x_BLC.dtype).chunk(2)
-        return null + strength * (conditional - null)
-
-    wide = torch.float32 if start.device.type == "mps" else torch.float64  # MPS has no float64
-    found: Tensor = flow.solve(velocity, start.to(wide)).float()
-    return found

@@ -7,33 +7,39 @@ in one block-causal pass. Needs two models that share tokenizer and classes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from var_toolkit.core.plan import Plan, Planned, Tokenizer, as_plan
+from var_toolkit.core.plan import BACKBONE, REFINER, Plan
 
 
-def code(drafter: Planned, refiner: Planned, *, draft_scales: int) -> Plan:
+def collaborative(drafter: Plan, refiner: Plan, *, draft_scales: int) -> Plan:
     """The first `draft_scales` scales as the drafter's plan draws them, the others as the refiner's.
 
-    Either half may be any plan, or a pipeline for its plan at its own settings. ValueError if their tokenizers or
-    classes differ, or if no scale is left for one of them.
+    Either half may be any plan. The refiner's networks get roles of their own (`refiner_role`). ValueError if the two
+    have different schedules, or if no scale is left for one of them.
 
     The drafter is not touched after the hand-over: a callback on scale `draft_scales` - 1 may move it off the device,
     and back before the next batch.
     """
-    drafter, refiner = as_plan(drafter), as_plan(refiner)
-    require_one_tokenizer(drafter.tokenizer, refiner.tokenizer)
-    count = len(drafter.tokenizer.scales)
+    count = len(drafter.schedule)
+    if drafter.schedule != refiner.schedule:
+        raise ValueError(f"drafter and refiner have the schedules {drafter.schedule} and {refiner.schedule}; use one")
     if count == 1:
-        name = type(drafter.stages[0].backbone).__name__
-        raise ValueError(f"{name} draws its image as one map; two models share an image of several scales (VAR)")
+        raise ValueError("an image of one map has one model; two models share an image of several scales (VAR)")
     if isinstance(draft_scales, bool) or not 1 <= draft_scales <= count - 1:
         raise ValueError(f"draft_scales is {draft_scales}; it must be from 1 to {count - 1}, of {count} scales")
-    halves = drafter.within(range(draft_scales)) + refiner.within(range(draft_scales, count))
-    return Plan(drafter.tokenizer, halves)
+    renamed = refiner.with_roles({role: refiner_role(role) for role in refiner.roles})
+    return Plan(drafter.schedule, drafter.within(range(draft_scales)) + renamed.within(range(draft_scales, count)))
 
 
-def require_one_tokenizer(one: Tokenizer, other: Tokenizer, names: tuple[str, str] = ("drafter", "refiner")) -> None:
+def refiner_role(role: str) -> str:
+    """The role of a refiner's network beside those of the drafter."""
+    return REFINER if role == BACKBONE else f"{REFINER}.{role}"
+
+
+def require_one_tokenizer(one: Any, other: Any, names: tuple[str, str] = ("drafter", "refiner")) -> None:
     """ValueError unless the tokens of two models, called by `names`, mean the same."""
     if one is other:
         return

@@ -1,4 +1,4 @@
-"""Small networks that draft for a larger GPT (`backbones.raster_gpt`) from the features it has already computed.
+"""Small networks that draft for a larger GPT (`models.llamagen`) from the features it has already computed.
 
 EAGLE (arXiv 2401.15077) predicts the features of the next position from those of the current one and its sampled token.
 Kangaroo (arXiv 2404.18911) exits the target after its first layers through one block that replaces the others. Both use

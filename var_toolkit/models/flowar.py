@@ -1,7 +1,7 @@
 """The FlowAR transformer (arXiv 2412.15205): next-scale prediction of continuous tokens, each map sampled with a flow.
 
 Key-compatible with `FlowAR-S.pth`, `FlowAR-L.pth` and `FlowAR-H.pth`. The transformer predicts features for
-every token of a scale from the coarser scales; a small network (`backbones.flow_head`) maps them to a velocity field
+every token of a scale from the coarser scales; a small network (`models.flow_head`) maps them to a velocity field
 that transports noise to the tokens of the scale.
 
 Letters: R rows (images, twice under guidance), L tokens, C width, K scales, c latent channels.
@@ -17,10 +17,14 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from var_toolkit.conditions.condition import Condition as Given
+from var_toolkit.conditions.condition import labels_of
 from var_toolkit.core.cache import KVCache, cache_of, token_span
-from var_toolkit.core.schedule import Scales
-from var_toolkit.core.subnet import Subnet
+from var_toolkit.core.layers import Layers
+from var_toolkit.core.plan import Scale, linear_ramp, require_own_schedule, scale_places
+from var_toolkit.core.schedule import Scales, Schedule
 from var_toolkit.formats.state_dicts import Arguments, Tensors, count, shape
+from var_toolkit.heads.flow import Flow
 from var_toolkit.models.family import Family
 from var_toolkit.models.layers.attention import Attend, RotaryAttention, block_causal, to_all, within_pyramid
 from var_toolkit.models.layers.flow_head import HEAD_DIM, MLP_RATIO, FlowHead, HeadCondition
@@ -82,6 +86,10 @@ class Condition(NamedTuple):
     start_RC: Tensor  # noqa: N815
     blocks: list[Modulation]
 
+    def of_rows(self, rows: Tensor | slice) -> Condition:
+        """The condition of some of the rows."""
+        return Condition(self.start_RC[rows], [Modulation(*(one[rows] for one in block)) for block in self.blocks])
+
 
 class Field(NamedTuple):
     """The velocity field of one scale; time runs from noise at 1 to data at 0."""
@@ -130,6 +138,8 @@ class FlowAR(nn.Module):
     """
 
     markov = False
+    has_subnets = False
+    default_head = Flow()
 
     def __init__(self, config: FlowARConfig) -> None:
         super().__init__()
@@ -160,12 +170,24 @@ class FlowAR(nn.Module):
         return [cast(FlowARBlock, block) for block in chain(self.encoder_blocks, self.decoder_blocks)]
 
     def new_cache(self, rows: int, capacities: Sequence[int] | None = None) -> KVCache:
-        """An empty cache for `rows` rows (`backbones.cache.cache_of`)."""
+        """An empty cache for `rows` rows (`core.cache.cache_of`)."""
         return cache_of(self, rows, capacities)
 
     def cache_values(self, tokens: int) -> int:
         """Number of cached values per row for `tokens` tokens of one layer."""
         return 2 * tokens * self.config.embed_dim
+
+    def places(self, schedule: Schedule) -> tuple[Scale, ...]:
+        """What its steps draw: a scale each."""
+        return scale_places(schedule)
+
+    def guidance_ramp(self, schedule: Schedule) -> tuple[float, ...]:
+        """What guidance is multiplied with at each scale: none at the first, all of it at the last."""
+        return linear_ramp(schedule)
+
+    def require_schedule(self, schedule: Schedule) -> None:
+        """ValueError unless the schedule is that of its position embeddings."""
+        require_own_schedule(self, schedule)
 
     def layer_work(self, new: int, context: int) -> int:
         """Multiply-adds per layer and row of `new` tokens that attend to `context` tokens, themselves included."""
@@ -179,9 +201,9 @@ class FlowAR(nn.Module):
         attention = 2 * drawn * width * (2 if c.cross_attention else 1)
         return drawn * (c.head_depth * (weights * width**2 + attention) + 2 * width**2 + 2 * width * c.latent_channels)
 
-    def condition(self, labels_R: Tensor) -> Condition:
-        """Labels (R, int64; `num_classes` is the null class) -> the modulation of every block."""
-        start_RC = self.class_emb(labels_R)
+    def condition(self, given: Given) -> Condition:
+        """Labels (`num_classes` is the null class) -> the modulation of every block."""
+        start_RC = self.class_emb(labels_of(given, type(self).__name__))
         return Condition(start_RC, [block.modulation(start_RC) for block in self.blocks])
 
     def hidden(
@@ -190,19 +212,16 @@ class FlowAR(nn.Module):
         inputs_RLc: Tensor | None,
         *,
         scales: range,
+        schedule: Schedule | None = None,
         cache: KVCache | None = None,
-        subnet: Subnet | None = None,
+        layers: Layers | None = None,
     ) -> Tensor:
         """Features (R, L, C) of the tokens of `scales`, computed in one block-causal pass.
 
         `inputs_RLc` are the previous maps, resized (`tokenizers.latent_pyramid`); scale 0 has none, since it starts
         from the class. A cache must hold exactly the scales before `scales`; these are appended. ValueError if it does
-        not, or for a `subnet`.
+        not.
         """
-        if subnet is not None:
-            raise ValueError(
-                "FlowAR has no subnets, since its layers were not trained to be skipped; use a VAR, or remove --subnet"
-            )
         begin, end = token_span(cache, self.scales, scales)
         rotation = self._rotation(scales, self.config.embed_dim // self.config.num_heads)
         dropout = self.config.dropout if self.training else 0.0
@@ -228,7 +247,7 @@ class FlowAR(nn.Module):
         Every scale of every image has its own time. In the head, tokens attend only to their own scale.
         """
         scales = range(len(self.scales))
-        hidden = self.hidden(self.condition(labels_B), inputs_BLc, scales=scales)
+        hidden = self.hidden(self.condition(Given(labels=labels_B)), inputs_BLc, scales=scales)
         rotation = self._rotation(scales, HEAD_DIM)
         attend = within_pyramid(self.scales, "block-diagonal")
         levels_L = self.scales.level_ids(hidden.device)

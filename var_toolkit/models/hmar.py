@@ -15,9 +15,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from var_toolkit.conditions.condition import Condition as Given
+from var_toolkit.conditions.condition import labels_of
 from var_toolkit.core.cache import KVCache
-from var_toolkit.core.schedule import Scales
-from var_toolkit.core.subnet import Subnet
+from var_toolkit.core.layers import Layers
+from var_toolkit.core.schedule import Scales, Schedule
 from var_toolkit.formats import next_scale_files as files
 from var_toolkit.formats.state_dicts import Tensors, count
 from var_toolkit.models.family import Family
@@ -60,6 +62,12 @@ class Condition(NamedTuple):
     start_RC: Tensor  # noqa: N815
     modulation_input: Tensor  # input of `Block.modulation`
     next_scale: Branch
+
+    def of_rows(self, rows: Tensor | slice) -> Condition:
+        """The condition of some of the rows."""
+        blocks, scale, shift = self.next_scale
+        branch = Branch([Modulation(*(one[rows] for one in block)) for block in blocks], scale[rows], shift[rows])
+        return Condition(self.start_RC[rows], self.modulation_input[rows], branch)
 
 
 class HMAR(NextScaleTransformer):
@@ -104,9 +112,9 @@ class HMAR(NextScaleTransformer):
         """Number of cached values: 0 for any number of tokens."""
         return 0
 
-    def condition(self, labels_R: Tensor) -> Condition:
-        """Labels (R, int64; `num_classes` is the null class) -> the modulation of every block and of the heads."""
-        start_RC = self.class_emb(labels_R)
+    def condition(self, given: Given) -> Condition:
+        """Labels (`num_classes` is the null class) -> the modulation of every block and of the heads."""
+        start_RC = self.class_emb(labels_of(given, type(self).__name__))
         modulation_input = self._modulation_input(start_RC)
         return Condition(
             start_RC, modulation_input, Branch(_steered(self.blocks, modulation_input), *self.ns_head_nm(start_RC))
@@ -125,18 +133,14 @@ class HMAR(NextScaleTransformer):
         inputs_RLc: Tensor | None,
         *,
         scales: range,
+        schedule: Schedule | None = None,
         cache: KVCache | None = None,
-        subnet: Subnet | None = None,
+        layers: Layers | None = None,
     ) -> Tensor:
         """Features (R, L, C) of the tokens of `scales`, each scale on its own; the cache is not used.
 
         `inputs_RLc` are the tokenizer's inputs of these scales; scale 0 has none, since it starts from the class.
-        ValueError for a `subnet`.
         """
-        if subnet is not None:
-            raise ValueError(
-                "HMAR has no subnets, since its layers were not trained to be skipped; use a VAR, or remove --subnet"
-            )
         words = None if inputs_RLc is None else self._words(inputs_RLc) + self.word_embed_bias
         return self._run(self.blocks, condition.next_scale, self._embed(condition.start_RC, words, scales), scales)
 
@@ -172,7 +176,7 @@ class HMAR(NextScaleTransformer):
 
         With `current_BLc` and `masked_BL` of the same scales, the logits are those of the masked branch.
         """
-        condition = self.condition(labels_B)
+        condition = self.condition(Given(labels=labels_B))
         scales = range(self.scales.offsets.index(inputs_BLc.shape[1] + self.scales.lengths[0]))
         if current_BLc is not None and masked_BL is not None:
             return self.refined(condition, inputs_BLc, current_BLc, masked_BL, scales=scales)

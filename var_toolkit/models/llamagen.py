@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from var_toolkit.conditions.condition import Condition, labels_of
 from var_toolkit.core.cache import KVCache, RaggedCache, cache_of
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.plan import Tokens, require_own_schedule
+from var_toolkit.core.schedule import Scales, Schedule
 from var_toolkit.formats.llamagen_arguments import ARGUMENTS
 from var_toolkit.formats.state_dicts import Tensors, count, shape
+from var_toolkit.heads.categorical import Categorical
 from var_toolkit.models.family import Family
 from var_toolkit.models.layers.attention import Attend
 from var_toolkit.models.layers.gated_mlp import RMSNorm
@@ -26,6 +29,7 @@ from var_toolkit.models.layers.raster_positions import Branches, rotation_and_at
 from var_toolkit.models.layers.rotary import Rotation
 from var_toolkit.tokenizers.raster_vq import FILES
 
+Cache = TypeVar("Cache", bound=KVCache)
 EPS = 1e-5
 HIDDEN_MULTIPLE = 256
 # Layers, heads and width of the published sizes.
@@ -133,10 +137,22 @@ class _ClassEmbedding(nn.Module):
         self.embedding_table = nn.Embedding.from_pretrained(torch.zeros(rows, width), freeze=False)
 
 
+class Prefix(NamedTuple):
+    """What comes before the tokens of the image."""
+
+    tokens: Tensor  # (R, T, C)
+
+    def of_rows(self, rows: Tensor | slice) -> Prefix:
+        """The prefix of some of the rows."""
+        return Prefix(self.tokens[rows])
+
+
 class RasterGPT(nn.Module):
     """Labels and the tokens so far -> logits of the next token. The null class of guidance is `num_classes`."""
 
     markov = False
+    has_subnets = False
+    default_head = Categorical(temperature_first=True)
 
     def __init__(self, config: RasterGPTConfig) -> None:
         super().__init__()
@@ -160,12 +176,24 @@ class RasterGPT(nn.Module):
         return [cast(RasterBlock, block) for block in self.layers]
 
     def new_cache(self, rows: int, capacities: Sequence[int] | None = None) -> KVCache:
-        """An empty cache for `rows` rows (`backbones.cache.cache_of`)."""
-        return cache_of(self, rows, capacities)
+        """An empty cache for `rows` rows (`core.cache.cache_of`)."""
+        return _with_prefix(cache_of(self, rows, capacities))
+
+    def places(self, schedule: Schedule) -> tuple[Tokens, ...]:
+        """What its steps draw: the tokens of the map one after another."""
+        return (Tokens(0, schedule.total),)
+
+    def guidance_ramp(self, schedule: Schedule) -> tuple[float, ...]:
+        """What guidance is multiplied with: the same at every token."""
+        return (1.0,)
+
+    def require_schedule(self, schedule: Schedule) -> None:
+        """ValueError unless the schedule is its own map."""
+        require_own_schedule(self, schedule)
 
     def new_ragged_cache(self, rows: int, capacity: int) -> RaggedCache:
         """An empty cache of `capacity` tokens per row, whose rows may differ in length."""
-        return cast(RaggedCache, cache_of(self, rows, [capacity] * self.config.depth, RaggedCache))
+        return _with_prefix(cast(RaggedCache, cache_of(self, rows, [capacity] * self.config.depth, RaggedCache)))
 
     def cache_values(self, tokens: int) -> int:
         """Number of cached values per row for `tokens` tokens of one layer."""
@@ -181,20 +209,28 @@ class RasterGPT(nn.Module):
         """Multiply-adds of the logits of `drawn` tokens."""
         return drawn * self.config.embed_dim * self.config.vocab_size
 
+    def prefix(self, labels_R: Tensor) -> Tensor:
+        """The token of the class before those of the image, (R, 1, C)."""
+        return self.class_emb(labels_R).unsqueeze(1)
+
+    def condition(self, given: Condition) -> Prefix:
+        """Labels (`num_classes` is the null class) -> what comes before the tokens of the image."""
+        return Prefix(self.prefix(labels_of(given, type(self).__name__)))
+
     def next_hidden(
         self,
-        labels_R: Tensor | None,
+        prefix_RTC: Tensor | None,
         tokens_RL: Tensor,
         *,
         cache: KVCache | None = None,
         branches: Branches | None = None,
     ) -> Tensor:
-        """Features of the class, if labels are given, and of the tokens that follow those in the cache, (R, L, C).
+        """Features of the prefix, if it is given, and of the tokens that follow those in the cache, (R, T + L, C).
 
         The features at position i predict token i of the image. The new positions are appended to the cache. If the
         new tokens are not one sequence, `branches` gives their positions and mask.
         """
-        parts = [] if labels_R is None else [self.cls_embedding.embedding_table(labels_R).unsqueeze(1)]
+        parts = [] if prefix_RTC is None else [prefix_RTC]
         x_RLC = self.tok_dropout(torch.cat([*parts, self.tok_embeddings(tokens_RL)], dim=1))
         rotation, attend = rotation_and_attend(self.rotation(), cache, x_RLC.shape[1], branches)
         for layer, block in enumerate(self.blocks):
@@ -203,13 +239,17 @@ class RasterGPT(nn.Module):
             cache.advance(x_RLC.shape[1])
         return x_RLC
 
+    def logits(self, condition: Prefix, hidden_RLC: Tensor) -> Tensor:
+        """Features -> logits (R, L, V), float32; the condition has no further influence on them."""
+        return self.next_logits(hidden_RLC)
+
     def next_logits(self, hidden_RLC: Tensor) -> Tensor:
         """Features -> logits (R, L, V), float32."""
         return self.output(self.norm(hidden_RLC)).float()
 
     def forward(self, labels_B: Tensor, tokens_BL: Tensor) -> Tensor:
         """The training pass: labels (B), all tokens but the last (B, L) -> logits of all tokens (B, L + 1, V)."""
-        return self.next_logits(self.next_hidden(labels_B, tokens_BL))
+        return self.next_logits(self.next_hidden(self.prefix(labels_B), tokens_BL))
 
     def rotation(self) -> Rotation:
         """RoPE of every position. As published, those of the class are zero, so that its query and key are zero."""
@@ -353,3 +393,9 @@ MODELS = {
         "sampling": {"cfg": 1.0},
     },
 }  # fmt: skip
+
+
+def _with_prefix(cache: Cache) -> Cache:
+    """A cache whose first slot is that of the class."""
+    cache.prefix = 1
+    return cache

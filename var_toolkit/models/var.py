@@ -12,8 +12,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from var_toolkit.conditions.condition import Condition as Given
+from var_toolkit.conditions.condition import labels_of
 from var_toolkit.core.cache import KVCache, cache_of, token_span
-from var_toolkit.core.subnet import Subnet
+from var_toolkit.core.layers import Layers
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats import next_scale_files as files
 from var_toolkit.formats.state_dicts import Tensors, count
 from var_toolkit.models.family import Family
@@ -58,6 +61,7 @@ class VAR(NextScaleTransformer):
 
     config: VARConfig
     markov = False
+    has_subnets = True
 
     def __init__(self, config: VARConfig) -> None:
         super().__init__(config, word_bias=True)
@@ -70,16 +74,16 @@ class VAR(NextScaleTransformer):
         return [cast(Block, block) for block in self.blocks]
 
     def new_cache(self, rows: int, capacities: Sequence[int] | None = None) -> KVCache:
-        """An empty cache for `rows` rows (`backbones.cache.cache_of`)."""
+        """An empty cache for `rows` rows (`core.cache.cache_of`)."""
         return cache_of(self, rows, capacities)
 
     def cache_values(self, tokens: int) -> int:
         """Number of cached values per row for `tokens` tokens of one layer."""
         return 2 * tokens * self.config.embed_dim
 
-    def condition(self, labels_R: Tensor) -> Condition:
-        """Labels (R, int64; `num_classes` is the null class) -> the modulation of every block and of the head."""
-        start_RC = self.class_emb(labels_R)
+    def condition(self, given: Given) -> Condition:
+        """Labels (`num_classes` is the null class) -> the modulation of every block and of the head."""
+        start_RC = self.class_emb(labels_of(given, type(self).__name__))
         modulation_input = self._modulation_input(start_RC)
         return Condition(
             start_RC, [block.modulation(modulation_input) for block in self._blocks], *self.head_nm(start_RC)
@@ -91,20 +95,21 @@ class VAR(NextScaleTransformer):
         inputs_RLc: Tensor | None,
         *,
         scales: range,
+        schedule: Schedule | None = None,
         cache: KVCache | None = None,
-        subnet: Subnet | None = None,
+        layers: Layers | None = None,
     ) -> Tensor:
         """Features (R, L, C) of the tokens of `scales`, computed in one block-causal pass.
 
         `inputs_RLc` are the tokenizer's inputs of these scales; scale 0 has none, since it starts from the class. A
-        cache must hold exactly the scales before `scales`; these are appended. ValueError if it does not. With a
-        `subnet`, skipped layers compute only the first scales; this needs no other mask, because coarse tokens never
+        cache must hold exactly the scales before `scales`; these are appended. ValueError if it does not. Of the
+        `layers`, skipped layers compute only the first scales; this needs no other mask, because coarse tokens never
         attend to finer ones.
         """
         begin, end = token_span(cache, self.scales, scales)
         x_RLC = self._embed(condition, inputs_RLc, scales)
         for layer, block in enumerate(self._blocks):
-            deep = end - begin if subnet is None else subnet.depth_tokens(layer, self.scales, scales)
+            deep = end - begin if layers is None else layers.depth_tokens(layer, self.scales, scales)
             computed = range(scales.start, self.scales.offsets.index(begin + deep))
             attend = block_causal(self.scales, computed, x_RLC.device)
             if deep == end - begin:
@@ -120,14 +125,14 @@ class VAR(NextScaleTransformer):
         """Features -> logits (R, L, V), float32."""
         return self._head_logits(self.head, hidden_RLC, condition.head_scale, condition.head_shift)
 
-    def forward(self, labels_B: Tensor, inputs_BLc: Tensor, subnet: Subnet | None = None) -> Tensor:
+    def forward(self, labels_B: Tensor, inputs_BLc: Tensor, layers: Layers | None = None) -> Tensor:
         """The packed training pass: labels (B), teacher inputs of scales 1 .. K-1 -> logits (B, L, V), float32.
 
         Inputs of the first scales only give the logits of these.
         """
-        condition = self.condition(labels_B)
+        condition = self.condition(Given(labels=labels_B))
         scales = range(self.scales.offsets.index(inputs_BLc.shape[1] + self.scales.lengths[0]))
-        return self.logits(condition, self.hidden(condition, inputs_BLc, scales=scales, subnet=subnet))
+        return self.logits(condition, self.hidden(condition, inputs_BLc, scales=scales, layers=layers))
 
     def _embed(self, condition: Condition, inputs_RLc: Tensor | None, scales: range) -> Tensor:
         parts = []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.core.finite import clamped, require_finite, require_fit
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Scales, Schedule
 from var_toolkit.tokenizers.cnn import Decoder, Encoder
 
 
@@ -49,6 +49,12 @@ class CodebookTokenizer(nn.Module):
     def pyramid(self) -> Any:
         """Maps codes to latents, and latents to the inputs of the next scale."""
         return self.quantize
+
+    def pyramid_of(self, schedule: Schedule) -> Any:
+        """The pyramid of a schedule. ValueError unless it is its own."""
+        if schedule != self.scales:
+            raise ValueError(f"the tokenizer has the schedule {self.scales}; it cannot code {schedule}")
+        return self.pyramid
 
     @property
     def channels(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.core.finite import clamped, require_finite, require_fit
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Scales, Schedule
 from var_toolkit.tokenizers.latent_pyramid import LatentPyramid
 
 
@@ -85,6 +85,12 @@ class KLTokenizer(nn.Module):
     def channels(self) -> int:
         """Number of channels of the latents, C."""
         return int(self.autoencoder.config.latent_channels)
+
+    def pyramid_of(self, schedule: Schedule) -> Any:
+        """The pyramid of a schedule. ValueError unless it is its own."""
+        if schedule != self.scales:
+            raise ValueError(f"the tokenizer has the schedule {self.scales}; it cannot code {schedule}")
+        return self.pyramid
 
     def meaning(self) -> dict[str, Tensor]:
         """Tensors that identify the latent space: parts of models with equal ones can be combined."""

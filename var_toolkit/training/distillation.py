@@ -5,16 +5,16 @@ Letters: B images, R rows (2B under guidance, conditional rows first), L tokens,
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from var_toolkit.core.bind import Run, run_of
 from var_toolkit.core.filters import filter_top_k_top_p
-from var_toolkit.core.next_token import choices
-from var_toolkit.core.plan import Plan, Stage
 from var_toolkit.guidance import weight
+from var_toolkit.methods.speculative.token_sampling import TokenSampling
 from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.registry import Sampling
 from var_toolkit.training.acceptance import acceptance, soft_cross_entropy, tvd_plus_plus
@@ -29,7 +29,7 @@ from var_toolkit.training.starting_weights import network_from
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationOptions:
-    """The target, its sampling settings (`sampling.plan.Stage`), and the initial weights."""
+    """The target, its sampling settings (`core.plan.Step`), and the initial weights."""
 
     teacher: str  # directory or name of a RasterGPT
     cfg: float = 2.0  # as LlamaGen counts: 1 is off
@@ -59,8 +59,8 @@ class DistillationObjective(RasterGPTObjective):
         teacher = network_from(options.teacher, RasterGPT, what="teacher").to(workplace.team.device)
         self._require_target(recipe.model, teacher)  # first, because sampling the data may take hours
         self.teacher = teacher.eval().requires_grad_(False)
-        guidance = weight({}, Sampling(cfg=options.cfg), teacher)
-        self.target = Stage(self.teacher, range(1), guidance, top_k=options.top_k, top_p=options.top_p)
+        head = replace(self.teacher.default_head, top_k=options.top_k, top_p=options.top_p)
+        self.target = TokenSampling(self.teacher, head, weight({}, Sampling(cfg=options.cfg), teacher))
         super().__init__(recipe, workplace)
 
     @abstractmethod
@@ -74,8 +74,9 @@ class DistillationObjective(RasterGPTObjective):
     def _token_array(self, workplace: Workplace, count: int, split: str) -> TokenArray | None:
         if not (count and isinstance(self.recipe.data, SamplesData)):
             return super()._token_array(workplace, count, split)
-        plan, team = Plan(self.tokenizer, (self.target,)), workplace.team
-        tokens, labels = cached_samples(plan, count, split, workplace.cache_dir, progress=team.leads)
+        run = run_of(self.tokenizer, self.teacher, guidance=self.target.guidance, head=self.target.head)
+        team = workplace.team
+        tokens, labels = cached_samples(run, count, split, workplace.cache_dir, progress=team.leads)
         return TokenArray(tokens, labels, team.device)
 
     @torch.no_grad()
@@ -83,12 +84,13 @@ class DistillationObjective(RasterGPTObjective):
         """The target's features (R, L, C) and its guided and filtered logits (B, L, V), -inf where filtered."""
         if self.target.rows == 2:
             labels, seen_BL = torch.cat((labels, torch.full_like(labels, self.classes))), seen_BL.repeat(2, 1)
-        features_RLC = self.teacher.next_hidden(labels, seen_BL)
-        return features_RLC, choices(self.target, self.teacher.next_logits(features_RLC), 0)
+        features_RLC = self.teacher.next_hidden(self.teacher.prefix(labels), seen_BL)
+        logits, positions = self.teacher.next_logits(features_RLC), torch.zeros_like(seen_BL[:1, :1])
+        return features_RLC, self.target.choices(logits, positions)
 
     def _acceptance(self, draft_BLV: Tensor, target_BLV: Tensor) -> Tensor:
         """The mean acceptance probability of drafts that are sampled with the target's filters."""
-        filtered = filter_top_k_top_p(draft_BLV.detach(), top_k=self.target.top_k, top_p=self.target.top_p)
+        filtered = filter_top_k_top_p(draft_BLV.detach(), top_k=self.target.head.top_k, top_p=self.target.head.top_p)
         return acceptance(filtered, target_BLV).mean()
 
 
@@ -123,7 +125,6 @@ class MatchingObjective(DistillationObjective):
             loss = soft_cross_entropy(draft_BLV, target_BLV).mean()
         return loss, {"acceptance": self._acceptance(draft_BLV, target_BLV)}
 
-    def _plan(self, network: nn.Module) -> Plan:
+    def _run(self, network: nn.Module, **settings: Any) -> Run:
         """Sampling from the proposer alone, without guidance."""
-        drafter = cast(RasterGPT, network)
-        return Plan(self.tokenizer, (Stage(drafter, range(1), top_k=self.target.top_k, top_p=self.target.top_p),))
+        return run_of(self.tokenizer, cast(RasterGPT, network), head=self.target.head, **settings)

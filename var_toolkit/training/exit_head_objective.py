@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.core.plan import Plan
+from var_toolkit.core.bind import Run
 from var_toolkit.formats.directory import save_network
 from var_toolkit.models.draft_heads import ExitHead, early_exit
 from var_toolkit.models.llamagen import RasterGPT
@@ -32,11 +32,13 @@ class ExitHeadObjective(MatchingObjective):
 
     def _drafted(self, network: nn.Module, labels: Tensor, seen_BL: Tensor) -> Tensor:
         with torch.no_grad():
-            features_BLC = early_exit(self.teacher, self.recipe.model.layers).next_hidden(labels, seen_BL)
+            exit_ = early_exit(self.teacher, self.recipe.model.layers)
+            features_BLC = exit_.next_hidden(exit_.prefix(labels), seen_BL)
         return self.teacher.next_logits(network(features_BLC))
 
-    def _plan(self, network: nn.Module) -> Plan:
-        return super()._plan(early_exit(self.teacher, self.recipe.model.layers, cast(ExitHead, network)))
+    def _run(self, network: nn.Module, **settings: Any) -> Run:
+        exit_ = early_exit(self.teacher, self.recipe.model.layers, cast(ExitHead, network))
+        return super()._run(exit_, **settings)
 
     def save(self, network: nn.Module, directory: Path) -> None:
         """Save only the head."""

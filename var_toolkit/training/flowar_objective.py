@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from var_toolkit.core.bind import run_of
 from var_toolkit.core.engine import decode
 from var_toolkit.core.noise import Noise
-from var_toolkit.core.plan import Plan, Stage
 from var_toolkit.core.schedule import Scales
 from var_toolkit.heads.flow import Flow
 from var_toolkit.loading import load_tokenizer
@@ -43,7 +43,7 @@ from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
 from var_toolkit.training.var_objective import require_share, sum_of_factors_
 
-PREVIEW: dict[str, Any] = {"guidance": 1.5, "flow": Flow()}
+PREVIEW: dict[str, Any] = {"guidance": 1.5, "head": Flow()}
 
 
 @dataclass(frozen=True)
@@ -222,11 +222,11 @@ class FlowARObjective(Objective):
 
         None if the latents of an under-trained network are not finite, since that must not end the run.
         """
-        plan = Plan(self.tokenizer, (Stage(network, range(len(self.scales)), **PREVIEW),))
+        run = run_of(self.tokenizer, network, **PREVIEW)
         labels = torch.linspace(0, self.recipe.model.num_classes - 1, 16).round().long()
         device = next(self.tokenizer.parameters()).device
         try:
-            latent = decode(plan, labels.to(device), Noise(range(16), device)).latent
+            latent = decode(run, labels.to(device), Noise(range(16), device)).latent
         except FloatingPointError:
             return None
         with torch.autocast(device.type, enabled=False):

@@ -3,16 +3,16 @@
 Letters: B images, L tokens, M tokens of all scales but the first, c latent channels.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.core.masked_refinement import current_input
-from var_toolkit.core.plan import Plan
-from var_toolkit.core.refinement_schedule import refinement
+from var_toolkit.core.masked import current_input
+from var_toolkit.heads.categorical import token_losses
+from var_toolkit.methods.masked_passes import masked_passes
 from var_toolkit.models.hmar import HMAR
 from var_toolkit.registry import Sampling
 from var_toolkit.training.batches import Batch
@@ -22,7 +22,7 @@ from var_toolkit.training.objectives import Loss, Workplace
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
-from var_toolkit.training.var_objective import VarObjective, require_share, token_losses
+from var_toolkit.training.var_objective import VarObjective, require_share
 
 VALIDATION_SHARE = 0.5  # share of masked tokens in validation
 
@@ -115,7 +115,6 @@ class HmarMaskObjective(VarObjective):
 
     def preview(self, network: nn.Module) -> Tensor:
         """Eight images with one pass per scale, and the same ones with masked passes."""
-        plain = self._plan(network)
-        refine = refinement("published", self.scales, clean=self.options.clean)
-        refined = Plan(plain.tokenizer, tuple(replace(stage, refine=refine) for stage in plain.stages))
-        return torch.cat([self._drawn(plan, 8) for plan in (plain, refined)])
+        masked = masked_passes("published", self.scales)
+        refined = self._run(network, masked=masked, clean=self.options.clean)
+        return torch.cat([self._drawn(run, 8) for run in (self._run(network), refined)])

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.core.schedule import Scales
+from var_toolkit.heads.categorical import token_losses
 from var_toolkit.models.hmar import HMAR
 from var_toolkit.models.layers.next_scale import NextScaleConfig, NextScaleTransformer
 from var_toolkit.training.objectives import Loss, Workplace
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import network_from
-from var_toolkit.training.var_objective import VarObjective, VarOptions, token_losses
+from var_toolkit.training.var_objective import VarObjective, VarOptions
 
 
 @dataclass(frozen=True)

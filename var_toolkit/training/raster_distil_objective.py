@@ -29,7 +29,7 @@ class RasterDistilObjective(MatchingObjective):
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         super().__init__(recipe, workplace)
-        self.sampling = Sampling(cfg=1.0, top_k=self.target.top_k, top_p=self.target.top_p)
+        self.sampling = Sampling(cfg=1.0, top_k=self.target.head.top_k, top_p=self.target.head.top_p)
 
     def _require_target(self, model: Any, teacher: RasterGPT) -> None:
         for name in ("side", "vocab_size", "num_classes"):

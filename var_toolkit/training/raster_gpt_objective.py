@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.core.plan import Plan, Stage
+from var_toolkit.core.bind import Run, run_of
 from var_toolkit.guidance import weight
 from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.registry import Sampling
@@ -53,9 +53,9 @@ class RasterGPTObjective(VarObjective):
         if self.options.initial is not None:
             self._start(network, self.options.initial)
 
-    def _plan(self, network: nn.Module) -> Plan:
+    def _run(self, network: nn.Module, **settings: Any) -> Run:
         assert isinstance(network, RasterGPT)
-        return Plan(self.tokenizer, (Stage(network, range(1), guidance=weight({}, self.sampling, network)),))
+        return run_of(self.tokenizer, network, **({"guidance": weight({}, self.sampling, network)} | settings))
 
     def _forced(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """All tokens (B, L), and the inputs of the network, all but the last."""

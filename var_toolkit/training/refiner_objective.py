@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_toolkit.methods.collaborative import code
+from var_toolkit.core.bind import bind
+from var_toolkit.core.plan import BACKBONE, REFINER
+from var_toolkit.methods.collaborative import collaborative
 from var_toolkit.models.var import VAR
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.collaborative import CollaborativeObjective, CollaborativeOptions
@@ -84,8 +86,9 @@ class RefinerObjective(CollaborativeObjective):
 
     def preview(self, network: nn.Module) -> Tensor:
         """Sixteen images whose first scales come from the teacher, because the refiner is not trained on them."""
-        plan = code(self._plan(self.teacher), self._plan(network), draft_scales=self.options.draft_scales)
-        return self._drawn(plan, 16)
+        plans = [self._run(drawing).plan for drawing in (self.teacher, network)]
+        plan = collaborative(*plans, draft_scales=self.options.draft_scales)
+        return self._drawn(bind(plan, {BACKBONE: self.teacher, REFINER: network}, self.tokenizer), 16)
 
 
 def drafted_weight(step: int, steps: int) -> float:

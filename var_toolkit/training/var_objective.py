@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal, cast, get_type_hints
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from var_toolkit.conditions.class_names import Named
+from var_toolkit.core.bind import Run, run_of
 from var_toolkit.core.engine import decode
 from var_toolkit.core.noise import Noise
-from var_toolkit.core.plan import Plan, Stage
 from var_toolkit.core.schedule import Scales
+from var_toolkit.heads.categorical import Categorical, token_losses
 from var_toolkit.models.family import Family
 from var_toolkit.models.var import VAR
 from var_toolkit.pipeline import Pipeline
@@ -46,7 +46,7 @@ NOT_DECAYED = (
 )  # fmt: skip
 
 
-PREVIEW: dict[str, Any] = {"guidance": 1.5, "top_k": 900, "top_p": 0.96}
+PREVIEW: dict[str, Any] = {"guidance": 1.5, "head": Categorical(top_k=900, top_p=0.96)}
 
 
 @dataclass(frozen=True)
@@ -237,17 +237,18 @@ class VarObjective(Objective):
 
     def preview(self, network: nn.Module) -> Tensor | None:
         """Sixteen images of classes spread over all of them, the same classes and noise every time."""
-        return self._drawn(self._plan(network), 16)
+        return self._drawn(self._run(network), 16)
 
-    def _plan(self, network: nn.Module) -> Plan:
+    def _run(self, network: nn.Module, **settings: Any) -> Run:
+        """How previews are drawn."""
         assert isinstance(network, self.network_type)
-        return Plan(self.tokenizer, (Stage(network, range(len(self.scales)), **PREVIEW),))
+        return run_of(self.tokenizer, network, **(PREVIEW | settings))
 
-    def _drawn(self, plan: Plan, count: int) -> Tensor:
+    def _drawn(self, run: Run, count: int) -> Tensor:
         """Images in [-1, 1], (count, 3, h, w), of classes spread over all of them."""
         labels = torch.linspace(0, self.classes - 1, count).round().long()
         device = self.tokenizer.quant_conv.weight.device
-        return self.tokenizer.decode(decode(plan, labels.to(device), Noise(range(count), device)).latent)
+        return self.tokenizer.decode(decode(run, labels.to(device), Noise(range(count), device)).latent)
 
 
 def require_share(**values: float) -> None:
@@ -255,15 +256,6 @@ def require_share(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value < 1:
             raise ValueError(f"{name} is {value}; expected a number in [0, 1)")
-
-
-def token_losses(logits_BLV: Tensor, tokens_BL: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of every token, (B, L)."""
-    # Flat, because a softmax over an inner dimension is several times slower.
-    flat = F.cross_entropy(
-        logits_BLV.flatten(0, 1), tokens_BL.flatten(), reduction="none", label_smoothing=label_smoothing
-    )
-    return flat.view_as(tokens_BL)
 
 
 def decay_groups(network: nn.Module) -> list[dict[str, Any]]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.core.subnet import Subnet
-from var_toolkit.methods.variant import subnet_layers, variant
+from var_toolkit.core.layers import Layers
+from var_toolkit.core.plan import Subnet
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.objectives import Loss, Workplace
@@ -62,14 +62,14 @@ class VariantObjective(VarObjective):
             )
         for subnet in options.subnets:
             try:
-                subnet_layers(recipe.model.depth, subnet)
+                Layers.spread(recipe.model.depth, subnet, options.full_scales)
             except ValueError as error:
                 raise ValueError(f"{where}: subnets: {error}") from None
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         super().__init__(recipe, workplace)
         self.subnets = {
-            layers: Subnet(subnet_layers(recipe.model.depth, layers), self.options.full_scales)
+            layers: Layers.spread(recipe.model.depth, layers, self.options.full_scales)
             for layers in self.options.subnets
         }
         self.steps = recipe.total_steps(len(self.source))
@@ -99,9 +99,8 @@ class VariantObjective(VarObjective):
 
     def preview(self, network: nn.Module) -> Tensor:
         """A row of eight images by the whole network, and one of the same classes and noise for each subnet."""
-        whole = self._plan(network)
-        plans = [whole, *(variant(whole, subnet=d, full_scales=self.options.full_scales) for d in self.subnets)]
-        return torch.cat([self._drawn(plan, 8) for plan in plans])
+        fewer = [Subnet(count, self.options.full_scales) for count in self.subnets]
+        return torch.cat([self._drawn(self._run(network, layers=layers), 8) for layers in (None, *fewer)])
 
 
 def subnet_probability(passed: float, between: tuple[float, float], ends: tuple[float, float]) -> float:

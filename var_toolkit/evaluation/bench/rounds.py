@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from var_toolkit.core.bind import Cost
 from var_toolkit.core.forecast import decoder_multiply_adds
-from var_toolkit.core.plan import Cost
 from var_toolkit.devices import find_device
 from var_toolkit.evaluation.bench.child import Child, RowFailedError
 from var_toolkit.evaluation.bench.memory import available
@@ -68,17 +68,17 @@ def size_of(row: Row) -> Size:
     """Check a row and count its work, from configurations alone; ValueError in one line if it cannot be measured."""
     try:
         shape = skeleton(row.source)
-        plan = shape.plan(**row.plan)
+        run = shape.bind(shape.plan(**row.plan))
         if row.quality and (shape.data_set != "still-lifes" or shape.tokenizer.image_side != 64):
             raise ValueError(f"quality is judged on still lifes of 64 px, which {row.source} does not draw")
     except (TypeError, ValueError) as error:  # a setting of the wrong type is compared with a number
         raise ValueError(f"row {row.name!r}: {error}") from None
-    counted, dtype = plan.cost(), getattr(torch, row.dtype)
-    words = "; ".join(map(str, plan.stages))
-    parameters = sum({id(p): p.numel() for network in plan.networks for p in network.parameters()}.values())
+    counted, dtype = run.cost(), getattr(torch, row.dtype)
+    words = "; ".join(str(run).splitlines())
+    parameters = sum({id(p): p.numel() for network in run.unique_networks for p in network.parameters()}.values())
     tokenizer = sum(p.numel() for p in shape.tokenizer.parameters())
     held = dtype.itemsize * (parameters + tokenizer) + row.batch * counted.cache_bytes(dtype)
-    return Size(words, counted, decoder_multiply_adds(plan), parameters, tokenizer, held)
+    return Size(words, counted, decoder_multiply_adds(run.tokenizer), parameters, tokenizer, held)
 
 
 def measure(table: Table, *, cache: Path, on_step: Step) -> list[Measured]:

@@ -114,7 +114,7 @@ def _draw(pipe: Pipeline, plan: Plan, labels: list[int], seeds: range) -> Drawn:
     began = clock(pipe.device)
     (run,) = pipe.stream(labels, seeds=seeds, plan=plan, batch_size=len(labels), output_type="latent")
     drawn, peak_bytes = clock(pipe.device), peak(pipe.device)
-    plan.tokenizer.decode(run.latents.to(pipe.device))
+    pipe.tokenizer.decode(run.latents.to(pipe.device))
     return Drawn(drawn - began, clock(pipe.device) - drawn, run, peak_bytes)
 
 

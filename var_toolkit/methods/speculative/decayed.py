@@ -21,7 +21,7 @@ class Decayed(OneByOne):
     The residual is that of the standard rule, the best choice for any probability that is not smaller than its own.
     """
 
-    boost: float
+    boost: float = 1.1
     decay: float = 0.7
 
     def __post_init__(self) -> None:

@@ -5,44 +5,48 @@ Letters: B images, R rows (images, twice under guidance), L tokens, C width, V v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from var_toolkit.methods.speculative.engine import Run
+from var_toolkit.core.plan import DRAFT
 from var_toolkit.methods.speculative.growing import GrowingSession, Shape
 from var_toolkit.methods.speculative.lengths import LengthPolicy
+from var_toolkit.methods.speculative.token_sampling import TokenSampling
+from var_toolkit.methods.speculative.verify import Proposer, Rounds
 from var_toolkit.models.draft_heads import EagleHead
 from var_toolkit.models.llamagen import Branches
 
-if TYPE_CHECKING:
-    from var_toolkit.core.plan import Stage
 
-
-@dataclass(frozen=True, eq=False)
-class Eagle:
+@dataclass(frozen=True)
+class Eagle(Proposer):
     """The head and the target are guided alike, as published for LANTERN."""
 
-    head: EagleHead
     shape: Shape
+
+    roles: ClassVar[tuple[str, ...]] = (DRAFT,)
+    needs_all_features: ClassVar[bool] = True
 
     @property
     def nodes(self) -> int:
         return self.shape.nodes
 
-    @property
-    def networks(self) -> Sequence[Any]:
-        return (self.head,)
+    def require_fit(self, target: Any, networks: Mapping[str, Any]) -> None:
+        """ValueError unless the draft model is an EAGLE head for a target of these sizes."""
+        head = networks[DRAFT]
+        if not isinstance(head, EagleHead):
+            raise ValueError(f"the draft model is a {type(head).__name__}; speculate eagle takes an EagleHead")
+        head.require_fit(target)
 
-    def cost(self, stage: Stage) -> float:
+    def cost(self, target: TokenSampling, networks: Mapping[str, Any]) -> float:
         """One block of the target's layers and its output layer."""
-        target: Any = stage.backbone
-        layer = target.layer_work(1, target.config.tokens // 2)
-        return float((layer + target.head_work(1)) / (target.config.depth * layer + target.head_work(1)))
+        network = target.network
+        layer = network.layer_work(1, network.config.tokens // 2)
+        return float((layer + network.head_work(1)) / (network.config.depth * layer + network.head_work(1)))
 
-    def begin(self, run: Run, lengths: LengthPolicy) -> GrowingSession:
+    def begin(self, run: Rounds, lengths: LengthPolicy) -> GrowingSession:
         return GrowingSession(EagleReader(self, run), self.shape, lengths)
 
     def __str__(self) -> str:
@@ -52,14 +56,16 @@ class Eagle:
 class EagleReader:
     """Reads tokens with the features that predicted them."""
 
-    def __init__(self, settings: Eagle, run: Run) -> None:
-        self.stage, self.head = run.stage, settings.head
-        self.target: Any = run.stage.backbone
-        self.cache = self.head.new_ragged_cache(len(run.labels_R), 1 + run.total + settings.nodes)
+    def __init__(self, settings: Eagle, run: Rounds) -> None:
+        self.sampling, self.head = run.sampling, run.networks[DRAFT]
+        self.target: Any = run.network
+        self.cache = self.head.new_ragged_cache(run.images * self.sampling.rows, 1 + run.total + settings.nodes)
 
     def read(self, tokens_BL: Tensor, features_RLC: Tensor, branches: Branches | None) -> Tensor:
-        tokens_RL = tokens_BL.repeat(self.stage.rows, 1)
-        return self.head.next_features(self.target, tokens_RL, features_RLC, cache=self.cache, branches=branches)
+        tokens_RL = tokens_BL.repeat(self.sampling.rows, 1)
+        fed = (self.target, tokens_RL, features_RLC)
+        found: Tensor = self.head.next_features(*fed, cache=self.cache, branches=branches)
+        return found
 
     def logits(self, hidden_RLC: Tensor) -> Tensor:
         logits: Tensor = self.target.next_logits(hidden_RLC)

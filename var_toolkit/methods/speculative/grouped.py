@@ -21,7 +21,7 @@ class Grouped(OneByOne):
     average, though not each one.
     """
 
-    size: int
+    size: int = 3
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", checked("group", self.size))

@@ -8,27 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from var_toolkit.core.cache import RaggedCache
 from var_toolkit.core.filters import pick
-from var_toolkit.core.next_token import choices
 from var_toolkit.core.noise import Stream
+from var_toolkit.core.parts import Part
 from var_toolkit.methods.speculative.drafts import Draft, Topology, topology
-from var_toolkit.methods.speculative.engine import Checked, Run, along
 from var_toolkit.methods.speculative.lengths import LengthPolicy
 from var_toolkit.methods.speculative.rules import Kind
+from var_toolkit.methods.speculative.token_sampling import TokenSampling
+from var_toolkit.methods.speculative.verify import Checked, Rounds, along
 from var_toolkit.models.llamagen import Branches
-
-if TYPE_CHECKING:
-    from var_toolkit.core.plan import Stage
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(Part):
     """How many drafts follow each node of a level; with `chains` those of the first level are independent (K-SEQ)."""
 
     widths: tuple[int, ...]
@@ -49,7 +47,7 @@ class Reader(Protocol):
     """A network that drafts, and its cache of every decided token, in some networks with the class before them."""
 
     cache: RaggedCache
-    stage: Stage  # how it draws
+    sampling: TokenSampling  # how it draws
 
     def read(self, tokens_BL: Tensor, features_RLC: Tensor, branches: Branches | None) -> Tensor:
         """Features at tokens that follow what the cache holds, (R, L, C)."""
@@ -67,10 +65,10 @@ class GrowingSession:
         self.reader, self.shape, self.confidence = reader, shape, lengths.confidence
         self.root_R1C: Tensor | None = None  # features at the last decided token
 
-    def learn(self, run: Run, checked: Checked) -> None:
+    def learn(self, run: Rounds, checked: Checked) -> None:
         """Read the decided tokens with the target's own features, in place of the predicted ones of drafting."""
         hidden_RLC = self.reader.read(checked.tokens, checked.features, None)
-        new, read = checked.new * self.reader.stage.rows, checked.tokens.shape[1]
+        new, read = checked.new * self.reader.sampling.rows, checked.tokens.shape[1]
         self.reader.cache.rewind([end - read + more for end, more in zip(self.reader.cache.lengths, new, strict=True)])
         if read == 1:
             self.root_R1C = hidden_RLC
@@ -78,7 +76,7 @@ class GrowingSession:
         last_R1 = torch.tensor([[max(more - 1, 0)] for more in new]).to(hidden_RLC.device)
         self.root_R1C = along(hidden_RLC, last_R1)
 
-    def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
+    def propose(self, run: Rounds, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
         """Level by level; an image stops where its proposer is not sure."""
         assert self.root_R1C is not None
         tree = topology(self.shape.widths[: max(depths)], self.shape.chains)
@@ -91,7 +89,8 @@ class GrowingSession:
                 hidden_RnC = self._read(run, tree.levels[level], before, tokens[-1], hidden_RnC, tree)
             positions_Bn = (run.positions_B + level).unsqueeze(1).expand(-1, len(tree.levels[level]))
             logits, what = self.reader.logits(hidden_RnC), f"the draft model's logits from token {min(run.counts)} on"
-            q_BnV = choices(self.reader.stage, logits, positions_Bn, run.checks, what).softmax(-1)
+            chosen = self.reader.sampling.choices(logits, positions_Bn, run.checks, what)
+            q_BnV = self.reader.sampling.head.probabilities(chosen)
             drafted = self._sure(q_BnV, drafted, level)
             if max(drafted) <= level:
                 break
@@ -107,13 +106,13 @@ class GrowingSession:
         return Draft(torch.cat(tokens, 1), drawn, drafted, torch.cat(masses, 1), kind), passes
 
     def _read(
-        self, run: Run, fed: range, before: list[int], tokens_Bn: Tensor, parents_RnC: Tensor, tree: Topology
+        self, run: Rounds, fed: range, before: list[int], tokens_Bn: Tensor, parents_RnC: Tensor, tree: Topology
     ) -> Tensor:
         """Features at the nodes of a level, whose parents' are given."""
         width = tokens_Bn.shape[1] // parents_RnC.shape[1]
         before_R = torch.tensor(before).to(tokens_Bn.device)
         branches = tree.branches(
-            fed, before_R, run.positions_B.repeat(self.reader.stage.rows), longest=max(before), first=1
+            fed, before_R, run.positions_B.repeat(self.reader.sampling.rows), longest=max(before), first=1
         )
         return self.reader.read(tokens_Bn, parents_RnC.repeat_interleave(width, dim=1), branches)
 
@@ -127,7 +126,7 @@ class GrowingSession:
         sure = (q_BnV.amax((1, 2)) >= self.confidence).tolist()
         return [depth if one else min(depth, level) for depth, one in zip(depths, sure, strict=True)]
 
-    def _drawn(self, run: Run, q_BnV: Tensor, width: int, first: int) -> Tensor:
+    def _drawn(self, run: Rounds, q_BnV: Tensor, width: int, first: int) -> Tensor:
         """`width` tokens behind each node, (B, n * width): with replacement for chains, else without."""
         nodes = q_BnV.shape[1]
         uniform = run.noise.uniform(Stream.DRAFT, first, nodes * width, attempt=run.round).unflatten(1, (nodes, width))

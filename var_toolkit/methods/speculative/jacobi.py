@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,18 +16,15 @@ from torch.nn import functional as F
 from var_toolkit.core.filters import pick
 from var_toolkit.core.noise import Stream
 from var_toolkit.methods.speculative.drafts import Draft, topology
-from var_toolkit.methods.speculative.engine import Checked, Run, along
 from var_toolkit.methods.speculative.lengths import LengthPolicy
-
-if TYPE_CHECKING:
-    from var_toolkit.core.plan import Stage
+from var_toolkit.methods.speculative.verify import Checked, Proposer, Rounds, along
 
 Start = Literal["random", "repeat", "likeliest"]
 STARTS: tuple[Start, ...] = get_args(Start)
 
 
 @dataclass(frozen=True)
-class Jacobi:
+class Jacobi(Proposer):
     """Positions after a rejection are drafted from the last distribution of the target there, of an older context.
 
     Positions without one `start` with certain drafts (section 4.2 of the paper): a `random` token, a `repeat` of the
@@ -48,14 +45,7 @@ class Jacobi:
     def nodes(self) -> int:
         return self.window - 1
 
-    @property
-    def networks(self) -> Sequence[Any]:
-        return ()
-
-    def cost(self, stage: Stage) -> float:
-        return 0.0
-
-    def begin(self, run: Run, lengths: LengthPolicy) -> JacobiSession:
+    def begin(self, run: Rounds, lengths: LengthPolicy) -> JacobiSession:
         return JacobiSession(self, run)
 
     def __str__(self) -> str:
@@ -65,15 +55,15 @@ class Jacobi:
 class JacobiSession:
     """The window of each image: drafts, what they were drawn from, and how many there are."""
 
-    def __init__(self, settings: Jacobi, run: Run) -> None:
-        self.settings, self.side = settings, run.stage.backbone.config.side
-        self.vocabulary = run.stage.backbone.config.vocab_size
+    def __init__(self, settings: Jacobi, run: Rounds) -> None:
+        self.settings, self.side = settings, run.network.config.side
+        self.vocabulary = run.network.config.vocab_size
         count, device = settings.nodes, run.tokens_BL.device
         self.tokens_BN = torch.zeros(run.images, count, dtype=torch.int64, device=device)
         self.q_BNV = torch.zeros(run.images, count, self.vocabulary, device=device)
         self.known = [0] * run.images
 
-    def learn(self, run: Run, checked: Checked) -> None:
+    def learn(self, run: Rounds, checked: Checked) -> None:
         """Draft every position after the decided tokens that the last pass has seen."""
         if checked.draft is None:
             self.known = [0] * run.images
@@ -97,13 +87,13 @@ class JacobiSession:
             return checked.p
         return torch.cat((checked.verdict.residual, checked.p[:, -1:]), dim=1)
 
-    def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
+    def propose(self, run: Rounds, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
         deepest = max(depths)
         self._start(run, deepest)
         tokens, q = self.tokens_BN[:, :deepest], self.q_BNV[:, :deepest]
         return Draft(tokens, topology((1,) * deepest), depths, q, "independent"), [0] * run.images
 
-    def _start(self, run: Run, deepest: int) -> None:
+    def _start(self, run: Rounds, deepest: int) -> None:
         """Fill the positions up to `deepest` that no pass has seen, from left to right: one may repeat another."""
         if min(self.known) >= deepest:
             return
@@ -123,7 +113,7 @@ class JacobiSession:
             self.q_BNV[:, n] = torch.where(unseen_B.unsqueeze(-1), certain_BV, self.q_BNV[:, n])
             left_B = self.q_BNV[:, n].argmax(-1) if self.settings.start == "likeliest" else token_B
 
-    def _random(self, run: Run, count: int) -> Tensor:
+    def _random(self, run: Rounds, count: int) -> Tensor:
         """Uniformly random tokens, (B, N); their noise follows that of the drafts that are drawn."""
         uniform_BN = run.noise.uniform(Stream.DRAFT, self.settings.window, count, attempt=run.round)
         return (uniform_BN * self.vocabulary).long()

@@ -5,6 +5,8 @@ Letters: V vocabulary, S drafts for one position.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from var_toolkit.methods.speculative.rules import Drafted, Rule, Verdict, normal
 BISECTIONS = 30
 
 
+@dataclass(frozen=True)
 class KSeq(Rule):
     """A draft is accepted with probability min(1, p / (rho q)), with the smallest rho for which that is still exact.
 

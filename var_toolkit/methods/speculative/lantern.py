@@ -5,7 +5,9 @@ Letters: V vocabulary, k neighbours, C channels of a code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from var_toolkit.methods.speculative.rules import OneByOne, at, ratio, residual
 from var_toolkit.ranges import checked
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Lantern(OneByOne):
     """A draft x is weighed with p(x) and the mass of its nearest codes, taken in order as long as a bound holds.
 
@@ -26,17 +28,28 @@ class Lantern(OneByOne):
     The residual of a rejection is, as in the paper, that of the relaxed target.
     """
 
-    neighbours: Tensor  # (V, k), int64, the nearest first
+    neighbours: int = 1000  # k, or all other codes where there are fewer
     delta: float | None = None
     factor: float | None = None
     raw: bool = False  # whether distances are those of the codes as stored
+    table: Tensor | None = field(default=None, init=False, compare=False, repr=False)  # (V, k), the nearest first
 
     def __post_init__(self) -> None:
         if (self.delta is None) == (self.factor is None):
             raise ValueError("LANTERN takes a delta or a lambda; give one of them")
+        object.__setattr__(self, "neighbours", checked("neighbours", self.neighbours))
         for name, shown in (("delta", "delta"), ("factor", "lambda")):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, checked(name, getattr(self, name), shown))
+
+    def bound(self, pyramid: Any) -> Lantern:
+        """With the neighbours of the codes of a tokenizer."""
+        codes_VC = pyramid.embedding.weight.detach()
+        made = copy(self)
+        count = min(self.neighbours, len(codes_VC) - 1)
+        table = neighbours(codes_VC if self.raw else normalised_codes(codes_VC), count)
+        object.__setattr__(made, "table", table)
+        return made
 
     def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         relaxed = self.relaxed(p, token)
@@ -44,7 +57,9 @@ class Lantern(OneByOne):
 
     def relaxed(self, p: Tensor, token: Tensor) -> Tensor:
         """The target (..., V) by which a draft (...) is judged."""
-        near = self.neighbours.to(token.device)[token]
+        if self.table is None:
+            raise ValueError("LANTERN compares codes; bind it to those of a tokenizer first")
+        near = self.table.to(token.device)[token]
         mass = p.gather(-1, near)
         own = at(p, token)
         bound = torch.full_like(own, self.delta) if self.delta is not None else (self.factor - 1) * own  # type: ignore[operator]
@@ -55,7 +70,7 @@ class Lantern(OneByOne):
 
     def __str__(self) -> str:
         bound = f"delta {self.delta}" if self.delta is not None else f"lambda {self.factor}"
-        return f"LANTERN, {bound}, {self.neighbours.shape[1]} neighbours{' by raw codes' if self.raw else ''}"
+        return f"LANTERN, {bound}, {self.neighbours} neighbours{' by raw codes' if self.raw else ''}"
 
 
 def neighbours(codes_VC: Tensor, count: int) -> Tensor:

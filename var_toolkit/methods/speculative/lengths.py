@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from var_toolkit.core.parts import Part
 from var_toolkit.ranges import checked
 
 SHORTEST, FIRST = 2, 5  # windows of `Adaptive`
@@ -19,29 +20,24 @@ class Record(NamedTuple):
     passes: int  # of the proposer
 
 
-class LengthPolicy(Protocol):
+class LengthPolicy(Part):
     """`window` counts the tokens that a pass may decide at most: the drafted ones, and one from the target itself."""
 
-    @property
-    def window(self) -> int: ...
-
-    @property
-    def confidence(self) -> float:
-        """A proposer that draws token by token stops where its likeliest token has less mass than this."""
-        ...
+    window: int
+    confidence: float  # a proposer that draws token by token stops where its likeliest token has less mass than this
 
     @property
     def first(self) -> int:
         """The window of an image's first round."""
-        ...
+        raise NotImplementedError
 
     def after(self, window: int, record: Record) -> int:
         """The window after a round that had another."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(LengthPolicy):
     """The same length in every round, or less where the proposer is not sure (Kangaroo, arXiv 2404.18911)."""
 
     window: int

@@ -23,24 +23,29 @@ them that begin a round together, R rows (images, twice under guidance), L token
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from var_toolkit.conditions.condition import Request
+from var_toolkit.core.bind import Bound, Run
 from var_toolkit.core.cache import KVCache
-from var_toolkit.core.engine import Canvas, Decoded, ScaleEvent, labels_of_rows, scale_choices
-from var_toolkit.core.filters import draw, pick
+from var_toolkit.core.canvas import Canvas
+from var_toolkit.core.engine import Drawing
+from var_toolkit.core.filters import pick
 from var_toolkit.core.finite import FiniteCheck
-from var_toolkit.core.noise import Noise, Stream
-from var_toolkit.core.plan import Backbone, Plan, Stage, is_continuous, is_next_token
+from var_toolkit.core.noise import Stream
+from var_toolkit.core.plan import DRAFT, Scale, Verify
+from var_toolkit.heads.categorical import Categorical, guided_logits, only
 from var_toolkit.methods.speculative.rules import Drafted, Rule, Standard
 from var_toolkit.methods.speculative.tally import Tally
 from var_toolkit.ranges import checked
 
-SHARED = ("patch_nums", "vocab_size", "latent_channels", "num_classes")
+SHARED = ("vocab_size", "latent_channels", "num_classes")
 
 
 @dataclass
@@ -66,65 +71,71 @@ class ScaleTally(Tally):
         return {**super().as_json(), "token_acceptance_by_scale": by_scale}
 
 
-@dataclass(frozen=True, repr=False)
-class NextScale:
-    """How a VAR draws its images with the help of a smaller one.
+@dataclass(frozen=True)
+class NextScale(Verify):
+    """How a VAR draws consecutive scales with the help of a smaller one, the network of the role `draft`.
 
-    The proposer is a network, which drafts with the target's settings, or a stage with settings of its own; a stage
-    drafts no other scales than its own. `window` is the largest number of scales that one pass of the target decides:
-    the drafted ones and one from the target itself. 1 is plain decoding.
+    `window` is the largest number of scales that one pass of the target decides: the drafted ones and one from the
+    target itself. 1 is plain decoding. Drafts are drawn as the target draws, or with another `head` or without
+    guidance (`guided`), and of the first `drafted` scales alone; None for all.
     """
 
-    proposer: Backbone | Stage
     rule: Rule = field(default_factory=Standard)
     window: int = 2
+    head: Categorical | None = None
+    guided: bool = True
+    drafted: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "window", checked("draft_length", self.window))
 
-    @property
-    def networks(self) -> list[Backbone]:
-        """The proposer's."""
-        return [self.proposer.backbone if isinstance(self.proposer, Stage) else self.proposer]
+    def networks(self) -> tuple[str, ...]:
+        """The roles of the networks that draft."""
+        return (DRAFT,)
 
-    def require_fit(self, stage: Stage) -> None:
-        """ValueError unless the stage and the proposer are VARs drawn plainly, for the same images."""
-        self.drafting(stage)
+    def bound(self, run: Run, steps: Sequence[Bound]) -> ScaleSpeculator:
+        """What draws some steps. ValueError unless both networks are VARs that draw plainly, for the same images."""
+        return ScaleSpeculator(self, run, steps)
 
-    def drafting(self, target: Stage) -> Stage:
-        """How the proposer draws for a target. ValueError unless both are VARs drawn plainly, for the same images."""
-        (network,) = self.networks
-        _require_fit(network, target.backbone)
-        alike = replace(target, backbone=network, speculation=None)
-        proposer = self.proposer if isinstance(self.proposer, Stage) else alike
-        for stage in (proposer, target):
-            if stage.smooth or stage.subnet is not None:
-                odd = "smooth" if stage.smooth else "subnet"
-                raise ValueError(f"next-scale speculation draws plainly, without {odd}; switch it off")
-        return proposer
 
-    @torch.inference_mode()
-    def decode(
-        self, plan: Plan, labels_B: Tensor, noise: Noise, *, on_scale: Callable[[ScaleEvent], None] | None = None
-    ) -> Decoded:
-        """As `sampling.engine.decode`, which calls it. The callback is called for a scale once all images have it.
+class ScaleSpeculator:
+    """A speculation over scales with its networks."""
+
+    def __init__(self, settings: NextScale, run: Run, steps: Sequence[Bound]) -> None:
+        self.settings, self.run, self.steps = settings, run, {one.step.scale: one for one in steps}
+        self.target, self.proposer = steps[0].network, run.networks[DRAFT]
+        _require_fit(self.proposer, self.target, run)
+        for one in steps:
+            head = one.step.head
+            plain = isinstance(head, Categorical) and not head.smooth
+            if not plain or not isinstance(one.step.places, Scale) or one.step.masked or one.layers:
+                raise ValueError(
+                    "next-scale speculation draws plainly, without smooth, subnet or masked passes; switch it off"
+                )
+
+    @cached_property
+    def rule(self) -> Rule:
+        """The rule for the codes of the tokenizer."""
+        return self.settings.rule.bound(self.run.pyramid)
+
+    def draw(self, drawing: Drawing) -> None:
+        """Draw the scales of the steps.
 
         Passes and memory are those of the batch: a pass for all images that begin a round at a scale counts as one.
         """
-        (target,) = plan.stages
-        run = _Run(self, plan, self.drafting(target), labels_B, noise)
-        for k in range(len(plan.tokenizer.scales)):
-            run.round(k)
-            latent = run.canvas.add(run.canvas.pyramid.embed(run.tokens[k]), k)
-            if on_scale is not None:
-                on_scale(ScaleEvent(k, run.tokens[k], latent, plan.tokenizer))
-        run.checks.require()
-        return Decoded(run.tokens, latent, run.tally.forward_passes, 0, run.tally.cache_bytes, run.tally)
+        batch = _Batch(self, drawing)
+        for k in self.steps:
+            batch.round(k)
+            drawing.put(k, batch.tokens[k])
+        drawing.add(batch.tally, batch.tally.forward_passes, batch.tally.cache_bytes)
 
-    def __repr__(self) -> str:
-        """All settings in words, without the network."""
-        drafts = f"of {self.proposer}" if isinstance(self.proposer, Stage) else f"by {_named(self.proposer)}"
-        return f"drafts {drafts}, {self.rule}, window {self.window}"
+    def __str__(self) -> str:
+        config = self.proposer.config
+        drafts = f"drafts by {type(self.proposer).__name__} {config.depth} x {config.embed_dim}"
+        how = [] if self.settings.head is None else self.settings.head.shown(0.0)
+        how += [] if self.settings.guided else ["without guidance"]
+        how += [] if self.settings.drafted is None else [f"{self.settings.drafted} scales drafted"]
+        return ", ".join([drafts, *how, str(self.settings.rule), f"window {self.settings.window}"])
 
 
 class _Draft(NamedTuple):
@@ -135,57 +146,83 @@ class _Draft(NamedTuple):
 
 
 @dataclass(frozen=True)
+class _Way:
+    """How a network draws one scale."""
+
+    head: Categorical
+    guidance: float
+
+
+@dataclass(frozen=True)
 class _Reader:
     """A network at work on some images of a batch. Its cache is that of the whole batch."""
 
-    stage: Stage
+    network: Any
+    ways: dict[int, _Way]  # by scale
     condition: Any
     cache: KVCache
     rows: Tensor | slice
+    copies: int  # rows for each image
 
     @classmethod
-    def begin(cls, stage: Stage, labels_B: Tensor, scales: int) -> _Reader:
+    def begin(cls, network: Any, ways: dict[int, _Way], request: Request, scales: int) -> _Reader:
         """A network that will read at most `scales` scales."""
-        backbone: Any = stage.backbone
-        rows_R, capacity = labels_of_rows(stage, labels_B), backbone.scales.offsets[scales]
-        cache = backbone.new_cache(len(rows_R), [capacity] * backbone.config.depth)
-        return cls(stage, backbone.condition(rows_R), cache, slice(None))
+        copies = 2 if any(way.guidance > 0 for way in ways.values()) else 1
+        cache = network.new_cache(copies * len(request), [network.scales.offsets[scales]] * network.config.depth)
+        return cls(network, ways, network.condition(request.rows(copies)), cache, slice(None), copies)
 
     def of(self, images_G: Tensor, count: int) -> _Reader:
         """The same for some of `count` images."""
         if len(images_G) == count:
             return self
-        rows = torch.cat([images_G + half * count for half in range(self.stage.rows)])
+        rows = torch.cat([images_G + half * count for half in range(self.copies)])
         return replace(self, condition=self.condition.of_rows(rows), rows=rows)
 
     def features(self, canvas: Canvas, scales: range) -> Tensor:
         """(R, L, C) of some scales, which replaces what the cache holds of them and of finer ones."""
-        backbone: Any = self.stage.backbone
-        cache = self.cache.of_rows(self.rows, canvas.scales.offsets[scales.start])
-        inputs = canvas.inputs_of(scales, self.stage.rows)
-        return backbone.hidden(self.condition, inputs, scales=scales, cache=cache)
+        cache = self.cache.of_rows(self.rows, canvas.schedule.offsets[scales.start])
+        inputs = canvas.inputs_of(scales, self.copies)
+        found: Tensor = self.network.hidden(self.condition, inputs, scales=scales, cache=cache)
+        return found
 
     def choices(self, features_RLC: Tensor, scale: int, checks: FiniteCheck, whose: str) -> Tensor:
         """What the tokens of a scale are drawn from, logits (G, n_k, V) before the temperature."""
-        backbone: Any = self.stage.backbone
-        return scale_choices(self.stage, backbone.logits(self.condition, features_RLC), scale, checks, whose)
+        way, logits = self.ways[scale], self.network.logits(self.condition, features_RLC)
+        if self.copies == 2:
+            logits = guided_logits(logits, way.guidance)
+        checks.note(logits, f"the {whose}logits of scale {scale}", self.network, way.guidance)
+        return way.head.filtered(logits)
+
+    def probabilities(self, filtered_GLV: Tensor, scale: int) -> Tensor:
+        """What the tokens are drawn from, (G, n_k, V)."""
+        return self.ways[scale].head.probabilities(filtered_GLV)
 
 
-class _Run:
+class _Batch:
     """One batch under way."""
 
-    def __init__(self, settings: NextScale, plan: Plan, proposer: Stage, labels_B: Tensor, noise: Noise) -> None:
-        self.rule, self.window, self.noise = settings.rule, settings.window, noise
-        self.canvas, self.scales = Canvas(plan.tokenizer), plan.tokenizer.scales
+    def __init__(self, speculator: ScaleSpeculator, drawing: Drawing) -> None:
+        settings, steps = speculator.settings, speculator.steps
+        self.rule, self.window, self.noise = speculator.rule, settings.window, drawing.noise
+        self.canvas, self.schedule, self.preserved = drawing.canvas, drawing.run.schedule, drawing.preserved
+        self.first, self.stop = min(steps), max(steps) + 1
         # Nothing is gained by drafts of the last scale: the pass that would judge them can draw it.
-        self.drafted = range(proposer.scales.start, min(proposer.scales.stop, len(self.scales) - 1))
-        self.target = _Reader.begin(plan.stages[0], labels_B, len(self.scales))
-        self.proposer = _Reader.begin(proposer, labels_B, self.drafted.stop)
-        self.tokens = [labels_B.new_zeros(len(labels_B), length) for length in self.scales.lengths]
-        self.decided_B = torch.zeros_like(labels_B)  # scales of each image; the target's cache holds as many
-        self.held_B = torch.zeros_like(labels_B)  # scales in the proposer's cache that are still valid
-        self.checks = FiniteCheck()
-        self.tally = ScaleTally(images=len(labels_B), decided=len(labels_B) * self.scales.total)
+        last = self.stop - 1 if settings.drafted is None else min(self.first + settings.drafted, self.stop - 1)
+        self.drafted = range(self.first, last)
+        ways = {k: _Way(one.step.head, one.step.guidance) for k, one in steps.items()}  # type: ignore[arg-type]
+        drafts = {
+            k: _Way(settings.head or way.head, way.guidance if settings.guided else 0.0) for k, way in ways.items()
+        }
+        request = drawing.request
+        self.target = _Reader.begin(speculator.target, ways, request, self.stop)
+        self.proposer = _Reader.begin(speculator.proposer, drafts, request, self.drafted.stop)
+        count, device = len(request), next(speculator.target.parameters()).device
+        self.tokens = [torch.zeros(count, n, dtype=torch.int64, device=device) for n in self.schedule.lengths]
+        self.decided_B = torch.full((count,), self.first, device=device)  # scales of each image
+        self.held_B = torch.zeros_like(self.decided_B)  # scales in the proposer's cache that are still valid
+        self.checks = drawing.checks
+        decided = sum(self.schedule.lengths[self.first : self.stop])
+        self.tally = ScaleTally(images=count, decided=count * decided)
         self.tally.cache_bytes = self.target.cache.nbytes + self.proposer.cache.nbytes
 
     def round(self, first: int) -> None:
@@ -197,20 +234,22 @@ class _Run:
         drafts = self._drafts(images_G, canvas, first)
         scales = range(first, first + len(drafts) + 1)
         target = self.target.of(images_G, len(self.decided_B))
-        features = target.features(canvas, scales).split(self.scales.lengths[first : scales.stop], dim=1)
+        known = 0 if first == self.first else first  # the first round reads the scales of earlier steps, too
+        read = target.features(canvas, range(known, scales.stop))
+        read = read[:, self.schedule.offsets[first] - self.schedule.offsets[known] :]
+        features = read.split(self.schedule.lengths[first : scales.stop], dim=1)
         whole = torch.arange(len(images_G), device=images_G.device)  # images whose drafts are all accepted until here
         for k, part, draft in zip(scales, features, [*drafts, None], strict=True):
             if len(whole) == 0:
                 break
             images, logits = images_G[whole], target.choices(part, k, self.checks, "target's ")[whole]
+            p = target.probabilities(self._preserving(logits, k), k)
             self.decided_B[images] = k + 1
             if draft is None:
-                self.tokens[k][images] = draw(
-                    logits, self._uniform(Stream.TOKEN, k, images), temperature=target.stage.temperature
-                )
+                self.tokens[k][images] = pick(p, self._uniform(Stream.TOKEN, k, images))
             else:
                 draft = _Draft(*(one[whole] for one in draft))
-                found = self.tokens[k][images] = self._judged(draft, logits, k, first, images)
+                found = self.tokens[k][images] = self._judged(draft, p, k, first, images)
                 whole = whole[self._accepted_whole(draft.tokens == found, k)]
         self._record(images_G, first, len(drafts))
 
@@ -220,17 +259,23 @@ class _Run:
         known = int(self.held_B[images_G].min())
         last = min(first + self.window - 1, self.drafted.stop) if first in self.drafted else first
         for k in range(first, last):
-            features = proposer.features(canvas, range(known, k + 1))[:, -self.scales.lengths[k] :]
+            features = proposer.features(canvas, range(known, k + 1))[:, -self.schedule.lengths[k] :]
             logits = proposer.choices(features, k, self.checks, "draft model's ")
-            q = (logits / proposer.stage.temperature).softmax(-1)
+            q = proposer.probabilities(self._preserving(logits, k), k)
             drafts.append(_Draft(pick(q, self._uniform(Stream.DRAFT, k, images_G)), q))
-            canvas.add(canvas.pyramid.embed(drafts[-1].tokens), k)
+            canvas.add(drafts[-1].tokens, k)
             known = k + 1
         return drafts
 
-    def _judged(self, draft: _Draft, logits: Tensor, k: int, first: int, images_G: Tensor) -> Tensor:
+    def _preserving(self, logits_GLV: Tensor, k: int) -> Tensor:
+        """The logits, certain of the given token where it is preserved."""
+        if self.preserved is None:
+            return logits_GLV
+        given, mask = (part[k].expand(len(logits_GLV), -1) for part in (self.preserved.tokens, self.preserved.mask))
+        return only(given, logits_GLV, mask)
+
+    def _judged(self, draft: _Draft, p: Tensor, k: int, first: int, images_G: Tensor) -> Tensor:
         """The tokens of a drafted scale: accepted drafts, and tokens from the residual distribution for the others."""
-        p = (logits / self.target.stage.temperature).softmax(-1)
         tokens = draft.tokens.unsqueeze(-1)
         depth = torch.full_like(draft.tokens, k - first)
         drafted = Drafted(tokens, torch.ones_like(tokens, dtype=torch.bool), draft.q, "independent", depth)
@@ -244,7 +289,7 @@ class _Run:
         A judged scale is decided, so an image uses them in one verdict at most; discarded drafts that were never judged
         have no influence on the image.
         """
-        return self.noise.uniform(stream, self.scales.offsets[k], self.scales.lengths[k])[images_G]
+        return self.noise.uniform(stream, self.schedule.offsets[k], self.schedule.lengths[k])[images_G]
 
     def _accepted_whole(self, same_GL: Tensor, k: int) -> Tensor:
         """Images whose drafted scale is accepted as a whole, bool (G,)."""
@@ -265,19 +310,12 @@ class _Run:
             self.tally.accepted_counts.update((decided_G - first - 1).tolist())
 
 
-def _require_fit(proposer: Backbone, target: Backbone) -> None:
+def _require_fit(proposer: Any, target: Any, run: Run) -> None:
     for role, network in (("proposer", proposer), ("target", target)):
-        if is_next_token(network) or is_continuous(network) or getattr(network, "markov", True):
+        if not getattr(network, "has_subnets", False):
             raise ValueError(f"next-scale speculation is for VAR; {type(network).__name__} cannot be its {role}")
+        network.require_schedule(run.schedule)
     for name in SHARED:
-        ours, theirs = (_shown(getattr(network.config, name)) for network in (proposer, target))
+        ours, theirs = (getattr(network.config, name) for network in (proposer, target))
         if ours != theirs:
             raise ValueError(f"the proposer has {name} {ours} and the target {theirs}; they must agree")
-
-
-def _shown(value: Any) -> str:
-    return str(list(value) if isinstance(value, tuple) else value)
-
-
-def _named(network: Backbone) -> str:
-    return f"{type(network).__name__} {network.config.depth} x {network.config.embed_dim}"

@@ -9,21 +9,17 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
 
 import torch
 
 from var_toolkit.methods.speculative.drafts import Draft, Topology, topology
-from var_toolkit.methods.speculative.engine import Checked, Run
 from var_toolkit.methods.speculative.growing import Shape
 from var_toolkit.methods.speculative.lengths import LengthPolicy
-
-if TYPE_CHECKING:
-    from var_toolkit.core.plan import Stage
+from var_toolkit.methods.speculative.verify import Checked, Proposer, Rounds
 
 
 @dataclass(frozen=True)
-class NGram:
+class NGram(Proposer):
     """Certain drafts from a table that each image fills as it grows."""
 
     shape: Shape
@@ -32,14 +28,7 @@ class NGram:
     def nodes(self) -> int:
         return self.shape.nodes
 
-    @property
-    def networks(self) -> Sequence[Any]:
-        return ()
-
-    def cost(self, stage: Stage) -> float:
-        return 0.0
-
-    def begin(self, run: Run, lengths: LengthPolicy) -> NGramSession:
+    def begin(self, run: Rounds, lengths: LengthPolicy) -> NGramSession:
         return NGramSession(self.shape, run)
 
     def __str__(self) -> str:
@@ -94,17 +83,20 @@ class Table:
 class NGramSession:
     """A table for each image, so that none depends on the others of its batch."""
 
-    def __init__(self, shape: Shape, run: Run) -> None:
-        config = run.stage.backbone.config
+    def __init__(self, shape: Shape, run: Rounds) -> None:
+        config = run.network.config
         self.shape = shape
         self.tables = [Table(config.side, config.vocab_size) for _ in run.counts]
+        for table, tokens in zip(self.tables, run.tokens_BL[:, : run.first].tolist(), strict=True):
+            for token in tokens:
+                table.add(token)
 
-    def learn(self, run: Run, checked: Checked) -> None:
+    def learn(self, run: Rounds, checked: Checked) -> None:
         for table, tokens, new in zip(self.tables, checked.tokens.tolist(), checked.new, strict=True):
             for token in tokens[:new]:
                 table.add(token)
 
-    def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
+    def propose(self, run: Rounds, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
         tree = topology(self.shape.widths[: max(depths)])
         device = run.tokens_BL.device
         tokens_BN = torch.tensor([self._grown(table, tree) for table in self.tables]).to(device)

@@ -7,10 +7,13 @@ Rules are pure functions of distributions and uniform numbers. Every tensor may 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from var_toolkit.core.parts import Part
 
 # How the drafts for one position were made: each drawn from q; each drawn from q without those before it; or picked
 # without randomness, so that q is certain of them.
@@ -44,7 +47,7 @@ class Verdict(NamedTuple):
     residual: Tensor  # (..., V): what the token is drawn from if none is
 
 
-class Rule(ABC):
+class Rule(Part, ABC):
     """Says which of the drafts for a position is accepted."""
 
     kinds: ClassVar[tuple[Kind, ...]] = KINDS  # of drafts that it can serve
@@ -52,6 +55,10 @@ class Rule(ABC):
     @abstractmethod
     def judge(self, p: Tensor, drafted: Drafted, uniform: Tensor) -> Verdict:
         """The target's p (..., V) and uniform numbers in (0, 1), (..., S) -> the verdict."""
+
+    def bound(self, pyramid: Any) -> Rule:
+        """The rule for the codes of a tokenizer."""
+        return self
 
     @abstractmethod
     def __str__(self) -> str:
@@ -82,6 +89,7 @@ class OneByOne(Rule):
         """
 
 
+@dataclass(frozen=True)
 class Standard(OneByOne):
     """Speculative sampling (Leviathan et al., arXiv 2211.17192, section 2.3): tokens come out as the target draws them.
 

@@ -5,67 +5,115 @@ Letters: B images, R rows of the proposer (images, twice if it is guided), L tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor
 
-from var_toolkit.methods.speculative.engine import Run
+from var_toolkit.core.plan import DRAFT
 from var_toolkit.methods.speculative.growing import GrowingSession, Shape, work
 from var_toolkit.methods.speculative.lengths import LengthPolicy
+from var_toolkit.methods.speculative.token_sampling import TokenSampling
+from var_toolkit.methods.speculative.verify import Proposer, Rounds
+from var_toolkit.models.draft_heads import ExitHead, early_exit
 from var_toolkit.models.llamagen import Branches, RasterGPT
 
-if TYPE_CHECKING:
-    from var_toolkit.core.plan import Stage
+SHARED = ("vocab_size", "side", "num_classes")
 
 
-@dataclass(frozen=True, eq=False)
-class SmallModel:
+@dataclass(frozen=True)
+class SmallModel(Proposer):
     """A network of the same tokens and classes. It is guided as the target is, or not at all, at half the work."""
 
-    network: RasterGPT
     shape: Shape
     guided: bool = True
-    name: str = "a smaller model"
+
+    roles: ClassVar[tuple[str, ...]] = (DRAFT,)
 
     @property
     def nodes(self) -> int:
         return self.shape.nodes
 
-    def stage(self, target: Stage) -> Stage:
+    def network(self, target: Any, networks: Mapping[str, Any]) -> RasterGPT:
+        """The network that drafts."""
+        return cast(RasterGPT, networks[DRAFT])
+
+    def require_fit(self, target: Any, networks: Mapping[str, Any]) -> None:
+        """ValueError unless the draft model is a next-token model of the same tokens and classes."""
+        found = self.network(target, networks)
+        if not isinstance(found, RasterGPT):
+            raise ValueError(f"the draft model is a {type(found).__name__}; speculate draft needs a next-token model")
+        for name in SHARED:
+            ours, theirs = getattr(target.config, name), getattr(found.config, name)
+            if ours != theirs:
+                raise ValueError(f"the draft model has {name} {theirs}, but the target has {ours}; use one that agrees")
+
+    def sampling(self, target: TokenSampling, networks: Mapping[str, Any]) -> TokenSampling:
         """How it draws: as the target does, but for its guidance."""
-        guidance = target.guidance if self.guided else 0.0
-        kept = target.guided_tokens if guidance else None
-        return replace(target, backbone=self.network, guidance=guidance, guided_tokens=kept, speculation=None)
+        network = self.network(target.network, networks)
+        if not self.guided:
+            return TokenSampling(network, target.head)
+        return TokenSampling(network, target.head, target.guidance, target.guided)
 
-    @property
-    def networks(self) -> Sequence[Any]:
-        return (self.network,)
+    def cost(self, target: TokenSampling, networks: Mapping[str, Any]) -> float:
+        own = self.sampling(target, networks)
+        return work(own.network, own.rows) / work(target.network, target.rows)
 
-    def cost(self, stage: Stage) -> float:
-        return work(self.network, self.stage(stage).rows) / work(stage.backbone, stage.rows)
-
-    def begin(self, run: Run, lengths: LengthPolicy) -> GrowingSession:
+    def begin(self, run: Rounds, lengths: LengthPolicy) -> GrowingSession:
         return GrowingSession(SmallReader(self, run), self.shape, lengths)
 
-    def __str__(self) -> str:
-        return f"drafts by {self.name}{'' if self.guided else ' without guidance'}{self.shape}"
+    def described(self, networks: Mapping[str, Any]) -> str:
+        config = networks[DRAFT].config
+        named = f"{type(networks[DRAFT]).__name__} {config.depth} x {config.embed_dim}"
+        return f"drafts by {named}{'' if self.guided else ' without guidance'}{self.shape}"
+
+
+@dataclass(frozen=True)
+class EarlyExit(SmallModel):
+    """The first `layers` layers of the target, and a trained head if the role of drafts has one (`with_head`)."""
+
+    layers: int = 2
+    with_head: bool = False
+
+    @property
+    def roles(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The head's, if there is one."""
+        return (DRAFT,) if self.with_head else ()
+
+    def network(self, target: Any, networks: Mapping[str, Any]) -> RasterGPT:
+        """The target up to its exit."""
+        return early_exit(target, self.layers, networks[DRAFT] if self.with_head else None)
+
+    def require_fit(self, target: Any, networks: Mapping[str, Any]) -> None:
+        """ValueError unless the target has more layers, and the head was trained for this exit."""
+        if self.with_head and not isinstance(networks[DRAFT], ExitHead):
+            name = type(networks[DRAFT]).__name__
+            raise ValueError(f"the draft model is a {name}; speculate early-exit takes an ExitHead")
+        self.network(target, networks)
+
+    def described(self, networks: Mapping[str, Any]) -> str:
+        head = " with a trained head" if self.with_head else ""
+        guided = "" if self.guided else " without guidance"
+        return f"drafts by an exit after {self.layers} layers{head}{guided}{self.shape}"
 
 
 class SmallReader:
-    """Reads the class, then tokens; it does not use the target's features."""
+    """Reads the condition, then tokens; it does not use the target's features."""
 
-    def __init__(self, settings: SmallModel, run: Run) -> None:
-        self.stage, self.network = settings.stage(run.stage), settings.network
-        self.labels_R = run.labels_R[: run.images * self.stage.rows]
-        self.cache = self.network.new_ragged_cache(len(self.labels_R), 2 + run.total + settings.nodes)
+    def __init__(self, settings: SmallModel, run: Rounds) -> None:
+        self.sampling = settings.sampling(run.sampling, run.networks)
+        self.network, rows = self.sampling.network, run.images * self.sampling.rows
+        self.prefix = self.network.condition(run.request.rows(self.sampling.rows)).tokens
+        self.begun_RL = run.tokens_BL[:, : run.first].repeat(self.sampling.rows, 1)
+        self.cache = self.network.new_ragged_cache(rows, 2 + run.total + settings.nodes)
 
     def read(self, tokens_BL: Tensor, features_RLC: Tensor, branches: Branches | None) -> Tensor:
-        labels = self.labels_R if self.cache.length == 0 else None
-        tokens_RL = tokens_BL.repeat(self.stage.rows, 1)
-        hidden = self.network.next_hidden(labels, tokens_RL, cache=self.cache, branches=branches)
-        return hidden[:, -tokens_BL.shape[1] :]
+        prefix, tokens_RL, new = None, tokens_BL.repeat(self.sampling.rows, 1), tokens_BL.shape[1]
+        if self.cache.length == 0:
+            prefix, tokens_RL = self.prefix, torch.cat((self.begun_RL, tokens_RL), dim=1)
+        return self.network.next_hidden(prefix, tokens_RL, cache=self.cache, branches=branches)[:, -new:]
 
     def logits(self, hidden_RLC: Tensor) -> Tensor:
         return cast(Tensor, self.network.next_logits(hidden_RLC))

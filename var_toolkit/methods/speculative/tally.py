@@ -43,6 +43,12 @@ class Tally:
             whole.cache_bytes = max(whole.cache_bytes, one.cache_bytes)
         return whole
 
+    def continued(self, later: Tally) -> Self:
+        """The counts of this verification and of a later one of the same images."""
+        whole = type(self).total((self, later))
+        whole.images = self.images
+        return whole
+
     def as_json(self) -> dict[str, Any]:
         """Means per image, shares, and the histogram of accepted drafts per round."""
         return {

@@ -1,29 +1,31 @@
 """HMAR draws as published, with and without masked passes, and refinement keeps its promises."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from golden.cases import load_case
+from runs import code_of, rebound, run_with, variant_of
 from torch.testing import assert_close
 
-from var_toolkit.core import engine, masked_refinement
+from var_toolkit.conditions.condition import Condition
+from var_toolkit.core import masked as masking
+from var_toolkit.core.bind import Run
 from var_toolkit.core.engine import decode
-from var_toolkit.core.finite import FiniteCheck
-from var_toolkit.core.masked_refinement import least_confident
+from var_toolkit.core.masked import least_confident
 from var_toolkit.core.noise import Noise, Stream
-from var_toolkit.core.plan import Plan, Stage
-from var_toolkit.core.refinement_schedule import Refinement, refinement
 from var_toolkit.core.schedule import SCHEDULES, Scales
-from var_toolkit.methods.collaborative import code
-from var_toolkit.methods.variant import variant
+from var_toolkit.heads import categorical
+from var_toolkit.heads.head import Drawn, Setting
+from var_toolkit.methods.masked_passes import masked_passes
 
 SMALL = Scales((1, 2, 3, 4))
 SETTINGS = {"guidance": 1.5, "top_k": 40, "top_p": 0.95}
 LABELS = torch.tensor([3, 7])
 
 
-def plan_of(tokenizer, backbone, refine=None, **settings) -> Plan:
-    refine = None if refine is None else refinement(refine, tokenizer.scales)
-    return Plan(tokenizer, (Stage(backbone, range(4), refine=refine, **(settings or SETTINGS)),))
+def plan_of(tokenizer, backbone, refine=None, **settings) -> Run:
+    return run_with(tokenizer, backbone, refine=refine, **(settings or SETTINGS))
 
 
 def same(ours, theirs) -> bool:
@@ -71,11 +73,11 @@ def _draw_with(noise, monkeypatch) -> None:
     """Draw as torch.multinomial does, from the stored exponential noise of each call."""
     left = iter(noise)
 
-    def draw(logits, uniform, temperature=1.0):
-        return (logits.softmax(-1).flatten(0, 1) / next(left)).argmax(-1).view(logits.shape[:2])
+    def pick(mass, uniform):
+        return (mass.flatten(0, 1) / next(left)).argmax(-1).view(mass.shape[:2])
 
-    monkeypatch.setattr(engine, "draw", draw)
-    monkeypatch.setattr(masked_refinement, "draw", draw)
+    monkeypatch.setattr(categorical, "pick", pick)
+    monkeypatch.setattr(masking, "pick", pick)
 
 
 def test_one_pass_a_scale_is_plain_next_scale_sampling(small_tokenizer, small_hmar):
@@ -95,7 +97,7 @@ def test_passes_are_scales_plus_further_entries_and_nothing_is_cached(wanted, pa
 
 def test_the_work_of_a_plan_is_that_of_its_matrix_products(small_tokenizer, small_hmar):
     plan = plan_of(small_tokenizer, small_hmar, "1;1,3;1,1,2,5;16")
-    lengths = [(1, 2), (4, 2), (9, 2), (16, 2), (4, 1), (9, 3)]  # tokens, and rows or masked passes without guidance
+    lengths = [(1, 1), (4, 2), (9, 2), (16, 2), (4, 1), (9, 3)]  # tokens, and rows or masked passes without guidance
     expected = sum(times * (4 * small_hmar.layer_work(n, n) + small_hmar.head_work(n)) for n, times in lengths)
     assert plan.cost().multiply_adds == expected
 
@@ -107,17 +109,17 @@ def test_tokens_that_are_settled_never_change(small_tokenizer, small_hmar, monke
         seen.append(tokens)
         return shown(quantize, scale, tokens, hidden)
 
-    shown = masked_refinement.current_input
-    monkeypatch.setattr(masked_refinement, "current_input", see)
+    shown = masking.current_input
+    monkeypatch.setattr(masking, "current_input", see)
     last: list[torch.Tensor] = []
-    stage = plan_of(small_tokenizer, watched, "1;4;9;1,3,4,8").stages[0]
+    step = plan_of(small_tokenizer, watched, "1;4;9;1,3,4,8").plan.steps[3]
     found, logits = torch.randint(64, (2, 16)), torch.randn(2, 16, 64)
-    condition = small_hmar.condition(torch.tensor([3, 7, 10, 10]))
+    condition = small_hmar.condition(Condition(labels=torch.tensor([3, 7, 10, 10])))
     inputs = torch.randn(2, 16, 8)
     with torch.inference_mode():
-        after = masked_refinement.refine(
-            stage, 3, found, logits, condition, inputs, small_tokenizer.quantize, Noise([0, 1]), FiniteCheck()
-        )
+        quantize, noise = small_tokenizer.quantize, Noise([0, 1])
+        at = Setting(watched, condition, 3, 14, 16, 1.0, 1.5, True, quantize, noise, lambda *noted: None)
+        after = masking.redrawn(step, Drawn(found, None, logits), at, inputs)
     assert [int(masked.sum(1)[0]) for masked in watched.masked] == [15, 12, 8]
     for masked in watched.masked:
         assert all(not (masked & ~before).any() for before in last)  # what is settled is never masked again
@@ -151,13 +153,12 @@ def test_clean_shows_visible_tokens_without_their_masked_neighbours(small_tokeni
     tokens = torch.arange(16)[None]
     other = tokens.clone()
     other[0, 5] = 60
-    see, quantize = masked_refinement.current_input, small_tokenizer.quantize
+    see, quantize = masking.current_input, small_tokenizer.quantize
     with torch.no_grad():
         assert torch.equal(see(quantize, 3, tokens, hidden), see(quantize, 3, other, hidden))
         assert not torch.equal(see(quantize, 3, tokens)[0, 6], see(quantize, 3, other)[0, 6])  # as published: leaks
-    published = refinement("published", SMALL)
-    stages = [Stage(small_hmar, range(4), refine=one) for one in (published, Refinement(published.schedule, True))]
-    ours, theirs = (decode(Plan(small_tokenizer, (stage,)), LABELS, Noise([0, 1])) for stage in stages)
+    runs = [run_with(small_tokenizer, small_hmar, refine="published", clean=clean) for clean in (False, True)]
+    ours, theirs = (decode(run, LABELS, Noise([0, 1])) for run in runs)
     assert not same(ours, theirs)
 
 
@@ -166,7 +167,7 @@ def test_hmar_and_var_draft_for_one_another(draft_scales, small_tokenizer, small
     hmar, var = plan_of(small_tokenizer, small_hmar, "1;1,3;9;8,8"), plan_of(small_tokenizer, small_var)
     alone = {"hmar": decode(hmar, LABELS, Noise([0, 1])), "var": decode(var, LABELS, Noise([0, 1]))}
     for drafter, refiner, name in ((hmar, var, "hmar"), (var, hmar, "var")):
-        plan = code(drafter, refiner, draft_scales=draft_scales)
+        plan = code_of(drafter, refiner, draft_scales=draft_scales)
         decoded = decode(plan, LABELS, Noise([0, 1]))
         for k in range(draft_scales):
             assert torch.equal(decoded.tokens[k], alone[name].tokens[k])
@@ -185,8 +186,15 @@ def test_the_least_confident_are_masked_and_the_first_win_ties():
 )
 def test_named_schedules_are_the_published_ones(name, side):
     facts = load_settings()["benchmark_schedules"][side]
-    found = refinement(name, Scales(SCHEDULES[side]))
-    assert [list(counts) for counts in found.schedule] == facts["mask_schedule"]
+    assert decided(name, SCHEDULES[side]) == facts["mask_schedule"]
+
+
+def decided(wanted, sides) -> list[list[int]]:
+    """How many tokens of each scale are decided in each pass."""
+    scales = Scales(sides)
+    passes = masked_passes(wanted, scales)
+    ends = [(tokens, *masked, 0) for tokens, masked in zip(scales.lengths, passes, strict=True)]
+    return [[before - after for before, after in pairwise(each)] for each in ends]
 
 
 def load_settings() -> dict:
@@ -198,29 +206,25 @@ def load_settings() -> dict:
 
 
 def test_the_default_schedule_is_the_published_one():
-    found = refinement("published", Scales(SCHEDULES["256"]))
-    assert [list(counts) for counts in found.schedule] == load_settings()["sampling"]["argument_defaults"][
-        "mask_schedule"
-    ]
+    expected = load_settings()["sampling"]["argument_defaults"]["mask_schedule"]
+    assert decided("published", SCHEDULES["256"]) == expected
 
 
 def test_dots_leave_the_rest_in_one_pass():
-    assert refinement("1;1,3;...", SMALL).schedule == ((1,), (1, 3), (9,), (16,))
+    assert decided("1;1,3;...", (1, 2, 3, 4)) == [[1], [1, 3], [9], [16]]
 
 
-@pytest.mark.parametrize(
-    ("sides", "expected"), [((2, 4, 8), ((4,), (16,), (64,))), ((3, 5), ((9,), (25,))), ((1,), ((1,),))]
-)
+@pytest.mark.parametrize(("sides", "expected"), [((2, 4, 8), [[4], [16], [64]]), ((3, 5), [[9], [25]]), ((1,), [[1]])])
 def test_the_first_scale_is_drawn_at_once_whatever_its_side(sides, expected):
-    assert refinement("published", Scales(sides)).schedule == expected
+    assert decided("published", sides) == expected
 
 
 def test_a_stage_shows_the_masked_passes_of_its_own_scales_alone(small_tokenizer, small_hmar, small_var):
     whole = plan_of(small_tokenizer, small_hmar, "1;1,3;1,1,2,5;16")
     assert "4 masked passes (1: 1,3; 2: 1,1,2,5)" in str(whole)
     var = plan_of(small_tokenizer, small_var)
-    assert "1 masked passes (1: 1,3)" in str(code(whole, var, draft_scales=2))
-    assert "masked" not in str(code(var, whole, draft_scales=3))
+    assert "1 masked passes (1: 1,3)" in str(code_of(whole, var, draft_scales=2))
+    assert "masked" not in str(code_of(var, whole, draft_scales=3))
 
 
 @pytest.mark.parametrize(
@@ -238,7 +242,7 @@ def test_a_stage_shows_the_masked_passes_of_its_own_scales_alone(small_tokenizer
 )
 def test_a_schedule_that_does_not_fit_is_refused(wanted, words):
     with pytest.raises(ValueError, match=words):
-        refinement(wanted, SMALL)
+        masked_passes(wanted, SMALL)
 
 
 def test_what_cannot_be_combined_is_refused(small_tokenizer, small_hmar, small_var):
@@ -246,5 +250,8 @@ def test_what_cannot_be_combined_is_refused(small_tokenizer, small_hmar, small_v
         plan_of(small_tokenizer, small_var, "published")
     with pytest.raises(ValueError, match="smooth"):
         plan_of(small_tokenizer, small_hmar, "published", smooth=True)
-    with pytest.raises(ValueError, match="HMAR has no subnets; VARiant needs VAR"):
-        variant(plan_of(small_tokenizer, small_hmar), subnet=2, full_scales=2)
+    run = plan_of(small_tokenizer, small_hmar)
+    with pytest.raises(ValueError, match=r"refine: scale 0 redraws \[4\]"):
+        rebound(run, run.plan.changed(masked=(4,)))
+    with pytest.raises(ValueError, match=r"HMAR has no subnets"):
+        variant_of(plan_of(small_tokenizer, small_hmar), subnet=2, full_scales=2)

@@ -1,4 +1,4 @@
-"""The engine of speculative decoding for next-token models: drafts, one pass of the target, a verdict, and again.
+"""Speculative decoding of next-token models: drafts, one pass of the target, a verdict, and again.
 
 Every image advances at its own pace, so none depends on the others of its batch (the published code of Speculative
 Jacobi advances all rows by the shortest, which is not exact). Randomness has a stream for drafts, one for verdicts and
@@ -13,38 +13,60 @@ drafts, S drafts for one position, A tokens decided in a round, C width, V vocab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from var_toolkit.conditions.condition import Request
+from var_toolkit.core.bind import Bound, Run
 from var_toolkit.core.cache import RaggedCache
-from var_toolkit.core.engine import Decoded, ScaleEvent, labels_of_rows
+from var_toolkit.core.engine import Drawing
 from var_toolkit.core.filters import pick
 from var_toolkit.core.finite import FiniteCheck
-from var_toolkit.core.next_token import choices
 from var_toolkit.core.noise import Noise, Stream
-from var_toolkit.core.plan import Plan, Stage, is_next_token
+from var_toolkit.core.parts import Part
+from var_toolkit.core.plan import Verify
+from var_toolkit.core.preserved import Preserved
+from var_toolkit.heads.categorical import only
 from var_toolkit.methods.speculative.drafts import Draft
 from var_toolkit.methods.speculative.lengths import Account, LengthPolicy, Record
 from var_toolkit.methods.speculative.rules import Rule, Verdict
 from var_toolkit.methods.speculative.tally import Tally
+from var_toolkit.methods.speculative.token_sampling import TokenSampling
 
 
-class Run:
-    """One batch under way, which proposers read."""
+class Rounds:
+    """One batch under way, which proposers read. `begun` (B, n) are tokens that were decided before."""
 
-    def __init__(self, stage: Stage, labels_R: Tensor, noise: Noise) -> None:
-        self.stage, self.labels_R, self.noise = stage, labels_R, noise
-        self.total = stage.backbone.config.tokens
-        self.images = len(labels_R) // stage.rows
-        self.tokens_BL = labels_R.new_zeros(self.images, self.total)
-        self.counts = [0] * self.images  # decided tokens of each image, which is the position of the next
-        self.positions_B = labels_R.new_zeros(self.images)  # the same as a tensor
+    def __init__(
+        self,
+        sampling: TokenSampling,
+        request: Request,
+        noise: Noise,
+        *,
+        networks: Mapping[str, Any] | None = None,
+        begun: Tensor | None = None,
+        total: int | None = None,
+        preserved: Preserved | None = None,
+        checks: FiniteCheck | None = None,
+    ) -> None:
+        self.sampling, self.request, self.noise, self.networks = sampling, request, noise, networks or {}
+        self.network, self.images = sampling.network, len(request)
+        self.total = total or self.network.scales.total  # tokens when this is over
+        known = 0 if begun is None else begun.shape[1]
+        device = next(self.network.parameters()).device
+        self.tokens_BL = torch.zeros(self.images, self.total, dtype=torch.int64, device=device)
+        if begun is not None:
+            self.tokens_BL[:, :known] = begun
+        self.first = known
+        self.counts = [known] * self.images  # decided tokens of each image, which is the position of the next
+        self.positions_B = torch.full((self.images,), known, dtype=torch.int64, device=device)  # the same as a tensor
         self.round = 0
-        self.checks = FiniteCheck()
+        self.preserved, self.checks = preserved, checks or FiniteCheck()
 
     @property
     def left(self) -> list[int]:
@@ -88,100 +110,126 @@ class Checked:
 class Session(Protocol):
     """A proposer at work on one batch."""
 
-    def learn(self, run: Run, checked: Checked) -> None:
+    def learn(self, run: Rounds, checked: Checked) -> None:
         """See what became of the last round; also of the first pass, which had no drafts."""
         ...
 
-    def propose(self, run: Run, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
+    def propose(self, run: Rounds, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
         """Drafts of at most so many levels for each image, and how many passes each of them alone would take."""
         ...
 
 
-class Proposer(Protocol):
-    """Settings of a proposer."""
+class Proposer(Part):
+    """Settings of a proposer. The networks that it drafts with are named by role."""
 
-    def begin(self, run: Run, lengths: LengthPolicy) -> Session: ...
+    roles: ClassVar[tuple[str, ...]] = ()
+    needs_all_features: ClassVar[bool] = False  # of the target, so that it cannot start behind other steps
 
-    def cost(self, stage: Stage) -> float:
+    def begin(self, run: Rounds, lengths: LengthPolicy) -> Session:
+        """Start to draft for a batch."""
+        raise NotImplementedError
+
+    def require_fit(self, target: Any, networks: Mapping[str, Any]) -> None:
+        """ValueError unless its networks can draft for a target."""
+
+    def cost(self, target: TokenSampling, networks: Mapping[str, Any]) -> float:
         """Of a proposer's pass, in passes of the target."""
-        ...
+        return 0.0
 
     @property
     def nodes(self) -> int:
         """Drafts of a round at most."""
-        ...
+        raise NotImplementedError
 
-    @property
-    def networks(self) -> Sequence[Any]:
-        """What it draws with, beside the target."""
-        ...
+    def described(self, networks: Mapping[str, Any]) -> str:
+        """The settings in words."""
+        return str(self)
 
 
-@dataclass(frozen=True, repr=False)
-class Speculation:
-    """A proposer, a rule and a length policy: how a stage of a next-token model draws its map."""
+@dataclass(frozen=True)
+class Speculation(Verify):
+    """A proposer, a rule and a length policy: how a next-token model draws consecutive tokens."""
 
     proposer: Proposer
     rule: Rule
     lengths: LengthPolicy
 
-    @property
-    def networks(self) -> Sequence[Any]:
-        """Those that draft, the target's own layers not counted again."""
-        return self.proposer.networks
+    def networks(self) -> tuple[str, ...]:
+        """The roles of the networks that draft."""
+        return self.proposer.roles
 
-    def require_fit(self, stage: Stage) -> None:
-        """ValueError unless the stage draws a map token by token."""
-        if not is_next_token(stage.backbone):
-            name = type(stage.backbone).__name__
-            raise ValueError(f"{name} draws whole maps at once; this speculation is for next-token models")
+    def bound(self, run: Run, steps: Sequence[Bound]) -> Speculator:
+        """What draws the tokens of some steps. ValueError unless they are drawn alike, token by token."""
+        return Speculator(self, TokenSampling.of_steps(steps), run, steps)
 
-    @torch.inference_mode()
-    def decode(
-        self, plan: Plan, labels_B: Tensor, noise: Noise, *, on_scale: Callable[[ScaleEvent], None] | None = None
-    ) -> Decoded:
-        """As `sampling.engine.decode`, which calls it."""
-        (stage,) = plan.stages
-        tokens_BL, tally = self.draw(stage, labels_of_rows(stage, labels_B), noise)
-        latent = plan.tokenizer.pyramid.grow(None, plan.tokenizer.pyramid.embed(tokens_BL), 0)
-        if on_scale is not None:
-            on_scale(ScaleEvent(0, tokens_BL, latent, plan.tokenizer))
-        return Decoded([tokens_BL], latent, tally.forward_passes, 0, tally.cache_bytes, tally)
 
-    def draw(self, stage: Stage, labels_R: Tensor, noise: Noise) -> tuple[Tensor, Tally]:
-        """The map of each image, (B, L), and what it took."""
-        run = Run(stage, labels_R, noise)
-        target, session = Target(run, self.proposer.nodes), self.proposer.begin(run, self.lengths)
-        books = _Books(run, self.lengths, self.proposer.cost(stage))
-        draft, passes = None, [0] * run.images
-        while True:
-            checked = target.check(draft, self.rule)
-            books.enter(checked, passes)
-            if not any(run.left):
-                break
-            run.round += 1
-            depths = books.depths()
-            if any(depths):
-                session.learn(run, checked)
-                draft, passes = session.propose(run, depths)
-            else:  # nor ever again: images that gave up drafting, and those near their end, stay so
-                draft, passes = None, [0] * run.images
-        run.checks.require()
-        return run.tokens_BL, books.closed(target.cache.nbytes)
+class Speculator:
+    """A speculation with its networks."""
 
-    def __repr__(self) -> str:
-        """All settings in words, without the tensors."""
-        return f"{self.proposer}, {self.rule}, {self.lengths}"
+    def __init__(self, settings: Speculation, sampling: TokenSampling, run: Run, steps: Sequence[Bound]) -> None:
+        settings.proposer.require_fit(sampling.network, run.networks)
+        if settings.proposer.needs_all_features and steps[0].step.places.covered(run.schedule).start > 0:
+            name = type(settings.proposer).__name__
+            raise ValueError(f"{name} drafts from the first token on; let no step precede it")
+        self.settings, self.sampling, self.run = settings, sampling, run
+        self.stop = steps[-1].step.places.covered(run.schedule).stop
+
+    @cached_property
+    def rule(self) -> Rule:
+        """The rule for the codes of the tokenizer."""
+        return self.settings.rule.bound(self.run.pyramid)
+
+    def draw(self, drawing: Drawing) -> None:
+        """Draw the tokens of the steps."""
+        rounds = Rounds(
+            self.sampling,
+            drawing.request,
+            drawing.noise,
+            networks=self.run.networks,
+            begun=drawing.begun,
+            total=self.stop,
+            preserved=drawing.preserved,
+            checks=drawing.checks,
+        )
+        tally = speculate(rounds, self.settings, self.rule)
+        drawing.add(tally, tally.forward_passes, tally.cache_bytes)
+        drawing.put_tokens(rounds.tokens_BL[:, rounds.first :])
+
+    def __str__(self) -> str:
+        settings = self.settings
+        return f"{settings.proposer.described(self.run.networks)}, {settings.rule}, {settings.lengths}"
+
+
+@torch.inference_mode()
+def speculate(run: Rounds, settings: Speculation, rule: Rule) -> Tally:
+    """Decide all tokens of a batch (`run.tokens_BL`); returns what it took."""
+    target, session = Target(run, settings.proposer.nodes), settings.proposer.begin(run, settings.lengths)
+    books = _Books(run, settings.lengths, settings.proposer.cost(run.sampling, run.networks))
+    draft, passes = None, [0] * run.images
+    while True:
+        checked = target.check(draft, rule)
+        books.enter(checked, passes)
+        if not any(run.left):
+            break
+        run.round += 1
+        depths = books.depths()
+        if any(depths):
+            session.learn(run, checked)
+            draft, passes = session.propose(run, depths)
+        else:  # nor ever again: images that gave up drafting, and those near their end, stay so
+            draft, passes = None, [0] * run.images
+    run.checks.require()
+    return books.closed(target.cache.nbytes)
 
 
 class _Books:
     """What became of the drafts of each image, and how far it drafts next."""
 
-    def __init__(self, run: Run, lengths: LengthPolicy, cost: float) -> None:
+    def __init__(self, run: Rounds, lengths: LengthPolicy, cost: float) -> None:
         self.run, self.lengths, self.cost = run, lengths, cost
         self.windows = [lengths.first] * run.images
         self.accounts = [Account() for _ in run.counts]
-        self.tally = Tally(images=run.images, decided=run.total * run.images)
+        self.tally = Tally(images=run.images, decided=(run.total - run.first) * run.images)
         self.tally.paces = [[] for _ in run.counts]
 
     def enter(self, checked: Checked, passes: Sequence[int]) -> None:
@@ -219,9 +267,10 @@ class _Books:
 class Target:
     """The large network and its cache, which holds all but the last decided token between rounds."""
 
-    def __init__(self, run: Run, nodes: int) -> None:
-        self.run, self.network = run, cast(Any, run.stage.backbone)
-        self.cache: RaggedCache = self.network.new_ragged_cache(len(run.labels_R), 1 + run.total + nodes)
+    def __init__(self, run: Rounds, nodes: int) -> None:
+        self.run, self.network = run, run.network
+        self.condition = run.network.condition(run.request.rows(run.sampling.rows))
+        self.cache: RaggedCache = self.network.new_ragged_cache(run.images * run.sampling.rows, 1 + run.total + nodes)
         self.uniform_BL = run.noise.uniform(Stream.TOKEN, 0, run.total)
 
     def check(self, draft: Draft | None, rule: Rule) -> Checked:
@@ -229,11 +278,13 @@ class Target:
         run = self.run
         hidden_RLC = self._read(draft)
         what = f"the target's logits from token {min(run.counts)} on"
-        logits = choices(run.stage, self.network.next_logits(hidden_RLC), self._positions(draft), run.checks, what)
-        p = logits.softmax(-1)
+        positions = self._positions(draft)
+        logits = run.sampling.choices(self.network.next_logits(hidden_RLC), positions, run.checks, what)
+        given = self._given(positions)
+        p = run.sampling.head.probabilities(logits if given is None else only(given[0], logits, given[1]))
         checked = self._plain(p, hidden_RLC) if draft is None else self._judged(draft, p, hidden_RLC, rule)
         run.extend(checked.tokens, checked.new)
-        self.cache.rewind(run.counts * run.stage.rows)
+        self.cache.rewind(run.counts * run.sampling.rows)
         return checked
 
     def _plain(self, p: Tensor, hidden_R1C: Tensor) -> Checked:
@@ -243,21 +294,21 @@ class Target:
 
     def _judged(self, draft: Draft, p: Tensor, hidden_RLC: Tensor, rule: Rule) -> Checked:
         """The accepted drafts, and a token after them."""
-        run, verdict = self.run, self._verdict(draft, p, rule)
+        run, rows, verdict = self.run, self.run.sampling.rows, self._verdict(draft, p, rule)
         paths = _paths(draft, verdict)
         new = [len(path) if left else 0 for path, left in zip(paths, run.left, strict=True)]
         nodes_BA = _padded(paths).to(p.device)
         tokens_BA = self._tokens(draft, p, verdict, nodes_BA, paths)
         if not draft.topology.is_chain:  # which lies where it belongs already
             root_B1 = run.positions_B.unsqueeze(1)
-            self.cache.move(run.positions_B.repeat(run.stage.rows), (root_B1 + nodes_BA).repeat(run.stage.rows, 1))
-        return Checked(draft, p, verdict, new, tokens_BA, along(hidden_RLC, nodes_BA.repeat(run.stage.rows, 1)))
+            self.cache.move(run.positions_B.repeat(rows), (root_B1 + nodes_BA).repeat(rows, 1))
+        return Checked(draft, p, verdict, new, tokens_BA, along(hidden_RLC, nodes_BA.repeat(rows, 1)))
 
     def _read(self, draft: Draft | None) -> Tensor:
-        run, copies = self.run, self.run.stage.rows
+        run, copies = self.run, self.run.sampling.rows
         if self.cache.length == 0:
-            none_R0 = run.labels_R.new_empty(len(run.labels_R), 0)
-            return cast(Tensor, self.network.next_hidden(run.labels_R, none_R0, cache=self.cache))
+            begun_RL = run.tokens_BL[:, : run.first].repeat(copies, 1)
+            return cast(Tensor, self.network.next_hidden(self.condition.tokens, begun_RL, cache=self.cache)[:, -1:])
         tokens_BL, branches = run.last(), None
         if draft is not None:
             tokens_BL = torch.cat((tokens_BL, draft.tokens), dim=1)
@@ -267,6 +318,15 @@ class Target:
             )
         hidden = self.network.next_hidden(None, tokens_BL.repeat(copies, 1), cache=self.cache, branches=branches)
         return cast(Tensor, hidden)
+
+    def _given(self, positions_BL: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The preserved tokens at some positions, and where they are preserved."""
+        preserved, last = self.run.preserved, self.run.network.scales.total - 1
+        if preserved is None:
+            return None
+        at_BL = positions_BL.clamp(max=last)
+        rows = (part[0].expand(len(at_BL), -1) for part in (preserved.tokens[0], preserved.mask[0]))
+        return tuple(row.gather(1, at_BL) for row in rows)  # type: ignore[return-value]
 
     def _positions(self, draft: Draft | None) -> Tensor:
         """Of the tokens behind each node, in the map, (B, 1 + N)."""
@@ -279,6 +339,10 @@ class Target:
             raise ValueError(f"{rule} judges {' or '.join(rule.kinds)} drafts; these are {draft.kind}")
         drafted = draft.drafted()
         positions, count = drafted.tokens.shape[1], draft.tokens.shape[1]
+        given = self._given(self._positions(draft)[:, :positions])
+        if given is not None:  # whatever the rule: at a preserved position no other token is accepted
+            fits = ~given[1].unsqueeze(-1) | (drafted.tokens == given[0].unsqueeze(-1))
+            drafted = drafted._replace(valid=drafted.valid & fits)
         # A number for each draft, so that it does not depend on how far others of the batch have drafted.
         uniform_BN = self.run.noise.uniform(Stream.ACCEPT, 0, count, attempt=self.run.round)
         children_MS = draft.topology.children.clamp(min=0).to(p.device)

@@ -1,7 +1,7 @@
 """Masked refinement inside a scale (HMAR, arXiv 2506.04421): doubtful tokens are masked and redrawn.
 
 A scale is drawn at once; then the least likely tokens are masked, and the network's masked branch redraws them given
-the others, in as many passes as the schedule of the scale (`refinement_schedule`) has further entries.
+the others, in as many passes as the schedule of the scale (`methods.masked_passes`) has further entries.
 
 Letters: B images, L tokens of one scale, V vocabulary.
 """
@@ -13,37 +13,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from var_toolkit.core.filters import draw, filter_top_k_top_p
-from var_toolkit.core.finite import FiniteCheck
-from var_toolkit.core.noise import Noise, Stream
-from var_toolkit.core.plan import Stage
+from var_toolkit.core.filters import pick
+from var_toolkit.core.noise import Stream
+from var_toolkit.core.plan import Step
 from var_toolkit.core.preserved import Preserved
+from var_toolkit.heads.categorical import Categorical
+from var_toolkit.heads.head import Drawn, Setting
 
 
-def refine(
-    stage: Stage, scale: int, found_BL: Tensor, logits_BLV: Tensor, condition: Any, inputs_BLc: Tensor, pyramid: Any,
-    noise: Noise, checks: FiniteCheck, preserved: Preserved | None = None,
-) -> Tensor:  # fmt: skip
+def redrawn(step: Step, first: Drawn, at: Setting, inputs_BLc: Tensor, preserved: Preserved | None = None) -> Tensor:
     """The tokens of a scale (B, L) after its masked passes, from those first drawn and the logits they came from.
 
     As published, these passes run without guidance, so only the conditional rows are computed. Preserved tokens are
     never masked, so a pass may draw fewer than its schedule says.
     """
-    assert stage.refine is not None
-    backbone: Any = stage.backbone  # a stage with `refine` has one that can
-    span = (backbone.scales.offsets[scale], backbone.scales.lengths[scale])
+    head, found_BL, logits_BLV = step.head, first.tokens, first.logits
+    assert isinstance(head, Categorical)
+    assert logits_BLV is not None
     doubt_BL, masked_BL = confidence(logits_BLV, found_BL), torch.ones_like(found_BL, dtype=torch.bool)
     if preserved is not None:
-        masked_BL = masked_BL & ~preserved.mask[scale]
-    for step, count in enumerate(stage.refine.masked(scale)):
+        masked_BL = masked_BL & ~preserved.mask[at.scale]
+    for attempt, count in enumerate(step.masked):
         masked_BL = least_confident(doubt_BL, masked_BL, count) & masked_BL
-        current = current_input(pyramid, scale, found_BL, masked_BL if stage.refine.clean else None)
-        logits_BLV = backbone.refined(condition, inputs_BLc, current, masked_BL, scales=range(scale, scale + 1))
-        checks.note(logits_BLV, f"the logits of scale {scale}, masked pass {step + 1},", stage)
-        logits_BLV = filter_top_k_top_p(logits_BLV, top_k=stage.top_k, top_p=stage.top_p)
-        uniform_BL = noise.uniform(Stream.REFINE, *span, attempt=step)
-        drawn_BL = draw(logits_BLV, uniform_BL, temperature=stage.temperature)
-        found_BL = torch.where(masked_BL, drawn_BL, found_BL)
+        current = current_input(at.pyramid, at.scale, found_BL, masked_BL if step.clean else None)
+        scales = range(at.scale, at.scale + 1)
+        logits_BLV = at.network.refined(at.condition, inputs_BLc, current, masked_BL, scales=scales)
+        at.note(logits_BLV, f"the logits of scale {at.scale}, masked pass {attempt + 1},", step.guidance)
+        logits_BLV = head.filtered(logits_BLV)
+        uniform_BL = at.noise.uniform(Stream.REFINE, at.first, at.count, attempt=attempt)
+        found_BL = torch.where(masked_BL, pick(head.probabilities(logits_BLV), uniform_BL), found_BL)
         doubt_BL = confidence(logits_BLV, found_BL)
     return found_BL
 

@@ -1,0 +1,96 @@
+"""What an image is to show, made once per request: the condition that networks read.
+
+Letters: B images, R rows (B, or 2B under guidance: conditional half first), T condition tokens, C width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The parts of a condition, each with one entry per row; a network takes those that it was made for.
+
+    `labels` are class indices, which networks embed themselves. `additions` are added to the features before a layer,
+    at all positions of the image or at some, by the number of the layer.
+    """
+
+    labels: Tensor | None = None  # (R,), int64
+    pooled: Tensor | None = None  # (R, C): modulates every layer
+    prefix: Tensor | None = None  # (R, T, C): tokens before those of the image
+    memory: Tensor | None = None  # (R, T, C): read by cross-attention
+    memory_mask: Tensor | None = None  # (R, T), bool: which of them count
+    additions: Mapping[int, Tensor] = field(default_factory=dict)  # layer -> (R, L, C)
+
+    def of_rows(self, rows: Tensor | slice) -> Condition:
+        """The condition of some of the rows."""
+        return self._each(lambda part: part[rows])
+
+    def with_null(self, null: Condition) -> Condition:
+        """Twice the rows: this condition, then its null twin. ValueError if the two have different parts."""
+        ours, theirs = self._parts(), null._parts()
+        if ours.keys() != theirs.keys():
+            odd = ", ".join(sorted(map(str, ours.keys() ^ theirs.keys())))
+            raise ValueError(f"a condition and its null twin must have the same parts; one lacks {odd}")
+        return self._each(torch.cat, null)
+
+    def __len__(self) -> int:
+        return len(next(iter(self._parts().values())))
+
+    def _parts(self) -> dict[Any, Tensor]:
+        """The tensors by name; additions by layer."""
+        named: dict[Any, Tensor] = {
+            one.name: getattr(self, one.name)
+            for one in fields(self)
+            if one.name != "additions" and getattr(self, one.name) is not None
+        }
+        return {**named, **self.additions}
+
+    def _each(self, function: Any, other: Condition | None = None) -> Condition:
+        """The condition with a function of each tensor, or of the pair of both conditions' tensors."""
+        parts = self._parts()
+        if other is not None:
+            theirs = other._parts()
+            made = {name: function((part, theirs[name])) for name, part in parts.items()}
+        else:
+            made = {name: function(part) for name, part in parts.items()}
+        additions = {name: part for name, part in made.items() if isinstance(name, int)}
+        return Condition(**{name: part for name, part in made.items() if isinstance(name, str)}, additions=additions)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A condition and its null twin, for the images of a batch."""
+
+    condition: Condition
+    null: Condition
+
+    def __len__(self) -> int:
+        return len(self.condition)
+
+    def rows(self, copies: int) -> Condition:
+        """The condition of the images (1), or of the images and their null twins (2)."""
+        return self.condition if copies == 1 else self.condition.with_null(self.null)
+
+    def of(self, images: Tensor | slice) -> Request:
+        """The request of some of the images."""
+        return Request(self.condition.of_rows(images), self.null.of_rows(images))
+
+
+def of_labels(labels_B: Tensor, classes: int) -> Request:
+    """The request for images of classes, int64 (B,); the null class of guidance is number `classes`."""
+    return Request(Condition(labels=labels_B), Condition(labels=torch.full_like(labels_B, classes)))
+
+
+def labels_of(condition: Condition, network: str) -> Tensor:
+    """The labels of a condition, for a network that reads nothing else. ValueError if there is anything else."""
+    given = {name if isinstance(name, str) else "additions" for name in condition._parts()}
+    if condition.labels is None or given != {"labels"}:
+        raise ValueError(f"{network} takes class labels as its condition; it was given {', '.join(sorted(given))}")
+    return condition.labels

@@ -1,0 +1,333 @@
+"""Binding a plan to networks: the one moment at which data meets modules, and where what does not fit is refused.
+
+A run lists, for every step, which scales the network reads, for how many rows, and how much cache it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby, pairwise
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from var_toolkit.core.layers import Layers
+from var_toolkit.core.plan import BACKBONE, Plan, Scale, Step, Tokens, plan_of
+from var_toolkit.core.schedule import Schedule
+from var_toolkit.heads.head import Head
+
+
+class Backbone(Protocol):
+    """What a run requires of a network; `blocks` are its layers.
+
+    Its `default_head` says what kind of head it has. All kinds have `condition`; networks that draw a scale at once
+    have `hidden`, those that draw token by token `next_hidden`; categorical heads need `logits`, flow heads `field`,
+    and masked passes `refined`. One that is `markov` attends to no scale but the one it draws, so it needs no prefill.
+    One with `has_subnets` was made to skip layers.
+    """
+
+    scales: Schedule
+    config: Any
+    markov: bool
+    has_subnets: bool
+    default_head: Head
+
+    @property
+    def blocks(self) -> Any: ...
+
+    def places(self, schedule: Schedule) -> tuple[Scale | Tokens, ...]: ...
+
+    def guidance_ramp(self, schedule: Schedule) -> tuple[float, ...]: ...
+
+    def require_schedule(self, schedule: Schedule) -> None: ...
+
+    def new_cache(self, rows: int, capacities: Any = None) -> Any: ...
+
+    def cache_values(self, tokens: int) -> int: ...
+
+    def layer_work(self, new: int, context: int) -> int: ...
+
+    def head_work(self, drawn: int) -> int: ...
+
+
+class Tokenizer(Protocol):
+    """What a run requires of a tokenizer.
+
+    `pyramid_of` a schedule knows how the latent grows by the codes of a scale, and what of it the next scale sees; that
+    of discrete tokens also what code each stands for (`tokenizers.residual_quantizer`, `tokenizers.latent_pyramid`).
+    `meaning` are the tensors that decide what tokens stand for: two tokenizers with the same ones can share an image.
+    """
+
+    scales: Schedule
+
+    def pyramid_of(self, schedule: Schedule) -> Any: ...
+
+    def meaning(self) -> Mapping[str, Tensor]: ...
+
+    def decode(self, latent_BChw: Tensor) -> Tensor: ...
+
+
+class Cost(NamedTuple):
+    """The work of one image."""
+
+    forward_passes: int
+    evaluations: int  # of velocities, by the small head of a backbone of continuous tokens
+    multiply_adds: int  # of the backbones' matrix products
+    cache_values: int  # keys and values held at the largest pass
+
+    def cache_bytes(self, dtype: Any) -> int:
+        """The same in bytes, for a torch dtype."""
+        return int(self.cache_values * dtype.itemsize)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Bound:
+    """One step, with its network."""
+
+    step: Step
+    network: Any
+    layers: Layers | None  # None: all
+    fresh: bool  # whether the network begins here, with an empty cache
+    rows: int  # that it computes for each image: 2 where the null half is needed here or later
+    scales: range  # that it reads; the last of them is drawn
+    capacities: tuple[int, ...]  # tokens that each layer's cache has to hold from here on
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Run:
+    """A plan that fits its networks, ready for `core.engine.decode`."""
+
+    plan: Plan
+    tokenizer: Any
+    networks: Mapping[str, Any]  # by role, those that the plan names
+    steps: tuple[Bound, ...]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The token maps that are drawn."""
+        return self.plan.schedule
+
+    @property
+    def pyramid(self) -> Any:
+        """The tokenizer's pyramid for the schedule."""
+        return self.tokenizer.pyramid_of(self.schedule)
+
+    @property
+    def unique_networks(self) -> list[Any]:
+        """The networks, each once."""
+        return list({id(network): network for network in self.networks.values()}.values())
+
+    @cached_property
+    def parts(self) -> list[tuple[list[Bound], Any]]:
+        """The steps that are drawn together, and what verifies their drafts, if any (`core.plan.Verify.bound`).
+
+        Together are consecutive steps of one verification; any other step is alone.
+        """
+        groups: list[list[Bound]] = []
+        for one in self.steps:
+            if groups and one.step.verify is not None and _continues(one.step, groups[-1][-1].step, self.networks):
+                groups[-1].append(one)
+            else:
+                groups.append([one])
+        return [(group, group[0].step.verify and group[0].step.verify.bound(self, group)) for group in groups]
+
+    def cost(self) -> Cost:
+        """The work of one image, counted from sizes alone, so the networks need no weights.
+
+        What speculation saves is known only after decoding, so its steps count as plain decoding.
+        """
+        return Cost(
+            forward_passes=sum(map(_passes, self.steps)),
+            evaluations=sum(one.step.head.evaluations() for one in self.steps),
+            multiply_adds=sum(_work(one, self.schedule) for one in self.steps),
+            cache_values=max(one.rows * sum(map(one.network.cache_values, one.capacities)) for one in self.steps),
+        )
+
+    def __repr__(self) -> str:
+        """A line for each group of steps with the same settings."""
+        alike = groupby(self.steps, key=lambda one: replace(one.step, places=Scale(0), guidance=0.0, masked=()))
+        return "\n".join(_line(list(group), self) for _, group in alike)
+
+
+def bind(plan: Plan, networks: Mapping[str, Any], tokenizer: Any) -> Run:
+    """The run of a plan with networks by role. ValueError of one line for whatever does not fit."""
+    for role in plan.roles:
+        if role not in networks:
+            raise ValueError(f"the plan names a network {role!r}; this model has {', '.join(networks)}")
+    used = {role: networks[role] for role in plan.roles}
+    tokenizer.pyramid_of(plan.schedule)  # raises ValueError for a schedule that it has not
+    for step in plan.steps:
+        _require_fit(step, used[step.network], plan.schedule)
+    if len({used[step.network].config.num_classes for step in plan.steps}) > 1:
+        raise ValueError("the networks of a plan must have the same classes")
+    counts = [(step.layers.count, len(used[step.network].blocks)) for step in plan.steps if step.layers is not None]
+    if counts and not any(2 <= count <= depth for count, depth in counts):
+        count, depth = max(counts, key=lambda one: one[1])
+        raise ValueError(f"subnet is {count}; it must be from 2 to {depth}, the layers of the backbone")
+    run = Run(plan, tokenizer, used, tuple(_bound(plan, used)))
+    _ = run.parts  # raises ValueError for a verification that does not fit
+    return run
+
+
+def run_of(tokenizer: Any, network: Any, **settings: Any) -> Run:
+    """The run in which one network draws the images alone; the settings are those of `core.plan.plan_of`."""
+    return bind(plan_of(network, **settings), {BACKBONE: network}, tokenizer)
+
+
+def _require_fit(step: Step, network: Any, schedule: Schedule) -> None:
+    name = type(network).__name__
+    network.require_schedule(schedule)
+    if type(step.head) is not type(network.default_head):
+        ours, theirs = type(step.head).__name__, type(network.default_head).__name__
+        raise ValueError(f"{name} has a {theirs} head; a step of the plan has {ours}")
+    if {type(place) for place in network.places(schedule)} != {type(step.places)}:
+        raise ValueError(f"{name} draws {_unit(network, schedule)}; a step of the plan draws {step.places}")
+    if step.layers is not None and not network.has_subnets:
+        raise ValueError(f"{name} has no subnets, since its layers were not trained to be skipped; VARiant needs VAR")
+    if getattr(step.head, "smooth", False) and isinstance(step.places, Tokens):
+        raise ValueError(f"{name} draws one token after another; smooth mixes the codes of whole maps")
+    if step.masked:
+        _require_masked(step, network, schedule)
+
+
+def _unit(network: Any, schedule: Schedule) -> str:
+    return "whole scales" if isinstance(network.places(schedule)[0], Scale) else "single tokens"
+
+
+def _require_masked(step: Step, network: Any, schedule: Schedule) -> None:
+    if not hasattr(network, "refined"):
+        raise ValueError(f"refine needs a backbone with masked passes (HMAR), not {type(network).__name__}")
+    tokens = schedule.lengths[step.scale]
+    if step.scale == 0 or not all(0 < count < before for before, count in pairwise((tokens, *step.masked))):
+        raise ValueError(
+            f"refine: scale {step.scale} redraws {list(step.masked)} of {tokens} tokens; the numbers must fall from "
+            "below its tokens to 1 or more, and the first scale, which comes from the class alone, has none"
+        )
+
+
+def _bound(plan: Plan, networks: Mapping[str, Any]) -> Iterator[Bound]:
+    """The steps with what their caches need. Those of one network whose layers are the same share a cache."""
+    steps, offsets, known = plan.steps, plan.schedule.offsets, 0
+    for index, step in enumerate(steps):
+        network = networks[step.network]
+        fresh = index == 0 or not _continues(step, steps[index - 1], networks)
+        end = index + 1
+        while end < len(steps) and _continues(steps[end], steps[end - 1], networks):
+            end += 1
+        rest = steps[index : index + 1] if network.markov else steps[index:end]
+        known, k = 0 if fresh else known, step.scale
+        scales = range(k if network.markov else known, k + 1)
+        layers = _layers(step, network)
+        last = offsets[steps[end - 1].scale + 1]
+        yield Bound(
+            step,
+            network,
+            layers,
+            fresh,
+            2 if any(one.is_guided for one in rest) else 1,
+            scales,
+            () if network.markov else _capacities(len(network.blocks), layers, offsets, scales, last),
+        )
+        known = k + 1
+
+
+def _continues(step: Step, before: Step, networks: Mapping[str, Any]) -> bool:
+    """Whether a step goes on with the cache of the step before it."""
+    same = networks[step.network] is networks[before.network]
+    return same and (step.layers, step.verify) == (before.layers, before.verify)
+
+
+def _layers(step: Step, network: Any) -> Layers | None:
+    if step.layers is None or step.layers.count >= len(network.blocks):
+        return None
+    return Layers.spread(len(network.blocks), step.layers.count, step.layers.full_scales)
+
+
+def _capacities(
+    depth: int, layers: Layers | None, offsets: tuple[int, ...], scales: range, last: int
+) -> tuple[int, ...]:
+    """Tokens for which each layer needs cache; skipped layers need none once the scales run through fewer."""
+    if layers is None:
+        return (last,) * depth
+    full = min(offsets[min(layers.full_scales, len(offsets) - 1)], last)
+    if offsets[scales.stop] <= full:
+        return (full,) * depth
+    skipped = full if offsets[scales.start] < full else 0
+    return tuple(last if layer in layers.active else skipped for layer in range(depth))
+
+
+def _passes(one: Bound) -> int:
+    places = one.step.places
+    return places.count if isinstance(places, Tokens) else 1 + len(one.step.masked)
+
+
+def _work(one: Bound, schedule: Schedule) -> int:
+    network, step = one.network, one.step
+    if isinstance(step.places, Tokens):
+        new = step.places.covered(schedule)
+        read = len(network.blocks) * network.layer_work(len(new), new.stop)
+        if one.fresh and new.start > 0:  # the tokens before, in one pass
+            read += len(network.blocks) * network.layer_work(new.start, new.start)
+        return one.rows * (read + network.head_work(len(new)))
+    depth, drawn = range(len(network.blocks)), step.scale
+    head, work = network.head_work(schedule.lengths[drawn]), 0
+    for k in one.scales:  # under the block-causal mask a token attends to its own scale and the coarser ones
+        context = schedule.lengths[k] if network.markov else schedule.offsets[k + 1]
+        each = network.layer_work(schedule.lengths[k], context)
+        work += each * sum(one.layers is None or one.layers.computes(layer, k) for layer in depth)
+    again = head + len(depth) * network.layer_work(schedule.lengths[drawn], schedule.lengths[drawn])
+    # Masked passes run without guidance.
+    return one.rows * work + step.head.rows(step.guidance, one.rows) * head + len(step.masked) * again
+
+
+def _line(group: list[Bound], run: Run) -> str:
+    """Some steps with the same settings, in words."""
+    first, last = group[0].step, group[-1].step
+    config = group[0].network.config
+    told = [
+        f"{type(group[0].network).__name__} {config.depth} x {config.embed_dim}",
+        *_layers_in_words(group),
+        _guidance_in_words([one.step.guidance for one in group]),
+        *last.head.shown(max(one.step.guidance for one in group)),
+        *_masked_in_words(group, run.schedule.lengths),
+    ]
+    if first.verify is not None:
+        told.append(next(str(verification) for steps, verification in run.parts if group[0] in steps))
+    if isinstance(first.places, Tokens):
+        covered = range(first.places.first, last.places.covered(run.schedule).stop)
+        where = "scale 0" if len(covered) == run.schedule.total else f"tokens {covered.start}-{covered.stop - 1}"
+        off = next((one.step.places.covered(run.schedule).start for one in group if one.step.guidance == 0), 0)
+        if off and first.guidance > 0:
+            told.append(f"{off} tokens guided")
+    else:
+        where = f"scales {first.scale}-{last.scale}" if last.scale > first.scale else f"scale {first.scale}"
+    return f"{where}: {', '.join(told)}"
+
+
+def _guidance_in_words(values: list[float]) -> str:
+    low, high = min(values), max(values)
+    return f"guidance {high:g}" if low == high else f"guidance {values[0]:g} to {values[-1]:g}"
+
+
+def _layers_in_words(group: list[Bound]) -> list[str]:
+    layers, first, last = group[0].layers, group[0].step.scale, group[-1].step.scale
+    if layers is None or layers.full_scales > last:
+        return []
+    since = f" from scale {layers.full_scales} on" if layers.full_scales > first else ""
+    return [f"{len(layers.active)} layers{since}"]
+
+
+def _masked_in_words(group: list[Bound], lengths: tuple[int, ...]) -> list[str]:
+    refined = [one for one in group if one.step.masked]
+    if not refined:
+        return []
+    extra = sum(len(one.step.masked) for one in refined)
+    listed = "; ".join(f"{one.step.scale}: {','.join(map(str, _decided(one, lengths)))}" for one in refined)
+    return [f"{extra} masked passes ({listed}){' clean' if refined[0].step.clean else ''}"]
+
+
+def _decided(one: Bound, lengths: tuple[int, ...]) -> list[int]:
+    """How many tokens of a scale are decided in each pass."""
+    return [before - after for before, after in pairwise((lengths[one.step.scale], *one.step.masked, 0))]

@@ -1,0 +1,63 @@
+"""What every head offers: from features of a network to tokens.
+
+Letters: B images, R rows (B, or 2B under guidance: conditional half first), L tokens, C width or channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from var_toolkit.core.noise import Noise
+from var_toolkit.core.parts import Part
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The place of a draw in an image, as heads need it."""
+
+    network: Any
+    condition: Any  # of the network's rows
+    scale: int
+    first: int  # position of the first token in the pyramid
+    count: int  # tokens
+    progress: float  # of the scale, from 0 to 1
+    guidance: float  # t in (1 + t) conditional - t null
+    guided: bool  # whether the features have a null half
+    pyramid: Any  # of the tokenizer
+    noise: Noise
+    note: Any  # function that records whether values are finite
+
+
+class Drawn(NamedTuple):
+    """What a head has drawn."""
+
+    tokens: Tensor  # (B, L), int64; continuous ones (B, L, C), float32
+    codes: Tensor | None  # (B, L, C), if they are not those of the tokens
+    logits: Tensor | None  # (B, L, V), of discrete tokens: what they were drawn from, before the temperature
+
+
+class Head(Part):
+    """How tokens are drawn from features. Its fields are the settings of drawing."""
+
+    def is_guided(self, guidance: float) -> bool:
+        """Whether guidance of this strength has an influence."""
+        return guidance > 0
+
+    def draw(self, hidden_RLC: Tensor, at: Setting) -> Drawn:
+        """The tokens of some features."""
+        raise NotImplementedError
+
+    def evaluations(self) -> int:
+        """Evaluations of a head network for each draw, beyond the features; 0 if it has none."""
+        return 0
+
+    def rows(self, guidance: float, rows: int) -> int:
+        """Rows that the head computes for each image and draw."""
+        return rows
+
+    def shown(self, guidance: float) -> list[str]:
+        """The settings in words."""
+        raise NotImplementedError
