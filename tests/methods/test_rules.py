@@ -115,7 +115,7 @@ def test_too_small_a_rho_would_leave_less_than_nothing():
 
 @pytest.mark.parametrize(
     "rule",
-    [Lantern(table(), delta=0.0), Lantern(table(), factor=1.0), Grouped(1), Decayed(1.0)],
+    [Lantern(delta=0.0).over(table()), Lantern(factor=1.0).over(table()), Grouped(1), Decayed(1.0)],
     ids=["delta", "lambda", "group", "boost"],
 )
 @pytest.mark.parametrize("kind", ["independent", "distinct", "certain"])
@@ -136,7 +136,7 @@ def test_relaxed_rules_at_their_strictest_are_the_standard_one_bit_for_bit(rule,
 def test_lantern_moves_at_most_delta_whatever_is_drafted(delta):
     moved, tokens = [], torch.arange(CODES)
     for seed, (p, _) in enumerate(pairs(40)):
-        rule = Lantern(table(seed=seed), delta=delta)
+        rule = Lantern(delta=delta).over(table(seed=seed))
         relaxed = rule.relaxed(p.expand(CODES, -1), tokens)
         assert relaxed.sum(1).tolist() == pytest.approx([1] * CODES)
         out = emitted(rule, p, None, tokens.unsqueeze(1), "certain")
@@ -149,17 +149,19 @@ def test_lantern_moves_at_most_delta_whatever_is_drafted(delta):
 def test_lantern_gathers_whole_neighbours_in_order_up_to_the_bound():
     p = torch.tensor([0.1, 0.3, 0.25, 0.2, 0.15])
     near = torch.tensor([[1, 2, 3, 4]] + [[0, 2, 3, 4]] * 4)
-    assert Lantern(near, delta=0.6).relaxed(p, torch.tensor(0)).tolist() == pytest.approx([0.65, 0, 0, 0.2, 0.15])
+    assert Lantern(delta=0.6).over(near).relaxed(p, torch.tensor(0)).tolist() == pytest.approx([0.65, 0, 0, 0.2, 0.15])
     # Four times its own mass in all; a farther neighbour that would fit is not taken over a nearer one that does not.
-    assert Lantern(near, factor=4.0).relaxed(p, torch.tensor(0)).tolist() == pytest.approx([0.4, 0, 0.25, 0.2, 0.15])
-    assert Lantern(near, factor=3.9).relaxed(p, torch.tensor(0)).tolist() == pytest.approx(p.tolist())
+    assert Lantern(factor=4.0).over(near).relaxed(p, torch.tensor(0)).tolist() == pytest.approx(
+        [0.4, 0, 0.25, 0.2, 0.15]
+    )
+    assert Lantern(factor=3.9).over(near).relaxed(p, torch.tensor(0)).tolist() == pytest.approx(p.tolist())
 
 
 def test_lanterns_bound_is_given_the_draft_and_not_over_all_drafts():
     """Each of ten drafts borrows from a code that the target likes: together they never give these."""
     tenth, none = torch.full((10,), 0.1, dtype=torch.float64), torch.zeros(10, dtype=torch.float64)
     p, q = torch.cat((none, tenth)), torch.cat((tenth, none))
-    rule = Lantern((torch.arange(20).unsqueeze(1) + 10) % 20, delta=0.1)
+    rule = Lantern(delta=0.1).over((torch.arange(20).unsqueeze(1) + 10) % 20)
     out = emitted(rule, p, q, torch.arange(10).unsqueeze(1), "independent").mean(0)
     assert float((out - p).abs().sum() / 2) == pytest.approx(1.0)
 
@@ -170,7 +172,7 @@ def standing(rule, p: Tensor, q: Tensor) -> Tensor:
     return rule.test(p.expand(CODES, -1), q.expand(CODES, -1), tokens, torch.zeros(CODES))[0]
 
 
-@pytest.mark.parametrize("rule", [Decayed(1.5), Lantern(table(), delta=0.3), Lantern(table(), factor=3.0)])
+@pytest.mark.parametrize("rule", [Decayed(1.5), Lantern(delta=0.3).over(table()), Lantern(factor=3.0).over(table())])
 def test_relaxed_rules_never_let_fewer_drafts_stand(rule):
     more = torch.cat([standing(rule, p, q) - standing(Standard(), p, q) for p, q in pairs(30)])
     assert bool((more > -1e-9).all())
@@ -208,10 +210,10 @@ def test_neighbours_are_the_nearest_other_codes_by_direction_or_as_stored():
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (lambda: Lantern(table(), delta=1.5), "delta is 1.5"),
-        (lambda: Lantern(table(), factor=0.5), "lambda is 0.5"),
-        (lambda: Lantern(table()), "give one of them"),
-        (lambda: Lantern(table(), 0.1, 2.0), "give one of them"),
+        (lambda: Lantern(delta=1.5).over(table()), "delta is 1.5"),
+        (lambda: Lantern(factor=0.5).over(table()), "lambda is 0.5"),
+        (lambda: Lantern(), "give one of them"),
+        (lambda: Lantern(5, 0.1, 2.0), "give one of them"),
         (lambda: Grouped(0), "group is 0"),
         (lambda: Decayed(0.9), "boost is 0.9"),
         (lambda: Decayed(2.0, -1.0), "decay is -1.0"),

@@ -94,7 +94,7 @@ def test_the_network_is_evaluated_at_the_published_times(steps):
     embedding.mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0][0, 0].double()))
     with torch.no_grad():
         field = network.field(torch.randn(1, 4, 32), 1)
-        for time in Flow(steps=steps).evaluations():
+        for time in Flow(steps=steps).evaluated():
             field(torch.randn(1, 4, 4), time)
     slowest = torch.tensor(10_000.0).double() ** (-127 / 128)  # its angle stays below pi / 2
     found = [round(float(torch.asin(sinusoids[-1]) / slowest)) for sinusoids in seen]

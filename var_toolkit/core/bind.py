@@ -289,7 +289,7 @@ def _line(group: list[Bound], run: Run) -> str:
     told = [
         f"{type(group[0].network).__name__} {config.depth} x {config.embed_dim}",
         *_layers_in_words(group),
-        _guidance_in_words([one.step.guidance for one in group]),
+        _guidance_in_words(group),
         *last.head.shown(max(one.step.guidance for one in group)),
         *_masked_in_words(group, run.schedule.lengths),
     ]
@@ -306,9 +306,11 @@ def _line(group: list[Bound], run: Run) -> str:
     return f"{where}: {', '.join(told)}"
 
 
-def _guidance_in_words(values: list[float]) -> str:
-    low, high = min(values), max(values)
-    return f"guidance {high:g}" if low == high else f"guidance {values[0]:g} to {values[-1]:g}"
+def _guidance_in_words(group: list[Bound]) -> str:
+    values = [one.step.guidance for one in group]
+    if min(values) == max(values) or isinstance(group[0].step.places, Tokens):  # whose end is told in tokens
+        return f"guidance {max(values):g}"
+    return f"guidance {values[0]:g} to {values[-1]:g}"
 
 
 def _layers_in_words(group: list[Bound]) -> list[str]:

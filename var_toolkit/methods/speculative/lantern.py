@@ -45,10 +45,13 @@ class Lantern(OneByOne):
     def bound(self, pyramid: Any) -> Lantern:
         """With the neighbours of the codes of a tokenizer."""
         codes_VC = pyramid.embedding.weight.detach()
-        made = copy(self)
         count = min(self.neighbours, len(codes_VC) - 1)
-        table = neighbours(codes_VC if self.raw else normalised_codes(codes_VC), count)
-        object.__setattr__(made, "table", table)
+        return self.over(neighbours(codes_VC if self.raw else normalised_codes(codes_VC), count))
+
+    def over(self, table_Vk: Tensor) -> Lantern:
+        """With given neighbours of each code, int64 (V, k), the nearest first."""
+        made = copy(self)
+        object.__setattr__(made, "table", table_Vk)
         return made
 
     def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
