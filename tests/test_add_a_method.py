@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 
 from var_toolkit.cli import main
-from var_toolkit.core.plan import Stage
+from var_toolkit.core.plan import Step
 from var_toolkit.evaluation.bench.table import table_from
 from var_toolkit.loading import skeleton
 from var_toolkit.methods.by_name import GROUP
@@ -152,16 +152,15 @@ def test_an_installed_package_gives_its_method_the_name_of_the_page(folder, monk
     assert "scales 3-5" in capsys.readouterr().out
 
 
-def test_the_table_of_the_page_has_every_field_of_a_stage():
+def test_the_table_of_the_page_has_every_field_of_a_step():
     rows = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
-    assert rows == [field.name for field in fields(Stage)]
+    assert rows == [field.name for field in fields(Step)]
 
 
 GUIDANCES = {
-    "only at the last scale": lambda k, count: 1.5 * (k == count - 1),
-    "off at the last scale": lambda k, count: 1.5 * (k < count - 1),
-    "off from scale 3 on": lambda k, count: 1.5 * (k < 3),
-    "1e-9 at scales 0 to 2": lambda k, count: 1e-9 if k < 3 else 1.5,
+    "only at the last scale": lambda k, count: k == count - 1,
+    "off at the last scale": lambda k, count: k < count - 1,
+    "off from scale 3 on": lambda k, count: k < 3,
 }
 
 
@@ -171,12 +170,13 @@ def test_switching_guidance_costs_what_the_table_of_the_page_has():
     names, *rows = models
     for case, *costs in rows:
         cells |= {(case, name): float(cost) for name, cost in zip(names, costs, strict=True) if cost}
-    assert len(cells) == 7
+    assert len(cells) == 6
     for (case, name), cost in cells.items():
-        plan = skeleton(name).plan(cfg=1.5)
-        count = len(plan.tokenizer.scales)
-        stages = (replace(*plan.within(range(k, k + 1)), guidance=GUIDANCES[case](k, count)) for k in range(count))
-        found = replace(plan, stages=stages).cost().multiply_adds / plan.cost().multiply_adds
+        pipe = skeleton(name)
+        plan = pipe.plan(guidance_scale=2.5)
+        count = len(plan.schedule)
+        steps = (replace(step, guidance=step.guidance * GUIDANCES[case](step.scale, count)) for step in plan.steps)
+        found = pipe.bind(replace(plan, steps=steps)).cost().multiply_adds / pipe.bind(plan).cost().multiply_adds
         assert round(found, 2) == cost, (case, name)
 
 
@@ -193,5 +193,5 @@ def test_the_short_version_in_the_readme_works(tmp_path, monkeypatch, capsys):
     assert len(list(tmp_path.glob("*.png"))) == 1
     (row,) = re.findall(r"`(\{name: .*\})`", chapter)
     (read,) = table_from({"defaults": {"model": "stilllife-var"}, "rows": [yaml.safe_load(row)]}, allow_code=True).rows
-    assert skeleton(read.source).plan(**read.plan).stages[0].temperature == 0.5
+    assert skeleton(read.source).plan(**read.plan).steps[0].head.temperature == 0.5
     sys.modules.pop(Path(name).stem)

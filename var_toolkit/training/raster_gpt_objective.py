@@ -54,7 +54,7 @@ class RasterGPTObjective(VarObjective):
             self._start(network, self.options.initial)
 
     def _run(self, network: nn.Module, **settings: Any) -> Run:
-        assert isinstance(network, RasterGPT)
+        assert isinstance(network, self.network_type)
         return run_of(self.tokenizer, network, **({"guidance": weight({}, self.sampling, network)} | settings))
 
     def _forced(self, batch: Batch) -> tuple[Tensor, Tensor]:

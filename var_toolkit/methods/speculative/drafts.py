@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from var_toolkit.methods.speculative.rules import Drafted, Kind
-from var_toolkit.models.llamagen import Branches
+from var_toolkit.models.layers.raster_positions import Branches
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from var_toolkit.methods.speculative.lengths import LengthPolicy
 from var_toolkit.methods.speculative.token_sampling import TokenSampling
 from var_toolkit.methods.speculative.verify import Proposer, Rounds
 from var_toolkit.models.draft_heads import EagleHead
-from var_toolkit.models.llamagen import Branches
+from var_toolkit.models.layers.raster_positions import Branches
 
 
 @dataclass(frozen=True)

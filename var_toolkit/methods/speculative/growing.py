@@ -22,7 +22,7 @@ from var_toolkit.methods.speculative.lengths import LengthPolicy
 from var_toolkit.methods.speculative.rules import Kind
 from var_toolkit.methods.speculative.token_sampling import TokenSampling
 from var_toolkit.methods.speculative.verify import Checked, Rounds, along
-from var_toolkit.models.llamagen import Branches
+from var_toolkit.models.layers.raster_positions import Branches
 
 
 @dataclass(frozen=True)

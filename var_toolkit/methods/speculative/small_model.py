@@ -18,7 +18,8 @@ from var_toolkit.methods.speculative.lengths import LengthPolicy
 from var_toolkit.methods.speculative.token_sampling import TokenSampling
 from var_toolkit.methods.speculative.verify import Proposer, Rounds
 from var_toolkit.models.draft_heads import ExitHead, early_exit
-from var_toolkit.models.llamagen import Branches, RasterGPT
+from var_toolkit.models.layers.raster_positions import Branches
+from var_toolkit.models.llamagen import RasterGPT
 
 SHARED = ("vocab_size", "side", "num_classes")
 
