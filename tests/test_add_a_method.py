@@ -104,7 +104,7 @@ def test_the_files_and_commands_of_the_page_work(folder, monkeypatch, capsys):
     assert np.abs(pixels(folder / "shy.png") - pixels(folder / "plain.png")).mean() > 1
     equal = script.splitlines()[0]
     assert equal.startswith("[True, True, False")  # scales 0 and 1 are as before, scale 2 is not
-    assert "guidance 2, " in script
+    assert "guidance 0.8 to 2, " in script
     assert "scales 2-5" in script
     assert pixels(folder / "other.png").shape == (64, 64, 3)
 

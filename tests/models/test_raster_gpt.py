@@ -184,7 +184,7 @@ def test_rows_of_different_lengths_continue_as_if_each_were_alone():
         fed = torch.stack([row[length - 1 : length + 3] for row, length in zip(tokens, kept, strict=True)])
         found = [network.next_hidden(None, part, cache=cache) for part in fed.split((3, 1), dim=1)]
         for row, length in enumerate(kept):
-            alone = network.next_hidden(labels[row : row + 1], tokens[row : row + 1, : length + 3])
+            alone = network.next_hidden(network.prefix(labels[row : row + 1]), tokens[row : row + 1, : length + 3])
             assert_close(torch.cat(found, dim=1)[row], alone[0, length:], atol=2e-5, rtol=0)
     assert cache.lengths_R.tolist() == [7, 11, 5]
 

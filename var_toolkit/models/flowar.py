@@ -26,8 +26,8 @@ from var_toolkit.core.schedule import Scales, Schedule
 from var_toolkit.formats.state_dicts import Arguments, Tensors, count, shape
 from var_toolkit.heads.flow import Flow
 from var_toolkit.models.family import Family
-from var_toolkit.models.layers.attention import Attend, RotaryAttention, block_causal, to_all, within_pyramid
-from var_toolkit.models.layers.flow_head import HEAD_DIM, MLP_RATIO, FlowHead, HeadCondition
+from var_toolkit.models.layers.attention import Attend, RotaryAttention, block_causal, within_pyramid
+from var_toolkit.models.layers.flow_head import HEAD_DIM, MLP_RATIO, Field, FlowHead
 from var_toolkit.models.layers.gated_mlp import GatedMLP, RMSNorm, modulated, ratio_of
 from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.next_scale import Modulation
@@ -89,23 +89,6 @@ class Condition(NamedTuple):
     def of_rows(self, rows: Tensor | slice) -> Condition:
         """The condition of some of the rows."""
         return Condition(self.start_RC[rows], [Modulation(*(one[rows] for one in block)) for block in self.blocks])
-
-
-class Field(NamedTuple):
-    """The velocity field of one scale; time runs from noise at 1 to data at 0."""
-
-    head: FlowHead
-    condition: HeadCondition
-    rotation: Rotation
-
-    def rows(self, count: int) -> Field:
-        """The field of the first `count` rows."""
-        return self._replace(condition=self.condition.rows(count))
-
-    def __call__(self, x_RLc: Tensor, time: float) -> Tensor:
-        """Noisy tokens -> velocities (R, L, c), in the dtype of the weights."""
-        times = torch.full((1, 1), time, dtype=torch.float32, device=x_RLc.device)
-        return self.head(x_RLc, times, self.condition, self.rotation, to_all)
 
 
 class FlowARBlock(nn.Module):

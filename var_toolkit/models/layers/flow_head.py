@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_toolkit.models.layers.attention import Attend, RotaryAttention, RotaryCrossAttention
+from var_toolkit.models.layers.attention import Attend, RotaryAttention, RotaryCrossAttention, to_all
 from var_toolkit.models.layers.gated_mlp import GatedMLP, RMSNorm, modulated
 from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.rotary import Rotation
@@ -154,3 +154,20 @@ class FlowHead(nn.Module):
         for i, block in enumerate(self.res_blocks):
             x_RLW = block(x_RLW, cond, rotation, attend, *condition.memories[i : i + 1])
         return self.final_layer(x_RLW, cond)
+
+
+class Field(NamedTuple):
+    """The velocity field of one scale; time runs from noise at 1 to data at 0."""
+
+    head: FlowHead
+    condition: HeadCondition
+    rotation: Rotation
+
+    def rows(self, count: int) -> Field:
+        """The field of the first `count` rows."""
+        return self._replace(condition=self.condition.rows(count))
+
+    def __call__(self, x_RLc: Tensor, time: float) -> Tensor:
+        """Noisy tokens -> velocities (R, L, c), in the dtype of the weights."""
+        times = torch.full((1, 1), time, dtype=torch.float32, device=x_RLc.device)
+        return self.head(x_RLc, times, self.condition, self.rotation, to_all)
