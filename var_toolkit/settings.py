@@ -32,14 +32,14 @@ class Settings(TypedDict, total=False):
     smooth: bool | None  # mix codes instead of drawing one
     subnet: int | None  # layers for the scales from `full_scales` on (VARiant); the two go together
     full_scales: int | None
-    refine: str | Sequence[Sequence[int]] | None  # masked passes (HMAR): a name, lists (`refinement`), or "off"
+    refine: str | Sequence[Sequence[int]] | None  # masked passes (HMAR), as `methods.masked_passes` takes them
     refine_clean: bool | None  # see `core.plan.Step`
-    solver: str | None  # of continuous tokens (FlowAR): published, euler, midpoint, heun (`sampling.flow.Flow`)
+    solver: str | None  # of continuous tokens (FlowAR): published, euler, midpoint, heun (`heads.flow.Flow`)
     steps: int | None
     guidance_interval: tuple[float, float] | None  # times between 0 (data) and 1 (noise) at which guidance is on
     guidance_scales: tuple[int | None, int | None] | None  # scales with guidance, from one to before another
     guided_tokens: int | None  # of next-token models (LlamaGen): how many tokens are guided
-    speculate: str | None  # proposer (`speculative.settings`): jacobi, draft, early-exit, ngram, eagle
+    speculate: str | None  # proposer (`methods.speculative.settings`): jacobi, draft, early-exit, ngram, eagle
     accept: str | None  # acceptance rule: standard (the default), kseq, lantern, grouped, decayed
     draft_length: int | str | None  # tokens (VAR: scales) that a pass decides at most; "auto" adapts
     draft_tree: tuple[int, ...] | None  # instead: children of each node, one number per level
@@ -54,7 +54,7 @@ class Settings(TypedDict, total=False):
     group: int | None  # codes that are judged together
     boost: float | None  # factor on the acceptance probability of the first draft
     decay: float | None  # of that factor with every draft
-    method: str | Method | None  # from a plan to a plan, applied last: a function, or its name (`sampling.methods`)
+    method: str | Method | None  # from a plan to a plan, applied last: a function, or its name (`methods.by_name`)
     method_options: dict[str, Any] | None  # its keywords
 
 
@@ -79,8 +79,17 @@ def _checked(name: str, value: Any) -> Any:
         return flag(name, value)
     if name == "temperature" and _is_list(value):
         return tuple(checked(name, one) for one in value)
+    if name == "guidance_scales":
+        return _span(value)
     other = name in ("guidance_scale", "guidance_interval") or (name == "draft_length" and value == "auto")
     return checked(name, value) if name in RANGES and not other else value
+
+
+def _span(value: Any) -> tuple[int | None, int | None]:
+    ends = tuple(value) if _is_list(value) else (value,)
+    if len(ends) != 2 or not all(end is None or (type(end) is int and end >= 0) for end in ends):
+        raise ValueError(f"guidance_scales is {brief(value)}; it must be two scales, (first, end), such as (0, 9)")
+    return ends
 
 
 def _is_list(value: Any) -> bool:

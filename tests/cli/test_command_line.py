@@ -114,7 +114,7 @@ def test_the_options_are_the_documented_ones():
         "--batch-size",
         "--tokenizer",
     }
-    drawing |= {"--solver", "--steps", "--guidance-interval", "--guided-tokens"}
+    drawing |= {"--solver", "--steps", "--guidance-interval", "--guidance-scales", "--guided-tokens"}
     plans = {"--subnet", "--full-scales", "--refine", "--refine-clean", "--drafter", "--refiner", "--draft-scales"}
     plans |= {
         "--speculate", "--accept", "--draft-model", "--draft-length", "--draft-tree", "--draft-confidence",
@@ -122,7 +122,8 @@ def test_the_options_are_the_documented_ones():
         "--group", "--boost", "--decay", "--method",
     }  # fmt: skip
     images = machine | drawing | plans | {
-        "--class", "-n", "--seed", "--model", "--out", "--grid", "--trace", "--save-tokens", "--dry-run", "--json",
+        "--class", "-n", "--seed", "--model", "--out", "--grid", "--trace", "--save-tokens", "--plan", "--dry-run",
+        "--json",
     }  # fmt: skip
     assert options["sample"] == images
     assert options["edit"] == images | {"--mask", "--expand", "--keep-pixels"}

@@ -17,6 +17,7 @@ from var_toolkit.cli.options import (
     add_sampling_options,
     at_least,
     model_of,
+    named,
     sampling_settings,
 )
 from var_toolkit.conditions.class_names import NO_CLASS
@@ -59,6 +60,9 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE.safetensors",
         help="write the tokens (tensors scale_0, scale_1 ...; tokens of next-token models) and the latents (latent)",
+    )
+    parser.add_argument(
+        "--plan", type=Path, metavar="FILE.json", help="the plan that a dry run, or any run, printed with --json"
     )
     parser.add_argument("--dry-run", action="store_true", help="show the plan and its cost, draw nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -105,7 +109,7 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     shape = skeleton(model_of(args), tokenizer=args.tokenizer)
     labels = [label for text in args.classes for label in shape.class_names.resolve_all(text)]
     _check_count(args, len(labels))
-    plan = shape.plan(**sampling_settings(args))
+    plan = _plan(args, shape)
     facts = task.check(shape, plan)
     if args.dry_run:
         _show_plan(args, shape.bind(plan), labels)
@@ -120,6 +124,21 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     drawn = _draw(pipe, args, task, labels)
     _write_sheets(args, task, pipe, drawn)
     _report(args, pipe, plan, drawn, loading, facts)
+
+
+def _plan(args: argparse.Namespace, pipe: Pipeline) -> Plan:
+    """The plan of a file, or that of the sampling options. ValueError for both, or if it does not fit the model."""
+    settings = {name: value for name, value in sampling_settings(args).items() if value is not None}
+    if args.plan is None:
+        return pipe.plan(**settings)
+    if settings:
+        raise ValueError(f"--plan {args.plan} holds its own settings; remove {min(settings)}, or --plan")
+    from var_toolkit.core.plan import Plan
+
+    plan = Plan.read(args.plan)
+    with named(args.plan):
+        pipe.bind(plan)
+    return plan
 
 
 def _check_count(args: argparse.Namespace, classes: int) -> None:
@@ -158,7 +177,7 @@ def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, wanted: list[int
     """Draw the seeds of each label, and write each image once its batch is done."""
     from var_toolkit.progress import Progress
 
-    drawn, size, plan = Drawn(), args.batch_size, pipe.plan(**sampling_settings(args))
+    drawn, size, plan = Drawn(), args.batch_size, _plan(args, pipe)
     count = len(wanted) * args.n
     with Progress(-(-count // size) * len(pipe.backbone.scales), "scales", what="drawing", leave=False) as bar:
 

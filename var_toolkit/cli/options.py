@@ -137,6 +137,9 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         help="continuous tokens: guide at times between LOW and HIGH; 0 is data, 1 is noise",
     )
     parser.add_argument(
+        "--guidance-scales", type=_span, metavar="A:B", help="guide only the scales from A to before B, such as 0:9"
+    )
+    parser.add_argument(
         "--guided-tokens", type=at_least(0), metavar="N", help="next-token models: guide only the first N tokens"
     )
     parser.add_argument(
@@ -213,6 +216,15 @@ def _length(text: str) -> int | str:
     return text if text == "auto" else at_least(1)(text)
 
 
+def _span(text: str) -> tuple[int | None, int | None]:
+    """The two ends of a range of scales; one that is left out is that of the schedule."""
+    found = re.fullmatch(r"(\d*):(\d*)", text, re.ASCII)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} must be two scales with a colon between them, such as 0:9 or :9")
+    first, last = (int(end) if end else None for end in found.groups())
+    return first, last
+
+
 def _widths(text: str) -> tuple[int, ...]:
     return tuple(at_least(1)(part) for part in text.split(","))
 
@@ -229,6 +241,7 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
         "solver": args.solver,
         "steps": args.steps,
         "guidance_interval": args.guidance_interval and tuple(args.guidance_interval),
+        "guidance_scales": args.guidance_scales,
         "guided_tokens": args.guided_tokens,
         "subnet": args.subnet,
         "full_scales": args.full_scales,

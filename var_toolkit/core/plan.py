@@ -106,6 +106,11 @@ class Step(Part):
         object.__setattr__(self, "guidance", checked("guidance", self.guidance))
         object.__setattr__(self, "clean", flag("clean", self.clean))
         object.__setattr__(self, "masked", tuple(self.masked))
+        if not isinstance(self.places, Scale | Tokens):
+            raise ValueError(f"a step draws {shown(self.places)}; its places must be a Scale or Tokens")
+        for name, kind in (("layers", Subnet), ("verify", Verify)):
+            if not isinstance(getattr(self, name), kind | None):
+                raise ValueError(f"{name} is {shown(getattr(self, name))}; it must be a {kind.__name__} or nothing")
         if not isinstance(self.head, Head):
             raise ValueError(f"a step has head {shown(self.head)}; it must be a Categorical or a Flow")
         if self.masked and (not isinstance(self.places, Scale) or getattr(self.head, "smooth", False)):

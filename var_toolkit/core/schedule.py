@@ -59,7 +59,10 @@ class Scales:
         """The schedule that `to_json` wrote. ValueError with `where` for anything else."""
         if not isinstance(given, list | tuple):
             raise ValueError(f"{where} is {given!r}; it must be a list of sides of maps, such as [1, 2, 3, 4]")
-        return cls(tuple(given))
+        try:
+            return cls(tuple(given))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
     @property
     def lengths(self) -> tuple[int, ...]:
