@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from var_toolkit.core.schedule import SCHEDULES, Scales
+from var_toolkit.core.schedule import SCHEDULES, Scales, Schedule, increasing_sides
 
 
 @pytest.mark.parametrize(("name", "total"), [("256", 680), ("512", 2240), ("1024", 9451)])
@@ -40,9 +40,46 @@ def test_split_undoes_packing():
 @pytest.mark.parametrize("sides", [(), (0, 1), (2, 1), (1, 1), (1, "2"), (1.0, 2)])
 def test_invalid_patch_nums_are_refused(sides):
     with pytest.raises(ValueError, match="patch_nums"):
-        Scales(sides)
+        increasing_sides(sides)
 
 
 def test_an_unknown_schedule_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="256, 512, 1024"):
         Scales.named("300")
+
+
+@pytest.mark.parametrize(
+    ("text", "maps"), [("1,2,4x6", ((1, 1), (2, 2), (4, 6))), ("1,4,4,2", ((1, 1), (4, 4), (4, 4), (2, 2)))]
+)
+def test_a_written_schedule_is_read_and_goes_through_json(text, maps):
+    schedule = Schedule.parse(text)
+    assert schedule.maps == maps
+    assert str(schedule) == text
+    assert schedule.lengths == tuple(h * w for h, w in maps)
+    assert Schedule.from_json(schedule.to_json(), where="plan") == schedule
+
+
+@pytest.mark.parametrize("text", ["", "1,,2", "0,1", "4x", "4x0", "1,-2", "2x3x4"])
+def test_a_schedule_that_cannot_be_read_is_refused(text):
+    with pytest.raises(ValueError, match=f"schedule is '{text}'"):
+        Schedule.parse(text)
+
+
+@pytest.mark.parametrize("entry", [(1, 2, 3), (0, 1), (1, "2")])
+def test_a_map_that_is_not_height_and_width_is_refused(entry):
+    with pytest.raises(ValueError, match="patch_nums"):
+        Schedule((1, entry))
+
+
+def test_a_pair_of_equal_numbers_is_a_square_map():
+    assert Schedule((1, (2, 2))) == Schedule((1, 2))
+
+
+def test_the_side_of_the_last_map_is_refused_where_it_is_not_square():
+    with pytest.raises(ValueError, match="schedule is 1,4x6"):
+        _ = Schedule((1, (4, 6))).finest
+
+
+def test_networks_of_square_growing_maps_refuse_others():
+    with pytest.raises(ValueError, match="patch_nums"):
+        increasing_sides((1, (2, 3)))  # type: ignore[arg-type]

@@ -5,11 +5,14 @@ Letters: L tokens of the whole pyramid, K scales.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
 
 # Published schedules by image side in pixels (VAR, arXiv 2404.02905; 1024 as in HMAR, arXiv 2506.04421).
@@ -21,24 +24,38 @@ SCHEDULES: dict[str, tuple[int, ...]] = {
 
 
 @dataclass(frozen=True)
-class Scales:
-    """A schedule of square token maps, coarse to fine.
+class Schedule:
+    """A schedule of token maps, drawn in this order.
 
-    `patch_nums` are the sides of the maps: strictly increasing positive integers. ValueError otherwise.
+    `patch_nums` holds one entry per map: the side of a square map, or (height, width). Sides may repeat. A pair of
+    equal numbers is kept as one side, so that equal schedules compare equal. ValueError for anything else.
     """
 
-    patch_nums: tuple[int, ...]
+    patch_nums: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "patch_nums", tuple(self.patch_nums))
-        sides = self.patch_nums
-        if not sides or not all(isinstance(side, int) and side > 0 for side in sides):
-            raise ValueError(f"patch_nums is {list(sides)}; it must be a list of positive integers, such as 1 2 3 4")
-        if any(fine <= coarse for coarse, fine in pairwise(sides)):
-            raise ValueError(f"patch_nums is {list(sides)}; it must be strictly increasing")
+        entries = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in self.patch_nums)
+        if not entries or not all(map(_is_map, entries)):
+            raise ValueError(
+                f"patch_nums is {list(entries)}; it must be a list of positive integers, such as 1 2 3 4, "
+                "or of pairs (height, width)"
+            )
+        kept = tuple(entry[0] if isinstance(entry, tuple) and entry[0] == entry[1] else entry for entry in entries)
+        object.__setattr__(self, "patch_nums", kept)
 
     @classmethod
-    def named(cls, name: str) -> Scales:
+    def parse(cls, text: str) -> Schedule:
+        """The schedule written as `1,2,4` or, with maps of height x width, `1,2,4x6`. ValueError otherwise."""
+        entries = [re.fullmatch(r"([0-9]+)(?:x([0-9]+))?", entry.strip()) for entry in text.split(",")]
+        numbers = [(int(found[1]), int(found[2] or found[1])) for found in entries if found]
+        if len(numbers) < len(entries) or not all(map(_is_map, numbers)):
+            raise ValueError(
+                f"schedule is {text!r}; it must be sides of maps, such as 1,2,4, or 1,2,4x6 (height x width)"
+            )
+        return cls(tuple(numbers))
+
+    @classmethod
+    def named(cls, name: str) -> Schedule:
         """The published schedule for images of 256, 512 or 1024 px. ValueError for another name."""
         if name not in SCHEDULES:
             raise ValueError(f"schedule is {name!r}; it must be one of {', '.join(SCHEDULES)}")
@@ -48,14 +65,14 @@ class Scales:
         return len(self.patch_nums)
 
     def __str__(self) -> str:
-        return ",".join(map(str, self.patch_nums))
+        return ",".join(f"{e[0]}x{e[1]}" if isinstance(e, tuple) else str(e) for e in self.patch_nums)
 
-    def to_json(self) -> list[int]:
-        """The sides of the maps."""
-        return list(self.patch_nums)
+    def to_json(self) -> list[int | list[int]]:
+        """One entry per map: its side, or [height, width]."""
+        return [list(entry) if isinstance(entry, tuple) else entry for entry in self.patch_nums]
 
     @classmethod
-    def from_json(cls, given: object, *, where: str) -> Scales:
+    def from_json(cls, given: object, *, where: str) -> Schedule:
         """The schedule that `to_json` wrote. ValueError with `where` for anything else."""
         if not isinstance(given, list | tuple):
             raise ValueError(f"{where} is {given!r}; it must be a list of sides of maps, such as [1, 2, 3, 4]")
@@ -65,9 +82,14 @@ class Scales:
             raise ValueError(f"{where}: {error}") from None
 
     @property
+    def maps(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of every map, (K)."""
+        return tuple(entry if isinstance(entry, tuple) else (entry, entry) for entry in self.patch_nums)
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens per scale, (K)."""
-        return tuple(side * side for side in self.patch_nums)
+        return tuple(height * width for height, width in self.maps)
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -81,8 +103,11 @@ class Scales:
 
     @property
     def finest(self) -> int:
-        """Side of the last map, which is the side of the latent."""
-        return self.patch_nums[-1]
+        """Side of the last map, which is the side of the latent. ValueError where that map is not square."""
+        height, width = self.maps[-1]
+        if height != width:
+            raise ValueError(f"schedule is {self}; its last map must be square here, and it is {height}x{width}")
+        return height
 
     def progress(self, scale: int) -> float:
         """Position of a scale from 0 (first) to 1 (last), used by guidance ramps and the choice of phis."""
@@ -115,4 +140,20 @@ class Scales:
         return levels[:, None] == levels[None, :]
 
 
-Schedule = Scales
+Scales = Schedule  # its name where only square maps occur
+
+
+def increasing_sides(sides: Iterable[int]) -> tuple[int, ...]:
+    """The sides of square maps that grow from each to the next, which most networks need. ValueError otherwise."""
+    schedule = Schedule(tuple(sides))
+    if not all(isinstance(side, int) for side in schedule.patch_nums):
+        raise ValueError(f"patch_nums is {list(schedule.patch_nums)}; it must be a list of sides of square maps")
+    if any(fine <= coarse for coarse, fine in pairwise(schedule.patch_nums)):
+        raise ValueError(f"patch_nums is {list(schedule.patch_nums)}; it must be strictly increasing")
+    return schedule.patch_nums
+
+
+def _is_map(entry: object) -> bool:
+    """Whether this is a side of a square map or (height, width)."""
+    numbers = entry if isinstance(entry, tuple) else (entry, entry)
+    return len(numbers) == 2 and all(isinstance(number, int) and number > 0 for number in numbers)

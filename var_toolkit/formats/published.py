@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from var_toolkit import registry
-from var_toolkit.core.schedule import SCHEDULES, Scales
+from var_toolkit.core.schedule import SCHEDULES, increasing_sides
 from var_toolkit.entries import Sampling
 from var_toolkit.formats.directory import build, fill
 from var_toolkit.formats.state_dicts import Tensors, Told, require, sizes_of
@@ -61,5 +61,5 @@ def _schedule(told: Mapping[str, Any]) -> tuple[int, ...]:
     where = "the configuration of the tokenizer"
     for name in ("patch_nums", "v_patch_nums"):
         if name in told:
-            return Scales(convert(tuple[int, ...], told[name], where=f"{where}: {name}")).patch_nums
+            return increasing_sides(convert(tuple[int, ...], told[name], where=f"{where}: {name}"))
     return (convert(int, told["side"], where=f"{where}: side"),) if "side" in told else SCHEDULES["256"]

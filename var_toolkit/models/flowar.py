@@ -22,7 +22,7 @@ from var_toolkit.conditions.condition import labels_of
 from var_toolkit.core.cache import KVCache, cache_of, token_span
 from var_toolkit.core.layers import Layers
 from var_toolkit.core.plan import Scale, linear_ramp, require_own_schedule, scale_places
-from var_toolkit.core.schedule import Scales, Schedule
+from var_toolkit.core.schedule import Scales, Schedule, increasing_sides
 from var_toolkit.formats.state_dicts import Arguments, Tensors, count, shape
 from var_toolkit.heads.flow import Flow
 from var_toolkit.models.family import Family
@@ -56,7 +56,7 @@ class FlowARConfig:
     dropout: float = 0.0  # of attention weights and of the outputs of attention and MLP, in training
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "patch_nums", Scales(tuple(self.patch_nums)).patch_nums)
+        object.__setattr__(self, "patch_nums", increasing_sides(self.patch_nums))
         for name in (
             "embed_dim", "encoder_depth", "decoder_depth", "num_heads", "num_classes", "latent_channels", "head_depth",
             "head_width",

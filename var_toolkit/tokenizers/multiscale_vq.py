@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.core.schedule import SCHEDULES, Scales
+from var_toolkit.core.schedule import SCHEDULES, Scales, increasing_sides
 from var_toolkit.formats.directory import build, fill
 from var_toolkit.formats.next_scale_files import ARGUMENTS
 from var_toolkit.formats.state_dicts import Tensors, Told, count, require, shape, sizes_of
@@ -38,7 +38,7 @@ class MultiScaleVQConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
-        object.__setattr__(self, "patch_nums", Scales(tuple(self.patch_nums)).patch_nums)
+        object.__setattr__(self, "patch_nums", increasing_sides(self.patch_nums))
         for name in ("vocab_size", "z_channels", "ch", "num_res_blocks", "quant_conv_ks", "norm_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive integer")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from var_toolkit.core.cache import KVCache
 from var_toolkit.core.plan import Scale, linear_ramp, require_own_schedule, scale_places
-from var_toolkit.core.schedule import SCHEDULES, Scales, Schedule
+from var_toolkit.core.schedule import SCHEDULES, Scales, Schedule, increasing_sides
 from var_toolkit.heads.categorical import Categorical
 from var_toolkit.heads.head import Head
 from var_toolkit.models.layers.attention import Attend, SelfAttention
@@ -41,7 +41,7 @@ class NextScaleConfig:
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "patch_nums", Scales(tuple(self.patch_nums)).patch_nums)
+        object.__setattr__(self, "patch_nums", increasing_sides(self.patch_nums))
         for name in ("depth", "embed_dim", "num_heads", "num_classes", "vocab_size", "latent_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive integer")
