@@ -193,8 +193,8 @@ class Pipeline:
         depth: dict[str, Any] = {name: given.pop(name) for name in ("subnet", "full_scales") if name in given}
         drafts = {name: value for name in SPECULATIVE if (value := given.pop(name, False)) is not False}
         method, options = given.pop("method", None), given.pop("method_options", None)
+        require_kind(self.backbones, given)
         plan = default_plan(self, given)
-        require_kind(plan, given)
         require_masked_passes(self, plan, given)
         if depth:
             given_depth = {"subnet": self.sampling.subnet, "full_scales": self.sampling.full_scales, **depth}

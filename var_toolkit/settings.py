@@ -96,9 +96,9 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
 
 
-def require_kind(plan: Plan, given: dict[str, Any]) -> None:
-    """Refuse settings that mean nothing for any head of the plan."""
-    kinds = {isinstance(step.head, Flow) for step in plan.steps}
+def require_kind(backbones: Sequence[Any], given: dict[str, Any]) -> None:
+    """Refuse settings that mean nothing for the head of any backbone."""
+    kinds = {isinstance(backbone.default_head, Flow) for backbone in backbones}
     if True not in kinds and (odd := given.keys() & set(CONTINUOUS)):
         raise ValueError(f"{min(odd)} is for continuous tokens (FlowAR); this model's are discrete")
     if False not in kinds and (odd := given.keys() & set(DISCRETE)):
