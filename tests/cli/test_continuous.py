@@ -54,14 +54,14 @@ def test_images_tokens_and_the_work_are_told(flowar, capsys):
     [
         (["--solver", "heun", "--steps", "3"], 5, "3 steps (heun), guided from 0.9 to 0"),
         (["--solver", "midpoint", "--steps", "2", "--guidance-interval", "0.25", "0.5"], 4, "guided from 0.5 to 0.25"),
-        (["--steps", "4"], 4, "guidance 1.5, 4 steps (published)"),
+        (["--steps", "4"], 4, "guidance 0 to 1.5, 4 steps (published)"),
         (["--cfg", "1"], 2, "guidance 0, 3 steps (published)"),
     ],
 )
 def test_settings_of_the_solver_reach_the_plan(flowar, options, evaluations, words, capsys):
     assert sample(flowar, *options, "--dry-run", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
-    assert words in facts["plan"]
+    assert words in facts["plan_in_words"]
     assert sample(flowar, *options, "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["velocity_evaluations"] == facts["velocity_evaluations_per_batch"] == 3 * evaluations
@@ -97,7 +97,7 @@ def test_another_autoencoder_draws_larger_images(flowar, coarser, capsys):
         (["--smooth"], "smooth is for discrete tokens"),
         (["--refine", "published"], "refine needs a backbone with masked passes"),
         (["--subnet", "2", "--full-scales", "2"], "FlowAR has no subnets; VARiant needs VAR"),
-        (["--subnet", "9", "--full-scales", "9"], "FlowAR has no subnets; VARiant needs VAR"),
+        (["--subnet", "9", "--full-scales", "9"], "--full-scales is 9"),
         (["--model", "DISCRETE", "--steps", "5"], "steps is for continuous tokens (FlowAR)"),
         (["--model", "DISCRETE", "--tokenizer", "OTHER"], "draws discrete tokens and needs a MultiScaleVQ"),
         (["--tokenizer", "EIGHT"], "expects 4 latent channels"),
@@ -172,5 +172,5 @@ def test_the_plan_of_a_published_model_needs_no_download(capsys, monkeypatch):
     monkeypatch.setattr("var_toolkit.formats.hub.download", None)
     assert main(["sample", "--class", "207", "--model", "flowar-l", "--dry-run", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert "FlowAR 16 x 1024, guidance 1.4, 25 steps (published), guided from 0.9 to 0" in facts["plan"]
+    assert "FlowAR 16 x 1024, guidance 0 to 1.4, 25 steps (published), guided from 0.9 to 0" in facts["plan_in_words"]
     assert facts["velocity_evaluations_per_batch"] == 5 * 24

@@ -90,4 +90,4 @@ def test_bad_input_is_one_line(model, options, words, capsys):
 def test_another_guidance_in_the_same_folder_is_refused(model, capsys):
     assert evaluate(model, "--classes", "3", "--per-class", "1", "--out", "set") == 0
     assert evaluate(model, "--classes", "3", "--per-class", "1", "--out", "set", "--cfg", "3") == 2
-    assert "guidance 1.5, not 3.0" in capsys.readouterr().err
+    assert "cfg 1.5, not 3.0" in capsys.readouterr().err

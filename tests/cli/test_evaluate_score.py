@@ -69,7 +69,7 @@ def test_a_folder_that_says_how_it_was_sampled_is_quoted(parsed, sets, capsys):
     folder.mkdir()
     for i, image in enumerate(torch.randint(256, (4, 64, 64, 3), dtype=torch.uint8)):
         Image.fromarray(image.numpy()).save(folder / f"{i}.png")
-    (folder / "settings.json").write_text('{"model": "x", "per_class": 2, "stages": [{"guidance": 1.5}]}')
+    (folder / "settings.json").write_text('{"model": "x", "per_class": 2, "plan": {"steps": [{"guidance": 1.5}]}}')
     parsed("--images", "images", "--reference", "a.npz", "--features", "stilllife")
     out = capsys.readouterr().out
     assert "model        x\n" in out

@@ -35,16 +35,16 @@ def test_a_dry_run_shows_what_a_method_does(given, temperature, model, capsys):
 def test_what_was_drawn_is_told_with_its_plan(model, capsys):
     command = ["sample", "--class", "3", "--model", model, "--json", "--method", "warmer_method:warmer"]
     assert main([*command, "--dry-run"]) == 0
-    planned = json.loads(capsys.readouterr().out)["plan"]
+    planned = json.loads(capsys.readouterr().out)
     assert main(command) == 0
-    assert json.loads(capsys.readouterr().out)["plan"] == planned
-    assert "temperature 2" in planned
+    assert json.loads(capsys.readouterr().out)["plan"] == planned["plan"]
+    assert "temperature 2" in planned["plan_in_words"]
 
 
 def test_a_set_of_samples_has_a_method_and_goes_on_only_with_the_same(model, capsys):
     command = ["evaluate", "sample", "--model", model, "--classes", "0-1", "--per-class", "1", "--out", "set"]
     assert main([*command, "--method", "warmer_method:warmer", "temperature=3"]) == 0
-    assert json.loads(Path("set/settings.json").read_text())["stages"][0]["temperature"] == 3
+    assert json.loads(Path("set/settings.json").read_text())["plan"]["steps"][0]["head"]["temperature"] == 3
     assert main([*command, "--method", "warmer_method:warmer", "temperature=3"]) == 0
     assert main([*command, "--method", "warmer_method:warmer"]) == 2
 

@@ -48,7 +48,7 @@ def test_the_grid_and_the_trace_show_the_finished_images(llamagen, capsys):
 def test_guided_tokens_reach_the_plan_and_the_images(llamagen, capsys):
     assert sample(llamagen, "--guided-tokens", "4", "--dry-run", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
-    assert "guidance 1, top-k 0, top-p 0, temperature 1, 4 tokens guided" in facts["plan"]
+    assert "guidance 1, top-k 0, top-p 0, temperature 1, 4 tokens guided" in facts["plan_in_words"]
     assert facts["forward_passes_per_batch"] == 9
     tokens = {}
     for name, options in {"none": ["--guided-tokens", "0"], "off": ["--cfg", "1"], "all": []}.items():
@@ -77,7 +77,10 @@ def test_without_guidance_half_the_memory_is_held(llamagen, capsys):
         (["--guided-tokens", "-1"], "'-1' must be an integer of at least 0"),
         (["--model", "VAR", "--guided-tokens", "3"], "--guided-tokens is for next-token models, not VAR"),
         (["--tokenizer", "./nowhere"], "./nowhere: "),
-        (["--drafter", "LLAMAGEN", "--refiner", "LLAMAGEN", "--draft-scales", "1"], "draws its image as one map"),
+        (
+            ["--drafter", "LLAMAGEN", "--refiner", "LLAMAGEN", "--draft-scales", "1"],
+            "has one model",
+        ),
         (["--drafter", "VAR", "--refiner", "LLAMAGEN", "--draft-scales", "1"], "an image needs one for both"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -109,7 +112,7 @@ def test_the_plan_of_a_published_model_needs_no_download(capsys, monkeypatch):
     monkeypatch.setattr("var_toolkit.formats.hub.download", None)
     assert main(["sample", "--class", "207", "--model", "llamagen-xl", "--dry-run", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert "RasterGPT 36 x 1280, guidance 0.75, top-k 0, top-p 0, temperature 1" in facts["plan"]
+    assert "RasterGPT 36 x 1280, guidance 0.75, top-k 0, top-p 0, temperature 1" in facts["plan_in_words"]
     assert facts["forward_passes_per_batch"] == 576
     assert "seconds_on_this_cpu_about" not in facts  # which multiply-adds do not tell
 

@@ -13,8 +13,10 @@ DRAWING = [name for name, entry in ENTRIES.items() if entry.draws]
 @pytest.mark.parametrize("model", DRAWING)
 def test_every_plan_fits_its_model_and_the_own_one_comes_first(model):
     found = choices(model)
-    plans = [str(skeleton(choice.source).plan(**choice.settings)) for choice in found]
-    assert plans[0] == str(skeleton(model).plan())
+    shapes = [(skeleton(choice.source), choice.settings) for choice in found]
+    plans = [str(shape.bind(shape.plan(**settings))) for shape, settings in shapes]
+    pipe = skeleton(model)
+    assert plans[0] == str(pipe.bind(pipe.plan()))
     assert len(set(plans)) == len({choice.name for choice in found}) == len(found)
 
 

@@ -240,10 +240,10 @@ def test_what_is_predicted_is_the_plans_cost_and_what_the_engine_counts(model, t
     rows = tuple(Row(str(plan), model, plan=plan, batch=3, dtype="bfloat16", device="cpu") for plan in plans)
     found = measure(Table(rows, rounds=1, seconds=0), cache=tmp_path, on_step=lambda what: None)
     for row in report(Table(rows, rounds=1), found, "")["rows"]:
-        plan, predicted = load(model, device="cpu").plan(**row["plan"]), row["predicted"]
-        counted = plan.cost()
+        pipe, predicted = load(model, device="cpu"), row["predicted"]
+        counted = pipe.bind(pipe.plan(**row["plan"])).cost()
         assert predicted["multiply_adds"] == counted.multiply_adds
-        assert predicted["decoder_multiply_adds"] == decoder_multiply_adds(plan)
+        assert predicted["decoder_multiply_adds"] == decoder_multiply_adds(pipe.tokenizer)
         assert predicted["cache_bytes_per_image"] == 2 * counted.cache_values == row["cache_bytes_per_image"]
         assert predicted["forward_passes"] == counted.forward_passes == row["forward_passes"]
     assert row["predicted"]["transformer_ratio"] == 2.0
@@ -291,7 +291,7 @@ def test_memory_is_counted_over_all_rows(model, monkeypatch):
 def test_the_bytes_of_a_row_are_its_weights_and_its_cache(model):
     pipe = load(model, device="cpu")
     weights = sum(p.numel() for part in (pipe.tokenizer, pipe.backbone) for p in part.parameters())
-    assert size_of(Row("a", model, batch=3)).bytes == 4 * (weights + 3 * pipe.plan().cost().cache_values)
+    assert size_of(Row("a", model, batch=3)).bytes == 4 * (weights + 3 * pipe.bind(pipe.plan()).cost().cache_values)
 
 
 def test_a_process_that_dies_is_said_to_have(model):

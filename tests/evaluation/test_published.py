@@ -22,9 +22,9 @@ def test_a_set_drawn_as_the_authors_drew_theirs_has_their_figure(model, fid):
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
-        ({"subnet": 2, "full_scales": 1}, "the plan has a different subnet"),
+        ({"subnet": 2, "full_scales": 1}, "the plan has a different layers"),
         ({"cfg": 4.0, "smooth": True}, "the plan has a different guidance, smooth"),
-        ({"temperature": (1.1,) * 7 + (1.0,) * 3}, "scales, smooth, speculation, subnet, temperature"),
+        ({"temperature": (1.1,) * 7 + (1.0,) * 3}, "the plan has a different temperature"),
     ],
 )
 def test_another_plan_has_no_published_figure(plan, words):

@@ -234,8 +234,8 @@ def test_the_settings_are_noted_whole(whole, model):
     noted = json.loads((whole / "settings.json").read_text())
     assert noted["model"] == model
     assert noted["classes"] == "0-9"
-    assert noted["stages"][0]["guidance"] == 1.5
-    assert "VAR 4 x 256, guidance 1.5, top-k 900" in noted["plan"]
+    assert noted["plan"]["steps"][-1]["guidance"] == 1.5
+    assert "VAR 4 x 256, guidance 0 to 1.5, top-k 900" in noted["plan_in_words"]
     assert noted["versions"]["torch"] == torch.__version__
 
 
@@ -247,7 +247,7 @@ def test_the_settings_are_noted_whole(whole, model):
         ({"classes": "0-8"}, 'classes "0-9", not "0-8"'),
         ({"seed": 1}, "seed 0, not 1"),
         ({"batch_size": 8}, "batch_size 4, not 8"),
-        ({"settings": {"cfg": 2}}, "guidance 1.5, not 2"),
+        ({"settings": {"cfg": 2}}, "cfg 1.5, not 2"),
         ({"settings": {"cfg": 1.5}}, None),
         ({"dtype": torch.bfloat16}, 'dtype "float32", not "bfloat16"'),
         ({"model": "stilllife-var-small"}, "was started with model"),

@@ -12,7 +12,7 @@ from small_llamagen import tiny_vq
 from torch.testing import assert_close
 
 from var_toolkit.conditions.condition import Condition
-from var_toolkit.core.engine import Canvas
+from var_toolkit.core.canvas import Canvas
 from var_toolkit.formats import export
 from var_toolkit.formats.export import export_decoder, export_step
 from var_toolkit.pipeline import Pipeline
@@ -70,7 +70,7 @@ def test_an_exported_decoder_draws_the_same_images_in_any_number(kind, small_tok
 def test_exported_steps_draw_the_tokens_of_the_engine(small_tokenizer, backbone, tmp_path):
     pipe, scales = Pipeline(small_tokenizer, backbone), backbone.scales
     drawn = pipe([3, 7], seeds=[0, 1], cfg=0.0, top_k=1, top_p=0.0)
-    config, canvas = backbone.config, Canvas(small_tokenizer)
+    config, canvas = backbone.config, Canvas(small_tokenizer.pyramid, scales)
     keys = values = torch.zeros(config.depth, 2, config.num_heads, 0, config.embed_dim // config.num_heads)
     inputs = torch.zeros(2, 0, config.latent_channels)
     for scale in range(len(scales)):
@@ -80,7 +80,7 @@ def test_exported_steps_draw_the_tokens_of_the_engine(small_tokenizer, backbone,
         keys, values = (torch.cat((old, more), dim=3) for old, more in zip((keys, values), new, strict=True))
         tokens = logits.argmax(dim=-1)
         assert torch.equal(tokens, drawn.tokens[scale])
-        canvas.add(small_tokenizer.pyramid.embed(tokens), scale)
+        canvas.add(tokens, scale)
         inputs = canvas.inputs[-1]
     assert keys.shape[3] == scales.total
 

@@ -35,7 +35,7 @@ def test_every_model_has_a_card_with_its_sizes_and_its_plan(name):
     assert f"{pipe.tokenizer.image_side} x {pipe.tokenizer.image_side} pixels" in card
     for backbone in pipe.backbones:
         assert f"{backbone.config.depth} layers, width {backbone.config.embed_dim}" in card
-    assert str(pipe.plan()) in card
+    assert str(pipe.bind(pipe.plan())) in card
     assert f'load("someone/{name}")' in card
     assert f"vargen sample --model someone/{name} --class 207" in card
     assert card.rstrip().endswith(SIGNATURE)

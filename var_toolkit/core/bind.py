@@ -185,7 +185,7 @@ def _require_fit(step: Step, network: Any, schedule: Schedule) -> None:
     if {type(place) for place in network.places(schedule)} != {type(step.places)}:
         raise ValueError(f"{name} draws {_unit(network, schedule)}; a step of the plan draws {step.places}")
     if step.layers is not None and not network.has_subnets:
-        raise ValueError(f"{name} has no subnets, since its layers were not trained to be skipped; VARiant needs VAR")
+        raise ValueError(f"{name} has no subnets; VARiant needs VAR")
     if getattr(step.head, "smooth", False) and isinstance(step.places, Tokens):
         raise ValueError(f"{name} draws one token after another; smooth mixes the codes of whole maps")
     if step.masked:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from var_toolkit.core.plan import Plan, Tokens
+from var_toolkit.core.plan import Tokens
 from var_toolkit.heads.flow import Flow
 from var_toolkit.loading import Drafting, Source, skeleton
 from var_toolkit.methods.masked_passes import OFF
@@ -31,10 +31,10 @@ def choices(model: str) -> list[Choice]:
     ValueError if there is no such model.
     """
     pipe = skeleton(model)
-    own = pipe.plan()
-    by_plan: dict[Plan, Choice] = {}
+    own = str(pipe.bind(pipe.plan()))
+    by_plan: dict[str, Choice] = {}
     for name, settings in _within(pipe):
-        by_plan.setdefault(pipe.plan(**settings), Choice(name, model, settings))
+        by_plan.setdefault(str(pipe.bind(pipe.plan(**settings))), Choice(name, model, settings))
     first = by_plan.pop(own, Choice("As the model comes", model))
     return [first, *by_plan.values(), *_together(model)]
 

@@ -44,7 +44,13 @@ def _changed(plan: Any, own: Pipeline) -> list[str]:
     """Names of the settings in which a plan differs from the model's own."""
     was, now = (dict(leaves(found)) for found in (plan, own.plan().to_json()))
     lacking = object()
-    return sorted({name.split(".")[-1] for name in was | now if was.get(name, lacking) != now.get(name, lacking)})
+    return sorted({_setting(name) for name in was | now if was.get(name, lacking) != now.get(name, lacking)})
+
+
+def _setting(name: str) -> str:
+    """The field of a step, or of its head, in the path of a value of a plan, such as steps.3.head.top_k."""
+    field, *rest = [part for part in name.split(".") if part != "steps" and not part.isdigit()]
+    return rest[0] if field == "head" and rest else field
 
 
 def _counts(told: Mapping[str, Any], measured: int) -> tuple[tuple[str, Any], ...]:

@@ -29,6 +29,7 @@ from var_toolkit.evaluation.fingerprint import fingerprint
 from var_toolkit.evaluation.image_files import IMAGE, SHARD, members, write_image, write_shard
 from var_toolkit.evaluation.sample_folder import numbers_there, opened, write_settings
 from var_toolkit.files import check_writable
+from var_toolkit.guidance import counted
 from var_toolkit.loading import load, skeleton
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.processes import team_of_this_process
@@ -37,7 +38,8 @@ from var_toolkit.progress import Progress
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from var_toolkit.loading import Source
+    from var_toolkit.guidance import counted
+from var_toolkit.loading import Source
 
 MOST_IMAGES = 10**9  # their numbers are listed in memory
 OWN = "own"  # for the tokenizer, in the settings of a set
@@ -242,6 +244,7 @@ def _facts(
         "seed": wanted.seed,
         "batch_size": wanted.batch_size,
         "files": f"{wanted.shards} shards" if wanted.shards else "one an image",
+        **counted(run),
         "plan": run.plan.to_json(),
         "plan_in_words": "; ".join(str(run).splitlines()),
         "dtype": str(dtype).removeprefix("torch."),

@@ -40,6 +40,7 @@ from var_toolkit.core.filters import pick
 from var_toolkit.core.finite import FiniteCheck
 from var_toolkit.core.noise import Stream
 from var_toolkit.core.plan import DRAFT, Scale, Verify
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.categorical import Categorical, guided_logits, only
 from var_toolkit.methods.speculative.rules import Drafted, Rule, Standard
 from var_toolkit.methods.speculative.tally import Tally
@@ -104,7 +105,7 @@ class ScaleSpeculator:
     def __init__(self, settings: NextScale, run: Run, steps: Sequence[Bound]) -> None:
         self.settings, self.run, self.steps = settings, run, {one.step.scale: one for one in steps}
         self.target, self.proposer = steps[0].network, run.networks[DRAFT]
-        _require_fit(self.proposer, self.target, run)
+        require_same_images(self.proposer, self.target, run.schedule)
         for one in steps:
             head = one.step.head
             plain = isinstance(head, Categorical) and not head.smooth
@@ -310,11 +311,12 @@ class _Batch:
             self.tally.accepted_counts.update((decided_G - first - 1).tolist())
 
 
-def _require_fit(proposer: Any, target: Any, run: Run) -> None:
+def require_same_images(proposer: Any, target: Any, schedule: Schedule) -> None:
+    """ValueError unless two networks are VARs for the same images."""
     for role, network in (("proposer", proposer), ("target", target)):
         if not getattr(network, "has_subnets", False):
             raise ValueError(f"next-scale speculation is for VAR; {type(network).__name__} cannot be its {role}")
-        network.require_schedule(run.schedule)
+        network.require_schedule(schedule)
     for name in SHARED:
         ours, theirs = (getattr(network.config, name) for network in (proposer, target))
         if ours != theirs:

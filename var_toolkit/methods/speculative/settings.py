@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
-from var_toolkit.core.plan import Plan, Tokens
+from var_toolkit.core.plan import DRAFT, Plan, Tokens
 from var_toolkit.heads.categorical import Categorical
 from var_toolkit.methods.collaborative import require_one_tokenizer
 from var_toolkit.methods.speculative.decayed import Decayed
@@ -18,7 +18,7 @@ from var_toolkit.methods.speculative.jacobi import Jacobi
 from var_toolkit.methods.speculative.kseq import KSeq
 from var_toolkit.methods.speculative.lantern import Lantern
 from var_toolkit.methods.speculative.lengths import Adaptive, Fixed
-from var_toolkit.methods.speculative.next_scale import NextScale
+from var_toolkit.methods.speculative.next_scale import NextScale, require_same_images
 from var_toolkit.methods.speculative.ngram import NGram
 from var_toolkit.methods.speculative.rules import Rule, Standard
 from var_toolkit.methods.speculative.small_model import EarlyExit, SmallModel
@@ -103,6 +103,7 @@ def _by_scale(given: Mapping[str, Any], model: Model) -> NextScale:
     if isinstance(window, str):
         raise ValueError(f"draft_length is {window!r}; for a VAR it must be a number of scales, 1 (plain) or more")
     drafter = _draft_model(model, "draft")
+    require_same_images(drafter.network, model.backbone, model.backbone.scales)
     if drafter.tokenizer is not None:
         require_one_tokenizer(model.tokenizer, drafter.tokenizer, ("target", "draft model"))
     return NextScale(_rule(model, given.get("accept", "standard"), given), window)
@@ -182,9 +183,11 @@ def _proposer(model: Model, name: str, shape: Shape, lengths: Fixed, given: Mapp
     drafter = _draft_model(model, name)
     if name == "eagle":
         return Eagle(shape)
+    found = SmallModel(shape, drafter.guided)
+    found.require_fit(model.backbone, {DRAFT: drafter.network})
     if drafter.tokenizer is not None:
         require_one_tokenizer(model.tokenizer, drafter.tokenizer, ("target", "draft model"))
-    return SmallModel(shape, drafter.guided)
+    return found
 
 
 def _early_exit(model: Model, shape: Shape, layers: int | None) -> EarlyExit:

@@ -45,7 +45,9 @@ class SmallModel(Proposer):
         """ValueError unless the draft model is a next-token model of the same tokens and classes."""
         found = self.network(target, networks)
         if not isinstance(found, RasterGPT):
-            raise ValueError(f"the draft model is a {type(found).__name__}; speculate draft needs a next-token model")
+            raise ValueError(
+                f"the draft model is of kind {type(found).__name__}; speculate draft needs a next-token model"
+            )
         for name in SHARED:
             ours, theirs = getattr(target.config, name), getattr(found.config, name)
             if ours != theirs:
