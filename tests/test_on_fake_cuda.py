@@ -338,7 +338,7 @@ def test_a_plan_made_before_the_model_is_moved_draws_after_it(given, monkeypatch
         plan = pipe.plan(top_k=4, **given)
         pipe.to(CUDA)
         with Answers(monkeypatch):
-            decoded = decode(plan, torch.tensor([1, 2], device=CUDA), Noise([0, 1], CUDA))
+            decoded = decode(pipe.bind(plan), torch.tensor([1, 2], device=CUDA), Noise([0, 1], CUDA))
         assert decoded.latent.device == CUDA
 
 

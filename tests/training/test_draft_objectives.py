@@ -16,7 +16,6 @@ from var_toolkit import streaming
 from var_toolkit.core.engine import decode
 from var_toolkit.core.filters import filter_top_k_top_p, guide
 from var_toolkit.core.noise import Noise
-from var_toolkit.core.plan import Plan
 from var_toolkit.formats.directory import load_network
 from var_toolkit.loading import load
 from var_toolkit.models.draft_heads import EagleHead, ExitHead, early_exit
@@ -92,11 +91,11 @@ def test_every_class_comes_as_often_and_the_first_ones_are_spread():
 
 def test_what_is_learned_from_is_what_the_target_draws(build):
     objective, batch = build("raster-distil", cfg=3.0, top_k=5)
-    stage = objective.target
-    assert (stage.guidance, stage.top_k, stage.top_p, stage.rows) == (2.0, 5, 0.0, 2)
+    target = objective.target
+    assert (target.guidance, target.head.top_k, target.head.top_p, target.rows) == (2.0, 5, 0.0, 2)
     labels = spread_labels(24, 1000, "train")
     assert torch.equal(batch.labels, labels[:8])
-    expected = decode(Plan(objective.tokenizer, (stage,)), labels[:8], Noise(range(8))).tokens[0]
+    expected = decode(objective.target_run(), labels[:8], Noise(range(8))).tokens[0]
     assert torch.equal(batch.tokens, expected)
     (held_out,) = objective.held_out
     assert not torch.equal(held_out.tokens, batch.tokens)
@@ -104,9 +103,9 @@ def test_what_is_learned_from_is_what_the_target_draws(build):
 
 def test_samples_are_drawn_once_and_a_killed_drawing_goes_on(build, tmp_path, monkeypatch):
     objective, _ = build("exit-head")
-    plan = Plan(objective.tokenizer, (objective.target,))
+    run = objective.target_run()
     monkeypatch.setattr(sample_cache, "BATCH", 4)
-    whole, labels = cached_samples(plan, 10, "train", tmp_path / "a", progress=False)
+    whole, labels = cached_samples(run, 10, "train", tmp_path / "a", progress=False)
     assert (whole.shape, whole.dtype, labels.shape) == ((10, 64), np.int16, (10,))
     calls = []
 
@@ -118,9 +117,9 @@ def test_samples_are_drawn_once_and_a_killed_drawing_goes_on(build, tmp_path, mo
 
     monkeypatch.setattr(streaming, "decode", fail_on_the_second)
     with pytest.raises(KeyboardInterrupt):
-        cached_samples(plan, 10, "train", tmp_path / "b", progress=False)
+        cached_samples(run, 10, "train", tmp_path / "b", progress=False)
     for _ in range(2):
-        again, _ = cached_samples(plan, 10, "train", tmp_path / "b", progress=False)
+        again, _ = cached_samples(run, 10, "train", tmp_path / "b", progress=False)
         assert np.array_equal(again, whole)
     assert calls == [4, 4, 4, 2]
 
@@ -129,8 +128,7 @@ def test_another_target_or_other_settings_have_other_samples_on_disk(build, tmp_
     monkeypatch.setattr(sample_cache, "spread_labels", lambda count, classes, split: torch.arange(count))
 
     def drawn(objective, split="train"):
-        plan = Plan(objective.tokenizer, (objective.target,))
-        return np.array(cached_samples(plan, 4, split, tmp_path, progress=False)[0])
+        return np.array(cached_samples(objective.target_run(), 4, split, tmp_path, progress=False)[0])
 
     objective, _ = build("exit-head")
     before = drawn(objective)

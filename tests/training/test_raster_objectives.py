@@ -31,8 +31,9 @@ def test_the_loss_is_the_cross_entropy_of_every_token_given_those_before(build):
     tokens, cache, parts = batch.tokens.long(), network.new_cache(8), []
     with torch.no_grad():
         for place in range(64):
-            labels, before = (batch.labels, tokens[:, :0]) if place == 0 else (None, tokens[:, place - 1 : place])
-            parts.append(network.next_logits(network.next_hidden(network.prefix(labels), before, cache=cache)))
+            prefix = network.prefix(batch.labels) if place == 0 else None
+            before = tokens[:, max(place - 1, 0) : place]
+            parts.append(network.next_logits(network.next_hidden(prefix, before, cache=cache)))
     logits = torch.cat(parts, dim=1)
     assert_close(loss.total, F.cross_entropy(logits.flatten(0, 1), tokens.flatten()), atol=1e-5, rtol=1e-5)
     assert loss.total > loss.total.new_tensor(32.0).log() + 0.05  # that of a network which knows nothing

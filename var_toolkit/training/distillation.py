@@ -71,12 +71,15 @@ class DistillationObjective(RasterGPTObjective):
     def classes(self) -> int:
         return self.teacher.config.num_classes
 
+    def target_run(self) -> Run:
+        """How the target draws the samples."""
+        return run_of(self.tokenizer, self.teacher, guidance=self.target.guidance, head=self.target.head)
+
     def _token_array(self, workplace: Workplace, count: int, split: str) -> TokenArray | None:
         if not (count and isinstance(self.recipe.data, SamplesData)):
             return super()._token_array(workplace, count, split)
-        run = run_of(self.tokenizer, self.teacher, guidance=self.target.guidance, head=self.target.head)
         team = workplace.team
-        tokens, labels = cached_samples(run, count, split, workplace.cache_dir, progress=team.leads)
+        tokens, labels = cached_samples(self.target_run(), count, split, workplace.cache_dir, progress=team.leads)
         return TokenArray(tokens, labels, team.device)
 
     @torch.no_grad()

@@ -87,7 +87,8 @@ class NGramSession:
         config = run.network.config
         self.shape = shape
         self.tables = [Table(config.side, config.vocab_size) for _ in run.counts]
-        for table, tokens in zip(self.tables, run.tokens_BL[:, : run.first].tolist(), strict=True):
+        begun = run.tokens_BL[:, : run.first].tolist() if run.first else []  # which the host waits for
+        for table, tokens in zip(self.tables, begun, strict=False):
             for token in tokens:
                 table.add(token)
 
