@@ -57,7 +57,7 @@ def step_of(backbone, scale, given):
     return logits, *(torch.stack([one[:, :, begin:] for one in kind]) for kind in kinds)
 
 
-@pytest.mark.parametrize("kind", ["multi-scale", "raster", "continuous"])
+@pytest.mark.parametrize("kind", [pytest.param("multi-scale", marks=pytest.mark.slow), "raster", "continuous"])
 def test_an_exported_decoder_draws_the_same_images_in_any_number(kind, small_tokenizer, tmp_path):
     tokenizer = {"multi-scale": lambda: small_tokenizer, "raster": tiny_vq, "continuous": tiny_kl}[kind]()
     export_decoder(tokenizer, tmp_path / "decoder.pt2")

@@ -149,7 +149,9 @@ def test_a_file_that_the_hub_does_not_have_is_named(hub):
     assert "someone/model/weights.pth cannot be downloaded" in download(environment).stderr
 
 
-@pytest.mark.parametrize("name", ["var-d16", "code-8", "cca-var-d16"])
+@pytest.mark.parametrize(
+    "name", ["var-d16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("code-8", "cca-var-d16"))]
+)
 def test_a_published_model_is_drawn_from_by_its_name(hub, tmp_path, small_tokenizer, small_var, name):
     """The whole way of `--model`, with small networks in place of the published ones."""
     handler, environment = hub

@@ -139,10 +139,15 @@ def test_a_complaint_about_the_card_is_told_whole(hub, vargen, model):
     ("changes", "name", "words"),
     [
         ({"HF_TOKEN": None}, NAME, "without a token; log in with `hf auth login`, or set HF_TOKEN"),
-        ({"HF_TOKEN": "hf_old"}, NAME, "the hub refuses the token; log in with `hf auth login`"),
         ({}, "stranger/model", "this token may not write there; use your own name"),
-        ({"HF_HUB_OFFLINE": "1"}, NAME, "while HF_HUB_OFFLINE is set"),
-        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, NAME, "cannot be written: "),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ({"HF_TOKEN": "hf_old"}, NAME, "the hub refuses the token; log in with `hf auth login`"),
+                ({"HF_HUB_OFFLINE": "1"}, NAME, "while HF_HUB_OFFLINE is set"),
+                ({"HF_ENDPOINT": "http://127.0.0.1:9"}, NAME, "cannot be written: "),
+            )
+        ),
     ],
 )
 def test_without_a_right_to_write_nothing_is_written(hub, vargen, model, changes, name, words):
@@ -163,6 +168,7 @@ def test_what_is_no_user_and_name_is_refused_before_a_token_is_looked_for(name, 
         may_upload(name)
 
 
+@pytest.mark.slow
 def test_a_card_written_by_hand_stays_on_the_hub_and_ours_is_replaced(hub, vargen, model):
     assert vargen("push", model, NAME).returncode == 0
     ours = hub.files(NAME)["README.md"].decode()
@@ -178,7 +184,7 @@ def test_a_card_written_by_hand_stays_on_the_hub_and_ours_is_replaced(hub, varge
     assert b"My own words" in hub.files(NAME)["README.md"]
 
 
-@pytest.mark.parametrize("revision", [None, "v2"])
+@pytest.mark.parametrize("revision", [pytest.param(None, marks=pytest.mark.slow), "v2"])
 def test_a_repository_of_something_else_is_left_as_it_is(hub, vargen, model, revision):
     theirs = {"model_index.json": b'{"unet": ["diffusers", "UNet"]}', "tokenizer/vocab.json": b"{}", "README.md": b"x"}
     for files in (theirs, {"tokenizer/vocab.json": b"{}"}, {"model.safetensors": b"x"}):

@@ -35,7 +35,11 @@ def assert_same_bits(a, b):
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("objective", objective_names())
+LONG = ("kl", "raster-tokenizer", "flowar")  # the loop is the same; `tokenizer` and `var` stay among the quick ones
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in objective_names()]
+
+
+@pytest.mark.parametrize("objective", NAMES)
 def test_a_stopped_run_ends_like_an_uninterrupted_one(tiny, cache, tmp_path, weights, monkeypatch, objective):
     recipe = tiny(objective)
     whole = train(recipe, tmp_path / "whole", cache_dir=cache, device="cpu")
