@@ -5,29 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any, Self
 
 from var_toolkit.strict_fields import build, shown
 
 KIND = "kind"
-# Where the parts of this package are. Others are known once their own module is imported.
-HOMES = (
-    "core.plan",
-    "heads.categorical",
-    "heads.flow",
-    "methods.speculative.verify",
-    "methods.speculative.next_scale",
-    "methods.speculative.jacobi",
-    "methods.speculative.ngram",
-    "methods.speculative.small_model",
-    "methods.speculative.eagle",
-    "methods.speculative.rules",
-    "methods.speculative.kseq",
-    "methods.speculative.lantern",
-    "methods.speculative.grouped",
-    "methods.speculative.decayed",
-    "methods.speculative.lengths",
-)
+# Packages with parts of plans, besides the steps of `core.plan`. Others are known once their own module is imported.
+ROOMS = ("heads", "methods.speculative")
 
 
 class Part:
@@ -76,8 +61,11 @@ def _read(value: Any, *, where: str) -> Any:
 
 
 def _all_parts() -> Iterator[type[Part]]:
-    for home in HOMES:
-        import_module(f"var_toolkit.{home}")
+    import_module("var_toolkit.core.plan")
+    for room in ROOMS:
+        package = import_module(f"var_toolkit.{room}")
+        for found in iter_modules(package.__path__):
+            import_module(f"{package.__name__}.{found.name}")
     waiting = [Part]
     while waiting:
         for one in waiting.pop().__subclasses__():
