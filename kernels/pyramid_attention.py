@@ -19,7 +19,7 @@ from var_toolkit.kernels.reference import attention_mask, reference_attention
 from var_toolkit.kernels.tiles import PATTERNS, Pattern, allowed_keys, per_token
 
 if TYPE_CHECKING:
-    from var_toolkit.core.schedule import Scales
+    from var_toolkit.core.schedule import Schedule
 
 Backend = Literal["auto", "triton", "flex", "sdpa", "reference"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -30,7 +30,7 @@ def attention(
     q_RHLD: Tensor,
     k_RHLD: Tensor,
     v_RHLD: Tensor,
-    scales: Scales,
+    scales: Schedule,
     *,
     pattern: Pattern = "block-causal",
     scale: float | None = None,
@@ -66,7 +66,7 @@ def attention(
     return backends[backend](*qkv, lengths, pattern, scale, logit_scale_H)
 
 
-def _lengths(q: Tensor, k: Tensor, v: Tensor, scales: Scales, logit_scale_H: Tensor | None) -> tuple[int, ...]:
+def _lengths(q: Tensor, k: Tensor, v: Tensor, scales: Schedule, logit_scale_H: Tensor | None) -> tuple[int, ...]:
     """Number of tokens of each scale in the inputs; ValueError if the inputs do not match."""
     if q.ndim != 4 or q.shape != k.shape or q.shape != v.shape or not q.dtype == k.dtype == v.dtype:
         given = ", ".join(f"{name} {tuple(x.shape)} {x.dtype}" for name, x in zip("qkv", (q, k, v), strict=True))

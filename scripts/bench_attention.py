@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from var_toolkit.core.schedule import SCHEDULES, Scales
+from var_toolkit.core.schedule import SCHEDULES, Schedule
 from var_toolkit.files import check_writable, write_whole
 from var_toolkit.kernels.pyramid_attention import attention
 from var_toolkit.kernels.tiles import PATTERNS
@@ -35,12 +35,12 @@ Implementation = Callable[[Tensor, Tensor, Tensor], Tensor]
 HEADER = "| | forward ms | TFLOP/s | forward + backward ms | TFLOP/s | times as long as {ours} | error, gradients |"
 
 
-def mask_of(scales: Scales, pattern: str, device: torch.device) -> Tensor:
+def mask_of(scales: Schedule, pattern: str, device: torch.device) -> Tensor:
     mask = scales.block_causal_mask() if pattern == "block-causal" else scales.block_diagonal_mask()
     return mask.to(device)
 
 
-def tuned_flex(scales: Scales, pattern: str, device: torch.device) -> Implementation:
+def tuned_flex(scales: Schedule, pattern: str, device: torch.device) -> Implementation:
     """FlexAttention, compiled and autotuned for these shapes."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -56,7 +56,7 @@ def tuned_flex(scales: Scales, pattern: str, device: torch.device) -> Implementa
     return lambda q, k, v: compiled(q, k, v, block_mask=block_mask)
 
 
-def implementations(scales: Scales, pattern: str, device: torch.device) -> dict[str, Callable[[], Implementation]]:
+def implementations(scales: Schedule, pattern: str, device: torch.device) -> dict[str, Callable[[], Implementation]]:
     """A factory per implementation; the first is the baseline of the ratios."""
 
     def ours(backend: str) -> Implementation:
@@ -123,7 +123,7 @@ def errors(
     return tuple(float((x - y).abs().max() / y.abs().max()) for x, y in zip((out, gradient), reference, strict=True))  # type: ignore[return-value]
 
 
-def float64_reference(scales: Scales, pattern: str, packed: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+def float64_reference(scales: Schedule, pattern: str, packed: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
     """Output and gradient of the first head of the first image."""
     one = packed.detach()[:1, :, :, :1].double().requires_grad_()
 
@@ -133,7 +133,9 @@ def float64_reference(scales: Scales, pattern: str, packed: Tensor, dout: Tensor
     return forward(implementation, one).detach(), both(implementation, one, dout[:1, :1].double())
 
 
-def measure(scales: Scales, pattern: str, heads: int, batch: int, rounds: int, device: torch.device) -> dict[str, Any]:
+def measure(
+    scales: Schedule, pattern: str, heads: int, batch: int, rounds: int, device: torch.device
+) -> dict[str, Any]:
     """Per implementation: its errors and, for each round, its two times in milliseconds; or why it failed."""
     packed, dout = inputs(scales.total, heads, batch, device)
     reference = float64_reference(scales, pattern, packed, dout)
@@ -156,7 +158,7 @@ def measure(scales: Scales, pattern: str, heads: int, batch: int, rounds: int, d
     return found
 
 
-def needed_operations(scales: Scales, pattern: str, heads: int, batch: int) -> float:
+def needed_operations(scales: Schedule, pattern: str, heads: int, batch: int) -> float:
     """Operations of the two matrix products of the forward pass over allowed pairs; the backward pass has five."""
     pairs = int(mask_of(scales, pattern, torch.device("cpu")).sum())
     return 4.0 * pairs * WIDTH * heads * batch
@@ -216,7 +218,7 @@ def main() -> None:
     heads_of = args.heads or ([16, 20, 24, 30, 36] if on_gpu else [16])
     sizes = args.sizes or (list(SCHEDULES) if on_gpu else ["256"])
     for size, heads, batch, pattern in product(sizes, heads_of, args.batch or ([4, 32] if on_gpu else [4]), PATTERNS):
-        scales = Scales.named(size)
+        scales = Schedule.named(size)
         title = f"{size} px, {scales.total} tokens, {pattern}, {heads} heads, batch {batch}"
         try:
             found = measure(scales, pattern, heads, batch, args.rounds, device)

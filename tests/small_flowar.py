@@ -4,7 +4,7 @@ import torch
 from golden.cases import fill
 
 from var_toolkit.core.bind import Run, run_of
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.flow import Flow
 from var_toolkit.models.flowar import FlowAR, FlowARConfig
 from var_toolkit.tokenizers.kl import KLConfig, KLTokenizer
@@ -31,7 +31,7 @@ def tiny_flowar(**changes) -> FlowAR:
 
 def tiny_kl(*patch_nums: int, **changes) -> KLTokenizer:
     """An autoencoder of four channels and two pixels per latent position; its scaling is 0.5."""
-    scales = Scales(patch_nums or (1, 2, 3))
+    scales = Schedule(patch_nums or (1, 2, 3))
     sizes = {"block_out_channels": (8, 8), "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 4}
     torch.manual_seed(0)
     return KLTokenizer(KLConfig(**{**sizes, "sample_size": 2 * scales.finest, **changes}).build(0.5), scales).eval()

@@ -15,7 +15,7 @@ from var_toolkit.core.bind import bind, run_of
 from var_toolkit.core.engine import ScaleEvent, decode
 from var_toolkit.core.noise import Noise, Stream
 from var_toolkit.core.plan import Plan, Scale, Step, Tokens, plan_of
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.categorical import Categorical
 from var_toolkit.models.var import VAR, VARConfig
 
@@ -132,7 +132,7 @@ def test_bfloat16_runs_and_its_cache_is_half_as_large(small_tokenizer):
 @pytest.mark.parametrize("scales", [[0, 1, 2], [0, 1, 3], [], [0, 1, 1, 2, 3], [1, 0, 2, 3], [0, 1, 2, 3, 4]], ids=str)
 def test_steps_that_do_not_cover_the_tokens_once_in_order_are_refused(scales):
     with pytest.raises(ValueError, match=r"token \d+ is to be drawn next|draw \d+ tokens|draws scale 4"):
-        Plan(Scales((1, 2, 3, 4)), tuple(Step(Scale(k)) for k in scales))
+        Plan(Schedule((1, 2, 3, 4)), tuple(Step(Scale(k)) for k in scales))
 
 
 @pytest.mark.parametrize("places", [Scale, Tokens])

@@ -14,12 +14,12 @@ from var_toolkit.core.bind import Run
 from var_toolkit.core.engine import decode
 from var_toolkit.core.masked import least_confident
 from var_toolkit.core.noise import Noise, Stream
-from var_toolkit.core.schedule import SCHEDULES, Scales
+from var_toolkit.core.schedule import SCHEDULES, Schedule
 from var_toolkit.heads import categorical
 from var_toolkit.heads.head import Drawn, Setting
 from var_toolkit.methods.masked_passes import masked_passes
 
-SMALL = Scales((1, 2, 3, 4))
+SMALL = Schedule((1, 2, 3, 4))
 SETTINGS = {"guidance": 1.5, "top_k": 40, "top_p": 0.95}
 LABELS = torch.tensor([3, 7])
 
@@ -191,7 +191,7 @@ def test_named_schedules_are_the_published_ones(name, side):
 
 def decided(wanted, sides) -> list[list[int]]:
     """How many tokens of each scale are decided in each pass."""
-    scales = Scales(sides)
+    scales = Schedule(sides)
     passes = masked_passes(wanted, scales)
     ends = [(tokens, *masked, 0) for tokens, masked in zip(scales.lengths, passes, strict=True)]
     return [[before - after for before, after in pairwise(each)] for each in ends]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from var_toolkit.cli import main
 from var_toolkit.core.plan import Plan, Scale, Step, Tokens
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.flow import Flow
 from var_toolkit.loading import code, skeleton
 from var_toolkit.methods.speculative.rules import OneByOne
@@ -122,7 +122,7 @@ def test_what_does_not_fit_the_networks_is_refused_when_it_is_bound(pipes):
     for pipe, plan, words in (
         (var, var.plan().with_roles({"backbone": "painter"}), "names a network 'painter'; this model has backbone"),
         (var, gpt.plan(), "schedule"),
-        (gpt, Plan(Scales((3,)), (Step(Scale(0), head=gpt.backbone.default_head),)), "draws single tokens"),
+        (gpt, Plan(Schedule((3,)), (Step(Scale(0), head=gpt.backbone.default_head),)), "draws single tokens"),
         (var, var.plan().changed(head=Flow()), "VAR has a Categorical head; a step of the plan has Flow"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -130,7 +130,7 @@ def test_what_does_not_fit_the_networks_is_refused_when_it_is_bound(pipes):
         with pytest.raises(ValueError, match=words):
             pipe(1, plan=plan)
     with pytest.raises(ValueError, match="tokens 0 to 8"):
-        Plan(Scales((2,)), (Step(Tokens(0, 9)),))
+        Plan(Schedule((2,)), (Step(Tokens(0, 9)),))
 
 
 def test_a_step_changes_a_setting_of_its_own_head_alone():

@@ -3,34 +3,34 @@
 import pytest
 import torch
 
-from var_toolkit.core.schedule import SCHEDULES, Scales, Schedule, increasing_sides
+from var_toolkit.core.schedule import SCHEDULES, Schedule, increasing_sides
 
 
 @pytest.mark.parametrize(("name", "total"), [("256", 680), ("512", 2240), ("1024", 9451)])
 def test_published_schedules_have_the_published_lengths(name, total):
-    scales = Scales.named(name)
+    scales = Schedule.named(name)
     assert scales.total == total == sum(scales.lengths)
     assert scales.patch_nums == SCHEDULES[name]
 
 
 def test_offsets_are_the_cumulative_lengths():
-    assert Scales.named("256").offsets == (0, 1, 5, 14, 30, 55, 91, 155, 255, 424, 680)
+    assert Schedule.named("256").offsets == (0, 1, 5, 14, 30, 55, 91, 155, 255, 424, 680)
 
 
 def test_masks_have_the_published_number_of_entries():
-    scales = Scales.named("256")
+    scales = Schedule.named("256")
     assert int(scales.block_causal_mask().sum()) == 286_434
     assert int(scales.block_diagonal_mask().sum()) == 110_468
 
 
 def test_the_mask_of_some_scales_is_a_slice_of_the_whole():
-    scales = Scales((1, 2, 4))
+    scales = Schedule((1, 2, 4))
     whole = scales.block_causal_mask()
     assert torch.equal(scales.block_causal_mask(1, 2), whole[1:5, :5])
 
 
 def test_split_undoes_packing():
-    scales = Scales((1, 2, 3))
+    scales = Schedule((1, 2, 3))
     packed = torch.arange(28).view(2, 14)
     parts = scales.split(packed)
     assert [p.shape[1] for p in parts] == [1, 4, 9]
@@ -45,7 +45,7 @@ def test_invalid_patch_nums_are_refused(sides):
 
 def test_an_unknown_schedule_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="256, 512, 1024"):
-        Scales.named("300")
+        Schedule.named("300")
 
 
 @pytest.mark.parametrize(

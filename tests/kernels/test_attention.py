@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.kernels import pyramid_attention
 from var_toolkit.kernels.pyramid_attention import attention
 from var_toolkit.kernels.tiles import PATTERNS
 
-SCALES = Scales((1, 2, 3, 5, 7))  # two scales beyond the 64 tokens that share a mask
+SCALES = Schedule((1, 2, 3, 5, 7))  # two scales beyond the 64 tokens that share a mask
 PREFIXES = SCALES.offsets[1:]
 
 
@@ -111,7 +111,7 @@ def test_autocast_casts_as_torch_does(backend, pattern):
 
 
 def test_a_schedule_first_used_in_inference_mode_can_be_trained():
-    scales = Scales((1, 2, 4))
+    scales = Schedule((1, 2, 4))
     q, k, v = torch.randn(3, 1, 2, 21, 32)
     with torch.inference_mode():
         attention(q, k, v, scales)
@@ -237,8 +237,8 @@ def test_attention_works_without_triton_and_flex_attention():
         "import sys, torch\n"
         "sys.modules['triton'] = sys.modules['torch.nn.attention.flex_attention'] = None\n"
         "from var_toolkit.kernels.pyramid_attention import attention\n"
-        "from var_toolkit.core.schedule import Scales\n"
-        "print(attention(*torch.randn(3, 1, 2, 5, 32), Scales((1, 2))).shape)"
+        "from var_toolkit.core.schedule import Schedule\n"
+        "print(attention(*torch.randn(3, 1, 2, 5, 32), Schedule((1, 2))).shape)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.stdout.strip() == "torch.Size([1, 2, 5, 32])", found.stderr

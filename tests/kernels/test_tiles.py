@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.kernels.reference import attention_mask
 from var_toolkit.kernels.tiles import PATTERNS, allowed_keys, allowed_queries, per_token, row_tiles
 
@@ -14,7 +14,7 @@ TILES = [(16, 16), (64, 32), (32, 64), (128, 128), (7, 5)]
 @pytest.mark.parametrize("sides", SCHEDULES, ids=str)
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_the_mask_is_that_of_the_schedule(pattern, sides):
-    scales = Scales(sides)
+    scales = Schedule(sides)
     wanted = scales.block_causal_mask() if pattern == "block-causal" else scales.block_diagonal_mask()
     assert torch.equal(attention_mask(scales.lengths, pattern), wanted)
 
@@ -24,7 +24,7 @@ def test_the_mask_is_that_of_the_schedule(pattern, sides):
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("sides", SCHEDULES, ids=str)
 def test_every_allowed_pair_is_in_one_tile_and_no_other_is_left_unmasked(sides, pattern, transposed, rows, columns):
-    lengths = Scales(sides).lengths
+    lengths = Schedule(sides).lengths
     mask = attention_mask(lengths, pattern)
     mask = mask.T if transposed else mask
     allowed = (allowed_queries if transposed else allowed_keys)(lengths, pattern)
@@ -66,7 +66,7 @@ def test_each_token_has_the_interval_of_its_scale(pattern):
     ],
 )
 def test_most_of_the_work_in_tiles_is_needed(name, pattern, least):
-    lengths = Scales.named(name).lengths
+    lengths = Schedule.named(name).lengths
     for allowed in (allowed_keys(lengths, pattern), allowed_queries(lengths, pattern)):
         needed = sum(n * (end - begin) for n, (begin, end) in zip(lengths, allowed, strict=True))
         computed = 64 * 64 * sum(tile.tiles for tile in row_tiles(lengths, allowed, 64, 64))
@@ -75,6 +75,6 @@ def test_most_of_the_work_in_tiles_is_needed(name, pattern, least):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_the_longest_tiles_come_first(pattern):
-    lengths = Scales.named("512").lengths
+    lengths = Schedule.named("512").lengths
     counts = [tile.tiles for tile in row_tiles(lengths, allowed_keys(lengths, pattern), 128, 64)]
     assert counts == sorted(counts, reverse=True)

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.kernels.pyramid_attention import attention
 
 triton_attention = pytest.importorskip("var_toolkit.kernels.triton_attention", exc_type=ImportError)
@@ -109,14 +109,14 @@ def check(q, k, v, scales, logit_scale_H=None, **options):
 def test_output_and_gradients_equal_the_reference(device, tiles, sides, tokens, heads, width, rows, columns, pattern):
     tiles(rows, columns)
     q, k, v = packed_views(1, heads, tokens, width, torch.float32, device)
-    check(q, k, v, Scales(sides), pattern=pattern)
+    check(q, k, v, Schedule(sides), pattern=pattern)
 
 
 @pytest.mark.parametrize("pattern", ["block-causal", "block-diagonal"])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_half_precision_is_close_to_the_reference(device, tiles, dtype, pattern):
     tiles(16, 16)
-    check(*packed_views(1, 1, 55, 64, dtype, device), Scales((1, 2, 3, 4, 5)), pattern=pattern)
+    check(*packed_views(1, 1, 55, 64, dtype, device), Schedule((1, 2, 3, 4, 5)), pattern=pattern)
 
 
 @pytest.mark.parametrize("pattern", ["block-causal", "block-diagonal"])
@@ -124,45 +124,45 @@ def test_the_logit_scale_and_its_gradient_equal_the_reference(device, tiles, pat
     tiles(16, 16)
     logit_scale_H = torch.tensor([8.0, -0.5, 0.0], device=device)  # any sign is allowed, and zero
     q, k, v = packed_views(2, 3, 30, 32, torch.float32, device)
-    check(q, k, v, Scales((1, 2, 3, 4)), logit_scale_H, pattern=pattern, scale=0.25)
+    check(q, k, v, Schedule((1, 2, 3, 4)), logit_scale_H, pattern=pattern, scale=0.25)
 
 
 def test_a_logit_scale_in_half_precision_gets_a_gradient_in_half_precision(device, tiles):
     tiles(16, 16)
     logit_scale_H = torch.tensor([2.0, 0.5], device=device, dtype=torch.float16)
-    check(*packed_views(1, 2, 14, 32, torch.float16, device), Scales((1, 2, 3)), logit_scale_H)
+    check(*packed_views(1, 2, 14, 32, torch.float16, device), Schedule((1, 2, 3)), logit_scale_H)
 
 
 def test_inputs_may_have_any_strides(device, tiles):
     tiles(16, 16)
-    check(*transposed_views(2, 1, 14, 32, torch.float32, device), Scales((1, 2, 3)))
+    check(*transposed_views(2, 1, 14, 32, torch.float32, device), Schedule((1, 2, 3)))
 
 
 def test_large_scores_stay_finite(device, tiles):
     tiles(16, 16)
     q, k, v = packed_views(1, 1, 39, 32, torch.float32, device)
-    out = attention(q * 300, k * 300, v, Scales((1, 2, 3, 5)), scale=1.0, pattern="block-diagonal", backend="triton")
+    out = attention(q * 300, k * 300, v, Schedule((1, 2, 3, 5)), scale=1.0, pattern="block-diagonal", backend="triton")
     wanted = attention(
-        q * 300, k * 300, v, Scales((1, 2, 3, 5)), scale=1.0, pattern="block-diagonal", backend="reference"
+        q * 300, k * 300, v, Schedule((1, 2, 3, 5)), scale=1.0, pattern="block-diagonal", backend="reference"
     )
     torch.testing.assert_close(out, wanted)
 
 
 def test_the_default_configuration_equals_the_reference(device):
-    check(*packed_views(1, 1, 14, 64, torch.float16, device), Scales((1, 2, 3)))
+    check(*packed_views(1, 1, 14, 64, torch.float16, device), Schedule((1, 2, 3)))
 
 
 def test_the_interpreter_refuses_bfloat16(device):
     q = torch.zeros(1, 1, 5, 32, dtype=torch.bfloat16)
     if device.type == "cpu":
         with pytest.raises(ValueError, match=r"dtype is torch.bfloat16.* interpreter"):
-            attention(q, q, q, Scales((1, 2)), backend="triton")
+            attention(q, q, q, Schedule((1, 2)), backend="triton")
 
 
 def test_no_rows_give_no_rows(device, tiles):
     tiles(16, 16)
     q = torch.zeros(0, 2, 5, 32, device=device, requires_grad=True)
-    out = attention(q, q, q, Scales((1, 2)), backend="triton")
+    out = attention(q, q, q, Schedule((1, 2)), backend="triton")
     out.sum().backward()
     assert out.shape == q.grad.shape == (0, 2, 5, 32)
 
@@ -171,7 +171,7 @@ def test_autocast_casts_as_torch_does(device, tiles):
     tiles(16, 16)
     q, k, v = (x.requires_grad_() for x in packed_views(1, 1, 14, 32, torch.float32, device))
     with torch.autocast(device.type, torch.float16):
-        out = attention(q, k, v, Scales((1, 2, 3)), backend="triton")
+        out = attention(q, k, v, Schedule((1, 2, 3)), backend="triton")
     assert out.dtype == torch.float16
     out.float().sum().backward()
     assert q.grad.dtype == torch.float32
@@ -180,7 +180,7 @@ def test_autocast_casts_as_torch_does(device, tiles):
 def test_joining_the_heads_of_the_result_needs_no_copy(device, tiles):
     tiles(16, 16)
     q, k, v = packed_views(1, 2, 5, 32, torch.float32, device)
-    assert attention(q, k, v, Scales((1, 2)), backend="triton").transpose(1, 2).is_contiguous()
+    assert attention(q, k, v, Schedule((1, 2)), backend="triton").transpose(1, 2).is_contiguous()
 
 
 def test_the_operator_passes_opcheck(device, tiles):
@@ -197,7 +197,7 @@ def test_it_compiles_to_one_graph(device, tiles):
     q, k, v = (x.requires_grad_() for x in packed_views(1, 2, 14, 32, torch.float32, device))
 
     def run(q, k, v):
-        return attention(q * 1, k, v, Scales((1, 2, 3)), backend="triton")
+        return attention(q * 1, k, v, Schedule((1, 2, 3)), backend="triton")
 
     found, wanted = torch.compile(run, backend="aot_eager", fullgraph=True)(q, k, v), run(q, k, v)
     torch.testing.assert_close(found, wanted)

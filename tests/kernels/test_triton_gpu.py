@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.kernels import pyramid_attention
 from var_toolkit.kernels.pyramid_attention import attention
 
 triton_attention = pytest.importorskip("var_toolkit.kernels.triton_attention", exc_type=ImportError)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-SCALES = Scales.named("256")
+SCALES = Schedule.named("256")
 
 
 def gradients(packed, backend, pattern):

@@ -18,7 +18,7 @@ from var_toolkit.core.engine import decode
 from var_toolkit.core.noise import Noise
 from var_toolkit.core.plan import Subnet
 from var_toolkit.core.preserved import preserved_outside
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.categorical import Categorical, guided_logits
 from var_toolkit.methods.speculative.lantern import Lantern
 from var_toolkit.methods.speculative.next_scale import NextScale, ScaleTally
@@ -52,7 +52,7 @@ def toy_var(seed: int, **changes) -> VAR:
 @pytest.fixture(scope="module")
 def toy_tokenizer():
     """A pyramid of 3 codes in maps of 1, 4 and 9 tokens."""
-    scales = Scales(TOY["patch_nums"])
+    scales = Schedule(TOY["patch_nums"])
     quantizer = ResidualQuantizer(
         scales, vocab_size=3, channels=4, share_quant_resi=4, quant_resi=0.5, beta=0.25, using_znorm=False
     )

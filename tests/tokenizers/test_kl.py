@@ -8,7 +8,7 @@ from small_flowar import tiny_kl
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats.directory import load_network, save_network
 from var_toolkit.registry import WEIGHTS
 from var_toolkit.tokenizers.kl import KLConfig, KLTokenizer
@@ -81,7 +81,7 @@ def test_images_of_another_size_are_refused(tokenizer):
 
 def test_without_a_schedule_there_is_one_scale_of_sample_size():
     tokenizer = KLTokenizer(tiny_kl(4).autoencoder)
-    assert (tokenizer.scales, tokenizer.image_side, tokenizer.channels) == (Scales((4,)), 8, 4)
+    assert (tokenizer.scales, tokenizer.image_side, tokenizer.channels) == (Schedule((4,)), 8, 4)
 
 
 @pytest.mark.parametrize(

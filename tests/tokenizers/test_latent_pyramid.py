@@ -5,10 +5,10 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.tokenizers.latent_pyramid import LatentPyramid, sequence
 
-SCALES = Scales((1, 2, 3, 6))
+SCALES = Schedule((1, 2, 3, 6))
 
 
 @pytest.fixture
@@ -48,6 +48,6 @@ def test_a_map_is_enlarged_to_the_finest_side_unless_another_is_given(latent):
 
 
 def test_a_single_scale_has_no_inputs(latent):
-    pyramid = LatentPyramid(Scales((6,)))
+    pyramid = LatentPyramid(Schedule((6,)))
     assert pyramid.teacher_inputs(latent).shape == (2, 0, 4)
     assert torch.equal(pyramid.maps(latent), sequence(latent))

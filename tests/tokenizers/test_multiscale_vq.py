@@ -5,7 +5,7 @@ import torch
 from golden.cases import Case, load_case
 from torch.testing import assert_close
 
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.tokenizers.cnn import doubled_then_convolved
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
 from var_toolkit.tokenizers.residual_quantizer import phi_choice
@@ -41,7 +41,7 @@ def test_phi_choice_reproduces_the_published_ties(case):
     for rule, expected in case.facts["phi_index_rule"].items():
         if " x " in rule:
             shared, count = map(int, rule.split(" x "))
-            scales = Scales.named("256") if count == 10 else Scales(tuple(range(1, count + 1)))
+            scales = Schedule.named("256") if count == 10 else Schedule(tuple(range(1, count + 1)))
             assert phi_choice(scales, shared or count) == expected
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from var_toolkit.core.schedule import SCHEDULES, Scales
+from var_toolkit.core.schedule import SCHEDULES, Schedule
 from var_toolkit.formats.directory import load_network, read_json
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.hmar_objective import as_next_scale, scale_weights
@@ -21,7 +21,7 @@ def draws(step):
 
 
 def test_the_weights_of_scales_are_the_published_ones():
-    scales = Scales(SCHEDULES["256"])
+    scales = Schedule(SCHEDULES["256"])
     assert [round(weight, 4) for weight in scale_weights(scales, "lognormal")] == LOGNORMAL
     assert scale_weights(scales, "uniform") == [n / 680 for n in scales.lengths]
     assert scale_weights(scales, "equal") == [0.1] * 10
@@ -30,7 +30,7 @@ def test_the_weights_of_scales_are_the_published_ones():
 @pytest.mark.parametrize("kind", ["lognormal", "uniform", "equal"])
 def test_weights_sum_to_one_for_any_schedule(kind):
     for sides in ((1,), (1, 2), (1, 2, 3, 4, 6, 8), SCHEDULES["1024"]):
-        assert sum(scale_weights(Scales(sides), kind)) == pytest.approx(1)
+        assert sum(scale_weights(Schedule(sides), kind)) == pytest.approx(1)
 
 
 def test_the_loss_is_the_weighted_mean_of_each_scale(build):

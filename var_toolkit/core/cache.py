@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 
 
 class KVCache:
@@ -186,7 +186,7 @@ def cache_of(
     return kind(capacities, **shape, dtype=weight.dtype, device=weight.device)
 
 
-def token_span(cache: KVCache | None, scales: Scales, computed: range) -> tuple[int, int]:
+def token_span(cache: KVCache | None, scales: Schedule, computed: range) -> tuple[int, int]:
     """Start and end of the tokens of scales `computed`. ValueError unless the cache holds exactly the tokens before."""
     begin, end = scales.offsets[computed.start], scales.offsets[computed.stop]
     if (cache.length if cache is not None else 0) != begin:

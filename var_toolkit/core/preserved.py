@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def preserved_before(from_scale: int, tokens: Sequence[Tensor], tokenizer: Any) 
     return Preserved(tokens, mask, tokenizer.pyramid.latents(tokens))
 
 
-def require_scale(from_scale: int, scales: Scales) -> None:
+def require_scale(from_scale: int, scales: Schedule) -> None:
     """ValueError unless an image of some scales can be redrawn from `from_scale` on."""
     if not isinstance(from_scale, int) or isinstance(from_scale, bool) or not 0 <= from_scale <= len(scales):
         raise ValueError(

@@ -140,7 +140,7 @@ class Schedule:
         return levels[:, None] == levels[None, :]
 
 
-Scales = Schedule  # its name where only square maps occur
+Schedule = Schedule  # its name where only square maps occur
 
 
 def increasing_sides(sides: Iterable[int]) -> tuple[int, ...]:

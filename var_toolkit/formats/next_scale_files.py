@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from var_toolkit.core.schedule import SCHEDULES, Scales
+from var_toolkit.core.schedule import SCHEDULES, Schedule
 from var_toolkit.formats.state_dicts import Arguments, Tensors, shape
 
 REQUIRED = ("word_embed.weight", "class_emb.weight", "pos_1LC", "lvl_embed.weight")  # of any of them
@@ -54,7 +54,7 @@ def completed(settings: dict[str, Any], tensors: Tensors, source: str) -> dict[s
 def _known_schedule(tensors: Tensors, source: str) -> tuple[int, ...]:
     scales, length = len(tensors["lvl_embed.weight"]), tensors["pos_1LC"].shape[1]
     for sides in SCHEDULES.values():
-        if len(sides) == scales and Scales(sides).total == length:
+        if len(sides) == scales and Schedule(sides).total == length:
             return sides
     raise ValueError(
         f"{source} has {scales} scales and {length} tokens, as no published schedule; give patch_nums by --config"

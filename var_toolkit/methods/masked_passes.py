@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 
 # How many tokens are decided in each pass, by the side of the scale; scales that are not named take one pass.
 NAMED: dict[str, dict[int, tuple[int, ...]]] = {
@@ -17,7 +17,7 @@ OFF = "off"
 REST = "..."
 
 
-def masked_passes(wanted: str | Sequence[Sequence[int]], scales: Scales) -> tuple[tuple[int, ...], ...]:
+def masked_passes(wanted: str | Sequence[Sequence[int]], scales: Schedule) -> tuple[tuple[int, ...], ...]:
     """The tokens that each masked pass of each scale redraws, as `--refine` names them.
 
     `wanted` is a name, lists such as "1;1,3;1,1,2,5;..." of how many tokens are decided in each pass, or "off". A last
@@ -38,7 +38,7 @@ def masked_passes(wanted: str | Sequence[Sequence[int]], scales: Scales) -> tupl
     return tuple(tuple(sum(counts[step:]) for step in range(1, len(counts))) for counts in lists)
 
 
-def _require_fit(lists: Sequence[Sequence[int]], scales: Scales) -> None:
+def _require_fit(lists: Sequence[Sequence[int]], scales: Schedule) -> None:
     if len(lists) != len(scales):
         raise ValueError(f"refine has {len(lists)} lists for {len(scales)} scales; give one list per scale")
     for k, (counts, tokens) in enumerate(zip(lists, scales.lengths, strict=True)):
@@ -49,7 +49,7 @@ def _require_fit(lists: Sequence[Sequence[int]], scales: Scales) -> None:
         raise ValueError("refine: the first scale comes from the class alone; it must have one number")
 
 
-def _parsed(text: str, scales: Scales) -> tuple[tuple[int, ...], ...]:
+def _parsed(text: str, scales: Schedule) -> tuple[tuple[int, ...], ...]:
     parts = [part.strip() for part in text.split(";")]
     if parts[-1] == REST:
         parts[-1:] = [str(tokens) for tokens in scales.lengths[len(parts) - 1 :]]

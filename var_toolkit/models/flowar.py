@@ -22,7 +22,7 @@ from var_toolkit.conditions.condition import labels_of
 from var_toolkit.core.cache import KVCache, cache_of, token_span
 from var_toolkit.core.layers import Layers
 from var_toolkit.core.plan import Scale, linear_ramp, require_own_schedule, scale_places
-from var_toolkit.core.schedule import Scales, Schedule, increasing_sides
+from var_toolkit.core.schedule import Schedule, increasing_sides
 from var_toolkit.formats.state_dicts import Arguments, Tensors, count, shape
 from var_toolkit.heads.flow import Flow
 from var_toolkit.models.family import Family
@@ -126,7 +126,7 @@ class FlowAR(nn.Module):
 
     def __init__(self, config: FlowARConfig) -> None:
         super().__init__()
-        self.config, self.scales = config, Scales(config.patch_nums)
+        self.config, self.scales = config, Schedule(config.patch_nums)
         width, total = config.embed_dim, self.scales.total
         # Not nn.Embedding(n, c): its initialisation imports torch.compile on the meta device. See init_weights.
         self.class_emb = nn.Embedding.from_pretrained(torch.zeros(config.num_classes + 1, width), freeze=False)
@@ -322,9 +322,9 @@ def completed(settings: dict[str, Any], tensors: Tensors, source: str) -> dict[s
 
 def _doubling(length: int, source: str) -> tuple[int, ...]:
     sides = [1]
-    while Scales(tuple(sides)).total < length:
+    while Schedule(tuple(sides)).total < length:
         sides.append(2 * sides[-1])
-    if Scales(tuple(sides)).total != length:
+    if Schedule(tuple(sides)).total != length:
         raise ValueError(
             f"{source} has {length} tokens, which do not fit scales that double from 1; give patch_nums by --config"
         )

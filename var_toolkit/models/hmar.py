@@ -19,7 +19,7 @@ from var_toolkit.conditions.condition import Condition as Given
 from var_toolkit.conditions.condition import labels_of
 from var_toolkit.core.cache import KVCache
 from var_toolkit.core.layers import Layers
-from var_toolkit.core.schedule import Scales, Schedule
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats import next_scale_files as files
 from var_toolkit.formats.state_dicts import Tensors, count
 from var_toolkit.models.family import Family
@@ -194,7 +194,7 @@ class HMAR(NextScaleTransformer):
     def _run(self, blocks: Sequence[Block], branch: Branch, x_RLC: Tensor, scales: range) -> Tensor:
         attend: Attend = to_all
         if len(scales) > 1:
-            attend = within_pyramid(Scales(self.scales.patch_nums[scales.start : scales.stop]), "block-diagonal")
+            attend = within_pyramid(Schedule(self.scales.patch_nums[scales.start : scales.stop]), "block-diagonal")
         for block, modulation in zip(blocks, branch.blocks, strict=True):
             x_RLC = block(x_RLC, modulation, attend)
         return x_RLC

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from var_toolkit.conditions.condition import Condition, labels_of
 from var_toolkit.core.cache import KVCache, RaggedCache, cache_of
 from var_toolkit.core.plan import Tokens, require_own_schedule
-from var_toolkit.core.schedule import Scales, Schedule
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats.llamagen_arguments import ARGUMENTS
 from var_toolkit.formats.state_dicts import Tensors, count, shape
 from var_toolkit.heads.categorical import Categorical
@@ -125,7 +125,7 @@ class RasterGPT(nn.Module):
 
     def __init__(self, config: RasterGPTConfig) -> None:
         super().__init__()
-        self.config, self.scales = config, Scales((config.side,))
+        self.config, self.scales = config, Schedule((config.side,))
         width = config.embed_dim
         self.cls_embedding = _ClassEmbedding(config.num_classes + 1, width)
         self.tok_embeddings = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, width), freeze=False)

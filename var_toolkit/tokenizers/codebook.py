@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.core.finite import clamped, require_finite, require_fit
-from var_toolkit.core.schedule import Scales, Schedule
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.tokenizers.cnn import Decoder, Encoder
 
 
@@ -38,7 +38,7 @@ class CodebookTokenizer(nn.Module):
     """
 
     config: Any
-    scales: Scales
+    scales: Schedule
     encoder: Encoder
     decoder: Decoder
     quant_conv: nn.Conv2d

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.core.finite import clamped, require_finite, require_fit
-from var_toolkit.core.schedule import Scales, Schedule
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.tokenizers.latent_pyramid import LatentPyramid
 
 
@@ -75,10 +75,10 @@ class KLTokenizer(nn.Module):
     `sample_size`; `side` is that of `LatentPyramid`.
     """
 
-    def __init__(self, autoencoder: Any, scales: Scales | None = None, side: int | None = None) -> None:
+    def __init__(self, autoencoder: Any, scales: Schedule | None = None, side: int | None = None) -> None:
         super().__init__()
         self.autoencoder = autoencoder.to(memory_format=torch.channels_last)
-        self.scales = scales or Scales((autoencoder.config.sample_size // self.downsample,))
+        self.scales = scales or Schedule((autoencoder.config.sample_size // self.downsample,))
         self.pyramid = LatentPyramid(self.scales, side)
 
     @property

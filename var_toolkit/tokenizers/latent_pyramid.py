@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 
 
 class LatentPyramid:
@@ -21,7 +21,7 @@ class LatentPyramid:
     training. The published sampler uses 16 for every schedule.
     """
 
-    def __init__(self, scales: Scales, side: int | None = None) -> None:
+    def __init__(self, scales: Schedule, side: int | None = None) -> None:
         self.scales, self.side = scales, side or scales.finest
 
     def maps(self, latent_BChw: Tensor) -> Tensor:

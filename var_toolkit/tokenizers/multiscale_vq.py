@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.core.schedule import SCHEDULES, Scales, increasing_sides
+from var_toolkit.core.schedule import SCHEDULES, Schedule, increasing_sides
 from var_toolkit.formats.directory import build, fill
 from var_toolkit.formats.next_scale_files import ARGUMENTS
 from var_toolkit.formats.state_dicts import Tensors, Told, count, require, shape, sizes_of
@@ -62,7 +62,7 @@ class MultiScaleVQ(CodebookTokenizer):
     def __init__(self, config: MultiScaleVQConfig) -> None:
         super().__init__()
         self.config = config
-        self.scales = Scales(config.patch_nums)
+        self.scales = Schedule(config.patch_nums)
         shape = (config.ch, config.ch_mult, config.num_res_blocks, config.z_channels, config.norm_groups)
         self.encoder, self.decoder = Encoder(*shape), Decoder(*shape)
         self.quantize = ResidualQuantizer(

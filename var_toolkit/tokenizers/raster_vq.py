@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats.directory import build, fill
 from var_toolkit.formats.llamagen_arguments import TOKENIZER_ARGUMENTS
 from var_toolkit.formats.state_dicts import Tensors, Told, count, require, shape, sizes_of
@@ -106,7 +106,7 @@ class RasterVQ(CodebookTokenizer):
     def __init__(self, config: RasterVQConfig) -> None:
         super().__init__()
         self.config = config
-        self.scales = Scales((config.side,))
+        self.scales = Schedule((config.side,))
         shape = (config.ch, config.ch_mult, config.num_res_blocks, config.z_channels, config.norm_groups)
         self.encoder, self.decoder = Encoder(*shape), Decoder(*shape)
         self.quantize = CosineQuantizer(config.vocab_size, config.code_dim, config.beta)
@@ -121,7 +121,7 @@ class RasterVQ(CodebookTokenizer):
     def on_grid(self, side: int) -> RasterVQ:
         """The same weights for maps of another side; no weight depends on the side."""
         other = copy(self)
-        other.config, other.scales = replace(self.config, side=side), Scales((side,))
+        other.config, other.scales = replace(self.config, side=side), Schedule((side,))
         return other
 
 

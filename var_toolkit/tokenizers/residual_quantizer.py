@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.tokenizers.codebook import Quantized
 
 
@@ -40,7 +40,7 @@ class _Shared(nn.Module):
         self.qresi = phi
 
 
-def phi_choice(scales: Scales, count: int) -> list[int]:
+def phi_choice(scales: Schedule, count: int) -> list[int]:
     """Which of `count` phis serves each scale: the nearest of evenly spaced ticks.
 
     Exact ties (scales 2 and 7 of the 256 px schedule) are decided by float64 rounding in the published code, so the
@@ -61,7 +61,7 @@ class ResidualQuantizer(nn.Module):
 
     def __init__(
         self,
-        scales: Scales,
+        scales: Schedule,
         *,
         vocab_size: int,
         channels: int,

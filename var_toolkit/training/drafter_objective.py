@@ -5,7 +5,7 @@ These have few of the tokens, so a step costs a fraction of a step of VAR.
 
 from dataclasses import dataclass
 
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.training.collaborative import CollaborativeObjective, CollaborativeOptions
 from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.recipe import Recipe
@@ -36,4 +36,4 @@ class DrafterObjective(CollaborativeObjective):
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         super().__init__(recipe, workplace)
-        self.trained = Scales(self.scales.patch_nums[: self.options.draft_scales])
+        self.trained = Schedule(self.scales.patch_nums[: self.options.draft_scales])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from var_toolkit.core.bind import run_of
 from var_toolkit.core.engine import decode
 from var_toolkit.core.noise import Noise
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.flow import Flow
 from var_toolkit.loading import load_tokenizer
 from var_toolkit.models.flowar import FlowAR, FlowARConfig
@@ -88,7 +88,7 @@ class FlowARObjective(Objective):
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         self.recipe, self.options = recipe, recipe.objective_options
-        self.scales = Scales(recipe.model.patch_nums)
+        self.scales = Schedule(recipe.model.patch_nums)
         self.tokenizer = self._tokenizer().to(workplace.team.device).requires_grad_(False)
         require_size(recipe.data, self.tokenizer.image_side)
         self.pyramid: LatentPyramid = self.tokenizer.pyramid

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.categorical import token_losses
 from var_toolkit.models.hmar import HMAR
 from var_toolkit.models.layers.next_scale import NextScaleConfig, NextScaleTransformer
@@ -70,7 +70,7 @@ class HmarObjective(VarObjective):
         super().save(network, directory)
 
 
-def scale_weights(scales: Scales, kind: str) -> list[float]:
+def scale_weights(scales: Schedule, kind: str) -> list[float]:
     """The weight of each scale in the loss, (K), with sum 1.
 
     `lognormal`: the sides relative to the last one are standardised (sample standard deviation) and reversed, and the

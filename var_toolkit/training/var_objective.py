@@ -15,7 +15,7 @@ from var_toolkit.conditions.class_names import Named
 from var_toolkit.core.bind import Run, run_of
 from var_toolkit.core.engine import decode
 from var_toolkit.core.noise import Noise
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.categorical import Categorical, token_losses
 from var_toolkit.models.family import Family
 from var_toolkit.models.var import VAR
@@ -115,7 +115,7 @@ class VarObjective(Objective):
         self._require_fit(tokenizer.config)
         require_size(recipe.data, tokenizer.image_side)
         self.tokenizer = tokenizer.to(device).requires_grad_(False)
-        self.scales: Scales = tokenizer.scales
+        self.scales: Schedule = tokenizer.scales
         self.trained = self.scales
         network = self.empty_network()
         self._begin(network)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.core.cache import KVCache
-from var_toolkit.core.schedule import Scales
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.kernels.pyramid_attention import attention as attend_in_pyramid
 from var_toolkit.kernels.tiles import Pattern
 from var_toolkit.models.layers.linear import Linear, linear
@@ -43,12 +43,12 @@ def to_allowed(mask_QL: Tensor, dropout: float = 0.0) -> Attend:
     return lambda q, k, v, scale: F.scaled_dot_product_attention(q, k, v, mask_QL, dropout, scale=scale)
 
 
-def within_pyramid(scales: Scales, pattern: Pattern) -> Attend:
+def within_pyramid(scales: Schedule, pattern: Pattern) -> Attend:
     """Attention over the first scales of a pyramid in one pass, without computing the scores that its mask discards."""
     return partial(_pyramid, scales=scales, pattern=pattern)
 
 
-def block_causal(scales: Scales, computed: range, device: torch.device, dropout: float = 0.0) -> Attend:
+def block_causal(scales: Schedule, computed: range, device: torch.device, dropout: float = 0.0) -> Attend:
     """Attention of the tokens of the scales `computed` to themselves and to the coarser scales in the cache."""
     if dropout > 0:
         return to_allowed(scales.block_causal_mask(computed.start, computed.stop, device), dropout)
@@ -59,7 +59,7 @@ def block_causal(scales: Scales, computed: range, device: torch.device, dropout:
     return to_allowed(scales.block_causal_mask(computed.start, computed.stop, device))
 
 
-def _pyramid(q: Tensor, k: Tensor, v: Tensor, scale: float, *, scales: Scales, pattern: Pattern) -> Tensor:
+def _pyramid(q: Tensor, k: Tensor, v: Tensor, scale: float, *, scales: Schedule, pattern: Pattern) -> Tensor:
     return attend_in_pyramid(q, k, v, scales, pattern=pattern, scale=scale)
 
 

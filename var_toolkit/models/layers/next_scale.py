@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from var_toolkit.core.cache import KVCache
 from var_toolkit.core.plan import Scale, linear_ramp, require_own_schedule, scale_places
-from var_toolkit.core.schedule import SCHEDULES, Scales, Schedule, increasing_sides
+from var_toolkit.core.schedule import SCHEDULES, Schedule, increasing_sides
 from var_toolkit.heads.categorical import Categorical
 from var_toolkit.heads.head import Head
 from var_toolkit.models.layers.attention import Attend, SelfAttention
@@ -142,7 +142,7 @@ class NextScaleTransformer(nn.Module):
     def __init__(self, config: NextScaleConfig, *, word_bias: bool) -> None:
         super().__init__()
         self.config = config
-        self.scales = Scales(config.patch_nums)
+        self.scales = Schedule(config.patch_nums)
         width = config.embed_dim
         self.word_embed = nn.Linear(config.latent_channels, width, bias=word_bias)
         # Not nn.Embedding(n, c): its initialisation imports torch.compile on the meta device. See _init_shared.
