@@ -10,7 +10,7 @@ from var_toolkit.core.schedule import Schedule
 
 @dataclass(frozen=True)
 class Layers:
-    """Schedule below `full_scales` run through every layer, the others only through the `active` ones.
+    """Scales below `full_scales` run through every layer, the others only through the `active` ones.
 
     A skipped layer is the identity on the residual stream (VARiant, arXiv 2511.16546).
     """

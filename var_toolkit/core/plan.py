@@ -62,7 +62,7 @@ class Tokens(Part):
 
 @dataclass(frozen=True)
 class Subnet(Part):
-    """Schedule from `full_scales` on run through `count` layers only, spread evenly; those before through all.
+    """Scales from `full_scales` on run through `count` layers only, spread evenly; those before through all.
 
     A network that has no more layers than that keeps them all (VARiant, arXiv 2511.16546).
     """

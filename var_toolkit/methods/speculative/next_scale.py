@@ -255,7 +255,7 @@ class _Batch:
         self._record(images_G, first, len(drafts))
 
     def _drafts(self, images_G: Tensor, canvas: Canvas, first: int) -> list[_Draft]:
-        """Schedule from `first` on, each drafted from the drafts before it, which are added to the canvas."""
+        """Scales from `first` on, each drafted from the drafts before it, which are added to the canvas."""
         proposer, drafts = self.proposer.of(images_G, len(self.decided_B)), []
         known = int(self.held_B[images_G].min())
         last = min(first + self.window - 1, self.drafted.stop) if first in self.drafted else first
