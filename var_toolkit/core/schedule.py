@@ -140,9 +140,6 @@ class Schedule:
         return levels[:, None] == levels[None, :]
 
 
-Schedule = Schedule  # its name where only square maps occur
-
-
 def increasing_sides(sides: Iterable[int]) -> tuple[int, ...]:
     """The sides of square maps that grow from each to the next, which most networks need. ValueError otherwise."""
     schedule = Schedule(tuple(sides))
