@@ -152,6 +152,7 @@ def test_a_dry_run_writes_a_plan_that_sample_reads(tmp_path, monkeypatch, capsys
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     steps = Plan.read(tmp_path / "plan.json").steps
     assert [step.guidance > 0 for step in steps] == [False, True, True, True, False, False]
+    assert "guidance 0 to 1.2 at scale 3, " in told["plan_in_words"]
 
 
 @pytest.mark.parametrize(

@@ -310,7 +310,9 @@ def _guidance_in_words(group: list[Bound]) -> str:
     values = [one.step.guidance for one in group]
     if min(values) == max(values) or isinstance(group[0].step.places, Tokens):  # whose end is told in tokens
         return f"guidance {max(values):g}"
-    return f"guidance {values[0]:g} to {values[-1]:g}"
+    last = max(one.step.scale for one in group if one.step.guidance == max(values))
+    ends = "" if values[-1] == max(values) else f" at scale {last}"
+    return f"guidance {min(values):g} to {max(values):g}{ends}"
 
 
 def _layers_in_words(group: list[Bound]) -> list[str]:
