@@ -4,11 +4,8 @@ So is the short version in the README.
 """
 
 import json
-import os
 import re
-import runpy
 import shlex
-import subprocess
 import sys
 import tomllib
 from dataclasses import fields, replace
@@ -17,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from pages import BLOCK, commands_of, files_of, here, in_a_process
 from PIL import Image
 
 from var_toolkit.cli import main
@@ -28,24 +26,6 @@ from var_toolkit.methods.by_name import GROUP
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGE = (ROOT / "docs" / "add-a-method.md").read_text()
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NAMED = re.compile(r"`([a-z_]+\.(?:py|yaml))`")
-
-
-def files_of(text: str) -> dict[str, str]:
-    """Every block of Python or YAML, by the last file name in the text before it."""
-    found, before = {}, 0
-    for block in BLOCK.finditer(text):
-        if block[1] in ("python", "yaml"):
-            name = NAMED.findall(text[before : block.start()])[-1]
-            assert name not in found, f"{name} appears twice"
-            found[name] = block[2]
-        before = block.end()
-    return found
-
-
-def commands_of_the_page() -> list[str]:
-    return [line for language, text in BLOCK.findall(PAGE) if language == "sh" for line in text.splitlines()]
 
 
 @pytest.fixture
@@ -62,26 +42,6 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path), dtype=int)
 
 
-def in_a_process(command: str) -> str:
-    """The output of a command of the page, run by a shell in the current folder."""
-    place = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    ran = subprocess.run(command, shell=True, env=place, capture_output=True, text=True)
-    assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
-    return ran.stdout
-
-
-def here(command: str, capsys) -> str:
-    """The same in this process, which saves the import of torch."""
-    program, *words = shlex.split(command)
-    if program == "python":
-        sys.path.insert(0, os.getcwd())  # as Python does for the folder of a script
-        runpy.run_path(*words, run_name="__main__")
-    else:
-        assert program == "vargen"
-        assert main(words) == 0, f"{command}\n{capsys.readouterr().err}"
-    return capsys.readouterr().out
-
-
 def test_the_files_and_commands_of_the_page_work(folder, monkeypatch, capsys):
     assert set(files_of(PAGE)) == {"shy_method.py", "draw.py", "shy.yaml", "likely_rule.py"}
     monkeypatch.chdir(folder)
@@ -89,7 +49,7 @@ def test_the_files_and_commands_of_the_page_work(folder, monkeypatch, capsys):
     # The bench starts workers from the current folder, so it needs a process that knows the folder only from there.
     dry, drawn, script, bench, rule = (
         in_a_process(command) if command.startswith("vargen bench ") else here(command, capsys)
-        for command in commands_of_the_page()
+        for command in commands_of(PAGE)
     )
 
     (plan,) = (line for line in dry.splitlines() if line.startswith("plan "))
@@ -122,7 +82,7 @@ def test_the_files_and_commands_of_the_page_work(folder, monkeypatch, capsys):
 def test_the_rule_of_the_page_decides_which_drafts_are_accepted(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", sys.path[:])
-    (command,) = (line for line in commands_of_the_page() if "likely_rule:likely" in line)
+    (command,) = (line for line in commands_of(PAGE) if "likely_rule:likely" in line)
     words = command.replace("share=0.1", "share={}").split()[1:]
     passes = []
     for share in ("0", "1"):  # accept every draft; accept only the most likely token

@@ -27,8 +27,7 @@ def test_every_part_is_doubled_with_its_null_twin_and_sliced_again():
     for name in ("labels", "pooled", "prefix", "memory", "memory_mask"):
         assert torch.equal(getattr(own, name), getattr(request.rows(1), name))
     assert own.additions.keys() == {0, 7}
-    one = request.of(torch.tensor([1])).rows(2)
-    assert one.labels.tolist() == [1, 1]
+    assert both.of_rows(torch.tensor([1, 3])).labels.tolist() == [1, 1]
 
 
 def test_parts_that_are_absent_stay_absent():

@@ -7,7 +7,8 @@ import torch
 from golden.cases import load_case
 from torch.testing import assert_close
 
-from var_toolkit.core.filters import draw, filter_top_k_top_p, guide, soft_codes
+from var_toolkit.core.filters import filter_top_k_top_p, guide, pick, soft_codes
+from var_toolkit.heads.categorical import Categorical
 
 CASE = load_case("topk-topp-filter")
 
@@ -56,7 +57,7 @@ def test_draws_follow_the_softmax():
     from var_toolkit.core.noise import Noise, Stream
 
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf]).expand(1, 100_000, 5)
-    found = draw(logits, Noise([7]).uniform(Stream.TOKEN, 0, 100_000), temperature=2.0)
+    found = pick(Categorical(temperature=2.0).probabilities(logits), Noise([7]).uniform(Stream.TOKEN, 0, 100_000))
     frequency = found.flatten().bincount(minlength=5) / 100_000
     assert_close(frequency, (logits[0, 0] / 2.0).softmax(-1), atol=0.006, rtol=0)
     assert frequency[4] == 0
@@ -66,5 +67,5 @@ def test_draws_follow_the_softmax():
 def test_the_ends_of_the_noise_draw_the_first_and_the_last_code_with_mass(uniform):
     logits = torch.randn(1, 50, 4096)
     logits[..., :7] = logits[..., -5:] = -torch.inf
-    found = draw(logits, torch.full((1, 50), uniform), temperature=0.7)
+    found = pick(Categorical(temperature=0.7).probabilities(logits), torch.full((1, 50), uniform))
     assert (found == (7 if uniform < 0.5 else 4090)).all()

@@ -236,7 +236,7 @@ def test_a_rule_refuses_drafts_that_it_cannot_judge():
 
 @pytest.mark.parametrize("widths", [(1, 1, 1), (2, 2, 1)])
 def test_the_cache_after_a_rollback_is_a_fresh_prefill(widths):
-    """Rows that have settled different numbers of tokens, through several rounds of drafts, some of which stand."""
+    """Rows that have decided different numbers of tokens, through several rounds of drafts, some of them accepted."""
     network = golden_gpt()
     asked = of_labels(torch.tensor([1, 2, 3]), 10)
     tree = topology(widths)
@@ -260,7 +260,7 @@ def test_the_cache_after_a_rollback_is_a_fresh_prefill(widths):
 
 
 class Hopeful(Standard):
-    """Half of the drafts stand."""
+    """Half of the drafts are accepted."""
 
     def test(self, p, q, token, depth):
         return torch.full_like(p[..., 0], 0.5), super().test(p, q, token, depth)[1]

@@ -78,10 +78,6 @@ class Request:
         """The condition of the images (1), or of the images and their null twins (2)."""
         return self.condition if copies == 1 else self.condition.with_null(self.null)
 
-    def of(self, images: Tensor | slice) -> Request:
-        """The request of some of the images."""
-        return Request(self.condition.of_rows(images), self.null.of_rows(images))
-
 
 def of_labels(labels_B: Tensor, classes: int) -> Request:
     """The request for images of classes, int64 (B,); the null class of guidance is number `classes`."""

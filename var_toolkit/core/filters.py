@@ -32,14 +32,6 @@ def filter_top_k_top_p(logits_BLV: Tensor, *, top_k: int = 0, top_p: float = 0.0
     return logits_BLV
 
 
-def draw(logits_BLV: Tensor, uniform_BL: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """One token each from softmax(logits / temperature), (B, L). A code of -inf is never drawn.
-
-    Temperature acts after the filters, as published for CoDe, so the filters see temperature 1.
-    """
-    return pick((logits_BLV / temperature).softmax(dim=-1), uniform_BL)
-
-
 def pick(mass_BLV: Tensor, uniform_BL: Tensor) -> Tensor:
     """One token each, (B, L): where the mass summed over the codes passes `uniform`. A code without mass is not drawn.
 

@@ -237,16 +237,6 @@ def plan_of(
     return Plan(schedule, tuple(steps))
 
 
-def scale_places(schedule: Schedule) -> tuple[Scale, ...]:
-    """The places of a network that draws a scale at once."""
-    return tuple(Scale(k) for k in range(len(schedule)))
-
-
-def linear_ramp(schedule: Schedule) -> tuple[float, ...]:
-    """Guidance that grows from nothing at the first scale to all of it at the last, as VAR's."""
-    return tuple(schedule.progress(k) for k in range(len(schedule)))
-
-
 def require_own_schedule(network: Any, schedule: Schedule) -> None:
     """ValueError unless a schedule is the one that a network was made for."""
     if schedule != network.scales:

@@ -82,11 +82,6 @@ def token_losses(logits_BLV: Tensor, tokens_BL: Tensor, *, label_smoothing: floa
     return flat.view_as(tokens_BL)
 
 
-def log_likelihood(logits_BLV: Tensor, tokens_BL: Tensor) -> Tensor:
-    """Log-probability of the tokens of each image, (B,)."""
-    return -token_losses(logits_BLV, tokens_BL).sum(1)
-
-
 def only(code_BL: Tensor, logits_BLV: Tensor, where_BL: Tensor) -> Tensor:
     """The logits, with all codes but one excluded at some positions: tokens that are given, not drawn."""
     given = torch.full_like(logits_BLV, -torch.inf).scatter(-1, code_BL.unsqueeze(-1), 0.0)

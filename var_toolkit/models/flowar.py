@@ -21,12 +21,12 @@ from var_toolkit.conditions.condition import Condition as Given
 from var_toolkit.conditions.condition import labels_of
 from var_toolkit.core.cache import KVCache, cache_of, token_span
 from var_toolkit.core.layers import Layers
-from var_toolkit.core.plan import Scale, linear_ramp, require_own_schedule, scale_places
 from var_toolkit.core.schedule import Schedule, increasing_sides
 from var_toolkit.formats.state_dicts import Arguments, Tensors, count, shape
 from var_toolkit.heads.flow import Flow
 from var_toolkit.models.family import Family
 from var_toolkit.models.layers.attention import Attend, RotaryAttention, block_causal, within_pyramid
+from var_toolkit.models.layers.by_scale import ByScale
 from var_toolkit.models.layers.flow_head import HEAD_DIM, MLP_RATIO, Field, FlowHead
 from var_toolkit.models.layers.gated_mlp import GatedMLP, RMSNorm, modulated, ratio_of
 from var_toolkit.models.layers.linear import Linear
@@ -113,7 +113,7 @@ class FlowARBlock(nn.Module):
         return torch.addcmul(x_RLC, self.mlp(modulated(x_RLC, m.scale2, m.shift2)), m.gate2)
 
 
-class FlowAR(nn.Module):
+class FlowAR(ByScale, nn.Module):
     """Labels and the coarser maps -> features of each token of a scale -> the velocity field that generates the map.
 
     `forward` is the packed training pass; decoding calls `condition` once, then `hidden` and `field` scale by scale
@@ -121,7 +121,6 @@ class FlowAR(nn.Module):
     """
 
     markov = False
-    has_subnets = False
     default_head = Flow()
 
     def __init__(self, config: FlowARConfig) -> None:
@@ -159,18 +158,6 @@ class FlowAR(nn.Module):
     def cache_values(self, tokens: int) -> int:
         """Number of cached values per row for `tokens` tokens of one layer."""
         return 2 * tokens * self.config.embed_dim
-
-    def places(self, schedule: Schedule) -> tuple[Scale, ...]:
-        """What its steps draw: a scale each."""
-        return scale_places(schedule)
-
-    def guidance_ramp(self, schedule: Schedule) -> tuple[float, ...]:
-        """What guidance is multiplied with at each scale: none at the first, all of it at the last."""
-        return linear_ramp(schedule)
-
-    def require_schedule(self, schedule: Schedule) -> None:
-        """ValueError unless the schedule is that of its position embeddings."""
-        require_own_schedule(self, schedule)
 
     def layer_work(self, new: int, context: int) -> int:
         """Multiply-adds per layer and row of `new` tokens that attend to `context` tokens, themselves included."""

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.core.cache import KVCache
-from var_toolkit.core.plan import Scale, linear_ramp, require_own_schedule, scale_places
 from var_toolkit.core.schedule import SCHEDULES, Schedule, increasing_sides
 from var_toolkit.heads.categorical import Categorical
 from var_toolkit.heads.head import Head
 from var_toolkit.models.layers.attention import Attend, SelfAttention
+from var_toolkit.models.layers.by_scale import ByScale
 from var_toolkit.models.layers.linear import Linear, linear_gelu
 
 
@@ -132,11 +132,10 @@ class HeadNorm(nn.Module):
         return 1 + scale, shift
 
 
-class NextScaleTransformer(nn.Module):
+class NextScaleTransformer(ByScale, nn.Module):
     """Embeddings and operation counts. The null class of guidance is `num_classes`."""
 
     config: NextScaleConfig
-    has_subnets = False
     default_head: Head = Categorical()
 
     def __init__(self, config: NextScaleConfig, *, word_bias: bool) -> None:
@@ -152,18 +151,6 @@ class NextScaleTransformer(nn.Module):
         self.lvl_embed = nn.Embedding.from_pretrained(torch.zeros(len(self.scales), width), freeze=False)
         if config.shared_aln:
             self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-
-    def places(self, schedule: Schedule) -> tuple[Scale, ...]:
-        """What its steps draw: a scale each."""
-        return scale_places(schedule)
-
-    def guidance_ramp(self, schedule: Schedule) -> tuple[float, ...]:
-        """What guidance is multiplied with at each scale: none at the first, all of it at the last."""
-        return linear_ramp(schedule)
-
-    def require_schedule(self, schedule: Schedule) -> None:
-        """ValueError unless the schedule is that of its position embeddings."""
-        require_own_schedule(self, schedule)
 
     def layer_work(self, new: int, context: int) -> int:
         """Multiply-adds per layer and row of `new` tokens that attend to `context` tokens, themselves included."""
