@@ -1,10 +1,12 @@
 """Fixtures that several folders of tests share."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 from golden.cases import Case, fill, load_case
+from warm_python import WarmPython
 
 from var_toolkit.models.hmar import HMAR, HMARConfig
 from var_toolkit.models.var import VAR, VARConfig
@@ -50,3 +52,11 @@ def small_hmar() -> HMAR:
 def var_case(request: pytest.FixtureRequest) -> tuple[Case, VAR]:
     """A golden case of VAR with its network."""
     return load_case(request.param), small_var_network(shared_aln=request.param.endswith("shared-aln"))
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[WarmPython]:
+    """Runs Python in processes of their own."""
+    python = WarmPython()
+    yield python
+    python.close()

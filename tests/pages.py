@@ -4,9 +4,7 @@ import os
 import re
 import runpy
 import shlex
-import subprocess
 import sys
-from pathlib import Path
 
 from var_toolkit.cli import main
 
@@ -31,16 +29,8 @@ def commands_of(text: str) -> list[str]:
     return [line for language, block in BLOCK.findall(text) if language == "sh" for line in block.splitlines()]
 
 
-def in_a_process(command: str) -> str:
-    """The output of a command of the page, run by a shell in the current folder."""
-    place = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    ran = subprocess.run(command, shell=True, env=place, capture_output=True, text=True)
-    assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
-    return ran.stdout
-
-
 def here(command: str, capsys) -> str:
-    """The same in this process, which saves the import of torch."""
+    """The output of a command of the page, run in this process, which saves the import of torch."""
     program, *words = shlex.split(command)
     if program == "python":
         sys.path.insert(0, os.getcwd())  # as Python does for the folder of a script

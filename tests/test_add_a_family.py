@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import BLOCK, commands_of, files_of, here, in_a_process
+from pages import BLOCK, commands_of, files_of, here
 from PIL import Image
 
 from var_toolkit import registry
@@ -35,11 +35,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_files_and_commands_of_the_page_work(folder, capsys):
     assert set(files_of(PAGE)) == {"warm_var.py", "warm.yaml", "publish.py", "warm_bench.yaml"}
-    listed, *_ = (
-        # The bench starts workers from the current folder, so it needs a process that knows the folder only from there.
-        in_a_process(command) if command.startswith("vargen bench ") else here(command, capsys)
-        for command in COMMANDS
-    )
+    listed, *_ = (here(command, capsys) for command in COMMANDS)
     assert "warm-var-d16" in listed
     first, second = (np.asarray(Image.open(folder / name)) for name in ("warm.png", "same.png"))
     assert np.array_equal(first, second)

@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from pages import BLOCK, commands_of, files_of, here, in_a_process
+from pages import BLOCK, commands_of, files_of, here
 from PIL import Image
+from small_bench import here_except
 
 from var_toolkit.cli import main
 from var_toolkit.core.plan import Step
+from var_toolkit.evaluation.bench import rounds
 from var_toolkit.evaluation.bench.table import table_from
 from var_toolkit.loading import skeleton
 from var_toolkit.methods.by_name import GROUP
@@ -46,11 +48,9 @@ def test_the_files_and_commands_of_the_page_work(folder, monkeypatch, capsys):
     assert set(files_of(PAGE)) == {"shy_method.py", "draw.py", "shy.yaml", "likely_rule.py"}
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", sys.path[:])
-    # The bench starts workers from the current folder, so it needs a process that knows the folder only from there.
-    dry, drawn, script, bench, rule = (
-        in_a_process(command) if command.startswith("vargen bench ") else here(command, capsys)
-        for command in commands_of(PAGE)
-    )
+    # A process of its own looks for the method in the current folder.
+    monkeypatch.setattr(rounds, "Child", here_except("shy"))
+    dry, drawn, script, bench, rule = (here(command, capsys) for command in commands_of(PAGE))
 
     (plan,) = (line for line in dry.splitlines() if line.startswith("plan "))
     first, second = plan.split("; ")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from small_bench import Here, here_except
 
 from var_toolkit.cli import main
 from var_toolkit.evaluation.bench import quality, rounds
@@ -24,11 +25,17 @@ def painter(tmp_path_factory, small_tokenizer, small_var) -> str:
     return str(folder)
 
 
+@pytest.fixture
+def _rows_in_this_process(monkeypatch):
+    monkeypatch.setattr(rounds, "Child", Here)
+
+
 def a_table(text: str, path: str = "table.yaml") -> str:
     Path(path).write_text(text)
     return path
 
 
+@pytest.mark.usefixtures("_rows_in_this_process")
 def test_two_rows_become_a_table_a_file_and_a_plot(painter, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(quality, "RENDERINGS", 20)
     monkeypatch.setenv("VARGEN_CACHE", str(tmp_path / "cache"))
@@ -61,6 +68,7 @@ def test_two_rows_become_a_table_a_file_and_a_plot(painter, tmp_path, monkeypatc
     assert Image.open("out/table.png").width > 1000
 
 
+@pytest.mark.usefixtures("_rows_in_this_process")
 def test_without_quality_there_is_no_plot(model, capsys):
     table = a_table(f"rows: [{{name: a, model: {model}, device: cpu}}, {{name: b, model: {model}, device: cpu}}]")
     assert main(["bench", table, "--rounds", "1", "--only", "b", "--out", "out", "--json"]) == 0
@@ -70,7 +78,8 @@ def test_without_quality_there_is_no_plot(model, capsys):
     assert told["rows"][0]["seconds_per_image"] > 0
 
 
-def test_a_row_that_fails_says_why_and_the_others_go_on(model, tmp_path, capsys):
+def test_a_row_that_fails_says_why_and_the_others_go_on(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rounds, "Child", here_except("bad"))
     damaged = tmp_path / "damaged"
     shutil.copytree(model, damaged)
     (damaged / "backbone" / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
@@ -88,6 +97,7 @@ def test_a_row_that_fails_says_why_and_the_others_go_on(model, tmp_path, capsys)
     assert "damaged/backbone/diffusion_pytorch_model.safetensors is a text" in bad["error"]
 
 
+@pytest.mark.usefixtures("_rows_in_this_process")
 def test_an_interruption_keeps_what_has_been_measured(model, monkeypatch, capsys):
     class Interrupted(rounds.Children):
         asked = 0

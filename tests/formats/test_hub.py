@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -77,57 +75,63 @@ def hub(tmp_path):
     server.shutdown()
 
 
-def download(environment, repository="someone/model", name="weights.pth"):
-    code = f"from var_toolkit.formats.hub import download; print(download({repository!r}, {name!r}))"
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+@pytest.fixture
+def python(hub, tmp_path, warm_python):
+    """Python with that hub: `python("-c", code)` runs it, keywords are changes of the environment."""
+    return lambda *words, **changes: warm_python(*words, env=hub[1] | changes, cwd=tmp_path)
 
 
-def test_a_file_is_fetched_once_checked_and_then_found_without_the_network(hub, tmp_path):
-    handler, environment = hub
+@pytest.fixture
+def download(python):
+    code = "from var_toolkit.formats.hub import download; print(download('someone/model', 'weights.pth'))"
+    return lambda **changes: python("-c", code, **changes)
+
+
+def test_a_file_is_fetched_once_checked_and_then_found_without_the_network(hub, tmp_path, download):
+    handler, _ = hub
     handler.files["weights.pth"] = b"x" * 1000
-    first = download(environment)
+    first = download()
     assert first.returncode == 0, first.stderr
     handler.files.clear()
-    again = download({**environment, "HF_HUB_OFFLINE": "1"})
+    again = download(HF_HUB_OFFLINE="1")
     assert again.stdout == first.stdout
     assert Path(first.stdout.strip()).read_bytes() == b"x" * 1000
 
 
-def test_a_damaged_download_is_refused_and_removed(hub):
-    handler, environment = hub
+def test_a_damaged_download_is_refused_and_removed(hub, download):
+    handler, _ = hub
     handler.files["weights.pth"] = b"x" * 1000
     handler.promised["weights.pth"] = "a" * 64
-    result = download(environment)
+    result = download()
     assert "arrived damaged" in result.stderr
     del handler.promised["weights.pth"]
-    assert download(environment).returncode == 0
+    assert download().returncode == 0
 
 
-def test_without_network_and_cache_one_line_says_the_way_out(hub):
-    _, environment = hub
-    result = download({**environment, "HF_HUB_OFFLINE": "1"})
+def test_without_network_and_cache_one_line_says_the_way_out(download):
+    result = download(HF_HUB_OFFLINE="1")
     assert "vargen convert" in result.stderr.splitlines()[-1]
 
 
-def test_a_hub_that_cannot_be_reached_is_told_once_and_at_once(hub):
-    handler, environment = hub
-    gone = {**environment, "HF_ENDPOINT": "http://127.0.0.1:9"}
+def test_a_hub_that_cannot_be_reached_is_told_once_and_at_once(hub, python, download):
+    handler, _ = hub
+    gone = {"HF_ENDPOINT": "http://127.0.0.1:9"}
     code = (
         "import sys; from var_toolkit.cli import main; "
         "sys.exit(main(['sample', '--class', '3', '--dry-run', '--model', 'someone/model']))"
     )
-    for command in (["-c", code], ["-c", code.replace("'--dry-run', ", "").replace("someone/model", "var-d16")]):
-        result = subprocess.run([sys.executable, *command], env=gone, capture_output=True, text=True, timeout=120)
+    for command in (code, code.replace("'--dry-run', ", "").replace("someone/model", "var-d16")):
+        result = python("-c", command, **gone)
         assert result.returncode == 2
         assert result.stderr.count("\n") == 1
         assert "Retrying" not in result.stderr
     handler.files["weights.pth"] = b"x" * 1000
-    path = download(environment).stdout
-    assert download(gone).stdout == path
+    path = download().stdout
+    assert download(**gone).stdout == path
 
 
-def test_a_network_in_shards_is_read_from_the_hub(hub, tmp_path, small_tokenizer):
-    handler, environment = hub
+def test_a_network_in_shards_is_read_from_the_hub(hub, tmp_path, small_tokenizer, python):
+    handler, _ = hub
     save_network(small_tokenizer, tmp_path / "network")
     names = sorted(tensors := load_file(tmp_path / "network" / WEIGHTS))
     halves = {f"{Path(WEIGHTS).stem}-0000{i}-of-00002.safetensors": names[i - 1 :: 2] for i in (1, 2)}
@@ -140,21 +144,20 @@ def test_a_network_in_shards_is_read_from_the_hub(hub, tmp_path, small_tokenizer
         "from var_toolkit.formats.lone_tokenizers import find_tokenizer, read_tokenizer; "
         "print(float(read_tokenizer(find_tokenizer('someone/model')).quantize.embedding.weight.double().sum()))"
     )
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    result = python("-c", code)
     assert result.stdout == f"{float(small_tokenizer.quantize.embedding.weight.double().sum())}\n", result.stderr
 
 
-def test_a_file_that_the_hub_does_not_have_is_named(hub):
-    _, environment = hub
-    assert "someone/model/weights.pth cannot be downloaded" in download(environment).stderr
+def test_a_file_that_the_hub_does_not_have_is_named(download):
+    assert "someone/model/weights.pth cannot be downloaded" in download().stderr
 
 
 @pytest.mark.parametrize(
     "name", ["var-d16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("code-8", "cca-var-d16"))]
 )
-def test_a_published_model_is_drawn_from_by_its_name(hub, tmp_path, small_tokenizer, small_var, name):
+def test_a_published_model_is_drawn_from_by_its_name(hub, tmp_path, small_tokenizer, small_var, name, python):
     """The whole way of `--model`, with small networks in place of the published ones."""
-    handler, environment = hub
+    handler, _ = hub
     files = {"vae_ch160v4096z32.pth": small_tokenizer, "var_d16.pth": small_var}
     files |= {"drafter_8.pth": small_var, "refiner_8.pth": small_var_network(depth=2)}
     files["CCA_VAR_Guidance_Free/VAR_d16_CCA.pth"] = small_var
@@ -170,13 +173,13 @@ def test_a_published_model_is_drawn_from_by_its_name(hub, tmp_path, small_tokeni
         "draft_scales=min(e.draft_scales, 2), source=replace(e.source, configs=sizes)); "
         f"sys.exit(main(['sample', '--class', '3', '--model', {name!r}, '--top-k', '5', '--out', {str(tmp_path)!r}]))"
     )
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    result = python("-c", code)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "class-3_seed-0.png").is_file()
 
 
-def test_a_published_model_of_continuous_tokens_is_drawn_from_by_its_name(hub, tmp_path, kl16_tensors):
-    handler, environment = hub
+def test_a_published_model_of_continuous_tokens_is_drawn_from_by_its_name(hub, tmp_path, kl16_tensors, python):
+    handler, _ = hub
     files = {"kl16.ckpt": {"model": kl16_tensors}, "FlowAR-S.pth": golden_flowar(cross=False).state_dict()}
     for file, content in files.items():
         torch.save(content, tmp_path / file)
@@ -189,36 +192,32 @@ def test_a_published_model_of_continuous_tokens_is_drawn_from_by_its_name(hub, t
         "sys.exit(main(['sample', '--class', 'golden retriever', '--model', 'flowar-s', '--steps', '2', "
         f"'--out', {str(tmp_path)!r}]))"
     )
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    result = python("-c", code)
     assert result.returncode == 0, result.stderr
     assert Image.open(tmp_path / "class-207_seed-0.png").size == (64, 64)
 
 
-def test_an_autoencoder_on_the_hub_takes_the_place_of_the_own_one(hub, tmp_path):
-    handler, environment = hub
+def test_an_autoencoder_on_the_hub_takes_the_place_of_the_own_one(hub, tmp_path, python):
+    handler, _ = hub
     Pipeline(tiny_kl(), tiny_flowar()).save_pretrained(tmp_path / "model")
     save_network(tiny_kl(block_out_channels=(8, 8, 8), sample_size=12).autoencoder, tmp_path / "vae")
-    command = [sys.executable, "-m", "var_toolkit", "sample", "--class", "3", "--model", str(tmp_path / "model")]
+    command = ["-m", "var_toolkit", "sample", "--class", "3", "--model", str(tmp_path / "model")]
     command += ["--steps", "2", "--out", str(tmp_path), "--tokenizer", "someone/vae"]
-
-    def run(**more):
-        return subprocess.run(command, env={**environment, **more}, capture_output=True, text=True, timeout=120)
-
-    missing = run()
+    missing = python(*command)
     assert missing.returncode == 2
     assert "someone/vae/config.json cannot be downloaded" in missing.stderr
     for file in (tmp_path / "vae").iterdir():
         handler.files[file.name] = file.read_bytes()
-    result = run()
+    result = python(*command)
     assert result.returncode == 0, result.stderr
     assert Image.open(tmp_path / "class-3_seed-0.png").size == (12, 12)
     handler.files.clear()
-    assert run(HF_HUB_OFFLINE="1").returncode == 0
+    assert python(*command, HF_HUB_OFFLINE="1").returncode == 0
 
 
 @pytest.mark.parametrize(("subfolder", "kind"), [("vae", "AutoencoderKL"), ("tokenizer", "MultiScaleVQ")])
-def test_a_tokenizer_on_the_hub_is_read_without_its_model(hub, tmp_path, small_tokenizer, subfolder, kind):
-    handler, environment = hub
+def test_a_tokenizer_on_the_hub_is_read_without_its_model(hub, tmp_path, small_tokenizer, subfolder, kind, python):
+    handler, _ = hub
     save_network({"vae": tiny_kl().autoencoder, "tokenizer": small_tokenizer}[subfolder], tmp_path / "network")
     for file in (tmp_path / "network").iterdir():
         handler.files[f"{subfolder}/{file.name}"] = file.read_bytes()
@@ -227,7 +226,7 @@ def test_a_tokenizer_on_the_hub_is_read_without_its_model(hub, tmp_path, small_t
         "place = find_tokenizer('someone/model'); "
         "print(*[type(read_tokenizer(place, weights=wanted)).__name__ for wanted in (False, True)])"
     )
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    result = python("-c", code)
     assert result.stdout == f"{kind} {kind}\n", result.stderr
 
 

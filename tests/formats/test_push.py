@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -35,15 +33,14 @@ def model(tmp_path, small_tokenizer, small_var):
 
 
 @pytest.fixture
-def run(hub, tmp_path):
+def run(hub, tmp_path, warm_python):
     """Python with that hub and a token, in a process of its own: huggingface_hub reads its settings as it starts."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {**hub.environment(tmp_path / "home"), "HF_TOKEN": TOKEN}
 
     def python(*words, **changes):
         known = {name: value for name, value in (environment | changes).items() if value is not None}
-        command = [sys.executable, *map(str, words)]
-        return subprocess.run(command, env=known, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        return warm_python(*map(str, words), env=known, cwd=tmp_path)
 
     return python
 
