@@ -1,11 +1,7 @@
 """Sets of images: the same files from one process, several, and runs that were killed."""
 
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -13,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import ranks_of_two, start
 from PIL import Image
 
 from var_toolkit.conditions.class_names import class_names
@@ -21,13 +18,6 @@ from var_toolkit.evaluation.adm_npz import shuffled
 from var_toolkit.evaluation.image_sets import open_images
 from var_toolkit.evaluation.sample_set import ImageList, draw_set, labels_of, spelled
 from var_toolkit.pipeline import Pipeline
-
-SCRIPT = """
-import sys
-from var_toolkit.evaluation.sample_set import draw_set
-model, out, per_class, shards = sys.argv[1:]
-draw_set(model, out, classes="0-9", per_class=int(per_class), batch_size=4, device="cpu", shards=int(shards) or None)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +36,16 @@ def whole(model, tmp_path_factory) -> Path:
     return out
 
 
+DRAWING = {"classes": "0-9", "per_class": 3, "batch_size": 4, "device": "cpu"}
+
+
 def draw(model, out, **changes):
-    return draw_set(model, out, **{"classes": "0-9", "per_class": 3, "batch_size": 4, "device": "cpu", **changes})
+    return draw_set(model, out, **{**DRAWING, **changes})
 
 
-def started(model, out, per_class=3, shards=0, **environment) -> subprocess.Popen:
+def started(model, out, said=None, environment=None, **changes):
     """A process that draws the same."""
-    command = [sys.executable, "-c", SCRIPT, model, str(out), str(per_class), str(shards)]
-    return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+    return start(draw_set, model, out, said=said, environment=environment, **{**DRAWING, **changes})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -76,17 +68,19 @@ def sharded(model, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("shards", [pytest.param(0, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("shards", [pytest.param(None, marks=pytest.mark.slow), 3])
 def test_two_processes_write_the_files_of_one(shards, model, whole, sharded, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        ranks = ranks_of_two(free.getsockname()[1])
+    files = [tmp_path / f"said-{rank}" for rank in range(2)]
     both = [
-        started(model, tmp_path / "out", shards=shards, **place, RANK=str(rank), LOCAL_RANK=str(rank))
-        for rank in range(2)
+        started(model, tmp_path / "out", shards=shards, environment=rank, said=file)
+        for rank, file in zip(ranks, files, strict=True)
     ]
-    said = [process.communicate(timeout=120)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0], [file.read_text() for file in files]
     assert contents(tmp_path / "out") == contents(sharded if shards else whole)
 
 
@@ -109,11 +103,11 @@ def test_a_killed_run_loses_the_shard_under_way_alone(model, tmp_path, capsys):
     process = started(model, out, per_class=8, shards=10)
     deadline = time.monotonic() + 120
     while len(list(out.glob("*.tar"))) < 2:
-        assert process.poll() is None, "the run ended by itself"
+        assert process.exitcode is None, "the run ended by itself"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
     there = 8 * len(list(out.glob("*.tar")))
     assert 16 <= there < 80
     (out / ".shard-00009.tar-abcd_123").write_bytes(b"half a shard")
@@ -188,11 +182,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(model, tmp_path, caps
     process = started(model, out, per_class=8)
     deadline = time.monotonic() + 120
     while len(list(out.glob("*.png"))) < 6:
-        assert process.poll() is None, "the run ended by itself"
+        assert process.exitcode is None, "the run ended by itself"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
     there = len(list(out.glob("*.png")))
     assert 6 <= there < 80
     (out / ".000073_class-3.png-abcd_123").write_bytes(b"half an image")

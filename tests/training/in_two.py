@@ -1,12 +1,12 @@
-"""Two training processes, forked from one that has imported torch already."""
+"""Two training processes."""
 
-import multiprocessing
-import os
 import socket
-import sys
 import time
 from pathlib import Path
 
+from forked import ranks_of_two, start
+
+from var_toolkit.training.loop import train
 from var_toolkit.training.recipe import Recipe
 
 PATIENCE = 300  # seconds
@@ -14,15 +14,14 @@ PATIENCE = 300  # seconds
 
 def train_in_two(recipe: Recipe, out: Path, cache: Path, said: Path) -> None:
     """Train as two processes of torchrun would; AssertionError with what they said if one of them fails."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["var_toolkit.training.loop"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     files = [said / f"said-{rank}" for rank in range(2)]
-    both = [context.Process(target=_train, args=(rank, port, recipe, out, cache, files[rank])) for rank in range(2)]
-    for process in both:
-        process.start()
+    both = [
+        start(train, recipe, out, cache_dir=cache, device="cpu", environment=rank, said=file)
+        for rank, file in zip(ranks_of_two(port), files, strict=True)
+    ]
     ends = time.monotonic() + PATIENCE
     try:
         while any(process.is_alive() for process in both) and time.monotonic() < ends:
@@ -36,16 +35,3 @@ def train_in_two(recipe: Recipe, out: Path, cache: Path, said: Path) -> None:
             process.join()
     codes = [process.exitcode for process in both]
     assert codes == [0, 0], "\n".join([str(codes), *(path.read_text()[-9000:] for path in files)])
-
-
-def _train(rank: int, port: int, recipe: Recipe, out: Path, cache: Path, said: Path) -> None:
-    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    import torch
-
-    from var_toolkit.training.loop import train
-
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    os.environ |= {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    torch.set_num_threads(1)
-    train(recipe, out, cache_dir=cache, device="cpu")

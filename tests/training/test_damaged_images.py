@@ -12,6 +12,7 @@ import yaml
 from var_toolkit.cli import main
 from var_toolkit.images import ImageFileError
 from var_toolkit.training.loop import train
+from var_toolkit.training.recipe import recipe_from
 
 KINDS = {"cut": lambda whole: whole[:2000], "empty": lambda whole: b"", "page": lambda whole: b"<html>404</html>"}
 
@@ -104,18 +105,32 @@ def test_with_skip_damaged_the_run_ends_and_counts_what_was_replaced(
     assert (tmp_path / "parts" / "log.jsonl").read_text().count('"damaged"') == 1
 
 
-def test_a_damaged_image_ends_all_processes_with_the_same_line(recipe_for, damaged, tmp_path, cache):
-    root, path, _ = damaged()
-    options = {"train_only": "decoder", "initial": str(tmp_path / "first" / "final")}
-    good = recipe_for(root) | {"data": {"kind": "still-lifes", "count": 8, "validation_count": 0}, "steps": 1}
+@pytest.fixture
+def decoder_alone(recipe_for, tmp_path, cache):
+    """The settings of a recipe of a decoder, whose training ends at the damaged image of a folder."""
+    good = recipe_for(tmp_path) | {"data": {"kind": "still-lifes", "count": 8, "validation_count": 0}, "steps": 1}
     assert run(good, tmp_path / "first", cache) == 0
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(recipe_for(root, objective_options=options)))
+    options = {"train_only": "decoder", "initial": str(tmp_path / "first" / "final")}
+    return lambda root: recipe_for(root, objective_options=options)
+
+
+def test_a_damaged_image_ends_all_processes_with_the_same_line(decoder_alone, damaged, tmp_path, train_in_two):
+    root, path, _ = damaged()
+    with pytest.raises(AssertionError) as ended:
+        train_in_two(recipe_from(decoder_alone(root)), tmp_path / "two")
+    assert str(ended.value).count(f"ImageFileError: {path} is damaged") == 2
+    assert torch.load(tmp_path / "two" / "checkpoint.pt", weights_only=True)["step"] > 0
+
+
+@pytest.mark.slow
+def test_a_damaged_image_ends_all_processes_of_torchrun(decoder_alone, damaged, tmp_path, cache):
+    root, path, _ = damaged()
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(decoder_alone(root)))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     command = ["var_toolkit", "train", tmp_path / "two.yaml", "--out", tmp_path / "two", "--cache", cache]
     done = subprocess.run([*launch, *map(str, command)], capture_output=True, text=True, timeout=200)
     assert done.returncode != 0
     assert done.stderr.count(f"vargen train: {path} is damaged") == 2
-    assert torch.load(tmp_path / "two" / "checkpoint.pt", weights_only=True)["step"] > 0
 
 
 def test_latents_of_a_damaged_image_are_those_of_the_next_of_its_class(tiny, damaged, tmp_path, capfd, parts):

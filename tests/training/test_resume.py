@@ -3,30 +3,18 @@
 import dataclasses
 import json
 import os
-import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
+from forked import start
 
 from var_toolkit.training.journal import Journal
 from var_toolkit.training.loop import TrainingStoppedError, train
 from var_toolkit.training.objectives import Loss
 from var_toolkit.training.registry import objective_class, objective_names
-
-SCRIPT = """
-import pickle, sys, torch
-from pathlib import Path
-from var_toolkit.training.loop import train
-if __name__ == "__main__":
-    torch.set_num_threads(2)
-    recipe = pickle.loads(Path(sys.argv[1]).read_bytes())
-    train(recipe, Path(sys.argv[2]), cache_dir=Path(sys.argv[3]), device="cpu")
-"""
 
 
 def assert_same_bits(a, b):
@@ -67,14 +55,11 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tiny, cache, tmp_path, weig
     # A line of the log is the mean of four steps; the checkpoint is of any of them.
     recipe = tiny("var", checkpoint_minutes=0.0, steps=30, log_every=4, sample_every=100, validate_every=100)
     whole = train(recipe, tmp_path / "whole", cache_dir=cache, device="cpu")
-    (tmp_path / "recipe.pickle").write_bytes(pickle.dumps(recipe))
-    (tmp_path / "run.py").write_text(SCRIPT)
     out = tmp_path / "killed"
-    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "recipe.pickle"), str(out), str(cache)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = start(train, recipe, out, cache_dir=cache, device="cpu")
     wait_for_lines(out / "log.jsonl", 3, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (out / "final").exists()
     reached = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
     assert 0 < reached < 30
@@ -93,7 +78,7 @@ def without_times(path):
 def wait_for_lines(path, count, process):
     deadline = time.monotonic() + 120
     while not path.exists() or len(path.read_text().splitlines()) < count:
-        assert process.poll() is None, "the run ended by itself"
+        assert process.exitcode is None, "the run ended by itself"
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
