@@ -157,7 +157,8 @@ def test_the_report_says_what_was_measured(measured, reference_folder, blurred, 
     assert {"fid", "sfid", "isc", "kid", "precision", "recall", "features", "reference"} <= report.keys()
 
 
-def test_images_of_some_classes_against_all_are_noted(blurred, tmp_path):
+def test_images_of_some_classes_against_all_are_noted(blurred, tmp_path, monkeypatch):
+    monkeypatch.setattr("var_toolkit.evaluation.image_sets.CLASSES", 100)
     write_images(tmp_path / "set", blurred[:4])
     (tmp_path / "set" / "settings.json").write_text(json.dumps({"images": 4, "classes": "0-3"}))
     found = score(tmp_path / "set", "stilllife")

@@ -49,21 +49,21 @@ def test_the_tokenizer_keeps_fresh_renderings(renderings):
 def test_samples_show_what_their_class_says(name, judge):
     """Chance is one in a thousand; see docs/measurements.md for what a thousand images reach."""
     pipe = var_toolkit.load(name, device="cpu")
-    labels = list(range(7, 1000, 25))
-    images = pipe(labels, seeds=labels, output_type="pt", batch_size=40).images
+    labels = list(range(7, 1000, 50))
+    images = pipe(labels, seeds=labels, output_type="pt", batch_size=20).images
     with torch.no_grad():
         agree = (judge.predict(images * 2 - 1) == torch.tensor(labels)).float().mean()
     assert agree > 0.25
 
 
 @pytest.mark.parametrize("name", DRAWING)
-def test_an_image_drawn_alone_has_the_tokens_of_a_batch_of_eight(name):
+def test_an_image_drawn_alone_has_the_tokens_of_a_batch_of_four(name):
     pipe = var_toolkit.load(name, device="cpu")
-    together = pipe([207] * 8, seeds=range(8), output_type="latent")
-    alone = pipe([207], seeds=[5], output_type="latent")
+    together = pipe([207] * 4, seeds=range(4), output_type="latent")
+    alone = pipe([207], seeds=[3], output_type="latent")
     for one, other in zip(alone.tokens, together.tokens, strict=True):
         # Continuous tokens are as equal as rounding, which depends on the batch, leaves them.
-        torch.testing.assert_close(one[0], other[5], rtol=0, atol=1e-3 if one.is_floating_point() else 0)
+        torch.testing.assert_close(one[0], other[3], rtol=0, atol=1e-3 if one.is_floating_point() else 0)
 
 
 def test_all_embedded_weights_together_stay_small():

@@ -221,12 +221,12 @@ def test_neighbours_in_a_batch_change_nothing_where_images_draft_differently_far
     rule = KSeq() if shape.chains else Standard()
     speculation = Speculation(SmallModel(shape), rule, Adaptive(1 + len(shape.widths), confidence))
     stage = TokenSampling(target, HEAD_SETTINGS, 0.7)
-    together, tally = drawn(speculation, stage, range(12), small)
-    alone = [drawn(speculation, stage, range(seed, seed + 1), small) for seed in range(12)]
+    together, tally = drawn(speculation, stage, range(6, 12), small)
+    alone = [drawn(speculation, stage, range(seed, seed + 1), small) for seed in range(6, 12)]
     assert torch.equal(torch.cat([tokens for tokens, _ in alone]), together)
     assert sum(one.fall_backs for _, one in alone) == tally.fall_backs
     assert sum(one.draft_passes for _, one in alone) == tally.draft_passes
-    assert 0 < tally.fall_backs < 12 or confidence or max(shape.widths) > 1
+    assert 0 < tally.fall_backs < 6 or confidence or max(shape.widths) > 1
 
 
 def test_a_rule_refuses_drafts_that_it_cannot_judge():
