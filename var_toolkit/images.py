@@ -245,15 +245,21 @@ def require_unit_tensor(image: Tensor) -> None:
         raise ValueError(f"the image holds values from {low:g} to {high:g}; a tensor must hold values from 0 to 1")
 
 
-def given_square(image: Given, side: int) -> Tensor:
+def given_square(image: Given, side: int, least: int = 1) -> Tensor:
     """A given image (as in `given_image`), cropped to the square in its middle, scaled: (3, side, side), in [0, 1].
 
-    A tensor of that size is returned unchanged.
+    A tensor of that size is returned unchanged. ValueError for an image whose height or width is below `least` pixels.
     """
     if isinstance(image, Tensor) and image.shape == (3, side, side):
         require_unit_tensor(image)
         return image
-    return image_tensor(given_image(image), side)
+    upright = given_image(image)
+    if min(upright.size) < least:
+        raise ValueError(
+            f"the image is {upright.width}x{upright.height}; it must be at least {least}x{least}, the patch of one "
+            "token: give a larger image"
+        )
+    return image_tensor(upright, side)
 
 
 def middle_square(width: int, height: int) -> Square:

@@ -299,12 +299,16 @@ class Pipeline:
     ) -> Iterator[PipelineOutput]:
         """The results of `vary` batch by batch, as `stream` yields them; the image is prepared once."""
         require_scale(from_scale, self.tokenizer.scales)
-        side = self.tokenizer.image_side
-        as_image(image, side)
-        square = given_square(image, side)
+        as_image(image, self.tokenizer.image_side)
+        square = self._square(image)
         return batches(
             self, class_labels, lambda: preserved_before(from_scale, self._tokens(square), self.tokenizer), **drawing
         )
+
+    def _square(self, image: Given) -> Tensor:
+        """The centre square of an image at the tokenizer's size, (3, side, side) in [0, 1]."""
+        side = self.tokenizer.image_side
+        return given_square(image, side, least=side // self.tokenizer.scales.finest)
 
     def _tokens(self, image_3ss: Tensor) -> list[Tensor]:
         """The token maps of one image in [0, 1]."""
@@ -314,11 +318,10 @@ class Pipeline:
     def reconstruct(self, image: Given) -> Image:
         """The tokenizer's reconstruction of an image, whose centre square is scaled to the tokenizer's size.
 
-        Takes a PIL image of any size, a path, an array (h, w, 3) of uint8, or a tensor (3, h, w), float in [0, 1], as
-        `edit` and `vary` do. ValueError for anything else.
+        Takes a PIL image, a path, an array (h, w, 3) of uint8, or a tensor (3, h, w), float in [0, 1], as `edit` and
+        `vary` do. ValueError for anything else, and for an image smaller than the patch of one token.
         """
-        side = self.tokenizer.image_side
-        drawn = self.tokenizer.reconstruct(given_square(image, side).unsqueeze(0).to(self.device) * 2 - 1)
+        drawn = self.tokenizer.reconstruct(self._square(image).unsqueeze(0).to(self.device) * 2 - 1)
         return as_output(require_finite(drawn.cpu(), "the decoder's images"), "pil")[0]
 
     def save_pretrained(

@@ -171,6 +171,15 @@ def test_images_of_every_kind_are_reconstructed(mode, model, capsys):
     assert "PSNR" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("size", "status"), [((1, 1), 2), ((300, 15), 2), ((16, 16), 0)], ids=str)
+def test_an_image_smaller_than_the_patch_of_a_token_is_refused(size, status, model, capsys):
+    Image.new("RGB", size, "teal").save("image.png")
+    assert main(["reconstruct", "image.png", "--model", model]) == status
+    told = capsys.readouterr().err
+    assert told.count("\n") == (1 if status else 0)
+    assert not status or f"{size[0]}x{size[1]}; it must be at least 16x16" in told
+
+
 def test_sixteen_bits_are_scaled_and_not_clipped():
     from var_toolkit.images import image_tensor
 

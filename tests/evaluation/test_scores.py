@@ -253,7 +253,7 @@ def test_a_loading_process_complains_in_one_line(monkeypatch, tmp_path, images_f
         Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / f"{name}.jpg")
     (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:-900])
     monkeypatch.setattr(scores, "WORTH_PROCESSES", 0)
-    with pytest.raises(ValueError, match=r"^\S*b.jpg is damaged: [^\n]*$"):
+    with pytest.raises(ValueError, match=r"^\S*b.jpg is damaged: [^\n]*; replace it[^\n]*$"):
         score(tmp_path, images_folder, features="stilllife")
 
 

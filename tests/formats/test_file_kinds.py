@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import tarfile
 import zipfile
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from var_toolkit.formats.file_kinds import described
 from var_toolkit.formats.json_files import read_json
 from var_toolkit.formats.safetensors_files import read_folder, read_safetensors
 from var_toolkit.formats.weight_files import read_weights
@@ -63,6 +65,12 @@ def test_what_was_downloaded_instead_of_weights_is_named(kind, ending, tmp_path)
     with pytest.raises(ValueError, match=rf"x{ending}[^\n]*{words}[^\n]*$") as caught:
         read_weights(path)
     assert "could run code" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_a_way_out(kind, tmp_path):
+    (tmp_path / "x.pth").write_bytes(KINDS[kind][0])
+    assert re.search("download it|unpack it|git lfs pull|give a", described(tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize("kind", ["empty", "html", "lfs", "xml", "text", "zip", "gzip"])

@@ -165,6 +165,13 @@ def test_what_is_no_user_and_name_is_refused_before_a_token_is_looked_for(name, 
         may_upload(name)
 
 
+def test_what_is_no_model_is_told_before_a_token_is_looked_for(vargen, tmp_path):
+    refused = vargen("push", tmp_path, NAME, HF_TOKEN=None)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert f"{tmp_path}/model_index.json is missing" in refused.stderr
+    assert "token" not in refused.stderr
+
+
 @pytest.mark.slow
 def test_a_card_written_by_hand_stays_on_the_hub_and_ours_is_replaced(hub, vargen, model):
     assert vargen("push", model, NAME).returncode == 0

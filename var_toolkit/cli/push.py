@@ -26,13 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Check that an upload is possible, then load and upload."""
-    from var_toolkit.formats.hub import may_upload
-
-    may_upload(args.repository)  # before anything large is downloaded or read
+    """Check the model's configuration and that an upload is possible, then load and upload."""
     import torch
 
-    from var_toolkit.loading import load
+    from var_toolkit.formats.hub import may_upload
+    from var_toolkit.loading import load, skeleton
+
+    skeleton(args.model)
+    may_upload(args.repository)  # before anything large is downloaded or read
 
     url = load(args.model, device="cpu").push_to_hub(
         args.repository,

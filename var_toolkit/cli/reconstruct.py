@@ -43,11 +43,12 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from var_toolkit.devices import find_device
-    from var_toolkit.images import as_output, image_tensor
+    from var_toolkit.images import as_output, given_square
     from var_toolkit.loading import load_tokenizer
 
     tokenizer = load_tokenizer(args.model, device=args.device, dtype=getattr(torch, args.dtype))
-    before = image_tensor(image, tokenizer.image_side)
+    side = tokenizer.image_side
+    before = given_square(image, side, least=side // tokenizer.scales.finest)
     after = tokenizer.reconstruct(before.unsqueeze(0).to(find_device(args.device)) * 2 - 1).cpu()
     error = ((after[0] + 1) / 2 - before).square().mean().item()
     psnr = -10 * torch.tensor(max(error, 1e-10)).log10().item()

@@ -7,7 +7,9 @@ Item i of a set is uint8 (3, h, w).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +27,7 @@ from var_toolkit.evaluation.npz_files import IMAGES, POOLED, SPATIAL, images_in,
 from var_toolkit.evaluation.reference_statistics import Origin, features_in, origin_in
 from var_toolkit.evaluation.sample_folder import SETTINGS, TEMPORARY
 from var_toolkit.formats.directory import read_json
-from var_toolkit.images import ENDINGS, image_size, read_image
+from var_toolkit.images import ENDINGS, DamagedImageError, image_size, read_image
 from var_toolkit.locks import LOCK
 from var_toolkit.still_life.data_set import SIZE, render
 
@@ -48,7 +50,8 @@ class ImageFiles(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         path = self._paths[index]
-        image = read_image(readable(path), path)
+        with _way_out():
+            image = read_image(readable(path), path)
         pixels = np.array(image if self._side is None else cut_square(image, self._side))
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -246,7 +249,17 @@ def _told(header: _Header) -> str:
 
 def _verified(path: ImageFile) -> _Header:
     """The size of an image; for a PNG, all checksums are compared too."""
-    return _Header(path, image_size(readable(path), path))
+    with _way_out():
+        return _Header(path, image_size(readable(path), path))
+
+
+@contextmanager
+def _way_out() -> Iterator[None]:
+    """Say what to do about an image that cannot be read."""
+    try:
+        yield
+    except DamagedImageError as error:
+        raise DamagedImageError(f"{error}; replace it, or remove it from the set") from None
 
 
 def _open_npz(path: Path) -> ImageSet:

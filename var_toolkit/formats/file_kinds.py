@@ -1,4 +1,4 @@
-"""What a file is that cannot be read as what its name says: downloads that went wrong, told apart in words."""
+"""What a file really is whose content does not match its name, such as a failed download."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-HEAD = 4096  # bytes that are looked at
+HEAD = 4096  # bytes that are read
 AGAIN = "download it again"
+OTHER = "give a .safetensors, .pth or .json file in its place"
 ARCHIVES = {
     b"\x1f\x8b": "a gzip archive", b"BZh": "a bzip2 archive", b"\xfd7zXZ\x00": "an xz archive",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"Rar!": "a RAR archive", b"\x28\xb5\x2f\xfd": "a zstd archive",
@@ -20,7 +21,7 @@ FORMATS = {
 
 
 def described(path: Path) -> str | None:
-    """What the file is and the way out, such as "is a Git LFS pointer ..."; None if its content tells nothing."""
+    """What the file is and what to do, such as "is a Git LFS pointer ..."; None if it is of no known kind."""
     with path.open("rb") as file:
         head = file.read(HEAD)
     if not head.strip(b"\0"):
@@ -34,12 +35,12 @@ def described(path: Path) -> str | None:
         return "is a tar archive; unpack it and give the file inside"
     for magic, name in FORMATS.items():
         if head.startswith(magic):
-            return f"is {name}"
+            return f"is {name}; {OTHER}"
     return _text(head)
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: the length of the header in eight bytes, then a JSON object."""
+    """Whether a file starts like a safetensors file: eight bytes with the length of the header, then a JSON object."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(9)
@@ -48,17 +49,17 @@ def is_safetensors(path: Path) -> bool:
 
 def _zip(path: Path) -> str:
     if not zipfile.is_zipfile(path):
-        return f"is cut short, {path.stat().st_size:,} bytes long; {AGAIN}"
+        return f"is cut short after {path.stat().st_size:,} bytes; {AGAIN}"
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any(name.endswith("data.pkl") for name in names):
-        return f"is a PyTorch file, of which a part is damaged; {AGAIN}"
+        return f"is a damaged PyTorch file; {AGAIN}"
     inside = f" ({names[0]})" if names else ""
     return f"is a zip archive; unpack it and give the file inside{inside}"
 
 
 def _text(head: bytes) -> str | None:
-    """What a text is; None for anything else."""
+    """What kind of text it is; None for binary content."""
     text = head.decode("utf-8", errors="ignore").lstrip("\ufeff \t\r\n")
     if b"\0" in head or len(text) < len(head) / 2:
         return None
@@ -73,8 +74,8 @@ def _text(head: bytes) -> str | None:
     if lower.startswith("<"):
         return f"is an XML message, not the file itself ({_shown(begins)}): {AGAIN}"
     if lower.startswith(("{", "[")):
-        return f"is a JSON text, not the file itself ({_shown(begins)})"
-    return f"is a text, not the file itself ({_shown(begins)})"
+        return f"is a JSON text, not the file itself ({_shown(begins)}): {AGAIN}"
+    return f"is a text, not the file itself ({_shown(begins)}): {AGAIN}"
 
 
 def _shown(text: str) -> str:
