@@ -138,11 +138,11 @@ def fill(studio: Studio, asked: Mapping[str, Any]) -> list[Any]:
     return values
 
 
-def in_order(studio: Studio, settings: Settings, step: int = 0) -> Any:
-    """A function of model, `filled`, seed, `any_seed` and count that fills `Settings.all` before an image is drawn.
+def begin(button: gr.Button, studio: Studio, settings: Settings, *count: gr.Slider, step: int = 0) -> Any:
+    """The event of a button that draws, after `Settings.all` has been filled.
 
-    Somebody may choose a model and press Draw before its plans have arrived. `step` times as many seeds as images are
-    passed over. What is no seed is refused here.
+    A user may choose a model and press Draw before its plans have arrived. The seed is increased by `step` times
+    the count of images; an invalid one is refused here.
     """
 
     def put(
@@ -162,7 +162,8 @@ def in_order(studio: Studio, settings: Settings, step: int = 0) -> Any:
             raise gr.Error(str(error), print_exception=False) from None
         return found
 
-    return put
+    given = [settings.model, settings.filled, settings.seed, settings.any_seed, *count]
+    return button.click(put, given, settings.all, **AT_ONCE)
 
 
 def _of_link(query: Mapping[str, str]) -> dict[str, str]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from var_toolkit.demo.choosing import Settings, in_order
-from var_toolkit.demo.showing import AT_ONCE, DRAWING, Shown, facts, finished, in_one_line, main_image, stop_button
+from var_toolkit.demo.choosing import Settings, begin
+from var_toolkit.demo.showing import DRAWING, Shown, facts, finished, in_one_line, main_image, stop_button
 from var_toolkit.demo.studio import Studio, Wish
 
 
@@ -47,8 +47,7 @@ def compare_tab(studio: Studio, settings: Settings) -> None:
             yield *left, *finished(frame)
 
     asked: list[Any] = settings.wish(*settings.sides)
-    first = [settings.model, settings.filled, settings.seed, settings.any_seed]
-    begun = draw.click(in_order(studio, settings), first, settings.all, **AT_ONCE)
+    begun = begin(draw, studio, settings)
     outputs = [images[0], told[0], images[1], told[1]]
     drawing = begun.success(show, asked, outputs, api_name="compare", show_progress_on=images, **DRAWING)
     with buttons:

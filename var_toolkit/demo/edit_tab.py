@@ -8,19 +8,9 @@ from typing import Any
 
 import gradio as gr
 
-from var_toolkit.demo.choosing import Settings, in_order
+from var_toolkit.demo.choosing import Settings, begin
 from var_toolkit.demo.painting import painted, unmagnified
-from var_toolkit.demo.showing import (
-    AT_ONCE,
-    DRAWING,
-    SIDE,
-    Shown,
-    facts,
-    finished,
-    in_one_line,
-    main_image,
-    stop_button,
-)
+from var_toolkit.demo.showing import DRAWING, SIDE, Shown, facts, finished, in_one_line, main_image, stop_button
 from var_toolkit.demo.studio import Studio, Wish
 from var_toolkit.images import upright_rgb
 
@@ -76,8 +66,7 @@ def edit_tab(studio: Studio, settings: Settings) -> gr.ImageEditor:
             yield finished(frame)
 
     asked = [canvas, keep_pixels, *settings.wish(plan)]
-    first = [settings.model, settings.filled, settings.seed, settings.any_seed]
-    begun = edit.click(in_order(studio, settings), first, settings.all, **AT_ONCE)
+    begun = begin(edit, studio, settings)
     drawing = begun.success(show, asked, [edited, told], api_name="edit", show_progress_on=edited, **DRAWING)
     with buttons:
         stop_button([told], [drawing])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from var_toolkit.demo.choosing import MOST_IMAGES, NOTED, Settings, connect, fill, in_order, settings_column
+from var_toolkit.demo.choosing import MOST_IMAGES, NOTED, Settings, begin, connect, fill, settings_column
 from var_toolkit.demo.compare_tab import compare_tab
 from var_toolkit.demo.edit_tab import edit_tab
 from var_toolkit.demo.showing import (
@@ -128,21 +128,20 @@ def _draw_tab(studio: Studio, settings: Settings) -> tuple[gr.State, gr.Button]:
 
     outputs = [shown, row, told, gallery, drawn, images]
     asked = [*settings.wish(plan), count]
-    first = [settings.model, settings.filled, settings.seed, settings.any_seed, count]
-    look = {**DRAWING, "show_progress_on": shown}
     drawing = []
-    for button, step in ((draw, 0), (following, 1)):
-        begun = button.click(in_order(studio, settings, step), first, settings.all, **AT_ONCE)
-        name: Any = {"api_name": "draw"} if step == 0 else {"api_visibility": "private"}
-        drawing.append(begun.success(show, asked, outputs, **name, **look))
+
+    def draw_after(begun: Any, **api: Any) -> None:
+        drawing.append(begun.success(show, asked, outputs, show_progress_on=shown, **api, **DRAWING))
         begun.success(None, settings.wish(plan), None, js=NOTED, **AT_ONCE)
+
+    draw_after(begin(draw, studio, settings, count), api_name="draw")
+    draw_after(begin(following, studio, settings, count, step=1), api_visibility="private")
     offered = [example for example in EXAMPLES if example["model"] in studio.models]
     examples = gr.Dataset(
         components=["textbox"], samples=[[_described(studio, one)] for one in offered], type="index", label="Examples"
     )
     begun = examples.click(lambda at: fill(studio, offered[at]), examples, settings.all, **AT_ONCE)
-    drawing.append(begun.success(show, asked, outputs, api_visibility="private", **look))
-    begun.success(None, settings.wish(plan), None, js=NOTED, **AT_ONCE)
+    draw_after(begun, api_visibility="private")
     with buttons:
         stop_button([told], drawing)
     count.change(lambda number: gr.update(visible=number > 1), count, gallery, **AT_ONCE)

@@ -1,4 +1,4 @@
-"""What people paint over an image, as a mask of the image itself."""
+"""Turns what a user paints over an image into a mask."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image, ImageChops
 
 
 def painted(layers: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image:
-    """The mask of all layers together, mode L of `size`: white wherever one of them holds any paint."""
+    """The union of all layers as a mask of mode L and of `size`: white where any layer has paint."""
     mask = Image.new("L", size)
     for layer in layers:
         paint = layer.convert("RGBA").getchannel("A").resize(size, Image.Resampling.BOX)
@@ -17,9 +17,9 @@ def painted(layers: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image
 
 
 def unmagnified(image: Image.Image, side: int) -> Image.Image:
-    """An image that was magnified from `side` pixels by a whole factor, as it was before; any other as it is.
+    """Undo a magnification from `side` pixels by an integer factor; any other image is returned unchanged.
 
-    The page magnifies small images, and a drawn one must come back to the model as the model drew it.
+    The page magnifies small images, and the model must get a drawn image back as it drew it.
     """
     factor = image.width // side
     if factor < 2 or image.size != (factor * side, factor * side):

@@ -1,4 +1,4 @@
-"""The decoding plans that people can choose from for a model: only those that fit it, the model's own first."""
+"""The decoding plans that the page offers for a model: those that fit it, its default plan first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Named = tuple[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Choice:
-    """A plan by name: what is loaded for it, and the settings of `Pipeline.plan`."""
+    """A named plan: the source to load and the settings for `Pipeline.plan`."""
 
     name: str
     source: Source
@@ -26,7 +26,7 @@ class Choice:
 
 
 def choices(model: str) -> list[Choice]:
-    """The plans of a model by its name, directory or hub id; nothing is read but configurations.
+    """The plans of a model, given by name, directory or hub id; only configurations are read.
 
     ValueError if there is no such model.
     """
@@ -40,7 +40,7 @@ def choices(model: str) -> list[Choice]:
 
 
 def _within(pipe: Pipeline) -> Iterator[Named]:
-    """Plans of what the model itself has."""
+    """Plans that need no other model."""
     step = pipe.plan().steps[0]
     if isinstance(step.places, Tokens):
         yield "Plain, token by token", {}
@@ -60,9 +60,9 @@ def _within(pipe: Pipeline) -> Iterator[Named]:
 
 
 def _depths(pipe: Pipeline) -> Iterator[Named]:
-    """All layers of a VAR or of two, and two thirds or one third of them for the finest third of the scales.
+    """All layers, and two thirds or one third of the layers for the finest third of the scales.
 
-    These are the subnets that the embedded VAR has learnt to draw with.
+    These are the subnets that the embedded VAR was trained with.
     """
     depth, scales = max(len(backbone.blocks) for backbone in pipe.backbones), len(pipe.backbone.scales)
     shared = "" if pipe.refiner is None else _shared(pipe.draft_scales)
@@ -75,7 +75,7 @@ def _depths(pipe: Pipeline) -> Iterator[Named]:
 
 
 def _together(model: str) -> Iterator[Choice]:
-    """Plans of a named model and another one of the zoo that was trained for it."""
+    """Plans that combine a named model with another named model that was trained for it."""
     known = find_entry(model)
     if known is None:
         return
@@ -91,6 +91,6 @@ def _shared(draft_scales: int) -> str:
 
 
 def _backbone(entry: Entry) -> Any:
-    """Which weights draw the first scales: a folder or a file."""
+    """The weights that draw the first scales: a folder or a file."""
     source: Any = entry.source
     return source.files["backbone"] if hasattr(source, "files") else source.backbone

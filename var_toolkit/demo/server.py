@@ -1,4 +1,4 @@
-"""Serves the page on one port, to this machine alone unless asked otherwise; nothing of it comes from elsewhere."""
+"""Serves the page on one port, by default to this machine only. The page loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     import gradio as gr
 
 LARGEST_UPLOAD = "30mb"
-# The browser itself refuses whatever the page might ask of another host. The canvas of the editor compiles shaders by
-# eval, and Gradio's own page has scripts and styles inline.
+# With this policy the browser blocks requests to other hosts. The editor's canvas compiles shaders with eval, and
+# Gradio's page has inline scripts and styles.
 POLICY = (
     "default-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; "
     "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "frame-ancestors 'self'; base-uri 'self'; form-action 'self'"
 )
-PATIENCE = 1  # seconds for requests under way once the server is told to end
+PATIENCE = 1  # seconds that running requests get at shutdown
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket bound to the port, before anything is loaded. ValueError in one line if it cannot be had."""
+    """A listening socket, opened before anything is loaded. ValueError in one line if that is not possible."""
     if not 1 <= port <= 65535:
         raise ValueError(f"--port {port} does not exist; ports are 1 to 65535")
     try:
@@ -34,7 +34,7 @@ def listening(host: str, port: int) -> socket.socket:
     except OSError:
         raise ValueError(f"--host {host} is not known; give an address of this machine, such as 127.0.0.1") from None
     found = socket.socket(family, kind, protocol)
-    if os.name == "posix":  # a port left a moment ago can be taken at once; elsewhere it means to share ports
+    if os.name == "posix":  # reuse a port in TIME_WAIT; on Windows the option would share ports
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind(address)
@@ -46,22 +46,22 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def address(on: socket.socket, host: str) -> str:
-    """What a browser on this machine opens, where `host` is the one that was asked for."""
+    """The URL of the page for a browser on this machine; `host` is the requested one."""
     if _everywhere(on):
         host = "::1" if on.family == socket.AF_INET6 else "127.0.0.1"
     return f"http://{_in_url(host)}:{on.getsockname()[1]}"
 
 
 def trusted_hosts(on: socket.socket, host: str) -> list[str]:
-    """The names by which the page may be asked for: a foreign one that resolves to this machine is none of them.
+    """The Host headers that are accepted, so that a foreign name that resolves to this machine is refused.
 
-    Who listens everywhere has names that nobody here knows.
+    A server on all interfaces accepts any, since its names are not known here.
     """
     return ["*"] if _everywhere(on) else ["localhost", "127.0.0.1", "[::1]", _in_url(host)]
 
 
 def serve(page: gr.Blocks, on: socket.socket, host: str, **look: Any) -> None:
-    """Serve until SIGINT or SIGTERM; `host` is the one that was asked for, `look` are theme and css of the page."""
+    """Serve until SIGINT or SIGTERM; `host` is the requested one, `look` holds theme and css of the page."""
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI
@@ -69,7 +69,7 @@ def serve(page: gr.Blocks, on: socket.socket, host: str, **look: Any) -> None:
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            # Every open page holds a connection, which ends here: nothing to complain of.
+            # uvicorn logs an error for the connection of every open page that ends here.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             await super().shutdown(sockets)
 
@@ -88,13 +88,13 @@ def serve(page: gr.Blocks, on: socket.socket, host: str, **look: Any) -> None:
     )
     guarded = _within_policy(TrustedHostMiddleware(app, trusted_hosts(on, host)))
     config = uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=PATIENCE)
-    with suppress(KeyboardInterrupt), _terminated_as_interrupted():  # the way out
+    with suppress(KeyboardInterrupt), _terminated_as_interrupted():  # how users stop the server
         Server(config).run(sockets=[on])
 
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt: uvicorn ends at either, and then raises the signal again."""
+    """Make SIGTERM raise KeyboardInterrupt: uvicorn stops at either signal and then raises it again."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -115,7 +115,7 @@ def _in_url(host: str) -> str:
 
 
 def _within_policy(app: Any) -> Any:
-    """An ASGI application whose answers carry the policy."""
+    """The ASGI application with the policy in the header of every response."""
 
     async def guarded(scope: Any, receive: Any, send: Any) -> None:
         async def answer(message: Any) -> None:

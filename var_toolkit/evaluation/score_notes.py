@@ -1,4 +1,4 @@
-"""What a score should not be compared with: said in a note before the long work."""
+"""Notes on what a score cannot be compared with, given before the long work."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from var_toolkit.evaluation.image_sets import FreshStillLifes, ImageSet
 
 NEIGHBOURS = 3  # of precision and recall
-ALL_CLASSES = "0-999"  # in the words of `settings.json`
+ALL_CLASSES = "0-999"  # as `settings.json` writes it
 
 
 def doubt(drawn: ImageSet, truth: ImageSet, facts: Any, names: dict[str, str], note: Callable[[str], None]) -> None:
-    """Note what can be measured only in part, or means little."""
+    """Note the figures that cannot be measured or that are unreliable."""
     for skipped in dict.fromkeys((drawn.skipped, truth.skipped)):
         if skipped:
             note(skipped)
@@ -40,14 +40,14 @@ def doubt(drawn: ImageSet, truth: ImageSet, facts: Any, names: dict[str, str], n
 
 
 def _doubt_whole(drawn: ImageSet, note: Callable[[str], None]) -> None:
-    """Note where the images are not the whole of what `vargen evaluate sample` set out to draw."""
+    """Note that the set is incomplete: `vargen evaluate sample` planned more images."""
     planned = (drawn.settings or {}).get("images")
     if isinstance(planned, int) and drawn.count < planned:
         note(f"images: {drawn.count} of the {planned} images that their settings.json plans are measured")
 
 
 def _doubt_classes(drawn: ImageSet, truth: ImageSet, note: Callable[[str], None]) -> None:
-    """Note where the images are of other classes than the reference, or of some more often than of others."""
+    """Note classes that differ from those of the reference, or that are not equally frequent."""
     settings = drawn.settings or {}
     classes, theirs = settings.get("classes"), (truth.settings or {}).get("classes")
     if isinstance(truth.images, FreshStillLifes):
@@ -60,7 +60,7 @@ def _doubt_classes(drawn: ImageSet, truth: ImageSet, note: Callable[[str], None]
     images, per_class = settings.get("images"), settings.get("per_class")
     fewest, most = min(often.values(), default=0), max(often.values(), default=0)
     if isinstance(images, int) and isinstance(per_class, int) and len(often) * per_class < images:
-        fewest = 0  # no image of some class is there
+        fewest = 0  # some class has no image
     if fewest < most:
         note(f"images hold {fewest} to {most} images of a class; a whole set holds every class equally often")
 

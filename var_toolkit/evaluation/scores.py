@@ -1,10 +1,9 @@
 """FID, spatial FID, Inception Score, KID, precision and recall of a set of images against another one.
 
-torch-fidelity computes the features, and from them the Inception Score, KID, precision and recall. What is done
-otherwise than there, and why:
+torch-fidelity computes the features, and from them the Inception Score, KID, precision and recall. The differences:
 
-* The Inception Score is taken over all images at once. Averaged over blocks, as published evaluators do, it depends
-  on the order of the images: the same 50,000 ImageNet samples give 62 in the order of their classes and 298 shuffled.
+* The Inception Score is computed over all images at once. The average over blocks, as published evaluators have it,
+  depends on the order of the images: the same 50,000 ImageNet samples give 62 in class order and 298 shuffled.
 * Precision and recall use at most 10,000 images of the reference, as the ADM evaluator does.
 * The Fréchet distance is ours (see `frechet`), in float64; features go into KID, precision and recall as float64 too.
 """
@@ -39,7 +38,7 @@ from var_toolkit.progress import Progress
 
 FEATURES = ("inception", "stilllife")
 METRICS = ("fid", "sfid", "isc", "kid", "precision", "recall")
-# FID and its relatives are figures of Inception's features; those of another network are called differently.
+# FID and its relatives are defined on Inception features, so figures of another network have other names.
 NAMES = {
     "inception": dict(
         zip(METRICS, ("FID", "spatial FID", "Inception Score", "KID", "precision", "recall"), strict=True)
@@ -55,10 +54,10 @@ NAMES = {
 ENOUGH_FOR_MANIFOLD = 10_000  # images of the reference, for precision and recall
 SUBSETS, SUBSET_SIZE = 100, 1000  # of KID: its average over this many random subsets of this size
 BATCH = 64
-DISTANCES = 500  # rows of the distance matrix that are held at a time
-WORKERS, WORTH_PROCESSES = 4, 1000  # loading processes, and images for which they are worth their start
+DISTANCES = 500  # rows of the distance matrix in memory at a time
+WORKERS, WORTH_PROCESSES = 4, 1000  # loading processes, and the number of images from which on they are used
 
-# Written into every report, since each of these names has several meanings in the field.
+# Written into every report, because each of these names has several definitions in the literature.
 DEFINITIONS = {
     "isc": "over all images at once, so that their order does not matter",
     "kid": f"polynomial kernel of degree 3, unbiased, mean over {SUBSETS} subsets of at most {SUBSET_SIZE} images; not "
@@ -70,9 +69,9 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Scores:
-    """The six figures (None: `notes` say why), and what they were measured with.
+    """The six figures and the settings they were measured with; `notes` say why a figure is None.
 
-    With still-life features they are what `NAMES` calls them: `fid` is a Fréchet distance of other features than FID's.
+    With still-life features `NAMES` has their proper names: `fid` is then a Fréchet distance, but not FID.
     """
 
     fid: float | None
@@ -85,7 +84,7 @@ class Scores:
     notes: tuple[str, ...] = ()
 
     def report(self) -> dict[str, Any]:
-        """Everything as one object, the figures and the settings side by side; it can be written as JSON."""
+        """Figures and settings as one dictionary that can be written as JSON."""
         return {**{name: getattr(self, name) for name in METRICS}, **self.settings, "notes": list(self.notes)}
 
 
@@ -106,18 +105,18 @@ def score(
     Args:
         images: a folder of images (folders in it are searched too), or an `.npz` with `arr_0`.
         reference: likewise; an `.npz` may also hold `mu`, `sigma`, `mu_s` and `sigma_s`, with images or without;
-            or "stilllife", for renderings that no training saw.
-        features: "inception" or "stilllife"; by default those of the reference's statistics where it names them, the
-            classifier's against still lifes, else Inception's.
-        inception_weights: torch-fidelity's weight file; without it torch-fidelity's own is downloaded once.
-        count: measure so many of the images, the same ones every time; default all.
-        save_statistics: write the statistics of the reference to this `.npz`, which then replaces it.
-        save_features: store its features there too, which KID, precision and recall need.
-        progress: report the progress with each set on standard error.
-        on_note: called with each note as soon as it is known, most before the long work.
+            or "stilllife", for new renderings that no training has seen.
+        features: "inception" or "stilllife"; by default those of the reference's statistics if they are stored with
+            their name, "stilllife" against the reference of that name, else "inception".
+        inception_weights: torch-fidelity's weight file; by default it is downloaded once.
+        count: the number of images to measure, the same ones every time; default all.
+        save_statistics: write the statistics of the reference to this `.npz`, which can be used in its place.
+        save_features: also store the features of the reference, which KID, precision and recall need.
+        progress: show progress on standard error.
+        on_note: called with each note as soon as it is known, mostly before the long work.
 
     Raises:
-        ValueError: in one line, before the long work, for whatever cannot be measured.
+        ValueError: in one line, before the long work, for a set that cannot be measured.
     """
     notes: list[str] = []
 
@@ -163,9 +162,9 @@ def summarise(
     save_features: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Write the statistics of a reference to an `.npz`, without images to compare it with; arguments as in `score`.
+    """Write the statistics of a reference to an `.npz`, without measuring anything; arguments as in `score`.
 
-    `side`: cut images of several sizes to squares of so many pixels.
+    `side`: crop images of several sizes to squares of this many pixels.
     """
     truth = open_reference(reference, ENOUGH_FOR_MANIFOLD, side)
     kind = _kind(features, reference, truth, inception_weights)
@@ -180,7 +179,7 @@ def summarise(
 
 
 def _kind(features: str | None, reference: str | Path, truth: ImageSet, weights: str | Path | None) -> str:
-    """Which features are taken."""
+    """The features to use."""
     stored = truth.origin.extractor if truth.origin else None
     kind = features or stored or (STILL_LIFES if str(reference) == STILL_LIFES else "inception")
     if kind not in FEATURES:
@@ -193,7 +192,7 @@ def _kind(features: str | None, reference: str | Path, truth: ImageSet, weights:
 
 
 def _saving(path: str | Path | None, with_features: bool, truth: ImageSet) -> Path | None:
-    """Where the statistics of the reference go."""
+    """The file for the statistics of the reference; None if they are not saved."""
     if path is None:
         if with_features:
             raise ValueError("save_features is for a file of statistics; give save_statistics as well")
@@ -246,7 +245,7 @@ def _refuse(sets: tuple[ImageSet, ...], truth: ImageSet, kind: str, facts: Any) 
 
 
 def _published(drawn: ImageSet, truth: ImageSet, note: Callable[[str], None]) -> dict[str, float] | None:
-    """The authors' figures, or a note why they are left out."""
+    """The authors' figures; None, with a note, if they are for other settings."""
     from var_toolkit.evaluation.published import published  # which takes all of the networks
 
     evaluators = truth.statistics is not None and truth.origin is None
@@ -257,7 +256,7 @@ def _published(drawn: ImageSet, truth: ImageSet, note: Callable[[str], None]) ->
 
 
 def _needed(truth: ImageSet) -> ImageSet:
-    """Where the reference brings statistics, its images serve for precision and recall alone: take what these use."""
+    """The images of the reference that are needed; with statistics, only those for precision and recall."""
     if truth.statistics is None or truth.count <= ENOUGH_FOR_MANIFOLD:
         return truth
     return ImageSet(truth.source, Part(truth.images, list(range(ENOUGH_FOR_MANIFOLD))), truth.size)
@@ -279,7 +278,7 @@ def _extracted(extractor: Any, found: ImageSet, progress: bool) -> dict[str, Ten
 
 
 def _spatial(truth: ImageSet, against: dict[str, Tensor] | None) -> Statistics | None:
-    """Images beside statistics are a sample of those that the statistics are of: no substitute for mu_s, sigma_s."""
+    """The spatial statistics; never from images beside statistics, which are only a sample of the reference."""
     return truth.spatial if truth.statistics else _statistics(against, "spatial")
 
 
@@ -324,9 +323,9 @@ def _compared(features: Tensor, against: Tensor | None, shuffled: bool) -> dict[
 
 
 def manifold_part(against: Tensor, shuffled: bool) -> Tensor:
-    """The rows of the reference that precision and recall use: the first 10,000 of an evaluator's file, as ADM does.
+    """The rows of the reference for precision and recall: the first 10,000 of an evaluator's file, as in ADM.
 
-    Those of a folder or of renderings come in the order of their classes, so there it is a random choice.
+    Rows of a folder or of renderings are in class order, so a random sample of them is used.
     """
     if len(against) <= ENOUGH_FOR_MANIFOLD:
         return against

@@ -1,4 +1,4 @@
-"""The `config.json` of a network of diffusers: checked against the class that will read it, which takes anything."""
+"""Checks the `config.json` of a diffusers network, because the diffusers class itself accepts anything."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from var_toolkit import strict_fields
 from var_toolkit.formats.limits import check_ranges
 
 SCALING = "scaling_factor"
-WRITTEN = "_diffusers_version"  # noted in whatever diffusers writes itself
+WRITTEN = "_diffusers_version"  # in every file that diffusers writes
 
 
 def check(cls: Any, facts: Mapping[str, Any], path: Path) -> None:
-    """ValueError in one line for an unknown key, or for a value of a wrong kind or size; keys with a _ are notes.
+    """ValueError in one line for an unknown key, or a wrong type or size; keys that start with _ are skipped.
 
-    diffusers ignores what it does not know and takes defaults for what is missing. Its default for the scaling of
-    latents is that of Stable Diffusion 1 and 2, whose published files lack the key: right for these, and said aloud.
+    diffusers ignores unknown keys and takes defaults for missing ones. Its default for the scaling of latents is that
+    of Stable Diffusion 1 and 2, whose published files lack the key, so it is used with a warning.
     """
     where = f"{path} of an {cls.__name__}"
     settings = {name: value for name, value in facts.items() if not name.startswith("_")}
@@ -52,7 +52,7 @@ def _tell_default(default: object, facts: Mapping[str, Any], path: Path) -> None
 
 
 def _any_length(hint: Any) -> Any:
-    """diffusers writes tuple[int] where it takes any number of them."""
+    """Correct the hints of diffusers, which have tuple[int] for a tuple of any length."""
     if get_origin(hint) is tuple and len(get_args(hint)) == 1:
         return tuple[get_args(hint)[0], ...]  # type: ignore[misc]
     options = [_any_length(option) for option in get_args(hint)]
@@ -63,7 +63,7 @@ def _any_length(hint: Any) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what diffusers logs: what matters of it is told by us, in one line."""
+    """Silence the log of diffusers; our own errors say what matters in it."""
     logger = logging.getLogger("diffusers")
     before = logger.level
     logger.setLevel(logging.CRITICAL + 1)

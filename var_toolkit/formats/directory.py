@@ -1,7 +1,7 @@
 """A network as a folder: `config.json` and `diffusion_pytorch_model.safetensors`, as diffusers lays it out.
 
-Files are written whole: into a temporary name beside the target, then renamed. What is read is checked before anyone
-computes with it, and never runs code.
+Files are written under a temporary name beside the target, then renamed. What is read is checked before use and never
+runs code.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ OF_DIFFUSERS = ("AutoencoderKL",)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file whole. OSError if the disk is full or the folder closed."""
+    """Write a safetensors file, whole or not at all. OSError if the disk is full or the folder is read-only."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
-    except SafetensorError as error:  # which is no OSError, though it reports one
+    except SafetensorError as error:  # not an OSError, although it reports one
         raise OSError(errno.ENOSPC, f"cannot be written: {error}", str(path)) from None
 
 
@@ -63,7 +63,7 @@ def _settings(network: nn.Module) -> dict[str, Any]:
 
 
 def _public(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in a `config.json`, without what it notes beside them."""
+    """The settings in a `config.json`, without its private entries such as `_class_name`."""
     return {name: value for name, value in facts.items() if not name.startswith("_")}
 
 
@@ -88,13 +88,13 @@ def load_network(directory: Path | str, dtype: torch.dtype = torch.float32) -> n
 
 
 def empty_network(folder: Path) -> nn.Module:
-    """A network of the sizes that a folder tells, without memory behind its weights."""
+    """The network that a folder describes, on the meta device."""
     facts = read_json(folder / CONFIG)
     return _skeleton(network_class(facts.get("_class_name"), folder), facts, folder)
 
 
 def _skeleton(cls: type[nn.Module], facts: Mapping[str, Any], folder: Path) -> nn.Module:
-    """A network without memory behind its weights, from all that we write of its sizes."""
+    """A network on the meta device, from a complete configuration."""
     return build(cls, _public(facts) if is_ours(cls) else facts, source=str(folder / CONFIG), complete=True)
 
 
@@ -124,9 +124,9 @@ def expected(folder: str) -> list[str]:
 
 
 def build(cls: type[nn.Module], settings: Mapping[str, Any], source: str, *, complete: bool = False) -> nn.Module:
-    """A network without memory behind its weights yet; unknown or impossible settings are refused by name.
+    """A network on the meta device; unknown or impossible settings are refused by name.
 
-    With `complete` missing ones are refused as well.
+    With `complete`, missing settings are refused as well.
     """
     if not is_ours(cls):
         diffusers_config.check(cls, settings, Path(source))
@@ -137,16 +137,16 @@ def build(cls: type[nn.Module], settings: Mapping[str, Any], source: str, *, com
 
 
 def require_buildable(config: Any, *, where: str) -> None:
-    """ValueError in one line for the configuration of a network that cannot be, or that no machine could hold."""
+    """ValueError in one line for the configuration of a network that is impossible or too large."""
     name = type(config).__name__.removesuffix("Config")
-    if hasattr(config, "build"):  # of an autoencoder, which diffusers makes
+    if hasattr(config, "build"):  # of an autoencoder, which diffusers builds
         _built(config.build, name, where)
     elif (home := registry.home_of(name)) is not None:
         _built(lambda: _class(name, home.module)(config), name, where)
 
 
 def _built(make: Callable[[], nn.Module], name: str, source: str) -> nn.Module:
-    """What `make` makes, without memory behind its weights."""
+    """What `make` returns on the meta device."""
     try:
         with torch.device("meta"), diffusers_config.quiet():
             network = make()
@@ -169,11 +169,10 @@ def pretrained(
     revision: str | None = None,
     offline: bool = False,
 ) -> nn.Module:
-    """A network of diffusers from a directory or a hub id, in evaluation mode. ValueError in one line for any trouble.
+    """A diffusers network from a directory or hub id, in evaluation mode. ValueError in one line if anything is wrong.
 
-    `offline` means from the cache alone.
-
-    diffusers reads its own older layouts, which is why this is left to it; here its warnings become refusals.
+    `offline` reads from the cache only. diffusers does the loading because it also knows its older layouts; what it
+    only warns of is an error here.
     """
     options = {"torch_dtype": dtype, "output_loading_info": True, "low_cpu_mem_usage": False}
     try:
@@ -196,7 +195,7 @@ def pretrained(
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Give a network from `build` its weights, after checking that they are all there, fit, and are numbers."""
+    """Assign weights to a network from `build`; ValueError if any are missing, misshapen or not finite."""
     expected = network.state_dict()
     missing = sorted(expected.keys() - tensors.keys())
     surplus = sorted(tensors.keys() - expected.keys())

@@ -1,6 +1,6 @@
-"""Sizes of networks from files of others: bounded before anything is built from them.
+"""Bounds for the sizes in configuration files, which are checked before a network is built.
 
-The bounds are far beyond any published model; what they keep out is a number that would build layers for hours.
+The bounds are far above any published model. They keep out numbers that would build layers for hours.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ RANGES: dict[str, tuple[float, float]] = {
 def network_config(cls: type[Config], values: object, *, where: str, complete: bool = False) -> Config:
     """The configuration of a network from a mapping. ValueError in one line, naming file and key, for anything wrong.
 
-    With `complete` every field must be there, as it is in what we write: a default could differ from what was lost. A
-    field of a name that is not bounded here states its own bounds: `field(default=4, metadata={"range": (1, 64)})`.
+    With `complete` every field must be there, as in the files that we write: a default could differ from a lost value.
+    A field that RANGES does not name states its own bounds: `field(default=4, metadata={"range": (1, 64)})`.
     """
     fields = strict_fields.read(cls, values, where=where)
     if complete:
@@ -63,7 +63,7 @@ def network_config(cls: type[Config], values: object, *, where: str, complete: b
 
 
 def check_ranges(fields: Mapping[str, Any], *, where: str, ranges: Mapping[str, tuple[float, float]] = RANGES) -> None:
-    """ValueError in one line for the first number out of its range, and for lists that are empty or too long."""
+    """ValueError in one line for the first number outside its range, and for lists that are empty or too long."""
     for name, value in fields.items():
         if isinstance(value, list | tuple) and not 1 <= len(value) <= VALUES:
             told = strict_fields.shown(value)
@@ -78,7 +78,7 @@ def check_ranges(fields: Mapping[str, Any], *, where: str, ranges: Mapping[str, 
 
 
 def check_parameters(network: nn.Module, *, where: str) -> None:
-    """ValueError in one line for a network that is larger than any machine of today holds."""
+    """ValueError in one line for a network with more than PARAMETERS parameters."""
     count = sum(parameter.numel() for parameter in network.parameters())
     if count > PARAMETERS:
         raise ValueError(

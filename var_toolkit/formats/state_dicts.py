@@ -1,4 +1,4 @@
-"""What a published state dict says of the network it belongs to, and what a user adds by the published names."""
+"""Reads the sizes of a network from a published state dict, and from published argument names that a user gives."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of a published constructor: ours by theirs where the names differ, and those we do without."""
+    """How the arguments of a published constructor map to ours, and which of them are ignored."""
 
     renamed: Mapping[str, str] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()  # they do not change what a trained network computes
-    prepared: Callable[[Mapping[str, Any], str], Mapping[str, Any]] = lambda given, source: given  # before all that
+    prepared: Callable[[Mapping[str, Any], str], Mapping[str, Any]] = lambda given, source: given  # applied first
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a user says about a file, by the published constructors' argument names."""
+    """Settings that a user gives for a file, under the argument names of the published constructor."""
 
     settings: dict[str, Any]
     source: str
 
     @classmethod
     def read(cls, given: Mapping[str, Any], allowed: type, arguments: Arguments, source: str) -> Told:
-        """Keep what our configuration knows, drop what changes nothing, refuse the rest by name."""
+        """Take the settings that our configuration has, drop ignored ones and refuse the rest by name."""
         known, hints = {field.name for field in fields(allowed)}, get_type_hints(allowed)
         settings: dict[str, Any] = {}
         for name, value in arguments.prepared(given, source).items():
@@ -49,7 +49,7 @@ class Told:
         return cls(settings, source)
 
     def merged(self, seen: Mapping[str, Any]) -> dict[str, Any]:
-        """What the tensors say and what the user says; ValueError where the two disagree."""
+        """The sizes `seen` in the tensors and the user's settings; ValueError where they differ."""
         for name, value in self.settings.items():
             if name in seen and seen[name] != value:
                 raise ValueError(f"{self.source} says {name} is {value}; the tensors say {seen[name]}")
@@ -64,7 +64,7 @@ def require(tensors: Tensors, names: tuple[str, ...], source: str) -> None:
 
 
 def sizes_of(read: Callable[[Tensors], dict[str, Any]], tensors: Tensors, source: str) -> dict[str, Any]:
-    """What `read` finds in the tensors; ValueError in one line if they are not as it expects."""
+    """The sizes that `read` finds in the tensors; ValueError in one line if tensors are missing or misshapen."""
     try:
         return read(tensors)
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
@@ -82,5 +82,5 @@ def shape(tensors: Tensors, name: str, axes: int) -> tuple[int, ...]:
 
 
 def count(tensors: Tensors, prefix: str) -> int:
-    """How many different names follow a prefix, up to the next dot: layers, levels."""
+    """The number of different names between a prefix and the next dot, such as layers or levels."""
     return len({name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)})

@@ -1,6 +1,6 @@
 """Fine-tunes CoDe's drafter (arXiv 2411.17787, section 3.3): a VAR that predicts only the first scales.
 
-These have few of the tokens, so a step costs a fraction of a step of VAR.
+The first scales have few tokens, so a step costs a fraction of a step of VAR.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class DrafterOptions(CollaborativeOptions):
 class DrafterObjective(CollaborativeObjective):
     """Cross-entropy on the tokens of the drafted scales; the other scales are not computed.
 
-    The previews show samples of the drafter alone, including the finer scales, which it slowly forgets.
+    The previews show samples of the drafter alone, including the finer scales, which it gradually forgets.
     """
 
     options_type = DrafterOptions

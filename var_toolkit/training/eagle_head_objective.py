@@ -42,7 +42,7 @@ class EagleHeadOptions(DistillationOptions):
 
 @objective("eagle-head")
 class EagleHeadObjective(DistillationObjective):
-    """Regression of the target's features at the next position, of both CFG rows, and cross-entropy on its tokens.
+    """Regression of the target's features at the next position, for both CFG rows, and cross-entropy on its tokens.
 
     The head's logits are guided like the target's, from its estimates of both rows. The head does not predict the first
     token of an image, since it starts from a known token.

@@ -48,7 +48,7 @@ PREVIEW: dict[str, Any] = {"guidance": 1.5, "head": Flow()}
 
 @dataclass(frozen=True)
 class FlowAROptions:
-    """What the published recipe leaves at its default, and how weights start."""
+    """Settings that are defaults in the published recipe, and the initial weights."""
 
     class_dropout: float = 0.1
     cache_latents: bool = False  # of folders: encode the centre of each image once, and with `flip` its mirror image
@@ -61,7 +61,7 @@ class FlowAROptions:
 
 @objective("flowar")
 class FlowARObjective(Objective):
-    """The mean squared error of the velocity of each scale, weighted by its tokens over those of the last.
+    """Mean squared error of the velocity; each scale is weighted by its number of tokens relative to the last scale.
 
     Each scale of each image has its own time, uniform in [0, 1]; latents are sampled from their posteriors.
     """

@@ -84,7 +84,7 @@ class HmarMaskObjective(VarObjective):
         """Losses of the masked tokens and whether their argmax is correct, both (B, masked)."""
         tokens_BL, inputs_BLc = self._forced(batch)
         hidden_M = self._hidden(share, generator)
-        # Found on the host, where the mask was made: their number would make the host wait for the device.
+        # Indices are computed on the host, where the mask is: on the device this would synchronise.
         positions = (hidden_M.nonzero().squeeze(1) + self.scales.lengths[0]).to(tokens_BL.device)
         hidden_BM = hidden_M.to(tokens_BL.device).expand(len(tokens_BL), -1)
         logits_BLV = network(labels, inputs_BLc, self._current(tokens_BL, hidden_BM), hidden_BM)

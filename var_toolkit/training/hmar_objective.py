@@ -27,7 +27,7 @@ from var_toolkit.training.var_objective import VarObjective, VarOptions
 class HmarOptions(VarOptions):
     """The weight of each scale in the loss, shared equally by its tokens, and the initial weights.
 
-    `lognormal` is the paper's (in spite of the name its code uses a normal density); `equal` gives all scales the same
+    `lognormal` is the paper's (despite the name, its code uses a normal density); `equal` gives all scales the same
     weight, `uniform` all tokens, as in VAR. `initial` may also be a VAR of the same sizes.
     """
 
@@ -36,7 +36,7 @@ class HmarOptions(VarOptions):
 
 @objective("hmar")
 class HmarObjective(VarObjective):
-    """Cross-entropy of every token given only the latent before its scale; the masked branch is not trained.
+    """Cross-entropy of every token, given only the latent before its scale; the masked branch is not trained.
 
     In the saved model the masked branch is a copy of the next-scale branch, from which `hmar-mask` starts, and the
     default setting has no masked passes.

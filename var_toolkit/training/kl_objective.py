@@ -68,7 +68,7 @@ class KLObjective(ReconstructionObjective):
         return self.autoencoder.autoencoder.decoder.conv_out.weight
 
     def save(self, network: Any, directory: Path) -> None:
-        """A directory that diffusers can read, too."""
+        """Save a directory that diffusers can read as well."""
         network.autoencoder.register_to_config(scaling_factor=round(1 / self._spread(network.to(self.device)), 5))
         save_network(network.autoencoder, directory)
 

@@ -41,7 +41,7 @@ class RasterGPTObjective(VarObjective):
 
     @classmethod
     def _check_scales(cls, recipe: Recipe, where: str) -> None:
-        """No check: there is one map of any size."""
+        """Nothing to check: there is one map, of any size."""
 
     def _require_fit(self, tokenizer: Any) -> None:
         require_equal(self.recipe.model, tokenizer, {"side": "side", "vocab_size": "vocab_size"})
@@ -58,7 +58,7 @@ class RasterGPTObjective(VarObjective):
         return run_of(self.tokenizer, network, **({"guidance": weight({}, self.sampling, network)} | settings))
 
     def _forced(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """All tokens (B, L), and the inputs of the network, all but the last."""
+        """All tokens (B, L), and the inputs of the network, which are all tokens but the last."""
         with torch.no_grad(), torch.autocast(batch.labels.device.type, enabled=False):
             tokens_BL = self._tokens(batch)[0]
         return tokens_BL, tokens_BL[:, :-1]

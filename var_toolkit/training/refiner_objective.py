@@ -40,7 +40,7 @@ class RefinerObjective(CollaborativeObjective):
     """Divergence from a teacher under teacher forcing; the weight of the drafted scales decays from 1 to 0.
 
     The loss is the sum over tokens of weight * KL, divided by the number of all tokens, so tokens have equal weights as
-    in VAR's own loss. The paper has a sum over scales and does not state how the tokens of a scale are averaged.
+    in VAR's own loss. The paper sums over scales and does not state how the tokens of a scale are averaged.
     """
 
     options_type = RefinerOptions
@@ -98,7 +98,7 @@ def drafted_weight(step: int, steps: int) -> float:
 
 def kl(first_BLV: Tensor, second_BLV: Tensor) -> Tensor:
     """KL(first || second) of every token, (B, L), from logits."""
-    # Flat, because a softmax over an inner dimension is several times slower.
+    # Flattened, because a softmax over an inner dimension is several times slower.
     first, second = (F.log_softmax(logits.flatten(0, 1), dim=1) for logits in (first_BLV, second_BLV))
     return F.kl_div(second, first, reduction="none", log_target=True).sum(dim=1).view(first_BLV.shape[:2])
 

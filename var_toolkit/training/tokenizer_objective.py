@@ -26,7 +26,7 @@ class TokenizerOptions(ReconstructionOptions):
 
     quantiser: float = 1.0
     train_only: Literal["all", "decoder"] = "all"
-    revive_every: int = 100  # steps without a hit after which a code is moved; 0 is never
+    revive_every: int = 100  # steps without use after which a code is moved; 0: never
     revive_until: float = 0.7  # share of the run during which codes may be moved
 
     def __post_init__(self) -> None:

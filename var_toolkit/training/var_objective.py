@@ -39,7 +39,7 @@ from var_toolkit.training.recipe import FoldersData, Recipe, StillLifesData
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import network_from, start_from
 
-# The list of the published code: parameters with these names have no weight decay, nor have biases and 1D parameters.
+# As in the published code: parameters with these names, biases and 1D parameters have no weight decay.
 NOT_DECAYED = (
     "cls_token", "start_token", "task_token", "cfg_uncond", "pos_embed", "pos_1LC", "pos_start", "start_pos",
     "lvl_embed", "gamma", "beta", "ada_gss", "moe_bias", "scale_mul",
@@ -149,7 +149,7 @@ class VarObjective(Objective):
         Pipeline(self.tokenizer, network, self.sampling, self._class_names()).save_pretrained(directory)
 
     def _class_names(self) -> Named:
-        """The names that what is delivered knows its classes by."""
+        """The class names that are saved with the model."""
         return class_names_of(self.recipe.data, self.source)
 
     @property
@@ -222,7 +222,7 @@ class VarObjective(Objective):
         return terms
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """What `_judged` finds, over all held-out images."""
+        """The figures of `_judged` over all held-out images."""
         rows = [self._judged(network, batch) for batch in self.held_out]
         return {key: float(torch.stack([row[key] for row in rows]).mean()) for key in rows[0]} if rows else {}
 
@@ -236,23 +236,23 @@ class VarObjective(Objective):
         return {"loss": losses_BL.mean(), **self._by_scale("loss", losses_BL, logits_BLV, tokens_BL)}
 
     def preview(self, network: nn.Module) -> Tensor | None:
-        """Sixteen images of classes spread over all of them, the same classes and noise every time."""
+        """Sixteen images of evenly spaced classes, with the same noise at every call."""
         return self._drawn(self._run(network), 16)
 
     def _run(self, network: nn.Module, **settings: Any) -> Run:
-        """How previews are drawn."""
+        """The plan of the previews."""
         assert isinstance(network, self.network_type)
         return run_of(self.tokenizer, network, **(PREVIEW | settings))
 
     def _drawn(self, run: Run, count: int) -> Tensor:
-        """Images in [-1, 1], (count, 3, h, w), of classes spread over all of them."""
+        """Images of evenly spaced classes, (count, 3, h, w) in [-1, 1]."""
         labels = torch.linspace(0, self.classes - 1, count).round().long()
         device = self.tokenizer.quant_conv.weight.device
         return self.tokenizer.decode(decode(run, labels.to(device), Noise(range(count), device)).latent)
 
 
 def require_share(**values: float) -> None:
-    """Refuse options, given by name, that are no share of the images or of the certainty."""
+    """ValueError for options, given by name, outside [0, 1)."""
     for name, value in values.items():
         if not 0 <= value < 1:
             raise ValueError(f"{name} is {value}; expected a number in [0, 1)")
@@ -272,10 +272,10 @@ def decay_groups(network: nn.Module) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def sum_of_factors_(table_NC: Tensor) -> None:
-    """Fills the rows of 1000 still-life classes with sums of three random vectors: solid, colour and ground.
+    """Initialise the embeddings of 1000 still-life classes as sums of three random vectors: solid, colour and ground.
 
-    Classes that share a part then start close, so that what is learned of one helps the others from the first step.
-    The last row, the null class, keeps its own value. The table stays an ordinary one.
+    Classes that share a factor start close together, so that they learn from each other's images from the first step.
+    The last row, the null class, is unchanged. It remains an ordinary embedding table.
     """
     labels = torch.arange(len(table_NC) - 1, device=table_NC.device)
     spread = table_NC.std() / 3**0.5
@@ -284,7 +284,7 @@ def sum_of_factors_(table_NC: Tensor) -> None:
 
 
 def require_equal(model: Any, tokenizer: Any, pairs: Mapping[str, str]) -> None:
-    """Refuse a model whose sizes differ from those of its tokenizer; `pairs` are their names."""
+    """ValueError for a model whose sizes differ from those of its tokenizer; `pairs` are the names of the sizes."""
     for ours, theirs in pairs.items():
         asked, has = getattr(model, ours), getattr(tokenizer, theirs)
         if asked != has:

@@ -19,9 +19,9 @@ from var_toolkit.training.var_objective import VarObjective, VarOptions
 class VariantOptions(VarOptions):
     """Which subnets are trained, and how often.
 
-    A step trains a subnet with the first `subnet_probability` until the first of `phase_ends`, given as shares of the
-    run, then linearly more often, and with the second probability from the second of them on. The defaults are the
-    paper's, with 5, 15 and 5 epochs. Two equal probabilities make its plain joint training.
+    The probability that a step trains a subnet is the first `subnet_probability` until the first of `phase_ends`
+    (shares of the run), grows linearly until the second, and is the second `subnet_probability` from there on. The
+    defaults are the paper's, with 5, 15 and 5 epochs. Two equal probabilities give plain joint training.
     """
 
     subnets: tuple[int, ...]  # numbers of layers
@@ -43,8 +43,8 @@ class VariantOptions(VarOptions):
 class VariantObjective(VarObjective):
     """Cross-entropy on every token, at each step of the whole network or of one of its subnets.
 
-    Each subnet has the same probability: the paper does not give one. All processes choose the same subnet.
-    Layers that it skips still learn from the first scales, so no parameter is without a gradient at any step.
+    All subnets are equally likely, because the paper gives no probabilities. All processes choose the same subnet.
+    Skipped layers still learn from the first scales, so every parameter has a gradient at every step.
     """
 
     options_type = VariantOptions
@@ -82,7 +82,7 @@ class VariantObjective(VarObjective):
         return Loss(loss, {"loss": terms["loss"], **_named(terms, layers)})
 
     def _chosen(self, draws: Draws) -> int:
-        """How many layers this step trains; 0 for all of them."""
+        """The number of layers that this step trains; 0 for all of them."""
         whether, which = torch.rand(2, generator=draws.generator("subnet"), dtype=torch.float64).tolist()
         options = self.options
         probability = subnet_probability(draws.step / self.steps, options.subnet_probability, options.phase_ends)
@@ -98,7 +98,7 @@ class VariantObjective(VarObjective):
         return found
 
     def preview(self, network: nn.Module) -> Tensor:
-        """A row of eight images by the whole network, and one of the same classes and noise for each subnet."""
+        """A row of eight images by the whole network, and a row by each subnet with the same classes and noise."""
         fewer = [Subnet(count, self.options.full_scales) for count in self.subnets]
         return torch.cat([self._drawn(self._run(network, layers=layers), 8) for layers in (None, *fewer)])
 
@@ -113,5 +113,5 @@ def subnet_probability(passed: float, between: tuple[float, float], ends: tuple[
 
 
 def _named(terms: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """Numbers of one depth under names of their own."""
+    """The figures of one depth, with the depth in their names."""
     return {f"{key}_{f'subnet_{layers}' if layers else 'full'}": value for key, value in terms.items()}
