@@ -1,16 +1,15 @@
 """The plans that the page offers for a model."""
 
 import pytest
+from named_models import DRAWING, by_size
 
 from var_toolkit.demo.plans import choices
 from var_toolkit.loading import Drafting, skeleton
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.registry import ENTRIES, Embedded
 
-DRAWING = [name for name, entry in ENTRIES.items() if entry.draws]
 
-
-@pytest.mark.parametrize("model", DRAWING)
+@pytest.mark.parametrize("model", by_size())
 def test_every_plan_fits_its_model_and_the_own_one_comes_first(model):
     found = choices(model)
     shapes = [(skeleton(choice.source), choice.settings) for choice in found]

@@ -85,7 +85,7 @@ def test_exported_steps_draw_the_tokens_of_the_engine(small_tokenizer, backbone,
     assert keys.shape[3] == scales.total
 
 
-@pytest.mark.parametrize("scale", [0, 2])
+@pytest.mark.parametrize("scale", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_an_exported_step_has_the_numbers_of_the_backbone_for_any_rows(backbone, scale, tmp_path):
     export_step(backbone, scale, tmp_path / "step.pt2")
     program = torch.export.load(tmp_path / "step.pt2").module()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from named_models import DRAWING, by_size
 
 from var_toolkit.cli import main
 from var_toolkit.cli.models import _parameters, _short
@@ -18,14 +19,13 @@ from var_toolkit.pipeline import Pipeline
 from var_toolkit.registry import ENTRIES, Embedded, Sampling
 
 MEASURED = (Path(__file__).parent.parent.parent / "docs" / "measurements.md").read_text(encoding="utf-8")
-DRAWING = [name for name, entry in ENTRIES.items() if entry.draws]
 
 
 def front_matter(card):
     return yaml.safe_load(card.split("---\n")[1])
 
 
-@pytest.mark.parametrize("name", DRAWING)
+@pytest.mark.parametrize("name", by_size())
 def test_every_model_has_a_card_with_its_sizes_and_its_plan(name):
     pipe = skeleton(name)
     card = model_card(pipe, f"someone/{name}")

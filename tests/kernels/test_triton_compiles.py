@@ -63,7 +63,7 @@ def check(name, config, width, dtype, capability, shared, stack):
     assert stack_bytes(found.asm["cubin"]) <= stack
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [80, pytest.param(90, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "width"), [("forward", 128), ("dq", 64), ("dkv", 96)])
 def test_the_first_configuration_fits_a_small_card(name, width, capability):
     config = triton_attention.CONFIGS[name, 64 if width == 64 else 128][0]
