@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from var_toolkit.devices import find_device
 
@@ -55,6 +56,14 @@ class Team:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def rows(self, own: Tensor) -> Tensor:
+        """The rows of every process, by rank; all must have as many."""
+        if self.size == 1:
+            return own
+        every = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(every, own)
+        return torch.cat(every)
 
     def led(self, act: Callable[[], object]) -> None:
         """The first process acts while the others wait; if it fails, all of them end."""

@@ -132,6 +132,7 @@ def _options(parts: Path) -> dict[str, dict[str, Any]]:
         "drafter": drafter,
         "refiner": drafter | {"teacher": str(parts / "teacher")},
         "hmar-mask": {"initial": str(parts / "hmar")},
+        "cca": {"initial": str(parts / "var")},
         **{name: {"teacher": str(parts / "raster-teacher")} for name in DRAFTERS},
         "variant": {"subnets": [2], "full_scales": 1, "subnet_probability": [0.5, 0.5]},
     }

@@ -17,7 +17,7 @@ from var_toolkit.training.draws import Draws
 from var_toolkit.training.state import TrainingState
 
 META = torch.device("meta")
-FAMILIES = ("var", "hmar", "hmar-mask", "flowar", "raster-gpt", "tokenizer", "kl", "raster-tokenizer")
+FAMILIES = ("var", "hmar", "hmar-mask", "cca", "flowar", "raster-gpt", "tokenizer", "kl", "raster-tokenizer")
 
 
 def moved(value):

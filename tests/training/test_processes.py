@@ -20,6 +20,8 @@ from var_toolkit.training.loop import train
         ("tokenizer", "ddp"),
         pytest.param("drafter", "ddp", marks=pytest.mark.slow),
         ("refiner", "ddp"),
+        pytest.param("cca", "ddp", marks=pytest.mark.slow),
+        pytest.param("cca", "fsdp", marks=pytest.mark.slow),
         pytest.param("variant", "ddp", marks=pytest.mark.slow),
         pytest.param("hmar-mask", "ddp", marks=pytest.mark.slow),
         pytest.param("hmar", "fsdp", marks=pytest.mark.slow),

@@ -44,16 +44,18 @@ def network_from(name: str, cls: type[Network], *, what: str) -> Network:
     return network
 
 
-def start_from(network: nn.Module, name: str | None) -> None:
+def start_from(network: nn.Module, name: str | None, *, same_classes: bool = False) -> None:
     """Fills `network` with saved weights of the same configuration; nothing happens without a name.
 
-    A backbone may have learned another number of classes; those of `network` then begin as its null class.
+    Unless `same_classes`, a backbone may have learned another number of classes; those of `network` then begin as its
+    null class.
     """
     if name is None:
         return
     saved = network_from(name, type(network), what="initial")
     ours, theirs = _sizes(network), _sizes(saved)
-    odd = [field for field in ours if ours[field] != theirs.get(field) and field != CLASSES]
+    free = set() if same_classes else {CLASSES}
+    odd = [field for field in ours if ours[field] != theirs.get(field) and field not in free]
     if odd:
         found = ", ".join(f"{field} {theirs.get(field)}" for field in odd)
         asked = ", ".join(f"{field} {ours[field]}" for field in odd)
