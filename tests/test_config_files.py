@@ -2,7 +2,8 @@
 
 import pytest
 
-from var_toolkit.config_files import find_config, read_yaml
+from var_toolkit.cli import main
+from var_toolkit.config_files import configs, find_config, read_yaml
 
 
 def test_the_recipes_and_tables_of_the_package_have_names(tmp_path, monkeypatch):
@@ -24,10 +25,23 @@ def test_an_unknown_name_is_told_with_those_near_it(tmp_path, monkeypatch, name)
         find_config(name, "recipe")
 
 
-def test_a_name_that_is_near_to_none_is_told_with_all(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("what", "folder", "command"), [("recipe", "", "train"), ("table", "bench", "bench")], ids=["recipe", "table"]
+)
+def test_a_name_that_is_near_to_none_is_told_with_the_command_that_lists_all(
+    what, folder, command, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"qqq' .* code-variant, .* stilllife, var-published"):
-        find_config("qqq", "table", "bench")
+    with pytest.raises(ValueError, match=f"qqq' .*`vargen {command} --help` lists all") as told:
+        find_config("qqq", what, folder)
+    assert len(str(told.value)) < 150
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    listed = "".join(capsys.readouterr().out.split())  # names are broken at hyphens
+    assert all(name in listed for name in configs(folder))
+
+
+def test_a_folder_is_no_recipe():
     with pytest.raises(ValueError, match="is a folder"):
         find_config(".", "recipe")
 

@@ -9,12 +9,13 @@ from small_flowar import tiny_flowar, tiny_kl
 from small_llamagen import tiny_gpt, tiny_vq
 
 from var_toolkit.pipeline import Pipeline
-from var_toolkit.ranges import RANGES, checked
+from var_toolkit.ranges import checked
 from var_toolkit.registry import Sampling
-from var_toolkit.settings import FLAGS, seeds_of
+from var_toolkit.setting_table import SETTINGS
+from var_toolkit.settings import seeds_of
 
-NUMBERS = ["cfg", *(name for name in RANGES if name not in ("guidance", "seed", "batch_size", "subnet", "full_scales"))]
-DRAFTING = {"speculate": "jacobi"}
+NUMBERS = [name for name, setting in SETTINGS.items() if setting.range]
+FLAGS = [name for name, setting in SETTINGS.items() if setting.types == (bool,)]
 
 
 def pipeline(name):

@@ -7,22 +7,29 @@ from importlib.resources import files
 from pathlib import Path
 
 
+def configs(folder: str = "") -> dict[str, Path]:
+    """The files in a folder of the package's configs, by name."""
+    return {path.stem: path for path in sorted((Path(str(files("var_toolkit.configs"))) / folder).glob("*.yaml"))}
+
+
 def find_config(name: str, what: str, folder: str = "") -> Path:
     """The file that `name` means: a path, or the name of a file in `folder` of the package's configs.
 
-    ValueError with the nearest names, or all, if it does not exist; `what` is the kind of file, such as "recipe".
+    ValueError with the nearest names if it does not exist; `what` is the kind of file, such as "recipe".
     """
+    known = configs(folder)
     if Path(name).is_file():
         return Path(name)
-    installed = Path(str(files("var_toolkit.configs"))) / folder
-    known = sorted(path.stem for path in installed.glob("*.yaml"))
     if name in known:
-        return installed / f"{name}.yaml"
+        return known[name]
     if Path(name).is_dir():
         raise ValueError(f"{name} is a folder; give the path of a YAML file, or the name of a {what}")
     near = get_close_matches(Path(name).stem, known, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"names are {', '.join(known)}"
-    raise ValueError(f"the {what} {name!r} does not exist; give the path of a YAML file, or a name: {hint}")
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ValueError(
+        f"the {what} {name!r} does not exist; give the path of a YAML file, or a name: {hint}"
+        f"`vargen {folder or 'train'} --help` lists all"
+    )
 
 
 def read_yaml(path: Path) -> object:

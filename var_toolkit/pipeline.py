@@ -33,13 +33,13 @@ from var_toolkit.guidance import with_cfg
 from var_toolkit.images import Given, as_output, given_square
 from var_toolkit.methods.by_name import apply_method
 from var_toolkit.methods.collaborative import refiner_role
-from var_toolkit.methods.speculative.settings import SETTINGS as SPECULATIVE
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
 from var_toolkit.models.layers.linear import pack_linears
 from var_toolkit.output import PipelineOutput, joined
 from var_toolkit.registry import Sampling
 from var_toolkit.saving import parts, push, save
-from var_toolkit.settings import Drawing, Labels, Settings, checked_settings, listed, require_kind
+from var_toolkit.setting_table import SETTINGS, Settings, SpeculationSettings
+from var_toolkit.settings import Drawing, Labels, checked_settings, listed, require_kind
 from var_toolkit.signatures import show_keywords
 from var_toolkit.streaming import batches
 
@@ -186,12 +186,11 @@ class Pipeline:
 
         ValueError in one line if they do not fit the model.
         """
-        unknown = settings.keys() - Settings.__annotations__.keys()
-        if unknown:
-            raise TypeError(f"{unknown.pop()!r} is no setting; settings are {', '.join(Settings.__annotations__)}")
+        if unknown := settings.keys() - SETTINGS.keys():
+            raise TypeError(f"{unknown.pop()!r} is no setting; settings are {', '.join(SETTINGS)}")
         given = checked_settings(settings)
         depth: dict[str, Any] = {name: given.pop(name) for name in ("subnet", "full_scales") if name in given}
-        drafts = {name: value for name in SPECULATIVE if (value := given.pop(name, False)) is not False}
+        drafts = {name: given.pop(name) for name in SpeculationSettings.__annotations__ if name in given}
         method, options = given.pop("method", None), given.pop("method_options", None)
         require_kind(self.backbones, given)
         plan = default_plan(self, given)

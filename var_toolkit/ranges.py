@@ -1,49 +1,15 @@
-"""The allowed ranges of numeric settings: one table, against which every settings class checks."""
+"""The checks of numbers that users set, against the ranges of their settings."""
 
 from __future__ import annotations
 
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any
 
-COUNT = 2**31 - 1  # an upper limit of counts, far above any real number of tokens, codes or images
+from var_toolkit.setting_table import SETTINGS, Range, count
 
-
-class Range(NamedTuple):
-    """From `low` to `high`, both included."""
-
-    low: float
-    high: float
-    whole: bool = False
-    meaning: str = ""  # of the lowest value
-
-    def __str__(self) -> str:
-        ends = [f"{end}" if self.whole else f"{end:g}" for end in (self.low, self.high)]
-        meaning = f" ({self.meaning})" if self.meaning else ""
-        return f"a {'whole ' if self.whole else ''}number from {ends[0]}{meaning} to {ends[1]}"
-
-
-# Limits without a mathematical reason keep float32 finite; published settings are far inside them.
-RANGES = {
-    "guidance": Range(0, 1e4, meaning="off"),
-    "guidance_scale": Range(1, 1e4, meaning="off"),
-    "top_k": Range(0, COUNT, True, "off"),
-    "top_p": Range(0, 1, meaning="off"),
-    "temperature": Range(1e-6, 1e6),
-    "guided_tokens": Range(0, COUNT, True),
-    "steps": Range(1, 10_000, True),
-    "guidance_interval": Range(0, 1),
-    "subnet": Range(2, COUNT, True),
-    "full_scales": Range(1, COUNT, True),
-    "draft_length": Range(1, COUNT, True, "plain decoding"),
-    "draft_confidence": Range(0, 1, meaning="off"),
-    "exit_layers": Range(1, COUNT, True),
-    "delta": Range(0, 1),
-    "factor": Range(1, 1e6),
-    "neighbours": Range(1, COUNT, True),
-    "group": Range(1, COUNT, True),
-    "boost": Range(1, 1e6),
-    "decay": Range(0, 1e6),
-    "batch_size": Range(1, COUNT, True),
+RANGES = {name: setting.range for name, setting in SETTINGS.items() if setting.range is not None} | {
+    "guidance": Range(0, 1e4, meaning="off"),  # of a step, however users count it
+    "batch_size": count(1),
     "seed": Range(0, 2**63 - 1, True),
 }
 

@@ -17,7 +17,8 @@ from var_toolkit.core.preserved import Preserved
 from var_toolkit.images import as_output
 from var_toolkit.output import PipelineOutput
 from var_toolkit.ranges import brief, checked
-from var_toolkit.settings import OUTPUT_TYPES, Labels, Settings, is_one, seeds_of
+from var_toolkit.setting_table import Settings
+from var_toolkit.settings import OUTPUT_TYPES, Labels, is_one, seeds_of
 
 if TYPE_CHECKING:
     from var_toolkit.conditions.class_names import ClassNames

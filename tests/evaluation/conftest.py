@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from var_toolkit.pipeline import Pipeline
 from var_toolkit.still_life.data_set import render
 
 
@@ -42,3 +43,11 @@ def reference_folder(tmp_path_factory, renderings) -> Path:
 def images_folder(tmp_path_factory, blurred) -> Path:
     """The blurred ones as a folder."""
     return write_images(tmp_path_factory.mktemp("sets") / "images", blurred)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, small_tokenizer, small_var) -> str:
+    """The folder of a small VAR."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    Pipeline(small_tokenizer, small_var).save_pretrained(folder)
+    return str(folder)

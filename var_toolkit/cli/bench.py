@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from var_toolkit.cli.options import at_least
+from var_toolkit.config_files import configs
 from var_toolkit.files import check_writable
 from var_toolkit.user_folders import default_cache
 
@@ -20,6 +21,7 @@ A_ROW_FAILED = 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen bench`."""
+    parser.epilog = f"tables: {', '.join(configs('bench'))}"
     parser.add_argument("table", metavar="TABLE", help="a YAML file, or the name of a table in configs/bench/")
     parser.add_argument("--rounds", type=at_least(1), help="how often each row is measured (default: as in the table)")
     parser.add_argument("--only", nargs="+", metavar="ROW", help='rows to measure, such as "var-d16*"')

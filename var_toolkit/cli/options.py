@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from var_toolkit.setting_table import SETTINGS, Setting, SpeculationSettings
+
 if TYPE_CHECKING:
     from var_toolkit.loading import Drafting, Pair
 
@@ -107,113 +109,54 @@ def model_of(args: argparse.Namespace) -> str | Pair | Drafting:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """Sampling settings, which default to those of the model, and methods that make sampling faster."""
-    parser.add_argument(
-        "--cfg",
-        type=float,
-        metavar="SCALE",
-        help="guidance as the authors of the model count it: 0 is off for VAR and HMAR, 1 for LlamaGen and FlowAR",
-    )
-    parser.add_argument(
-        "--guidance-scale", type=float, metavar="SCALE", help="instead, as diffusers counts for every model: 1 is off"
-    )
-    parser.add_argument("--top-k", type=int, help="sample from the k most probable tokens; 0 is off")
-    parser.add_argument(
-        "--top-p", type=float, help="sample from the most probable tokens up to this total probability; 0 is off"
-    )
-    parser.add_argument("--temperature", type=float, help="of the logits: above 1 images vary more, below 1 less")
-    parser.add_argument(
-        "--smooth",
-        action="store_true",
-        help="mix codes (Gumbel softmax) instead of sampling one: smoother images, not for FID",
-    )
-    parser.add_argument("--solver", metavar="NAME", help="continuous tokens: published, euler, midpoint or heun")
-    parser.add_argument("--steps", type=at_least(1), metavar="N", help="continuous tokens: solver steps per scale")
-    parser.add_argument(
-        "--guidance-interval",
-        nargs=2,
-        type=float,
-        metavar=("LOW", "HIGH"),
-        help="continuous tokens: guide at times between LOW and HIGH; 0 is data, 1 is noise",
-    )
-    parser.add_argument(
-        "--guidance-scales", type=_span, metavar="A:B", help="guide only the scales from A to before B, such as 0:9"
-    )
-    parser.add_argument(
-        "--guided-tokens", type=at_least(0), metavar="N", help="next-token models: guide only the first N tokens"
-    )
-    parser.add_argument(
-        "--tokenizer", metavar="MODEL", help="replace the model's own by an AutoencoderKL: a directory or a hub id"
-    )
-    parser.add_argument("--subnet", type=at_least(2), metavar="D", help="VARiant: layers that draw the finer scales")
-    parser.add_argument("--full-scales", type=at_least(1), metavar="N", help="VARiant: scales that all layers draw")
-    parser.add_argument(
-        "--refine", metavar="LISTS", help='HMAR: masked passes of each scale: published, off, or "1;1,3;1,1,2,5;..."'
-    )
-    parser.add_argument("--refine-clean", action="store_true", help="HMAR: also hide masked tokens from visible ones")
-    _add_speculation_options(parser)
+    """The settings of `setting_table`, which default to those of the model, and the networks that some of them need."""
+    speculation = parser.add_argument_group("speculative decoding")
+    for name, setting in SETTINGS.items():
+        if name == "subnet":
+            parser.add_argument(
+                "--tokenizer",
+                metavar="MODEL",
+                help="replace the model's own by an AutoencoderKL: a directory or a hub id",
+            )
+        if name == "accept":
+            speculation.add_argument(
+                "--draft-model", metavar="MODEL", help="the smaller model or the trained head: a name or a directory"
+            )
+        if name not in ("method", "method_options"):
+            _add_setting(speculation if name in SpeculationSettings.__annotations__ else parser, name, setting)
     parser.add_argument("--drafter", metavar="MODEL", help="CoDe, instead of --model: draws the first scales")
     parser.add_argument("--refiner", metavar="MODEL", help="CoDe: draws the other scales")
     parser.add_argument(
         "--draft-scales", type=at_least(1), metavar="N", help="CoDe: number of scales that the drafter draws"
     )
-    parser.add_argument(
-        "--method",
-        nargs="+",
-        metavar=("NAME", "OPTION=VALUE"),
-        help="a decoding method: an installed one by name, or your own as module:function",
-    )
+    parser.add_argument("--method", nargs="+", metavar=("NAME", "OPTION=VALUE"), help=SETTINGS["method"].help)
 
 
-def _add_speculation_options(parser: argparse.ArgumentParser) -> None:
-    """Proposer, acceptance rule and draft length."""
-    group = parser.add_argument_group("speculative decoding")
-    group.add_argument("--speculate", metavar="NAME", help="proposer: jacobi, draft, early-exit, ngram or eagle")
-    group.add_argument(
-        "--draft-model", metavar="MODEL", help="the smaller model or the trained head: a name or a directory"
-    )
-    group.add_argument(
-        "--accept", metavar="RULE", help="acceptance rule: standard (default), kseq, lantern, grouped or decayed"
-    )
-    group.add_argument(
-        "--draft-length",
-        type=_length,
-        metavar="N",
-        help="largest number of tokens (VAR: scales) per pass; 1 is plain decoding; auto adapts it",
-    )
-    group.add_argument(
-        "--draft-tree",
-        type=_widths,
-        metavar="K,K,...",
-        help="instead of a chain, a tree: children of each node, per level",
-    )
-    group.add_argument(
-        "--draft-confidence", type=float, metavar="P", help="stop drafting where no token is as probable as P"
-    )
-    group.add_argument(
-        "--jacobi-start", metavar="NAME", help="jacobi: drafts of new positions: random, repeat or likeliest"
-    )
-    group.add_argument("--jacobi-keep", action="store_true", help="jacobi: keep drafts after a rejected one")
-    group.add_argument(
-        "--exit-layers", type=at_least(1), metavar="N", help="early-exit: layers of the target that draft"
-    )
-    group.add_argument("--delta", type=float, help="LANTERN: bound on the probability added from neighbours, 0 to 1")
-    group.add_argument(
-        "--lambda", dest="factor", type=float, help="LANTERN++: that bound as a factor on the draft's own probability"
-    )
-    group.add_argument("--neighbours", type=at_least(1), metavar="K", help="LANTERN: number of neighbours")
-    group.add_argument(
-        "--raw-codes", action="store_true", help="LANTERN: distances between codes as stored, as published"
-    )
-    group.add_argument(
-        "--group", type=at_least(1), metavar="G", help="grouped: codes that are accepted or rejected together"
-    )
-    group.add_argument("--boost", type=float, help="decayed: factor on the acceptance probability of the first draft")
-    group.add_argument("--decay", type=float, help="decayed: rate at which that factor decreases per draft")
+def _add_setting(group: argparse._ActionsContainer, name: str, setting: Setting) -> None:
+    """The option of a setting; its type says how the text of a value is read."""
+    told: dict[str, Any] = {"dest": name, "help": setting.help}
+    if setting.types == (bool,):
+        told |= {"action": "store_true", "default": None}  # not False, if it is not given
+    else:
+        told |= {"type": _reader(setting), "metavar": setting.metavar}
+    if setting.types == (tuple[float, float],):
+        told["nargs"] = 2
+    group.add_argument(setting.option, **told)
 
 
-def _length(text: str) -> int | str:
-    return text if text == "auto" else at_least(1)(text)
+def _reader(setting: Setting) -> Callable[[str], Any]:
+    kind = setting.types[0]
+    if kind is int:
+        whole = at_least(int(setting.range.low) if setting.range else 0)
+        return (lambda text: text if text == "auto" else whole(text)) if str in setting.types else whole
+    by_type: dict[Any, Callable[[str], Any]] = {
+        str: str,
+        float: float,
+        tuple[float, float]: float,
+        tuple[int, ...]: _widths,
+        tuple[int | None, int | None]: _span,
+    }
+    return by_type[kind]
 
 
 def _span(text: str) -> tuple[int | None, int | None]:
@@ -231,40 +174,10 @@ def _widths(text: str) -> tuple[int, ...]:
 
 def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Those options as keywords of `Pipeline.plan` and of the pipeline itself."""
-    return {
-        "cfg": args.cfg,
-        "guidance_scale": args.guidance_scale,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "temperature": args.temperature,
-        "smooth": args.smooth or None,
-        "solver": args.solver,
-        "steps": args.steps,
-        "guidance_interval": args.guidance_interval and tuple(args.guidance_interval),
-        "guidance_scales": args.guidance_scales,
-        "guided_tokens": args.guided_tokens,
-        "subnet": args.subnet,
-        "full_scales": args.full_scales,
-        "refine": args.refine,
-        "refine_clean": args.refine_clean or None,
-        "speculate": args.speculate,
-        "accept": args.accept,
-        "draft_length": args.draft_length,
-        "draft_tree": args.draft_tree,
-        "draft_confidence": args.draft_confidence,
-        "jacobi_start": args.jacobi_start,
-        "jacobi_keep": args.jacobi_keep or None,
-        "exit_layers": args.exit_layers,
-        "delta": args.delta,
-        "factor": args.factor,
-        "neighbours": args.neighbours,
-        "raw_codes": args.raw_codes or None,
-        "group": args.group,
-        "boost": args.boost,
-        "decay": args.decay,
-        "method": args.method and args.method[0],
-        "method_options": args.method and _method_options(args.method[1:]),
-    }
+    found = {name: getattr(args, name) for name in SETTINGS if name not in ("method", "method_options")}
+    found["guidance_interval"] = args.guidance_interval and tuple(args.guidance_interval)
+    name, *options = args.method or [None]
+    return {**found, "method": name, "method_options": _method_options(options) if name else None}
 
 
 def _method_options(texts: Sequence[str]) -> dict[str, Any]:

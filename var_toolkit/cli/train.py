@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from var_toolkit.config_files import configs, find_config
+
 SUMMARY = "train a network from a recipe"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen train`."""
+    parser.epilog = f"recipes: {', '.join(configs())}"
     parser.add_argument(
         "recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe in configs/, such as stilllife-var"
     )
@@ -27,8 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Find and read the recipe, then train."""
-    from var_toolkit.config_files import find_config
-
     path = find_config(args.recipe, "recipe")
     out = args.out or Path("runs") / path.stem
     from var_toolkit.training.recipe import read_recipe

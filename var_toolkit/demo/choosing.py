@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from random import randrange
 from typing import Any
 
@@ -12,6 +12,7 @@ import gradio as gr
 
 from var_toolkit.demo.showing import AT_ONCE
 from var_toolkit.demo.studio import Studio, seed_of
+from var_toolkit.ranges import RANGES, checked
 from var_toolkit.registry import Hub, find_entry
 
 MOST_GUIDANCE = 8
@@ -124,9 +125,9 @@ def fill(studio: Studio, asked: Mapping[str, Any]) -> list[Any]:
         gr.update(value=model),
         gr.update(choices=_classes(studio, model), value=label),
         _taken("seed", asked, seed_of, gr.skip()),
-        _taken("guidance", asked, _number, own.cfg),
-        _slider("temperature", asked, _number, own.temperature, taken),
-        _slider("top_k", asked, int, own.top_k, taken, maximum=studio.codes(model)),
+        _taken("guidance", asked, partial(_number, "cfg"), own.cfg),
+        _slider("temperature", asked, own.temperature, taken),
+        _slider("top_k", asked, own.top_k, taken, maximum=studio.codes(model)),
         model,
     ]
     chosen = asked.get("plan")
@@ -182,17 +183,14 @@ def _taken(name: str, asked: Mapping[str, Any], convert: Any, otherwise: Any) ->
         return otherwise
 
 
-def _number(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError("it must be a finite number")
-    return value
+def _number(name: str, text: str) -> Any:
+    return checked(name, (int if RANGES[name].whole else float)(text))
 
 
-def _slider(name: str, asked: Mapping[str, Any], convert: Any, own: Any, taken: frozenset[str], **look: Any) -> Any:
+def _slider(name: str, asked: Mapping[str, Any], own: Any, taken: frozenset[str], **look: Any) -> Any:
     if name not in taken:
         return gr.update(visible=False)
-    return gr.update(visible=True, value=_taken(name, asked, convert, own), **look)
+    return gr.update(visible=True, value=_taken(name, asked, partial(_number, name), own), **look)
 
 
 def _classes(studio: Studio, model: str) -> list[tuple[str, int]]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_type_hints
 
 from var_toolkit.config_files import find_config, read_yaml
 from var_toolkit.loading import Drafting, Pair
-from var_toolkit.settings import Settings
+from var_toolkit.setting_table import SETTINGS, Settings
 from var_toolkit.strict_fields import build, convert, refuse_unknown_keys
 
 
@@ -37,7 +37,7 @@ class Row:
             _ = self.source  # which refuses a mapping of other keys
         if not isinstance(self.plan, Mapping):
             raise ValueError(f"plan is {self.plan!r}; expected a mapping of settings, such as {{cfg: 0}}")
-        refuse_unknown_keys(self.plan, plan_keywords(), where="plan")
+        refuse_unknown_keys(self.plan, list(SETTINGS), where="plan")
         hints = get_type_hints(Settings)
         read = {key: convert(hints[key], value, where=f"plan: {key}") for key, value in self.plan.items()}
         object.__setattr__(self, "plan", read)  # 1e-3 is text in YAML; and 0 and 0.0 draw the same images
@@ -94,11 +94,6 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
         if not any(fnmatch(name, pattern) for name in names):
             raise ValueError(f"no row matches {pattern!r}; rows are {', '.join(names)}")
     return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
-
-
-def plan_keywords() -> list[str]:
-    """What `plan` may hold: the settings of `Pipeline.plan`."""
-    return list(get_type_hints(Settings))
 
 
 def find_table(name: str) -> Path:

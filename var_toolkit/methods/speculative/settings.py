@@ -24,31 +24,11 @@ from var_toolkit.methods.speculative.rules import Rule, Standard
 from var_toolkit.methods.speculative.small_model import EarlyExit, SmallModel
 from var_toolkit.methods.speculative.verify import Proposer, Speculation
 from var_toolkit.ranges import checked
+from var_toolkit.setting_table import PROPOSERS, RULES, SETTINGS
 
-PROPOSERS = ("jacobi", "draft", "early-exit", "ngram", "eagle")
-RULES = ("standard", "kseq", "lantern", "grouped", "decayed")
 JACOBI_WINDOW, WINDOW, SCALES, EXIT_LAYERS, CHAINS, NEIGHBOURS = 16, 5, 2, 2, 4, 1000
 DRAFTS = 1000  # of a tree
 AUTO = "auto"  # the draft length
-# Settings that belong to some proposers or to one rule.
-OF_PROPOSERS = {
-    "draft_tree": ("draft", "early-exit", "ngram", "eagle"),
-    "draft_confidence": ("draft", "early-exit", "eagle"),
-    "jacobi_start": ("jacobi",),
-    "jacobi_keep": ("jacobi",),
-    "exit_layers": ("early-exit",),
-}
-OF_RULES = {
-    "delta": "lantern",
-    "factor": "lantern",
-    "neighbours": "lantern",
-    "raw_codes": "lantern",
-    "group": "grouped",
-    "boost": "decayed",
-    "decay": "decayed",
-}
-OTHERS = ("speculate", "accept", "draft_length")
-SETTINGS = (*OTHERS, *OF_PROPOSERS, *OF_RULES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +102,10 @@ def _require_known(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 def _require_owned(given: Mapping[str, Any], proposer: str, rule: str) -> None:
     for name in given:
-        if proposer not in OF_PROPOSERS.get(name, PROPOSERS):
-            raise ValueError(f"{name} is for speculate {' or '.join(OF_PROPOSERS[name])}, not for {proposer}")
-        if OF_RULES.get(name, rule) != rule:
-            raise ValueError(f"{name} is for accept {OF_RULES[name]}, not for {rule}")
+        owners = SETTINGS[name].of
+        if owners and proposer not in owners and rule not in owners:
+            kind, chosen = ("speculate", proposer) if owners[0] in PROPOSERS else ("accept", rule)
+            raise ValueError(f"{name} is for {kind} {' or '.join(owners)}, not for {chosen}")
     if rule == "kseq" and proposer in ("jacobi", "ngram"):
         raise ValueError(f"accept kseq needs independent drafts, which {proposer} has not; use draft or eagle")
 

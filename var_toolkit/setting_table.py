@@ -1,0 +1,203 @@
+"""Every setting of sampling, declared once: type, meaning, range, and what it is for.
+
+From this table come the keywords of `Pipeline.plan`, the options of the command line, the keys of `plan` in a bench
+table, the checks of ranges, and the table in docs/methods.md (`scripts/settings_table.py`). A new setting is one more
+key; what reads it is the code of its method. It imports no torch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, NamedTuple, TypedDict, get_args, get_type_hints
+
+COUNT = 2**31 - 1  # an upper limit of counts, far above any real number of tokens, codes or images
+DISCRETE, CONTINUOUS = ("discrete tokens",), ("continuous tokens",)
+PROPOSERS = ("jacobi", "draft", "early-exit", "ngram", "eagle")
+RULES = ("standard", "kseq", "lantern", "grouped", "decayed")
+
+
+class Range(NamedTuple):
+    """From `low` to `high`, both included."""
+
+    low: float
+    high: float
+    whole: bool = False
+    meaning: str = ""  # of the lowest value
+
+    def __str__(self) -> str:
+        ends = [f"{end}" if self.whole else f"{end:g}" for end in (self.low, self.high)]
+        meaning = f" ({self.meaning})" if self.meaning else ""
+        return f"a {'whole ' if self.whole else ''}number from {ends[0]}{meaning} to {ends[1]}"
+
+
+def count(low: int, meaning: str = "") -> Range:
+    """Whole numbers from `low`."""
+    return Range(low, COUNT, True, meaning)
+
+
+SHARE = Range(0, 1, meaning="off")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is to be known of a setting."""
+
+    help: str
+    range: Range | None = None  # of a number; None where what reads the setting checks it
+    metavar: str | tuple[str, str] | None = None
+    of: tuple[str, ...] = ()  # the kind of tokens, the proposers or the rule that it has a meaning for; empty for all
+    option: str = ""  # on the command line; by default the name with a hyphen for each underscore
+    types: tuple[Any, ...] = ()  # besides None: those of the annotation
+
+
+# Limits without a mathematical reason keep float32 finite; published settings are far inside them.
+class SamplingSettings(TypedDict, total=False):
+    """How tokens are drawn, by which layers, and in how many passes."""
+
+    cfg: Annotated[
+        float | None,
+        Setting(
+            "guidance as the authors of the model count it: 0 is off for VAR and HMAR, 1 for LlamaGen and FlowAR",
+            Range(0, 1e4, meaning="off"),
+            "SCALE",
+        ),
+    ]
+    guidance_scale: Annotated[
+        float | None,
+        Setting("instead, as diffusers counts for every model: 1 is off", Range(1, 1e4, meaning="off"), "SCALE"),
+    ]
+    top_k: Annotated[
+        int | None, Setting("sample from the k most probable tokens; 0 is off", count(0, "off"), of=DISCRETE)
+    ]
+    top_p: Annotated[
+        float | None,
+        Setting("sample from the most probable tokens up to this total probability; 0 is off", SHARE, of=DISCRETE),
+    ]
+    temperature: Annotated[
+        float | tuple[float, ...] | None,  # one for all scales, or one per scale
+        Setting("of the logits: above 1 images vary more, below 1 less", Range(1e-6, 1e6), of=DISCRETE),
+    ]
+    smooth: Annotated[
+        bool | None,
+        Setting("mix codes (Gumbel softmax) instead of sampling one: smoother images, not for FID", of=DISCRETE),
+    ]
+    solver: Annotated[
+        str | None,
+        Setting("continuous tokens: published, euler, midpoint or heun", metavar="NAME", of=CONTINUOUS),
+    ]
+    steps: Annotated[
+        int | None,
+        Setting("continuous tokens: solver steps per scale", Range(1, 10_000, True), "N", of=CONTINUOUS),
+    ]
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        Setting(
+            "continuous tokens: guide at times between LOW and HIGH; 0 is data, 1 is noise",
+            Range(0, 1),
+            ("LOW", "HIGH"),
+            of=CONTINUOUS,
+        ),
+    ]
+    guidance_scales: Annotated[
+        tuple[int | None, int | None] | None,
+        Setting("guide only the scales from A to before B, such as 0:9", metavar="A:B"),
+    ]
+    guided_tokens: Annotated[
+        int | None, Setting("next-token models: guide only the first N tokens", count(0), "N", of=DISCRETE)
+    ]
+    subnet: Annotated[int | None, Setting("VARiant: layers that draw the finer scales", count(2), "D")]
+    full_scales: Annotated[int | None, Setting("VARiant: scales that all layers draw", count(1), "N")]
+    refine: Annotated[
+        str | Sequence[Sequence[int]] | None,  # as `methods.masked_passes` takes it
+        Setting('HMAR: masked passes of each scale: published, off, or "1;1,3;1,1,2,5;..."', metavar="LISTS"),
+    ]
+    refine_clean: Annotated[bool | None, Setting("HMAR: also hide masked tokens from visible ones")]
+
+
+class SpeculationSettings(TypedDict, total=False):
+    """Speculative decoding: proposer, acceptance rule and draft length."""
+
+    speculate: Annotated[
+        str | None, Setting(f"proposer: {', '.join(PROPOSERS[:-1])} or {PROPOSERS[-1]}", metavar="NAME")
+    ]
+    accept: Annotated[
+        str | None,
+        Setting(f"acceptance rule: {RULES[0]} (default), {', '.join(RULES[1:-1])} or {RULES[-1]}", metavar="RULE"),
+    ]
+    draft_length: Annotated[
+        int | str | None,
+        Setting(
+            "largest number of tokens (VAR: scales) per pass; 1 is plain decoding; auto adapts it",
+            count(1, "plain decoding"),
+            "N",
+        ),
+    ]
+    draft_tree: Annotated[
+        tuple[int, ...] | None,
+        Setting("instead of a chain, a tree: children of each node, per level", None, "K,K,...", PROPOSERS[1:]),
+    ]
+    draft_confidence: Annotated[
+        float | None,
+        Setting("stop drafting where no token is as probable as P", SHARE, "P", of=("draft", "early-exit", "eagle")),
+    ]
+    jacobi_start: Annotated[
+        str | None,
+        Setting("jacobi: drafts of new positions: random, repeat or likeliest", metavar="NAME", of=("jacobi",)),
+    ]
+    jacobi_keep: Annotated[bool | None, Setting("jacobi: keep drafts after a rejected one", of=("jacobi",))]
+    exit_layers: Annotated[
+        int | None, Setting("early-exit: layers of the target that draft", count(1), "N", of=("early-exit",))
+    ]
+    delta: Annotated[
+        float | None,
+        Setting("LANTERN: bound on the probability added from neighbours, 0 to 1", Range(0, 1), of=("lantern",)),
+    ]
+    factor: Annotated[
+        float | None,
+        Setting(
+            "LANTERN++: that bound as a factor on the draft's own probability",
+            Range(1, 1e6),
+            of=("lantern",),
+            option="--lambda",
+        ),
+    ]
+    neighbours: Annotated[int | None, Setting("LANTERN: number of neighbours", count(1), "K", of=("lantern",))]
+    raw_codes: Annotated[
+        bool | None, Setting("LANTERN: distances between codes as stored, as published", of=("lantern",))
+    ]
+    group: Annotated[
+        int | None, Setting("grouped: codes that are accepted or rejected together", count(1), "G", of=("grouped",))
+    ]
+    boost: Annotated[
+        float | None,
+        Setting("decayed: factor on the acceptance probability of the first draft", Range(1, 1e6), of=("decayed",)),
+    ]
+    decay: Annotated[
+        float | None,
+        Setting("decayed: rate at which that factor decreases per draft", Range(0, 1e6), of=("decayed",)),
+    ]
+
+
+class Settings(SamplingSettings, SpeculationSettings, total=False):
+    """How images are drawn. None means the model's own default."""
+
+    method: Annotated[
+        str | Callable[..., Any] | None,  # from a plan to a plan, applied last
+        Setting("a decoding method: an installed one by name, or your own as module:function"),
+    ]
+    method_options: Annotated[dict[str, Any] | None, Setting("keywords of the method")]
+
+
+def declared(table: type) -> dict[str, Setting]:
+    """The settings of a TypedDict, in its order."""
+    hints = get_type_hints(table, include_extras=True)
+    return {
+        name: replace(
+            told := hint.__metadata__[0],
+            option=told.option or f"--{name.replace('_', '-')}",
+            types=tuple(one for one in get_args(hint.__origin__) if one is not type(None)),
+        )
+        for name, hint in hints.items()
+    }
+
+
+SETTINGS = declared(Settings)
