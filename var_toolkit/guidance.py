@@ -66,7 +66,7 @@ def counted(run: Run) -> dict[str, Any]:
 def _above(name: str, value: Any, off: float) -> float:
     if not isinstance(value, bool) and isinstance(value, Real) and value == 0:
         return 0.0
-    return round(checked("guidance_scale" if off else "guidance", value, name) - off, DIGITS)
+    return round(checked("guidance_scale" if off else "cfg", value, name) - off, DIGITS)
 
 
 def _off(backbone: Any) -> float:

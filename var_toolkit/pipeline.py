@@ -378,5 +378,5 @@ for _method in (
     Pipeline.vary,
     Pipeline.stream_vary,
 ):
-    show_keywords(_method, (Drawing, Settings), _DEFAULTS)
-show_keywords(Pipeline.plan, (Settings,), _DEFAULTS)
+    show_keywords(_method, Drawing, _DEFAULTS)
+show_keywords(Pipeline.plan, Settings, {})

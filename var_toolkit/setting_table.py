@@ -81,12 +81,10 @@ class SamplingSettings(TypedDict, total=False):
         Setting("mix codes (Gumbel softmax) instead of sampling one: smoother images, not for FID", of=DISCRETE),
     ]
     solver: Annotated[
-        str | None,
-        Setting("continuous tokens: published, euler, midpoint or heun", metavar="NAME", of=CONTINUOUS),
+        str | None, Setting("continuous tokens: published, euler, midpoint or heun", metavar="NAME", of=CONTINUOUS)
     ]
     steps: Annotated[
-        int | None,
-        Setting("continuous tokens: solver steps per scale", Range(1, 10_000, True), "N", of=CONTINUOUS),
+        int | None, Setting("continuous tokens: solver steps per scale", Range(1, 10_000, True), "N", of=CONTINUOUS)
     ]
     guidance_interval: Annotated[
         tuple[float, float] | None,
@@ -172,8 +170,7 @@ class SpeculationSettings(TypedDict, total=False):
         Setting("decayed: factor on the acceptance probability of the first draft", Range(1, 1e6), of=("decayed",)),
     ]
     decay: Annotated[
-        float | None,
-        Setting("decayed: rate at which that factor decreases per draft", Range(0, 1e6), of=("decayed",)),
+        float | None, Setting("decayed: rate at which that factor decreases per draft", Range(0, 1e6), of=("decayed",))
     ]
 
 
@@ -189,14 +186,14 @@ class Settings(SamplingSettings, SpeculationSettings, total=False):
 
 def declared(table: type) -> dict[str, Setting]:
     """The settings of a TypedDict, in its order."""
-    hints = get_type_hints(table, include_extras=True)
+    found = {name: get_args(hint) for name, hint in get_type_hints(table, include_extras=True).items()}
     return {
         name: replace(
-            told := hint.__metadata__[0],
-            option=told.option or f"--{name.replace('_', '-')}",
-            types=tuple(one for one in get_args(hint.__origin__) if one is not type(None)),
+            setting,
+            option=setting.option or f"--{name.replace('_', '-')}",
+            types=tuple(one for one in get_args(kind) if one is not type(None)),
         )
-        for name, hint in hints.items()
+        for name, (kind, setting) in found.items()
     }
 
 

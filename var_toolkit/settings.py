@@ -10,8 +10,9 @@ import torch
 from var_toolkit.core.engine import ScaleEvent
 from var_toolkit.core.plan import Plan
 from var_toolkit.heads.flow import Flow
-from var_toolkit.ranges import brief, checked, flag
+from var_toolkit.ranges import checked, flag
 from var_toolkit.setting_table import CONTINUOUS, DISCRETE, SETTINGS, Setting, Settings
+from var_toolkit.strict_fields import shown
 
 Labels = SupportsIndex | str | Iterable[SupportsIndex | str | None] | None
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -50,7 +51,7 @@ def _checked(name: str, value: Any) -> Any:
 def _span(value: Any) -> tuple[int | None, int | None]:
     ends = tuple(value) if _is_list(value) else (value,)
     if len(ends) != 2 or not all(end is None or (type(end) is int and end >= 0) for end in ends):
-        raise ValueError(f"guidance_scales is {brief(value)}; it must be two scales, (first, end), such as (0, 9)")
+        raise ValueError(f"guidance_scales is {shown(value)}; it must be two scales, (first, end), such as (0, 9)")
     return ends
 
 
@@ -60,14 +61,13 @@ def _is_list(value: Any) -> bool:
 
 def require_kind(backbones: Sequence[Any], given: dict[str, Any]) -> None:
     """Refuse settings that mean nothing for the head of any backbone."""
-    kinds = {isinstance(backbone.default_head, Flow) for backbone in backbones}
-    discrete, continuous = (
-        [name for name, setting in SETTINGS.items() if setting.of == kind] for kind in (DISCRETE, CONTINUOUS)
-    )
-    if True not in kinds and (odd := given.keys() & set(continuous)):
-        raise ValueError(f"{min(odd)} is for continuous tokens (FlowAR); this model's are discrete")
-    if False not in kinds and (odd := given.keys() & set(discrete)):
-        raise ValueError(f"{min(odd)} is for discrete tokens; this model's are continuous: use {', '.join(continuous)}")
+    kinds = {CONTINUOUS if isinstance(backbone.default_head, Flow) else DISCRETE for backbone in backbones}
+    odd = sorted(name for name in given if SETTINGS[name].of in {CONTINUOUS, DISCRETE} - kinds)
+    if odd and CONTINUOUS not in kinds:
+        raise ValueError(f"{odd[0]} is for continuous tokens (FlowAR); this model's are discrete")
+    if odd:
+        own = ", ".join(name for name, setting in SETTINGS.items() if setting.of == CONTINUOUS)
+        raise ValueError(f"{odd[0]} is for discrete tokens; this model's are continuous: use {own}")
 
 
 def is_one(labels: object) -> bool:
@@ -101,7 +101,7 @@ def seeds_of(
         device = generator.device if generator is not None else "cpu"
         seeds = torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
     else:
-        raise ValueError(f"generator is {brief(generator)}; it must be a torch.Generator, or one per image")
+        raise ValueError(f"generator is {shown(generator)}; it must be a torch.Generator, or one per image")
     if len(seeds) != count:
         raise ValueError(f"there are {len(seeds)} seeds for {count} class labels; give one seed per image")
     return seeds

@@ -16,9 +16,10 @@ from var_toolkit.core.plan import Plan
 from var_toolkit.core.preserved import Preserved
 from var_toolkit.images import as_output
 from var_toolkit.output import PipelineOutput
-from var_toolkit.ranges import brief, checked
+from var_toolkit.ranges import checked
 from var_toolkit.setting_table import Settings
 from var_toolkit.settings import OUTPUT_TYPES, Labels, is_one, seeds_of
+from var_toolkit.strict_fields import shown
 
 if TYPE_CHECKING:
     from var_toolkit.conditions.class_names import ClassNames
@@ -48,7 +49,7 @@ def batches(
         raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
     batch_size = checked("batch_size", batch_size)
     if plan is not None and not isinstance(plan, Plan):
-        raise ValueError(f"plan is {brief(plan)}; it must be a Plan, such as `pipe.plan()` returns")
+        raise ValueError(f"plan is {shown(plan)}; it must be a Plan, such as `pipe.plan()` returns")
     asked = _asked(pipe.class_names, class_labels, seeds, generator, batch_size)
     if plan is not None and any(value is not None and value is not False for value in settings.values()):
         raise ValueError("give a plan or settings, not both: a plan holds its own settings")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from var_toolkit.registry import DEFAULT, find_entry
 from var_toolkit.setting_table import SETTINGS, Setting, SpeculationSettings
 
 if TYPE_CHECKING:
@@ -73,8 +74,6 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
     """--model."""
-    from var_toolkit.registry import DEFAULT
-
     parser.add_argument(
         "--model",
         default=DEFAULT,
@@ -85,8 +84,6 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 def model_of(args: argparse.Namespace) -> str | Pair | Drafting:
     """What `load` and `skeleton` open: a model, a model and its draft model, or a drafter and a refiner (CoDe)."""
     given = (args.drafter, args.refiner, args.draft_scales)
-    from var_toolkit.registry import DEFAULT, find_entry
-
     if args.draft_model is not None and args.speculate not in ("draft", "early-exit", "eagle"):
         raise ValueError("--draft-model is for --speculate draft, early-exit or eagle; give one of them")
     if all(value is None for value in given):
@@ -134,14 +131,12 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_setting(group: argparse._ActionsContainer, name: str, setting: Setting) -> None:
     """The option of a setting; its type says how the text of a value is read."""
-    told: dict[str, Any] = {"dest": name, "help": setting.help}
     if setting.types == (bool,):
-        told |= {"action": "store_true", "default": None}  # not False, if it is not given
+        how: dict[str, Any] = {"action": "store_true", "default": None}  # not False, if it is not given
     else:
-        told |= {"type": _reader(setting), "metavar": setting.metavar}
-    if setting.types == (tuple[float, float],):
-        told["nargs"] = 2
-    group.add_argument(setting.option, **told)
+        values = 2 if isinstance(setting.metavar, tuple) else None
+        how = {"type": _reader(setting), "metavar": setting.metavar, "nargs": values}
+    group.add_argument(setting.option, dest=name, help=setting.help, **how)
 
 
 def _reader(setting: Setting) -> Callable[[str], Any]:

@@ -103,7 +103,7 @@ class Step(Part):
     verify: Verify | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "guidance", checked("guidance", self.guidance))
+        object.__setattr__(self, "guidance", checked("cfg", self.guidance, "guidance"))
         object.__setattr__(self, "clean", flag("clean", self.clean))
         object.__setattr__(self, "masked", tuple(self.masked))
         if not isinstance(self.places, Scale | Tokens):

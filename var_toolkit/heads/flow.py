@@ -19,7 +19,8 @@ from torch import Tensor
 
 from var_toolkit.core.noise import Stream
 from var_toolkit.heads.head import Drawn, Head, Setting
-from var_toolkit.ranges import brief, checked
+from var_toolkit.ranges import checked
+from var_toolkit.strict_fields import shown
 
 Velocity = Callable[[Tensor, float], Tensor]
 Step = Callable[[Velocity, Tensor, float, float], Tensor]
@@ -145,6 +146,6 @@ def _interval(given: Any) -> tuple[float, float]:
         low, high = 1.0, 0.0
     if low > high:
         raise ValueError(
-            f"guidance_interval is {brief(given)}; it must be two times from 0 (data) to 1 (noise), in order"
+            f"guidance_interval is {shown(given)}; it must be two times from 0 (data) to 1 (noise), in order"
         )
     return low, high

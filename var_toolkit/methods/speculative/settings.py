@@ -57,8 +57,9 @@ def speculative(plan: Plan, given: Mapping[str, Any], model: Model) -> Plan:
     proposer, rule = given.get("speculate"), given.get("accept", "standard")
     if proposer is None:
         raise ValueError(f"{min(given)} is for speculative decoding; give speculate as well: {', '.join(PROPOSERS)}")
-    _require_known("speculate", proposer, PROPOSERS)
-    _require_known("accept", rule, RULES)
+    for name, value, allowed in (("speculate", proposer, PROPOSERS), ("accept", rule, RULES)):
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
     _require_owned(given, proposer, rule)
     by_token = isinstance(plan.steps[0].places, Tokens)
     _require_target(plan, model, proposer, by_token)
@@ -93,11 +94,6 @@ def _draft_model(model: Model, speculate: str) -> DraftModel:
     if model.draft_model is None:
         raise ValueError(f"speculate {speculate} needs a draft model; give draft_model (--draft-model)")
     return model.draft_model
-
-
-def _require_known(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
 
 
 def _require_owned(given: Mapping[str, Any], proposer: str, rule: str) -> None:
