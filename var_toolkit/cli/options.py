@@ -148,7 +148,7 @@ def _reader(setting: Setting) -> Callable[[str], Any]:
         str: str,
         float: float,
         tuple[float, float]: float,
-        tuple[int, ...]: _widths,
+        tuple[int, ...]: lambda text: tuple(map(at_least(1), text.split(","))),
         tuple[int | None, int | None]: _span,
     }
     return by_type[kind]
@@ -161,10 +161,6 @@ def _span(text: str) -> tuple[int | None, int | None]:
         raise argparse.ArgumentTypeError(f"{text!r} must be two scales with a colon between them, such as 0:9 or :9")
     first, last = (int(end) if end else None for end in found.groups())
     return first, last
-
-
-def _widths(text: str) -> tuple[int, ...]:
-    return tuple(at_least(1)(part) for part in text.split(","))
 
 
 def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
