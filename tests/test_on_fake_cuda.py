@@ -22,7 +22,9 @@ from var_toolkit.core.bind import bind
 from var_toolkit.core.engine import decode
 from var_toolkit.core.finite import FiniteCheck
 from var_toolkit.core.noise import Noise
+from var_toolkit.core.plan import BACKBONE, plan_of
 from var_toolkit.core.preserved import preserved_before
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.evaluation import extractors
 from var_toolkit.heads.flow import Flow
 from var_toolkit.kernels import pyramid_attention
@@ -30,6 +32,7 @@ from var_toolkit.methods.speculative import drafts, verify
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
 from var_toolkit.models import llamagen as raster_gpt
 from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig
+from var_toolkit.models.flexvar import FlexVAR, FlexVARConfig
 from var_toolkit.models.flowar import FlowAR
 from var_toolkit.models.hmar import HMAR, HMARConfig
 from var_toolkit.models.layers import linear
@@ -131,6 +134,17 @@ def flowar():
     return on_cuda(lambda: FlowAR(tiny_config()))
 
 
+def flexvar(depth=2):
+    sizes = {"num_classes": 5, "vocab_size": 16, "latent_channels": 4, "patch_nums": (1, 2, 3)}
+    return on_cuda(lambda: FlexVAR(FlexVARConfig(depth=depth, embed_dim=16, num_heads=2, **sizes)))
+
+
+def flexvar_plan():
+    network = flexvar()
+    plan = plan_of(network, schedule=Schedule((1, (2, 3), 4)), guidance=2.0)
+    return bind(plan, {BACKBONE: network}, on_cuda(tiny_vq))
+
+
 def gpt(**changes):
     return on_cuda(lambda: RasterGPT(tiny_gpt_config(**changes)))
 
@@ -160,6 +174,7 @@ PLANS = {
     "var": lambda: whole(vq(), var(), guidance=2.0, top_k=5, top_p=0.9),
     "var-smooth": lambda: whole(vq(), var(), smooth=True),
     "hmar": hmar_plan,
+    "flexvar": flexvar_plan,
     "flowar": flowar_plan,
     "gpt": lambda: gpt_plan(top_p=0.9, guided_tokens=3),
     "code": code_plan,
@@ -174,12 +189,15 @@ def test_decoding_never_waits_for_the_device(name, edited, monkeypatch):
         plan, labels, preserved = PLANS[name](), torch.tensor([1, 2], device=CUDA), None
         noise = Noise([0, 1], CUDA)
         if edited:
-            side = plan.tokenizer.image_side
+            size = plan.schedule.image_size(plan.tokenizer.downsample)
             with torch.no_grad():
-                tokens = plan.tokenizer.encode(torch.zeros(1, 3, side, side, device=CUDA))
+                images = torch.zeros(1, 3, *size, device=CUDA)
                 if name == "flowar":
-                    tokens = plan.tokenizer.scales.split(plan.tokenizer.pyramid.maps(tokens))
-            preserved = preserved_before(1, tokens, plan.tokenizer)
+                    tokens = plan.tokenizer.scales.split(plan.tokenizer.pyramid.maps(plan.tokenizer.encode(images)))
+                else:
+                    features = plan.tokenizer.features(images, plan.schedule)
+                    tokens = plan.tokenizer.pyramid_of(plan.schedule).encode(features)
+            preserved = preserved_before(1, tokens, plan.tokenizer, plan.schedule)
         with Watch() as watch:
             decoded = decode(plan, labels, noise, preserved=preserved)
         assert not watch.waits

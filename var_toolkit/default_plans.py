@@ -28,6 +28,22 @@ def default_plan(pipe: Pipeline, given: dict[str, Any]) -> Plan:
     return collaborative(plan, default_plan(pipe.refiner, given), draft_scales=pipe.draft_scales)
 
 
+def schedule_of(pipe: Pipeline, given: dict[str, Any]) -> Schedule:
+    """The token maps to draw: those of `schedule`, those that end with an image of `size`, or the model's own."""
+    network, schedule, size = pipe.backbone, given.get("schedule"), given.get("size")
+    own: Schedule = network.scales
+    if schedule is not None and size is not None:
+        raise ValueError("a schedule ends with a map of its own size; give schedule or size, not both")
+    if size is None:
+        return schedule or own
+    width, height = size
+    pixels = pipe.tokenizer.downsample
+    if width % pixels or height % pixels:
+        raise ValueError(f"size is {width}x{height}; width and height must be multiples of {pixels}, pixels per token")
+    found: Schedule = network.schedule_for(height // pixels, width // pixels)
+    return found
+
+
 def with_subnet(plan: Plan, subnet: int | None, full_scales: int | None) -> Plan:
     """The plan with fewer layers on the finer scales (VARiant). ValueError if only one of the two is given."""
     if subnet is None or full_scales is None:
@@ -56,7 +72,8 @@ def require_masked_passes(pipe: Pipeline, plan: Plan, given: dict[str, Any]) -> 
 def _full_depth(pipe: Pipeline, chosen: dict[str, Any]) -> Plan:
     """The plan of the pipeline's backbone, at all its layers."""
     network: Any = pipe.backbone
-    schedule: Schedule = chosen.get("schedule") or network.scales
+    schedule: Schedule = chosen["schedule"]
+    network.require_schedule(schedule)
     heads = _heads(network.default_head, chosen, len(schedule))
     refined = hasattr(network, "refined") and chosen["refine"] != OFF
     return plan_of(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -25,7 +25,8 @@ from var_toolkit.core.preserved import (
     preserved_outside,
     require_scale,
 )
-from var_toolkit.default_plans import default_plan, require_masked_passes, with_subnet
+from var_toolkit.core.schedule import Schedule
+from var_toolkit.default_plans import default_plan, require_masked_passes, schedule_of, with_subnet
 from var_toolkit.devices import destination
 from var_toolkit.editing import as_image, prepare
 from var_toolkit.formats.facts import Facts
@@ -41,7 +42,7 @@ from var_toolkit.saving import parts, push, save
 from var_toolkit.setting_table import SETTINGS, Settings, SpeculationSettings
 from var_toolkit.settings import Drawing, Labels, checked_settings, listed, require_kind
 from var_toolkit.signatures import show_keywords
-from var_toolkit.streaming import batches
+from var_toolkit.streaming import batches, chosen_plan
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -193,7 +194,7 @@ class Pipeline:
         drafts = {name: given.pop(name) for name in SpeculationSettings.__annotations__ if name in given}
         method, options = given.pop("method", None), given.pop("method_options", None)
         require_kind(self.backbones, given)
-        plan = default_plan(self, given)
+        plan = default_plan(self, given | {"schedule": schedule_of(self, given)})
         require_masked_passes(self, plan, given)
         if depth:
             given_depth = {"subnet": self.sampling.subnet, "full_scales": self.sampling.full_scales, **depth}
@@ -265,17 +266,16 @@ class Pipeline:
         **drawing: Unpack[Drawing],
     ) -> Iterator[PipelineOutput]:
         """The results of `edit` batch by batch, as `stream` yields them; the image is prepared once."""
-        side = self.tokenizer.image_side
+        planned, side = self._planned(drawing)
         edit = prepare(image, mask, expand, side=side, whole=keep_pixels)
         if keep_pixels and drawing.get("output_type") == "latent":
             raise ValueError("keep_pixels pastes pixels, and output_type 'latent' has none; choose one")
 
-        def preserve() -> Preserved:
-            return preserved_outside(
-                edit.cells(self.tokenizer.scales.finest), self._tokens(edit.square_tensor(side)), self.tokenizer
-            )
+        def preserve(schedule: Schedule) -> Preserved:
+            tokens = self._tokens(edit.square_tensor(side), schedule)
+            return preserved_outside(edit.cells(schedule.finest), tokens, self.tokenizer, schedule)
 
-        return batches(self, class_labels, preserve, edit.pasted if keep_pixels else as_output, **drawing)
+        return batches(self, class_labels, preserve, edit.pasted if keep_pixels else as_output, **planned)
 
     def vary(
         self,
@@ -297,21 +297,26 @@ class Pipeline:
         self, image: Given, from_scale: int, class_labels: Labels = None, **drawing: Unpack[Drawing]
     ) -> Iterator[PipelineOutput]:
         """The results of `vary` batch by batch, as `stream` yields them; the image is prepared once."""
-        require_scale(from_scale, self.tokenizer.scales)
-        as_image(image, self.tokenizer.image_side)
-        square = self._square(image)
-        return batches(
-            self, class_labels, lambda: preserved_before(from_scale, self._tokens(square), self.tokenizer), **drawing
-        )
+        planned, side = self._planned(drawing)
+        require_scale(from_scale, planned["plan"].schedule)
+        as_image(image, side)
+        square = given_square(image, side, least=self.tokenizer.downsample)
 
-    def _square(self, image: Given) -> Tensor:
-        """The centre square of an image at the tokenizer's size, (3, side, side) in [0, 1]."""
-        side = self.tokenizer.image_side
-        return given_square(image, side, least=side // self.tokenizer.scales.finest)
+        def preserve(schedule: Schedule) -> Preserved:
+            return preserved_before(from_scale, self._tokens(square, schedule), self.tokenizer, schedule)
 
-    def _tokens(self, image_3ss: Tensor) -> list[Tensor]:
+        return batches(self, class_labels, preserve, **planned)
+
+    def _planned(self, drawing: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+        """The keywords with a plan in place of the settings, and the side of the square that it draws, in pixels."""
+        settings = {name: value for name, value in drawing.items() if name in Settings.__annotations__}
+        rest = {name: value for name, value in drawing.items() if name not in settings}
+        plan = chosen_plan(self, drawing.get("plan"), settings)
+        return rest | {"plan": plan}, plan.schedule.finest * self.tokenizer.downsample
+
+    def _tokens(self, image_3ss: Tensor, schedule: Schedule) -> list[Tensor]:
         """The token maps of one image in [0, 1]."""
-        found: list[Tensor] = self.tokenizer.token_maps(image_3ss[None].to(self.device) * 2 - 1)
+        found: list[Tensor] = self.tokenizer.token_maps(image_3ss[None].to(self.device) * 2 - 1, schedule)
         return found
 
     def reconstruct(self, image: Given) -> Image:
@@ -320,7 +325,8 @@ class Pipeline:
         Takes a PIL image, a path, an array (h, w, 3) of uint8, or a tensor (3, h, w), float in [0, 1], as `edit` and
         `vary` do. ValueError for anything else, and for an image smaller than the patch of one token.
         """
-        drawn = self.tokenizer.reconstruct(self._square(image).unsqueeze(0).to(self.device) * 2 - 1)
+        square = given_square(image, self.tokenizer.image_side, least=self.tokenizer.downsample)
+        drawn = self.tokenizer.reconstruct(square.unsqueeze(0).to(self.device) * 2 - 1)
         return as_output(require_finite(drawn.cpu(), "the decoder's images"), "pil")[0]
 
     def save_pretrained(

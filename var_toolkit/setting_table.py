@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple, TypedDict, get_args, get_type_hints
 
+from var_toolkit.core.schedule import Schedule
+
 COUNT = 2**31 - 1  # an upper limit of counts, far above any real number of tokens, codes or images
 DISCRETE, CONTINUOUS = ("discrete tokens",), ("continuous tokens",)
 PROPOSERS = ("jacobi", "draft", "early-exit", "ngram", "eagle")
@@ -64,6 +66,14 @@ class SamplingSettings(TypedDict, total=False):
     guidance_scale: Annotated[
         float | None,
         Setting("instead, as diffusers counts for every model: 1 is off", Range(1, 1e4, meaning="off"), "SCALE"),
+    ]
+    schedule: Annotated[
+        str | Schedule | Sequence[int | Sequence[int]] | None,
+        Setting("FlexVAR: sides of the token maps, such as 1,2,4,8,16, or HxW, as in 2x3", metavar="S,S,..."),
+    ]
+    size: Annotated[
+        tuple[int, int] | None,
+        Setting("FlexVAR: instead, width and height of the images in pixels", metavar="WxH"),
     ]
     top_k: Annotated[
         int | None, Setting("sample from the k most probable tokens; 0 is off", count(0, "off"), of=DISCRETE)

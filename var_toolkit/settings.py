@@ -9,6 +9,7 @@ import torch
 
 from var_toolkit.core.engine import ScaleEvent
 from var_toolkit.core.plan import Plan
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.flow import Flow
 from var_toolkit.ranges import checked, flag
 from var_toolkit.setting_table import CONTINUOUS, DISCRETE, SETTINGS, Setting, Settings
@@ -38,8 +39,9 @@ def _checked(name: str, value: Any) -> Any:
     setting = SETTINGS[name]
     if setting.types == (bool,):
         return flag(name, value)
-    if name == "guidance_scales":
-        return _span(value)
+    readers = {"guidance_scales": _span, "schedule": _schedule, "size": _size}
+    if name in readers:
+        return readers[name](value)
     # What reads these knows more: what is off for the model, and which end is which.
     if setting.range is None or name in ("cfg", "guidance_scale", "guidance_interval"):
         return value
@@ -53,6 +55,19 @@ def _span(value: Any) -> tuple[int | None, int | None]:
     if len(ends) != 2 or not all(end is None or (type(end) is int and end >= 0) for end in ends):
         raise ValueError(f"guidance_scales is {shown(value)}; it must be two scales, (first, end), such as (0, 9)")
     return ends
+
+
+def _schedule(value: Any) -> Schedule:
+    if isinstance(value, Schedule):
+        return value
+    return Schedule.parse(value) if isinstance(value, str) else Schedule.from_json(value, where="schedule")
+
+
+def _size(value: Any) -> tuple[int, int]:
+    sides = tuple(value) if _is_list(value) else (value,)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"size is {shown(value)}; it must be two numbers of pixels, (width, height)")
+    return sides
 
 
 def _is_list(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -14,6 +14,7 @@ from var_toolkit.core.finite import require_finite
 from var_toolkit.core.noise import Noise
 from var_toolkit.core.plan import Plan
 from var_toolkit.core.preserved import Preserved
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.images import as_output
 from var_toolkit.output import PipelineOutput
 from var_toolkit.ranges import checked
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 def batches(
     pipe: Pipeline,
     class_labels: Labels,
-    preserve: Callable[[], Preserved] | None = None,
+    preserve: Callable[[Schedule], Preserved] | None = None,
     finish: Callable[[Tensor, str], Any] = as_output,
     /,
     *,
@@ -43,18 +44,14 @@ def batches(
 ) -> Iterator[PipelineOutput]:
     """The batches of `Pipeline.stream`; all checks are made at once, drawing starts with the first `next`.
 
-    `preserve` finds the preserved tokens, once; `finish` makes the output from images in [-1, 1].
+    `preserve` finds the preserved tokens of a schedule, once; `finish` makes the output from images in [-1, 1].
     """
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
     batch_size = checked("batch_size", batch_size)
-    if plan is not None and not isinstance(plan, Plan):
-        raise ValueError(f"plan is {shown(plan)}; it must be a Plan, such as `pipe.plan()` returns")
     asked = _asked(pipe.class_names, class_labels, seeds, generator, batch_size)
-    if plan is not None and any(value is not None and value is not False for value in settings.values()):
-        raise ValueError("give a plan or settings, not both: a plan holds its own settings")
-    run = pipe.bind(plan or pipe.plan(**settings))
-    preserved = None if preserve is None else preserve()
+    run = pipe.bind(chosen_plan(pipe, plan, settings))
+    preserved = None if preserve is None else preserve(run.schedule)
 
     def batch(labels: list[int], seeds: list[int]) -> PipelineOutput:
         labels_B = torch.tensor(labels, device=pipe.device)
@@ -76,6 +73,17 @@ def batches(
         )
 
     return (batch(labels, seeds) for labels, seeds in asked)
+
+
+def chosen_plan(pipe: Pipeline, plan: Plan | None, settings: Mapping[str, Any]) -> Plan:
+    """The plan that is given, or that of the settings. ValueError for both."""
+    if plan is None:
+        return pipe.plan(**settings)
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan is {shown(plan)}; it must be a Plan, such as `pipe.plan()` returns")
+    if any(value is not None and value is not False for value in settings.values()):
+        raise ValueError("give a plan or settings, not both: a plan holds its own settings")
+    return plan
 
 
 def _asked(

@@ -107,6 +107,8 @@ def test_the_options_are_the_documented_ones():
     drawing = {
         "--cfg",
         "--guidance-scale",
+        "--schedule",
+        "--size",
         "--top-k",
         "--top-p",
         "--temperature",

@@ -94,7 +94,7 @@ def test_the_refiner_of_collaborative_decoding(small_tokenizer, small_var):
 
 def test_an_edit(small_tokenizer):
     tokens = [torch.zeros(1, count, dtype=torch.int64) for count in small_tokenizer.scales.lengths]
-    preserved = preserved_before(1, tokens, small_tokenizer)
+    preserved = preserved_before(1, tokens, small_tokenizer, small_tokenizer.scales)
     refused(whole(small_tokenizer, var(float("nan"))), "logits of scale 2 ", preserved=preserved)
 
 

@@ -139,16 +139,18 @@ def test_smooth_codes_are_drawn_inside_the_mask_alone(image):
 def test_a_map_of_one_token_stays_unless_nothing_does(small_tokenizer):
     tokens = [torch.zeros(1, n, dtype=torch.int64) for n in small_tokenizer.scales.lengths]
     mask = torch.ones(4, 4, dtype=torch.bool)
-    assert not any(bool(stays.any()) for stays in preserved_outside(mask, tokens, small_tokenizer).mask)
+    assert not any(
+        bool(stays.any()) for stays in preserved_outside(mask, tokens, small_tokenizer, small_tokenizer.scales).mask
+    )
     mask[0, 0] = False
-    stays = preserved_outside(mask, tokens, small_tokenizer).mask
+    stays = preserved_outside(mask, tokens, small_tokenizer, small_tokenizer.scales).mask
     assert bool(stays[0].all())
     assert [int(one.sum()) for one in stays[1:]] == [0, 1, 1]  # a quarter of a cell is not enough, more than half is
 
 
 def test_variation_marks_whole_maps(small_tokenizer):
     tokens = [torch.zeros(1, n, dtype=torch.int64) for n in small_tokenizer.scales.lengths]
-    stays = preserved_before(2, tokens, small_tokenizer).mask
+    stays = preserved_before(2, tokens, small_tokenizer, small_tokenizer.scales).mask
     assert [bool(one.all()) for one in stays] == [True, True, False, False]
     assert [bool(one.any()) for one in stays] == [True, True, False, False]
 

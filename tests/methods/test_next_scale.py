@@ -207,7 +207,7 @@ def test_preserved_tokens_survive_speculation(small_tokenizer, small_var):
     given = decode(run_with(small_tokenizer, small_var), torch.tensor([5]), Noise([9]))
     mask = torch.zeros(16, 16, dtype=torch.bool)[:4, :4]
     mask[:, 2:] = True
-    preserved = preserved_outside(mask, given.tokens, small_tokenizer)
+    preserved = preserved_outside(mask, given.tokens, small_tokenizer, small_tokenizer.scales)
     run = speculative(run_with(small_tokenizer, small_var), small_var_network(depth=2), NextScale(window=3))
     decoded = decode(run, torch.tensor([3, 7]), Noise([0, 1]), preserved=preserved)
     for found, tokens, kept in zip(decoded.tokens, given.tokens, preserved.mask, strict=True):

@@ -5,11 +5,12 @@ from itertools import pairwise, product
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from var_toolkit.methods.speculative.decayed import Decayed
 from var_toolkit.methods.speculative.grouped import Grouped
 from var_toolkit.methods.speculative.kseq import KSeq, smallest_rho
-from var_toolkit.methods.speculative.lantern import Lantern, neighbours, normalised_codes
+from var_toolkit.methods.speculative.lantern import Lantern, neighbours
 from var_toolkit.methods.speculative.rules import Drafted, Standard, ratio, residual
 
 CODES = 5
@@ -202,7 +203,7 @@ def test_rounding_that_leaves_nothing_falls_back_to_the_target():
 def test_neighbours_are_the_nearest_other_codes_by_direction_or_as_stored():
     codes = torch.tensor([[1.0, 0.0], [9.0, 1.0], [0.9, 0.9], [-1.0, 0.0]])
     assert neighbours(codes, 2)[0].tolist() == [2, 3]
-    assert neighbours(normalised_codes(codes), 2)[0].tolist() == [1, 2]
+    assert neighbours(F.normalize(codes, dim=-1), 2)[0].tolist() == [1, 2]
     with pytest.raises(ValueError, match="neighbours is 4"):
         neighbours(codes, 4)
 

@@ -7,6 +7,7 @@ from small_llamagen import golden_vq, tiny_vq
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats.directory import load_network, save_network
 from var_toolkit.tokenizers.raster_vq import CosineQuantizer, RasterVQConfig
 
@@ -44,7 +45,7 @@ def test_images_become_the_published_tokens(golden, case):
 
 
 def test_tokens_become_the_published_images(golden, case):
-    latent = golden.quantize.grow(None, golden.quantize.embed(case["decode_ids"]), 0)
+    latent = golden.pyramid.grow(None, golden.pyramid.embed(case["decode_ids"]), 0)
     with torch.no_grad():
         assert_close(golden._decode_latent(latent), case["decoded"], atol=2e-4, rtol=0)
     assert_close(golden.decode(latent), case["decoded"].clamp(-1, 1), atol=2e-4, rtol=0)
@@ -52,7 +53,7 @@ def test_tokens_become_the_published_images(golden, case):
 
 
 def test_a_map_of_another_side_has_the_same_weights(golden, case):
-    smaller = golden.on_grid(2)
+    smaller = golden.for_schedule(Schedule((2,)))
     assert (smaller.config.side, smaller.scales.patch_nums, smaller.image_side) == (2, (2,), 32)
     assert (golden.config.side, golden.scales.patch_nums, golden.image_side) == (4, (4,), 64)
     assert all(one is other for one, other in zip(golden.parameters(), smaller.parameters(), strict=True))

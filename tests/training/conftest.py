@@ -47,12 +47,15 @@ RASTER_GPT = {
     "side": 8,
     "dropout": 0.1,
 }
+FLEXVAR = {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_nums": [1, 2, 8], "vocab_size": 32,
+           "latent_channels": 4, "position_side": 8, "shared_aln": True}  # fmt: skip
 HEAD = {"embed_dim": 16, "num_heads": 2, "mlp_hidden": 32, "vocab_size": 32, "side": 8}
 MODELS = {
     "tokenizer": TOKENIZER,
     "raster-tokenizer": RASTER_VQ,
     "raster-gpt": RASTER_GPT,
     "raster-distil": RASTER_GPT | {"depth": 1},
+    "flexvar": FLEXVAR,
     "eagle-head": HEAD,
     "exit-head": HEAD | {"layers": 1},
     "kl": KL,
@@ -64,7 +67,7 @@ MODELS = {
 }  # VAR for the others
 DRAFTERS = ("raster-distil", "eagle-head", "exit-head")  # of next-token models
 # The multi-scale one for the others.
-TOKENIZERS = {"flowar": "kl", **dict.fromkeys(("raster-gpt", *DRAFTERS), "raster-tokenizer")}
+TOKENIZERS = {"flowar": "kl", **dict.fromkeys(("raster-gpt", "flexvar", *DRAFTERS), "raster-tokenizer")}
 COMMON = {
     "data": {"kind": "still-lifes", "count": 24, "validation_count": 8},
     "optimiser": {"lr": 1e-3},

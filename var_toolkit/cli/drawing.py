@@ -179,7 +179,7 @@ def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, wanted: list[int
 
     drawn, size, plan = Drawn(), args.batch_size, _plan(args, pipe)
     count = len(wanted) * args.n
-    with Progress(-(-count // size) * len(pipe.backbone.scales), "scales", what="drawing", leave=False) as bar:
+    with Progress(-(-count // size) * len(plan.schedule), "scales", what="drawing", leave=False) as bar:
 
         def on_scale(event: ScaleEvent) -> None:
             bar.update()

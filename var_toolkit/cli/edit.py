@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> None:
 
     def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
         with named(args.image):
-            edit = prepare(image, mask, expand, side=shape.tokenizer.image_side, whole=args.keep_pixels)
+            side = plan.schedule.finest * shape.tokenizer.downsample
+            edit = prepare(image, mask, expand, side=side, whole=args.keep_pixels)
         return {"image": str(args.image), "square": list(edit.square), "keep_pixels": args.keep_pixels}
 
     def draw(pipe: Pipeline, labels: list[int], **drawing: Any) -> Any:

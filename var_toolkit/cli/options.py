@@ -148,6 +148,7 @@ def _reader(setting: Setting) -> Callable[[str], Any]:
         str: str,
         float: float,
         tuple[float, float]: float,
+        tuple[int, int]: _size,
         tuple[int, ...]: lambda text: tuple(map(at_least(1), text.split(","))),
         tuple[int | None, int | None]: _span,
     }
@@ -161,6 +162,14 @@ def _span(text: str) -> tuple[int | None, int | None]:
         raise argparse.ArgumentTypeError(f"{text!r} must be two scales with a colon between them, such as 0:9 or :9")
     first, last = (int(end) if end else None for end in found.groups())
     return first, last
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Width and height in pixels."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text, re.ASCII)
+    if found is None or not all(map(int, found.groups())):
+        raise argparse.ArgumentTypeError(f"{text!r} must be width x height in pixels, such as 256x128")
+    return int(found[1]), int(found[2])
 
 
 def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> None:
     image = read_image(args.image)
 
     def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
-        require_scale(args.from_scale, shape.tokenizer.scales)
+        require_scale(args.from_scale, plan.schedule)
         with named(args.image):
-            as_image(image, shape.tokenizer.image_side)
+            as_image(image, plan.schedule.finest * shape.tokenizer.downsample)
         return {"image": str(args.image), "from_scale": args.from_scale}
 
     def draw(pipe: Pipeline, labels: list[int], **drawing: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from var_toolkit.conditions.condition import Request, of_labels
 from var_toolkit.core.bind import Bound, Run
@@ -21,6 +22,7 @@ from var_toolkit.core.masked import redrawn
 from var_toolkit.core.noise import Noise, Stream
 from var_toolkit.core.plan import Tokens
 from var_toolkit.core.preserved import Preserved
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.categorical import Categorical
 from var_toolkit.heads.head import Drawn, Setting
 
@@ -31,13 +33,18 @@ class ScaleEvent:
 
     scale: int
     tokens: Tensor  # (B, n_k), int64; continuous ones (B, n_k, C), float32
-    latent: Tensor  # float32: the sum of all scales so far, (B, C, h, w); of continuous tokens their map, (B, C, p, p)
+    latent: Tensor  # float32, (B, C, h, w): the sum of all scales so far, or where each codes the whole image, its map
     tokenizer: Any
+    schedule: Schedule
 
     def preview(self) -> Tensor:
-        """The images as they would be if the finer scales stayed empty, float in [-1, 1], (B, 3, h, w)."""
+        """The images as they would be if the finer scales stayed empty, float in [-1, 1], (B, 3, h, w).
+
+        Of a map that codes the whole image, smaller, the image is enlarged.
+        """
         image: Tensor = self.tokenizer.decode(self.latent)
-        return image
+        size = self.schedule.image_size(self.tokenizer.downsample)
+        return image if image.shape[-2:] == size else F.interpolate(image, size=size, mode="bilinear")
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ class Drawing:
         latent = self.canvas.add(tokens, scale, codes)
         self.tokens.append(tokens)
         if self.on_scale is not None:
-            self.on_scale(ScaleEvent(scale, tokens, latent, self.run.tokenizer))
+            self.on_scale(ScaleEvent(scale, tokens, latent, self.run.tokenizer, self.run.schedule))
 
     def put_tokens(self, tokens_BL: Tensor) -> None:
         """Add tokens of a map that is drawn one after another."""

@@ -9,6 +9,7 @@ import torch
 
 from var_toolkit.core.bind import Run
 from var_toolkit.core.plan import Tokens
+from var_toolkit.core.schedule import Schedule
 
 WARM_UP = 3
 TRIALS = 5
@@ -19,7 +20,7 @@ def forecast(run: Run, *, images: int, batch: int, dtype: str) -> dict[str, Any]
 
     There is no guess for next-token models: single tokens are bound by memory and calls, not by multiply-adds.
     """
-    counted, decoder = run.cost(), decoder_multiply_adds(run.tokenizer)
+    counted, decoder = run.cost(), decoder_multiply_adds(run.tokenizer, run.schedule)
     width = torch.tensor([], dtype=getattr(torch, dtype)).element_size()
     networks: list[Any] = [run.tokenizer, *run.unique_networks]
     weights = sum({id(p): p.numel() for network in networks for p in network.parameters()}.values())
@@ -39,16 +40,16 @@ def forecast(run: Run, *, images: int, batch: int, dtype: str) -> dict[str, Any]
     return told
 
 
-def decoder_multiply_adds(tokenizer: Any) -> int:
-    """Multiply-adds of the tokenizer's decoder for one image."""
+def decoder_multiply_adds(tokenizer: Any, schedule: Schedule) -> int:
+    """Multiply-adds of the tokenizer's decoder for one image of a schedule."""
     from copy import deepcopy
 
     from torch.utils.flop_counter import FlopCounterMode
 
     tokenizer = deepcopy(tokenizer).to("meta")
-    side, channels = tokenizer.scales.finest, tokenizer.channels
+    latent = torch.zeros(1, tokenizer.channels, *schedule.maps[-1], device="meta")
     with FlopCounterMode(display=False) as counter:
-        tokenizer.decode(torch.zeros(1, channels, side, side, device="meta"))
+        tokenizer.decode(latent)
     return counter.get_total_flops() // 2
 
 

@@ -231,9 +231,8 @@ def plan_of(
     for places in network.places(schedule):
         for part, on in _split(places, guided):
             k = part.index if isinstance(part, Scale) else 0
-            steps.append(
-                Step(part, guidance=guidance * ramp[k] if on else 0.0, head=by_scale[k], masked=passes[k], **fields)
-            )
+            drawn = network.head_at(by_scale[k], schedule, k)
+            steps.append(Step(part, guidance=guidance * ramp[k] if on else 0.0, head=drawn, masked=passes[k], **fields))
     return Plan(schedule, tuple(steps))
 
 
@@ -244,6 +243,18 @@ def require_own_schedule(network: Any, schedule: Schedule) -> None:
             f"{type(network).__name__} draws the schedule {network.scales}, for which its positions were trained; "
             f"it cannot draw {schedule}"
         )
+
+
+def own_schedule_for(network: Any, height: int, width: int) -> Schedule:
+    """The schedule that a network was made for. ValueError unless it ends with a map of this size."""
+    own: Schedule = network.scales
+    if own.maps[-1] != (height, width):
+        sizes = [f"{h} x {w}" for h, w in (own.maps[-1], (height, width))]
+        raise ValueError(
+            f"{type(network).__name__} ends with a map of {sizes[0]} tokens, for which its positions were trained; "
+            f"it cannot draw {sizes[1]}"
+        )
+    return own
 
 
 def _split(places: Scale | Tokens, guided: range | None) -> list[tuple[Scale | Tokens, bool]]:

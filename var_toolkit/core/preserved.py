@@ -46,13 +46,13 @@ class Preserved:
 
         A latent that is smaller than the finest map takes the mask of its own scale.
         """
-        side = latent_BChw.shape[-1]
-        mask = self.mask[-1 if side == self.latents[-1].shape[-1] else scale]
-        return torch.where(mask.unflatten(1, (1, side, side)), self.latents[scale], latent_BChw)
+        size = latent_BChw.shape[-2:]
+        mask = self.mask[-1 if size == self.latents[-1].shape[-2:] else scale]
+        return torch.where(mask.unflatten(1, (1, *size)), self.latents[scale], latent_BChw)
 
 
 @torch.no_grad()
-def preserved_outside(mask_hw: Tensor, tokens: Sequence[Tensor], tokenizer: Any) -> Preserved:
+def preserved_outside(mask_hw: Tensor, tokens: Sequence[Tensor], tokenizer: Any, schedule: Schedule) -> Preserved:
     """What is preserved when the true cells of the finest map are redrawn, and the matching cells of coarser maps.
 
     As published, a token is preserved if more than half of its area is, judged by bilinear interpolation, and a map of
@@ -61,17 +61,17 @@ def preserved_outside(mask_hw: Tensor, tokens: Sequence[Tensor], tokenizer: Any)
     mask_hw = mask_hw.cpu()  # so that the comparison with one half gives the same result for every device
     outside_11hw = 1 - mask_hw.float()[None, None]
     found = []
-    for side in tokenizer.scales.patch_nums:
-        preserved = F.interpolate(outside_11hw, size=(side, side), mode="bilinear").flatten(1) > 0.5
-        found.append((~mask_hw.all() | preserved if side == 1 else preserved).to(tokens[0].device))
-    return Preserved(tokens, found, tokenizer.pyramid.latents(tokens))
+    for size in schedule.maps:
+        preserved = F.interpolate(outside_11hw, size=size, mode="bilinear").flatten(1) > 0.5
+        found.append((~mask_hw.all() | preserved if size == (1, 1) else preserved).to(tokens[0].device))
+    return Preserved(tokens, found, tokenizer.pyramid_of(schedule).latents(tokens))
 
 
 @torch.no_grad()
-def preserved_before(from_scale: int, tokens: Sequence[Tensor], tokenizer: Any) -> Preserved:
+def preserved_before(from_scale: int, tokens: Sequence[Tensor], tokenizer: Any, schedule: Schedule) -> Preserved:
     """What is preserved when all scales from one on are redrawn: every map before it."""
     mask = [torch.full(own.shape[:2], k < from_scale, device=own.device) for k, own in enumerate(tokens)]
-    return Preserved(tokens, mask, tokenizer.pyramid.latents(tokens))
+    return Preserved(tokens, mask, tokenizer.pyramid_of(schedule).latents(tokens))
 
 
 def require_scale(from_scale: int, scales: Schedule) -> None:

@@ -109,6 +109,11 @@ class Schedule:
             raise ValueError(f"schedule is {self}; its last map must be square here, and it is {height}x{width}")
         return height
 
+    def image_size(self, downsample: int) -> tuple[int, int]:
+        """Height and width of the images, in pixels, when a token of the last map covers `downsample` of them."""
+        height, width = self.maps[-1]
+        return height * downsample, width * downsample
+
     def progress(self, scale: int) -> float:
         """Position of a scale from 0 (first) to 1 (last), used by guidance ramps and the choice of phis."""
         return scale / (len(self) - 1) if len(self) > 1 else 1.0

@@ -15,7 +15,7 @@ AnyTokenizer = MultiScaleVQ | RasterVQ | KLTokenizer
 
 
 def fitted(tokenizer: nn.Module, backbone: Any, sources: tuple[str, str]) -> AnyTokenizer:
-    """A MultiScaleVQ as it is; a RasterVQ for maps of the backbone's side; an AutoencoderKL with its scales.
+    """A MultiScaleVQ as it is; a RasterVQ or an AutoencoderKL with the backbone's scales.
 
     ValueError in one line if the two do not fit; `sources` name tokenizer and backbone in errors.
     """
@@ -26,7 +26,9 @@ def fitted(tokenizer: nn.Module, backbone: Any, sources: tuple[str, str]) -> Any
         )
     if isinstance(tokenizer, RasterVQ):
         _require_equal(backbone.config.vocab_size, tokenizer.config.vocab_size, "codes", sources)
-        return tokenizer.on_grid(backbone.config.side)
+        channels = getattr(backbone.config, "latent_channels", tokenizer.config.code_dim)  # LlamaGen reads no codes
+        _require_equal(channels, tokenizer.config.code_dim, "channels of codes", sources)
+        return tokenizer.for_schedule(backbone.scales)
     if isinstance(tokenizer, MultiScaleVQ):
         _require_equal(backbone.config.vocab_size, tokenizer.config.vocab_size, "codes", sources)
         _require_equal(backbone.config.latent_channels, tokenizer.config.z_channels, "latent channels", sources)

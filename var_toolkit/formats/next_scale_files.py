@@ -21,11 +21,13 @@ ARGUMENTS = Arguments(
 )  # fmt: skip
 
 
-def next_scale_sizes(tensors: Tensors, block: str, head: str) -> dict[str, Any]:
-    """The sizes but the number of layers, from the tensors of its first `block` and of its output layer, `head`."""
+def next_scale_sizes(tensors: Tensors, block: str, head: str, positions: int = 3) -> dict[str, Any]:
+    """The sizes but the number of layers, from the tensors of its first `block` and of its output layer, `head`.
+
+    `positions` are the axes of its table of positions.
+    """
     width, channels = shape(tensors, "word_embed.weight", 2)
-    shape(tensors, "pos_1LC", 3)
-    shape(tensors, "lvl_embed.weight", 2)
+    shape(tensors, "pos_1LC", positions)
     sizes: dict[str, Any] = {
         "embed_dim": width,
         "latent_channels": channels,
@@ -47,12 +49,19 @@ def completed(settings: dict[str, Any], tensors: Tensors, source: str) -> dict[s
     """The sizes completed by those that no tensor determines: the schedule, from its length, and the heads."""
     if "patch_nums" not in settings:
         settings["patch_nums"] = _known_schedule(tensors, source)
-    # Without L2 normalisation no tensor determines the heads; the published models have one per 64 channels.
+    return with_heads(settings, tensors, source)
+
+
+def with_heads(settings: dict[str, Any], tensors: Tensors, source: str) -> dict[str, Any]:
+    """The sizes with the number of heads; without L2 normalisation no tensor determines it.
+
+    The published models have one per 64 channels.
+    """
     return {"num_heads": max(settings["embed_dim"] // 64, 1), **settings}
 
 
 def _known_schedule(tensors: Tensors, source: str) -> tuple[int, ...]:
-    scales, length = len(tensors["lvl_embed.weight"]), tensors["pos_1LC"].shape[1]
+    scales, length = shape(tensors, "lvl_embed.weight", 2)[0], tensors["pos_1LC"].shape[1]
     for sides in SCHEDULES.values():
         if len(sides) == scales and Schedule(sides).total == length:
             return sides

@@ -54,7 +54,7 @@ class Categorical(Head):
         if not self.smooth:
             return Drawn(tokens, None, logits)
         gumbel = at.noise.gumbel(Stream.SMOOTH, at.first, at.count, logits.shape[-1])
-        return Drawn(tokens, soft_codes(logits, gumbel, at.pyramid.embedding.weight, progress=at.progress), logits)
+        return Drawn(tokens, soft_codes(logits, gumbel, at.pyramid.codebook(), progress=at.progress), logits)
 
     def choices(self, logits_RLV: Tensor, at: Setting, what: str = "") -> Tensor:
         """Logits of the rows -> those of the images, guided and filtered. `what` names the logits where several are."""

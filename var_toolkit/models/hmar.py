@@ -187,9 +187,8 @@ class HMAR(NextScaleTransformer):
 
     def _embed(self, start_RC: Tensor, words_RLC: Tensor | None, scales: range) -> Tensor:
         start = [start_RC.unsqueeze(1) + self.pos_start] if scales.start == 0 else []
-        return torch.cat([*start, *([] if words_RLC is None else [words_RLC])], dim=1) + self._position_embeddings(
-            scales
-        )
+        words = [] if words_RLC is None else [words_RLC]
+        return torch.cat([*start, *words], dim=1) + self._position_embeddings(scales, self.scales)
 
     def _run(self, blocks: Sequence[Block], branch: Branch, x_RLC: Tensor, scales: range) -> Tensor:
         attend: Attend = to_all

@@ -106,12 +106,13 @@ class VAR(NextScaleTransformer):
         `layers`, skipped layers compute only the first scales; this needs no other mask, because coarse tokens never
         attend to finer ones.
         """
-        begin, end = token_span(cache, self.scales, scales)
-        x_RLC = self._embed(condition, inputs_RLc, scales)
+        schedule = schedule or self.scales
+        begin, end = token_span(cache, schedule, scales)
+        x_RLC = self._embed(condition, inputs_RLc, scales, schedule)
         for layer, block in enumerate(self._blocks):
-            deep = end - begin if layers is None else layers.depth_tokens(layer, self.scales, scales)
-            computed = range(scales.start, self.scales.offsets.index(begin + deep))
-            attend = block_causal(self.scales, computed, x_RLC.device)
+            deep = end - begin if layers is None else layers.depth_tokens(layer, schedule, scales)
+            computed = range(scales.start, schedule.offsets.index(begin + deep))
+            attend = block_causal(schedule, computed, x_RLC.device)
             if deep == end - begin:
                 x_RLC = block(x_RLC, condition.blocks[layer], attend, cache, layer)
             elif deep:
@@ -125,22 +126,25 @@ class VAR(NextScaleTransformer):
         """Features -> logits (R, L, V), float32."""
         return self._head_logits(self.head, hidden_RLC, condition.head_scale, condition.head_shift)
 
-    def forward(self, labels_B: Tensor, inputs_BLc: Tensor, layers: Layers | None = None) -> Tensor:
+    def forward(
+        self, labels_B: Tensor, inputs_BLc: Tensor, layers: Layers | None = None, schedule: Schedule | None = None
+    ) -> Tensor:
         """The packed training pass: labels (B), teacher inputs of scales 1 .. K-1 -> logits (B, L, V), float32.
 
-        Inputs of the first scales only give the logits of these.
+        Inputs of the first scales only give the logits of these. `schedule` is the network's own by default.
         """
-        condition = self.condition(Given(labels=labels_B))
-        scales = range(self.scales.offsets.index(inputs_BLc.shape[1] + self.scales.lengths[0]))
-        return self.logits(condition, self.hidden(condition, inputs_BLc, scales=scales, layers=layers))
+        condition, schedule = self.condition(Given(labels=labels_B)), schedule or self.scales
+        scales = range(schedule.offsets.index(inputs_BLc.shape[1] + schedule.lengths[0]))
+        hidden = self.hidden(condition, inputs_BLc, scales=scales, schedule=schedule, layers=layers)
+        return self.logits(condition, hidden)
 
-    def _embed(self, condition: Condition, inputs_RLc: Tensor | None, scales: range) -> Tensor:
+    def _embed(self, condition: Condition, inputs_RLc: Tensor | None, scales: range, schedule: Schedule) -> Tensor:
         parts = []
         if scales.start == 0:
             parts.append(condition.start_RC.unsqueeze(1) + self.pos_start)
         if inputs_RLc is not None:
             parts.append(self.word_embed(inputs_RLc.to(self.word_embed.weight.dtype)))
-        return torch.cat(parts, dim=1) + self._position_embeddings(scales)
+        return torch.cat(parts, dim=1) + self._position_embeddings(scales, schedule)
 
     @torch.no_grad()
     def init_weights(self, *, adaln_gamma: float = 1e-3, head: float = 0.02) -> None:

@@ -5,6 +5,7 @@ Images are float in [-1, 1], (B, 3, h, w). Letters: B images, C channels of a co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -47,14 +48,14 @@ class CodebookTokenizer(nn.Module):
 
     @property
     def pyramid(self) -> Any:
-        """Maps codes to latents, and latents to the inputs of the next scale."""
-        return self.quantize
+        """Maps codes to latents, and latents to the inputs of the next scale; for the default schedule."""
+        return self.pyramid_of(self.scales)
 
     def pyramid_of(self, schedule: Schedule) -> Any:
-        """The pyramid of a schedule. ValueError unless it is its own."""
+        """The pyramid of a schedule. ValueError for one that the tokenizer was not made for."""
         if schedule != self.scales:
             raise ValueError(f"the tokenizer has the schedule {self.scales}; it cannot code {schedule}")
-        return self.pyramid
+        return self.quantize
 
     @property
     def channels(self) -> int:
@@ -63,8 +64,13 @@ class CodebookTokenizer(nn.Module):
 
     @property
     def image_side(self) -> int:
-        """Height and width, in pixels, of the images that this tokenizer encodes and decodes."""
+        """Height and width, in pixels, of the images that this tokenizer encodes and decodes by default."""
         return int(self.scales.finest * self.config.downsample)
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per token of the finest map along one side."""
+        return int(self.config.downsample)
 
     def place(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move in place. The quantiser stays in float32, since its sums and nearest-code search need the precision.
@@ -79,11 +85,11 @@ class CodebookTokenizer(nn.Module):
             part.to(device=device, dtype=dtype)
         return self
 
-    def features(self, images: Tensor) -> Tensor:
-        """The latent before quantisation, (B, C, h, w). ValueError for images of another size."""
-        side = self.image_side
-        if images.shape[1:] != (3, side, side):
-            raise ValueError(f"images have shape {tuple(images.shape)}; this tokenizer takes (B, 3, {side}, {side})")
+    def features(self, images: Tensor, schedule: Schedule | None = None) -> Tensor:
+        """The latent before quantisation, (B, C, h, w). ValueError for images of another size than the schedule's."""
+        height, width = (schedule or self.scales).image_size(self.downsample)
+        if images.shape[1:] != (3, height, width):
+            raise ValueError(f"images have shape {tuple(images.shape)}; this tokenizer takes (B, 3, {height}, {width})")
         images = images.to(self.quant_conv.weight.dtype, memory_format=torch.channels_last)
         return self.quant_conv(self.encoder(images))
 
@@ -100,25 +106,32 @@ class CodebookTokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> list[Tensor]:
         """Images -> K token maps (B, n_k), int64."""
-        return self._quantized(self.features(images))
+        return self._quantized(self.features(images), self.scales)
 
-    def _quantized(self, features_BChw: Tensor) -> list[Tensor]:
+    def _quantized(self, features_BChw: Tensor, schedule: Schedule) -> list[Tensor]:
         with torch.autocast(features_BChw.device.type, enabled=False):
-            found: list[Tensor] = self.quantize.encode(features_BChw)
+            found: list[Tensor] = self.pyramid_of(schedule).encode(features_BChw)
             return found
 
     @torch.no_grad()
-    def token_maps(self, images: Tensor) -> list[Tensor]:
-        """Images -> the K token maps that a backbone predicts: those of `encode`.
+    def token_maps(self, images: Tensor, schedule: Schedule | None = None) -> list[Tensor]:
+        """Images -> the K token maps of a schedule that a backbone predicts: by default those of `encode`.
 
         FloatingPointError if the encoder overflows. The host waits for the result.
         """
-        return self._quantized(require_finite(self.features(images), "the encoder's features"))
+        features = require_finite(self.features(images, schedule), "the encoder's features")
+        return self._quantized(features, schedule or self.scales)
 
     @torch.no_grad()
     def latents(self, tokens: list[Tensor]) -> list[Tensor]:
         """The latent after every given scale, each (B, C, h, w). Any of them can be decoded as a preview."""
-        found: list[Tensor] = self.quantize.latents(tokens)
+        found: list[Tensor] = self.pyramid.latents(tokens)
+        return found
+
+    @torch.no_grad()
+    def teacher_inputs(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Inputs of scales 1 .. K-1 under teacher forcing, (B, L - n_0, C), float32."""
+        found: Tensor = self.pyramid.teacher_inputs(tokens).float()
         return found
 
     @torch.no_grad()

@@ -141,12 +141,14 @@ class KLTokenizer(nn.Module):
         """Images -> scaled latents (B, C, h, w), float32: the means of their posteriors."""
         return self.latents(self.moments(images))
 
-    def token_maps(self, images: Tensor) -> list[Tensor]:
+    def token_maps(self, images: Tensor, schedule: Schedule | None = None) -> list[Tensor]:
         """Images -> the K maps of continuous tokens that a backbone predicts, (B, n_k, C), float32.
 
-        FloatingPointError if the encoder overflows. The host waits for the result.
+        FloatingPointError if the encoder overflows. The host waits for the result. ValueError for another `schedule`
+        than its own.
         """
-        return self.scales.split(self.pyramid.maps(require_finite(self.encode(images), "the encoder's latents")))
+        pyramid = self.pyramid_of(schedule or self.scales)
+        return self.scales.split(pyramid.maps(require_finite(self.encode(images), "the encoder's latents")))
 
     @torch.no_grad()
     def decode(self, latent_BCpp: Tensor) -> Tensor:

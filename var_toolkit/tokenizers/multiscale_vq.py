@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,11 +83,6 @@ class MultiScaleVQ(CodebookTokenizer):
         """Tensors that identify the tokens: parts of models with equal ones can be combined."""
         tensors = self.quantize.state_dict().items()
         return {name: tensor for name, tensor in tensors if name.startswith(("embedding", "quant_resi"))}
-
-    @torch.no_grad()
-    def teacher_inputs(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Inputs of scales 1 .. K-1 under teacher forcing, (B, L - n_0, z_channels), float32."""
-        return self.quantize.teacher_inputs(tokens).float()
 
 
 REQUIRED = ("encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight")

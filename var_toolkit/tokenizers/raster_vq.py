@@ -1,6 +1,8 @@
-"""The VQ tokenizer of LlamaGen (arXiv 2406.06525, section 2.1): one token map, quantised by cosine similarity.
+"""The VQ tokenizer of LlamaGen (arXiv 2406.06525, section 2.1) and of FlexVAR (arXiv 2502.20313, section 3.2).
 
-Letters: B images, L tokens, V vocabulary, C channels of a code.
+Codes have unit length, and a token map of any size codes the whole image: LlamaGen draws one map, FlexVAR several, of
+which the last is decoded. The two have the same network and the same tensor names.
+Letters: B images, L tokens, V vocabulary, C channels of a code, K scales.
 """
 
 from __future__ import annotations
@@ -69,39 +71,73 @@ class CosineQuantizer(nn.Module):
 
     def nearest(self, target_BLC: Tensor) -> Tensor:
         """The tokens whose codes have the largest cosine with the given vectors, (B, L)."""
-        codes_VC = F.normalize(self.embedding.weight.detach(), dim=-1)
-        return (F.normalize(target_BLC, dim=-1) @ codes_VC.T).argmax(dim=-1)
+        return (F.normalize(target_BLC, dim=-1) @ self.codebook().T).argmax(dim=-1)
 
     def targets_and_errors(self, features_BChw: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors to quantise (N, C) and their squared distances to the nearest codes (N,)."""
         target = F.normalize(_sequence(features_BChw), dim=-1)
         return target.flatten(0, 1), (target - self.embed(self.nearest(target))).square().sum(-1).flatten()
 
-    def encode(self, features_BChw: Tensor) -> list[Tensor]:
-        """Features -> a list of the single token map (B, L), in raster order."""
-        return [self.nearest(_sequence(features_BChw.float()))]
-
-    def latents(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """A list of the latent of the single map, (B, C, h, w)."""
-        return [self.grow(None, self.embed(tokens[0]), 0)]
-
-    def grow(self, latent: Tensor | None, codes_BLC: Tensor, scale: int) -> Tensor:
-        """The latent of the only scale, (B, C, h, w)."""
-        side = round(codes_BLC.shape[1] ** 0.5)
-        return codes_BLC.transpose(1, 2).unflatten(2, (side, side))
+    def codebook(self) -> Tensor:
+        """All codes, of unit length, (V, C)."""
+        return F.normalize(self.embedding.weight.detach(), dim=-1)
 
     def forward(self, features_BChw: Tensor) -> Quantized:
         """Quantise for training: straight-through latent, loss and tokens, in float32."""
+        side = features_BChw.shape[-2:]
         target = F.normalize(_sequence(features_BChw.float()), dim=-1)
         tokens_BL = self.nearest(target)
         codes = self.embed(tokens_BL)
         loss = F.mse_loss(codes, target.detach()) + self.beta * F.mse_loss(codes.detach(), target)
         straight = target + (codes - target).detach()
-        return Quantized(self.grow(None, straight, 0), loss, [tokens_BL])
+        return Quantized(straight.transpose(1, 2).unflatten(2, side), loss, [tokens_BL])
+
+
+class WholeMaps:
+    """A schedule of token maps, each of which codes the whole image: the latent resized, not what coarser maps left."""
+
+    def __init__(self, quantizer: CosineQuantizer, scales: Schedule) -> None:
+        self.quantizer, self.scales = quantizer, scales
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The codebook as it is stored, of any length."""
+        return self.quantizer.embedding
+
+    def codebook(self) -> Tensor:
+        """All codes, (V, C)."""
+        return self.quantizer.codebook()
+
+    def embed(self, tokens_BL: Tensor) -> Tensor:
+        """Token ids -> codes (B, L, C)."""
+        return self.quantizer.embed(tokens_BL)
+
+    def encode(self, features_BChw: Tensor) -> list[Tensor]:
+        """Features, at least as large as the finest map -> K token maps (B, n_k), int64, in raster order."""
+        features = features_BChw.float()
+        return [self.quantizer.nearest(_sequence(_averaged(features, size))) for size in self.scales.maps]
+
+    def grow(self, latent: Tensor | None, codes_BLC: Tensor, scale: int) -> Tensor:
+        """The latent after a scale, (B, C, h, w): its own map, which replaces the one before."""
+        return codes_BLC.transpose(1, 2).unflatten(2, self.scales.maps[scale])
+
+    def shrink(self, latent_BChw: Tensor, scale: int) -> Tensor:
+        """The map before a scale, bicubic to its size, as a sequence (B, n_k, C); codes are not normalised again."""
+        return _sequence(F.interpolate(latent_BChw, size=self.scales.maps[scale], mode="bicubic"))
+
+    def latents(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """The latent after every given scale, each (B, C, h, w) of its own size."""
+        return [self.grow(None, self.embed(found), k) for k, found in enumerate(tokens)]
+
+    def teacher_inputs(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Inputs of scales 1 .. K-1 under teacher forcing, (B, L - n_0, C), float32."""
+        latents = self.latents(tokens)
+        inputs = [self.shrink(latent, k + 1) for k, latent in enumerate(latents[: len(self.scales) - 1])]
+        return torch.cat([_sequence(latents[0])[:, :0], *inputs], dim=1)  # a single scale has no inputs
 
 
 class RasterVQ(CodebookTokenizer):
-    """Images to one token map and back. Images are float in [-1, 1], (B, 3, h, w)."""
+    """Images to token maps and back, by default to one map. Images are float in [-1, 1], (B, 3, h, w)."""
 
     def __init__(self, config: RasterVQConfig) -> None:
         super().__init__()
@@ -118,15 +154,23 @@ class RasterVQ(CodebookTokenizer):
         """Tensors that identify the tokens: parts of models with equal ones can be combined."""
         return {"embedding": self.quantize.embedding.weight}
 
-    def on_grid(self, side: int) -> RasterVQ:
-        """The same weights for maps of another side; no weight depends on the side."""
+    def pyramid_of(self, schedule: Schedule) -> WholeMaps:
+        """The pyramid of a schedule: any, since no weight depends on it."""
+        return WholeMaps(self.quantize, schedule)
+
+    def for_schedule(self, schedule: Schedule) -> RasterVQ:
+        """The same weights with another default schedule."""
         other = copy(self)
-        other.config, other.scales = replace(self.config, side=side), Schedule((side,))
+        other.config, other.scales = replace(self.config, side=schedule.finest), schedule
         return other
 
 
 def _sequence(latent_BChw: Tensor) -> Tensor:
     return latent_BChw.flatten(2).transpose(1, 2)
+
+
+def _averaged(latent_BChw: Tensor, size: tuple[int, int]) -> Tensor:
+    return latent_BChw if latent_BChw.shape[-2:] == size else F.interpolate(latent_BChw, size=size, mode="area")
 
 
 REQUIRED = ("encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight")

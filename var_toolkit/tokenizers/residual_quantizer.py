@@ -85,6 +85,10 @@ class ResidualQuantizer(nn.Module):
         self._phi_of_scale = [phis[i] for i in chosen]  # a plain list: the modules are registered above, once
         self.register_buffer("ema_vocab_hit_SV", torch.zeros(len(scales), vocab_size))
 
+    def codebook(self) -> Tensor:
+        """All codes, (V, C)."""
+        return self.embedding.weight.detach()
+
     def embed(self, tokens_BL: Tensor) -> Tensor:
         """Token ids of one scale -> codes (B, n_k, C)."""
         return self.embedding(tokens_BL)
@@ -111,7 +115,7 @@ class ResidualQuantizer(nn.Module):
 
     def nearest(self, codes_BLC: Tensor) -> Tensor:
         """The token whose code is nearest: squared L2 distance, or largest cosine with `using_znorm`. (B, n_k)."""
-        codebook_VC = self.embedding.weight.detach()
+        codebook_VC = self.codebook()
         rows_NC = codes_BLC.reshape(-1, codes_BLC.shape[-1])
         if self.using_znorm:
             found = (F.normalize(rows_NC, dim=-1) @ F.normalize(codebook_VC, dim=-1).T).argmax(dim=1)

@@ -19,6 +19,7 @@ class Batch(NamedTuple):
     images: Tensor | None = None  # (B, 3, h, w) in [-1, 1]
     tokens: Tensor | None = None  # (B, L) int64, all scales, coarse to fine
     moments: Tensor | None = None  # (B, 2C, h, w) float32, mean and log variance of latents
+    features: Tensor | None = None  # (B, C, h, w) float32, latents before quantisation
     damaged: tuple[str, ...] = ()  # files that were replaced by other images of their classes
 
 
@@ -69,6 +70,21 @@ class TokenArray:
             tokens = torch.from_numpy(self.tokens[numbers.numpy()].astype(np.int64))
             labels = torch.from_numpy(self.labels[numbers.numpy()])
             yield Batch(labels.to(self.device), tokens=tokens.to(self.device))
+
+
+class FeatureArray:
+    """Latents before quantisation that were computed before, (N, C, h, w)."""
+
+    def __init__(self, features: np.ndarray, labels: np.ndarray, device: torch.device) -> None:
+        self.features, self.labels, self.device = features, labels, device
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
+        for numbers in rows:
+            features = torch.from_numpy(self.features[numbers.numpy()]).to(self.device).float()
+            yield Batch(torch.from_numpy(self.labels[numbers.numpy()]).to(self.device), features=features)
 
 
 class MomentArray:

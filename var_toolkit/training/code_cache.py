@@ -1,4 +1,4 @@
-"""Codes that are computed once for every image and stored on disk: its token map, or the moments of its latents.
+"""Codes that are computed once for every image and stored on disk: its tokens, or its latents or their moments.
 
 Without augmentation an image's codes never change for one tokenizer. Letters: N images, L tokens, C channels.
 """
@@ -19,6 +19,7 @@ from var_toolkit.files import allocate
 from var_toolkit.progress import Progress
 from var_toolkit.tokenizers.kl import KLTokenizer
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
+from var_toolkit.tokenizers.raster_vq import RasterVQ
 from var_toolkit.training.batches import to_unit_range
 
 CHUNK = 512
@@ -49,6 +50,17 @@ def cached_tokens(
     found = f"tokens-{name}-{len(images)}-{weights_hash(tokenizer)}"
     stored = Stored(found, (tokenizer.scales.total,), token_dtype(tokenizer.config.vocab_size))
     codes = _codes(lambda part: torch.cat(tokenizer.encode(part), dim=1), array_chunks(images), _device(tokenizer))
+    return cached(stored, len(images), codes, directory, progress=progress)
+
+
+def cached_features(
+    tokenizer: RasterVQ, images: np.ndarray, directory: Path, name: str, *, progress: bool = True
+) -> np.ndarray:
+    """Latents of uint8 images before quantisation: a memory map (N, C, h, w), float16. Otherwise as `cached_tokens`."""
+    side = tokenizer.scales.finest
+    found = f"features-{name}-{len(images)}-{hash_of(_encoding(tokenizer), repr(side))}"
+    stored = Stored(found, (tokenizer.channels, side, side), np.float16)
+    codes = _codes(tokenizer.features, array_chunks(images), _device(tokenizer))
     return cached(stored, len(images), codes, directory, progress=progress)
 
 

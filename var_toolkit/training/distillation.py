@@ -18,7 +18,7 @@ from var_toolkit.methods.speculative.token_sampling import TokenSampling
 from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.registry import Sampling
 from var_toolkit.training.acceptance import acceptance, soft_cross_entropy, tvd_plus_plus
-from var_toolkit.training.batches import Batch, TokenArray
+from var_toolkit.training.batches import Batch, Source, TokenArray
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.objectives import Loss, Workplace
 from var_toolkit.training.raster_gpt_objective import RasterGPTObjective
@@ -75,9 +75,9 @@ class DistillationObjective(RasterGPTObjective):
         """How the target draws the samples."""
         return run_of(self.tokenizer, self.teacher, guidance=self.target.guidance, head=self.target.head)
 
-    def _token_array(self, workplace: Workplace, count: int, split: str) -> TokenArray | None:
-        if not (count and isinstance(self.recipe.data, SamplesData)):
-            return super()._token_array(workplace, count, split)
+    def _codes(self, workplace: Workplace, count: int, split: str) -> Source:
+        if not isinstance(self.recipe.data, SamplesData):
+            return super()._codes(workplace, count, split)
         team = workplace.team
         tokens, labels = cached_samples(self.target_run(), count, split, workplace.cache_dir, progress=team.leads)
         return TokenArray(tokens, labels, team.device)

@@ -111,7 +111,7 @@ class VarObjective(Objective):
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         self.recipe, self.options = recipe, recipe.objective_options
         device = workplace.team.device
-        tokenizer = network_from(str(recipe.tokenizer), self.tokenizer_type, what="tokenizer")
+        tokenizer = self._open_tokenizer()
         self._require_fit(tokenizer.config)
         require_size(recipe.data, tokenizer.image_side)
         self.tokenizer = tokenizer.to(device).requires_grad_(False)
@@ -122,6 +122,10 @@ class VarObjective(Objective):
         self.networks = {"var": network.to(device)}
         self.record = nn.Module()
         self.source, self.held_out = self._data(workplace)
+
+    def _open_tokenizer(self) -> Any:
+        """The tokenizer of the recipe, with the schedule of the model."""
+        return network_from(str(self.recipe.tokenizer), self.tokenizer_type, what="tokenizer")
 
     def _require_fit(self, tokenizer: Any) -> None:
         """ValueError if the sizes of model and tokenizer differ."""
@@ -163,21 +167,22 @@ class VarObjective(Objective):
             return images_of(self.recipe, workplace, self.classes)
         if isinstance(data, StillLifesData):
             require_still_life_classes(self.classes)
-        held_out = self._token_array(workplace, data.validation_count, "validation")
+        held_out = self._codes(workplace, data.validation_count, "validation") if data.validation_count else None
         parts = shares(len(held_out), workplace.team, size) if held_out is not None else []
-        source = self._token_array(workplace, data.count, "train")
-        assert source is not None
-        return source, HeldOut(held_out, parts)
+        return self._codes(workplace, data.count, "train"), HeldOut(held_out, parts)
 
-    def _token_array(self, workplace: Workplace, count: int, split: str) -> TokenArray | None:
-        from var_toolkit.still_life.data_set import VERSION
-
-        if not count:
-            return None
+    def _codes(self, workplace: Workplace, count: int, split: str) -> Source:
+        """Still lifes as the tokenizer codes them, computed once."""
         images, labels = still_lifes(workplace, count, split)
-        name, leads = f"still-lifes-v{VERSION}-{split}", workplace.team.leads
+        name, leads = self._cache_name(split), workplace.team.leads
         tokens = cached_tokens(self.tokenizer, images, workplace.cache_dir, name, progress=leads)
         return TokenArray(tokens, labels, workplace.team.device)
+
+    @staticmethod
+    def _cache_name(split: str) -> str:
+        from var_toolkit.still_life.data_set import VERSION
+
+        return f"still-lifes-v{VERSION}-{split}"
 
     def phases(self, step: int) -> list[Phase]:
         return [Phase(("var",), self._loss)]

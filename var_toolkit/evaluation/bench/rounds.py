@@ -78,7 +78,7 @@ def size_of(row: Row) -> Size:
     parameters = sum({id(p): p.numel() for network in run.unique_networks for p in network.parameters()}.values())
     tokenizer = sum(p.numel() for p in shape.tokenizer.parameters())
     held = dtype.itemsize * (parameters + tokenizer) + row.batch * counted.cache_bytes(dtype)
-    return Size(words, counted, decoder_multiply_adds(run.tokenizer), parameters, tokenizer, held)
+    return Size(words, counted, decoder_multiply_adds(run.tokenizer, run.schedule), parameters, tokenizer, held)
 
 
 def measure(table: Table, *, cache: Path, on_step: Step) -> list[Measured]:

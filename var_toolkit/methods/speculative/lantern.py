@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from var_toolkit.methods.speculative.rules import OneByOne, at, ratio, residual
 from var_toolkit.ranges import checked
@@ -44,9 +43,8 @@ class Lantern(OneByOne):
 
     def bound(self, pyramid: Any) -> Lantern:
         """With the neighbours of the codes of a tokenizer."""
-        codes_VC = pyramid.embedding.weight.detach()
-        count = min(self.neighbours, len(codes_VC) - 1)
-        return self.over(neighbours(codes_VC if self.raw else normalised_codes(codes_VC), count))
+        codes_VC = pyramid.embedding.weight.detach() if self.raw else pyramid.codebook()
+        return self.over(neighbours(codes_VC, min(self.neighbours, len(codes_VC) - 1)))
 
     def over(self, table_Vk: Tensor) -> Lantern:
         """With given neighbours of each code, int64 (V, k), the nearest first."""
@@ -79,8 +77,8 @@ class Lantern(OneByOne):
 def neighbours(codes_VC: Tensor, count: int) -> Tensor:
     """The `count` nearest other codes of each, (V, count). ValueError if there are not as many.
 
-    As seen by the tokenizer: codes that it compares by direction must come normalised (`normalised_codes`); the
-    published table is made of the raw ones.
+    As seen by the tokenizer: codes that it compares by direction must come with unit length; the published table is
+    made of the raw ones.
     """
     if not 1 <= count < len(codes_VC):
         raise ValueError(f"neighbours is {count}; it must be from 1 to {len(codes_VC) - 1}, one less than the codes")
@@ -98,8 +96,3 @@ def _nearest(part_NC: Tensor, codes_VC: Tensor, count: int, start: int) -> Tenso
     rows = torch.arange(len(part_NC), device=distance.device)
     distance[rows, start + rows] = torch.inf  # a code is not its own neighbour
     return distance.topk(count, largest=False).indices
-
-
-def normalised_codes(codes_VC: Tensor) -> Tensor:
-    """Codes of unit length, float32."""
-    return F.normalize(codes_VC.float(), dim=-1)

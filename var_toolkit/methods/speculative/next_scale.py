@@ -166,10 +166,10 @@ class _Reader:
     copies: int  # rows for each image
 
     @classmethod
-    def begin(cls, network: Any, ways: dict[int, _Way], request: Request, scales: int) -> _Reader:
-        """A network that will read at most `scales` scales."""
+    def begin(cls, network: Any, ways: dict[int, _Way], request: Request, tokens: int) -> _Reader:
+        """A network that will read at most `tokens` tokens of each row."""
         copies = 2 if any(way.guidance > 0 for way in ways.values()) else 1
-        cache = network.new_cache(copies * len(request), [network.scales.offsets[scales]] * network.config.depth)
+        cache = network.new_cache(copies * len(request), [tokens] * network.config.depth)
         return cls(network, ways, network.condition(request.rows(copies)), cache, slice(None), copies)
 
     def of(self, images_G: Tensor, count: int) -> _Reader:
@@ -183,7 +183,9 @@ class _Reader:
         """(R, L, C) of some scales, which replaces what the cache holds of them and of finer ones."""
         cache = self.cache.of_rows(self.rows, canvas.schedule.offsets[scales.start])
         inputs = canvas.inputs_of(scales, self.copies)
-        found: Tensor = self.network.hidden(self.condition, inputs, scales=scales, cache=cache)
+        found: Tensor = self.network.hidden(
+            self.condition, inputs, scales=scales, schedule=canvas.schedule, cache=cache
+        )
         return found
 
     def choices(self, features_RLC: Tensor, scale: int, checks: FiniteCheck, whose: str) -> Tensor:
@@ -214,9 +216,9 @@ class _Batch:
         drafts = {
             k: _Way(settings.head or way.head, way.guidance if settings.guided else 0.0) for k, way in ways.items()
         }
-        request = drawing.request
-        self.target = _Reader.begin(speculator.target, ways, request, self.stop)
-        self.proposer = _Reader.begin(speculator.proposer, drafts, request, self.drafted.stop)
+        request, offsets = drawing.request, self.schedule.offsets
+        self.target = _Reader.begin(speculator.target, ways, request, offsets[self.stop])
+        self.proposer = _Reader.begin(speculator.proposer, drafts, request, offsets[self.drafted.stop])
         count, device = len(request), next(speculator.target.parameters()).device
         self.tokens = [torch.zeros(count, n, dtype=torch.int64, device=device) for n in self.schedule.lengths]
         self.decided_B = torch.full((count,), self.first, device=device)  # scales of each image

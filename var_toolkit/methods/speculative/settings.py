@@ -195,5 +195,4 @@ def _lantern(model: Model, given: Mapping[str, Any]) -> Lantern:
     count = given.get("neighbours", min(NEIGHBOURS, codes - 1))
     if count >= codes:
         raise ValueError(f"neighbours is {count}; it must be from 1 to {codes - 1}, one less than the codes")
-    by_scale = not isinstance(model.backbone.places(model.backbone.scales)[0], Tokens)
-    return Lantern(count, delta, factor, given.get("raw_codes", False) or by_scale)
+    return Lantern(count, delta, factor, given.get("raw_codes", False))

@@ -147,8 +147,7 @@ class NextScaleTransformer(ByScale, nn.Module):
         # Not nn.Embedding(n, c): its initialisation imports torch.compile on the meta device. See _init_shared.
         self.class_emb = nn.Embedding.from_pretrained(torch.zeros(config.num_classes + 1, width), freeze=False)
         self.pos_start = nn.Parameter(torch.zeros(1, self.scales.lengths[0], width))
-        self.pos_1LC = nn.Parameter(torch.zeros(1, self.scales.total, width))
-        self.lvl_embed = nn.Embedding.from_pretrained(torch.zeros(len(self.scales), width), freeze=False)
+        self._add_positions()
         if config.shared_aln:
             self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
@@ -167,8 +166,17 @@ class NextScaleTransformer(ByScale, nn.Module):
             return class_RC
         return self.shared_ada_lin(class_RC).view(-1, 1, 6, self.config.embed_dim)
 
-    def _position_embeddings(self, scales: range) -> Tensor:
-        """Sum of scale and position embeddings of the tokens of some scales, (1, L, C)."""
+    def _add_positions(self) -> None:
+        """The parameters of `_position_embeddings`."""
+        width = self.config.embed_dim
+        self.pos_1LC = nn.Parameter(torch.zeros(1, self.scales.total, width))
+        self.lvl_embed = nn.Embedding.from_pretrained(torch.zeros(len(self.scales), width), freeze=False)
+
+    def _position_embeddings(self, scales: range, schedule: Schedule) -> Tensor:
+        """Sum of scale and position embeddings of the tokens of some scales, (1, L, C).
+
+        They were trained for the schedule of the network, which `require_schedule` asks for.
+        """
         span = slice(self.scales.offsets[scales.start], self.scales.offsets[scales.stop])
         levels_L = self.scales.level_ids(self.pos_1LC.device)[span]
         return self.lvl_embed(levels_L) + self.pos_1LC[:, span]
