@@ -16,8 +16,10 @@ KERNELS = Path(var_toolkit.kernels.__file__).parent
 # From the bottom to the top; a module is at the level of its longest prefix here, and else at the bottom.
 LEVELS = (
     ("", "kernels"),
-    ("core", "conditions", "heads", "models", "tokenizers", "formats", "guidance", "registry", "entries", "still_life", "ranges",
-     "setting_table", "signatures"),
+    (
+        "core", "conditions", "heads", "models", "tokenizers", "formats", "guidance", "registry", "entries",
+        "still_life", "ranges", "setting_table", "signatures",
+    ),
     ("methods",),
     (
         "pipeline", "streaming", "loading", "saving", "output", "default_plans", "settings", "editing",

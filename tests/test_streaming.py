@@ -85,7 +85,7 @@ def test_batches_before_an_interruption_are_there(pipe, stopped):
 def test_an_image_is_prepared_once_for_all_batches(pipe, monkeypatch):
     encoded = []
     whole = Pipeline._tokens
-    monkeypatch.setattr(Pipeline, "_tokens", lambda self, image: encoded.append(1) or whole(self, image))
+    monkeypatch.setattr(Pipeline, "_tokens", lambda self, *asked: encoded.append(1) or whole(self, *asked))
     image, asked = Image.new("RGB", (64, 64), "red"), {"seeds": range(3), "batch_size": 1, "output_type": "pt"}
     edited = list(pipe.stream_edit(image, (8, 8, 16, 16), [3] * 3, **asked))
     varied = list(pipe.stream_vary(image, 2, [3] * 3, **asked))

@@ -7,7 +7,7 @@ Letters: L tokens, C width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Any
 
@@ -24,6 +24,7 @@ from var_toolkit.models.family import Family
 from var_toolkit.models.var import VAR, VARConfig
 from var_toolkit.tokenizers.raster_vq import FILES
 
+SIDES = {"range": (1, 1024)}
 SAMPLED = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 23, 24, 32)
 
 
@@ -32,9 +33,10 @@ class FlexVARConfig(VARConfig):
     """Sizes of FlexVAR; `patch_nums` are the maps that it draws unless others are asked for."""
 
     vocab_size: int = 8912  # as published, not 8192
-    position_side: int = 32  # of the table of positions
-    largest_side: int = 16  # of maps in training ("maxpn"); above it guidance does not ramp, and nothing is sampled
-    sampled_sides: tuple[int, ...] = SAMPLED  # of square maps; the tokens of others are the likeliest
+    position_side: int = field(default=32, metadata=SIDES)  # of the table of positions
+    # Of maps in training ("maxpn"); above it guidance does not ramp, and nothing is sampled.
+    largest_side: int = field(default=16, metadata=SIDES)
+    sampled_sides: tuple[int, ...] = field(default=SAMPLED, metadata=SIDES)  # others of square maps are greedy
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,6 +139,12 @@ FAMILY = Family(
 )
 NETWORKS = {"FlexVAR": "backbone"}
 MODELS = {
+    "stilllife-flexvar": {
+        "summary": "FlexVAR, 6 layers, any schedule and size, still lifes",
+        "embedded": {"tokenizer": "stilllife-raster-vq", "backbone": "stilllife-flexvar"},
+        "sampling": {"cfg": 2.5, "top_k": 900, "top_p": 0.95},
+        "training": {"recipes": ("stilllife-flexvar",), "images": 70_000},
+    },
     "flexvar-d16": {
         "summary": "FlexVAR, 16 layers, any size, ImageNet",
         "parameters": 310_000_000, "license": "mit", "fid": 3.05,
