@@ -241,7 +241,7 @@ def require_own_schedule(network: Any, schedule: Schedule) -> None:
     if schedule != network.scales:
         raise ValueError(
             f"{type(network).__name__} draws the schedule {network.scales}, for which its positions were trained; "
-            f"it cannot draw {schedule}"
+            f"it cannot draw {schedule}; FlexVAR draws any schedule"
         )
 
 
@@ -252,7 +252,7 @@ def own_schedule_for(network: Any, height: int, width: int) -> Schedule:
         sizes = [f"{h} x {w}" for h, w in (own.maps[-1], (height, width))]
         raise ValueError(
             f"{type(network).__name__} ends with a map of {sizes[0]} tokens, for which its positions were trained; "
-            f"it cannot draw {sizes[1]}"
+            f"it cannot draw {sizes[1]}; leave size out, or use FlexVAR"
         )
     return own
 
