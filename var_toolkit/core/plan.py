@@ -236,27 +236,6 @@ def plan_of(
     return Plan(schedule, tuple(steps))
 
 
-def require_own_schedule(network: Any, schedule: Schedule) -> None:
-    """ValueError unless a schedule is the one that a network was made for."""
-    if schedule != network.scales:
-        raise ValueError(
-            f"{type(network).__name__} draws the schedule {network.scales}, for which its positions were trained; "
-            f"it cannot draw {schedule}; FlexVAR draws any schedule"
-        )
-
-
-def own_schedule_for(network: Any, height: int, width: int) -> Schedule:
-    """The schedule that a network was made for. ValueError unless it ends with a map of this size."""
-    own: Schedule = network.scales
-    if own.maps[-1] != (height, width):
-        sizes = [f"{h} x {w}" for h, w in (own.maps[-1], (height, width))]
-        raise ValueError(
-            f"{type(network).__name__} ends with a map of {sizes[0]} tokens, for which its positions were trained; "
-            f"it cannot draw {sizes[1]}; leave size out, or use FlexVAR"
-        )
-    return own
-
-
 def _split(places: Scale | Tokens, guided: range | None) -> list[tuple[Scale | Tokens, bool]]:
     """The places, cut where guidance is switched, and whether it is on."""
     if guided is None:

@@ -53,7 +53,7 @@ class FlexVAR(VAR):
 
     config: FlexVARConfig
 
-    def __init__(self, config: FlexVARConfig) -> None:
+    def __init__(self, config: FlexVARConfig) -> None:  # whose type says what sizes a FlexVAR has
         super().__init__(config)
 
     def _add_positions(self) -> None:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from var_toolkit.conditions.condition import Condition, labels_of
 from var_toolkit.core.cache import KVCache, RaggedCache, cache_of
-from var_toolkit.core.plan import Tokens, own_schedule_for, require_own_schedule
+from var_toolkit.core.plan import Tokens
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats.llamagen_arguments import ARGUMENTS
 from var_toolkit.formats.state_dicts import Tensors, count, shape
 from var_toolkit.heads.categorical import Categorical
-from var_toolkit.heads.head import Head
 from var_toolkit.models.family import Family
 from var_toolkit.models.layers.attention import Attend
+from var_toolkit.models.layers.by_scale import OwnSchedule
 from var_toolkit.models.layers.gated_mlp import RMSNorm
 from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.raster_layers import RasterAttention, RasterMLP
@@ -117,7 +117,7 @@ class Prefix(NamedTuple):
         return Prefix(self.tokens[rows])
 
 
-class RasterGPT(nn.Module):
+class RasterGPT(OwnSchedule, nn.Module):
     """Labels and the tokens so far -> logits of the next token. The null class of guidance is `num_classes`."""
 
     markov = False
@@ -156,18 +156,6 @@ class RasterGPT(nn.Module):
     def guidance_ramp(self, schedule: Schedule) -> tuple[float, ...]:
         """What guidance is multiplied with: the same at every token."""
         return (1.0,)
-
-    def head_at(self, head: Head, schedule: Schedule, scale: int) -> Head:
-        """How tokens are drawn where this head is asked for: by it."""
-        return head
-
-    def schedule_for(self, height: int, width: int) -> Schedule:
-        """The schedule that ends with a map of this size. ValueError unless it is its own map."""
-        return own_schedule_for(self, height, width)
-
-    def require_schedule(self, schedule: Schedule) -> None:
-        """ValueError unless the schedule is its own map."""
-        require_own_schedule(self, schedule)
 
     def new_ragged_cache(self, rows: int, capacity: int) -> RaggedCache:
         """An empty cache of `capacity` tokens per row, whose rows may differ in length."""

@@ -1,4 +1,4 @@
-"""Trains FlexVAR by teacher forcing on schedules drawn anew at every step (arXiv 2502.20313 and its release).
+"""Trains FlexVAR by teacher forcing on a new schedule at every step (arXiv 2502.20313 and its release).
 
 Letters: B images, L tokens, V vocabulary, K scales, c latent channels.
 """
@@ -110,8 +110,8 @@ def random_schedule(own: Schedule, options: FlexVarOptions, generator: torch.Gen
     coarse = _some(range(3, min(COARSE_END + 1, own.finest)), options.coarse_sides, generator)
     fine = _some(range(COARSE_END + 1, own.finest), options.fine_sides, generator)
     sides = sorted({1, 2, *coarse, *fine, own.finest})
-    chance = float(torch.rand((), generator=generator))
-    for _ in range(sum(chance > limit for limit in DROPS)):
+    uniform = float(torch.rand((), generator=generator))
+    for _ in range(sum(uniform > limit for limit in DROPS)):
         if len(sides) > 3:
             del sides[_one(2, len(sides) - 1, generator)]
     while Schedule(tuple(sides)).total > options.token_limit:
