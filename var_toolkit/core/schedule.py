@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -82,22 +81,22 @@ class Schedule:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
 
-    @cached_property
+    @property
     def maps(self) -> tuple[tuple[int, int], ...]:
         """(height, width) of every map, (K)."""
         return tuple(entry if isinstance(entry, tuple) else (entry, entry) for entry in self.patch_nums)
 
-    @cached_property
+    @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens per scale, (K)."""
         return tuple(height * width for height, width in self.maps)
 
-    @cached_property
+    @property
     def offsets(self) -> tuple[int, ...]:
         """Start of each scale in the packed sequence, and the end of the last: (K + 1)."""
         return (0, *accumulate(self.lengths))
 
-    @cached_property
+    @property
     def total(self) -> int:
         """Tokens of the whole pyramid, L."""
         return self.offsets[-1]
