@@ -162,7 +162,7 @@ def test_folders_that_are_not_to_be_flipped_are_cached_as_they_are(tiny, setting
 
     recipe = folder_recipe(tiny, settings, image_folders("train", "ab"), flip=False, cache_latents=True)
     source = FlowARObjective(recipe, Workplace(tmp_path, Team(0, 1, CPU))).source
-    assert len(source.moments) == len(source) == 6
+    assert len(source.values) == len(source) == 6
 
 
 def test_two_data_sets_with_the_same_file_names_have_two_caches(image_folders):

@@ -64,7 +64,7 @@ def test_held_out_images_are_shared_out_and_stay_bytes(tiny, image_folders, cach
     for rank in range(2):
         team = Team(rank, 2, torch.device("cpu"))
         _, held_out = images_of(tiny("classifier", data=data, batch_size=2), Workplace(cache, team))
-        assert held_out.source.images.dtype == np.uint8
+        assert held_out.source.values.dtype == np.uint8
         batches = list(held_out)
         assert [len(batch.labels) for batch in batches] == [2, 2]
         assert torch.equal(batches[0].images, next(iter(held_out)).images)

@@ -1,7 +1,7 @@
 """Training data as an endless sequence of batches, whose order is determined by the seed."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,10 @@ class Batch(NamedTuple):
     moments: Tensor | None = None  # (B, 2C, h, w) float32, mean and log variance of latents
     features: Tensor | None = None  # (B, C, h, w) float32, latents before quantisation
     damaged: tuple[str, ...] = ()  # files that were replaced by other images of their classes
+    captions: tuple[str, ...] | None = None  # one for each image, of data that has them
+
+
+Caption = Callable[[int, int], str]  # the number of an image, and an epoch -> a caption of the image
 
 
 class Source(Protocol):
@@ -38,74 +42,83 @@ def to_unit_range(images_uint8: Tensor) -> Tensor:
     return images_uint8.float().div_(127.5).sub_(1)
 
 
-class ImageArray:
-    """Images in a memory-mapped array, indexed directly."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, device: torch.device) -> None:
-        self.images, self.labels, self.device = images, labels, device
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
-        for numbers in rows:
-            labels = torch.from_numpy(self.labels[numbers.numpy()]).to(self.device)
-            yield Batch(labels, images=to_unit_range(self._read(numbers)))
-
-    def _read(self, numbers: Tensor) -> Tensor:
-        return torch.from_numpy(self.images[numbers.numpy()]).to(self.device)
+def captions_of(caption: Caption | None, numbers: Tensor, epoch: int) -> tuple[str, ...] | None:
+    """The captions of a batch; None without captions."""
+    return None if caption is None else tuple(caption(number, epoch) for number in numbers.tolist())
 
 
-class TokenArray:
-    """Token maps that were computed before, (N, L) of a small integer type."""
+class StoredArray:
+    """What was computed before for every image, in a memory-mapped array, with the labels and captions of the images.
 
-    def __init__(self, tokens: np.ndarray, labels: np.ndarray, device: torch.device) -> None:
-        self.tokens, self.labels, self.device = tokens, labels, device
+    Captions are not in the array: an image can have another one in every epoch.
+    """
+
+    field: ClassVar[str]  # of the batch, which holds the values
+
+    def __init__(
+        self, values: np.ndarray, labels: np.ndarray, device: torch.device, caption: Caption | None = None
+    ) -> None:
+        self.values, self.labels, self.device, self.caption = values, labels, device, caption
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
         for numbers in rows:
-            tokens = torch.from_numpy(self.tokens[numbers.numpy()].astype(np.int64))
-            labels = torch.from_numpy(self.labels[numbers.numpy()])
-            yield Batch(labels.to(self.device), tokens=tokens.to(self.device))
+            yield self._batch(numbers, numbers, epoch)
+
+    def _batch(self, numbers: Tensor, places: Tensor, epoch: int) -> Batch:
+        """The batch of some images, whose values are at these places of the array."""
+        values = torch.from_numpy(self.values[places.numpy()]).to(self.device)
+        labels = torch.from_numpy(self.labels[numbers.numpy()]).to(self.device)
+        fields: dict[str, Any] = {self.field: self._ready(values)}
+        return Batch(labels, captions=captions_of(self.caption, numbers, epoch), **fields)
+
+    def _ready(self, values: Tensor) -> Tensor:
+        return values.float()
 
 
-class FeatureArray:
-    """Latents before quantisation that were computed before, (N, C, h, w)."""
+class ImageArray(StoredArray):
+    """Images, (N, 3, h, w) uint8."""
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray, device: torch.device) -> None:
-        self.features, self.labels, self.device = features, labels, device
+    field = "images"
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
-        for numbers in rows:
-            features = torch.from_numpy(self.features[numbers.numpy()]).to(self.device).float()
-            yield Batch(torch.from_numpy(self.labels[numbers.numpy()]).to(self.device), features=features)
+    def _ready(self, values: Tensor) -> Tensor:
+        return to_unit_range(values)
 
 
-class MomentArray:
-    """Moments of latents that were computed before: (N, 2C, h, w), or twice as many, the mirror images behind.
+class TokenArray(StoredArray):
+    """Token maps, (N, L) of a small integer type."""
+
+    field = "tokens"
+
+    def _ready(self, values: Tensor) -> Tensor:
+        return values.long()
+
+
+class FeatureArray(StoredArray):
+    """Latents before quantisation, (N, C, h, w)."""
+
+    field = "features"
+
+
+class MomentArray(StoredArray):
+    """Moments of latents: (N, 2C, h, w), or twice as many, the mirror images behind.
 
     Whether an epoch shows an image or its mirror image, a coin decides.
     """
 
-    def __init__(self, moments: np.ndarray, labels: np.ndarray, device: torch.device, seed: int = 0) -> None:
-        self.moments, self.labels, self.device, self.seed = moments, labels, device, seed
+    field = "moments"
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def __init__(self, moments: np.ndarray, labels: np.ndarray, device: torch.device, seed: int = 0) -> None:
+        super().__init__(moments, labels, device)
+        self.seed = seed
 
     def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
         coins = torch.Generator().manual_seed(derived(self.seed, "mirror", epoch))
-        mirrored = torch.randint(len(self.moments) // len(self), (len(self),), generator=coins)
+        mirrored = torch.randint(len(self.values) // len(self), (len(self),), generator=coins)
         for numbers in rows:
-            found = self.moments[(numbers + len(self) * mirrored[numbers]).numpy()]
-            labels = torch.from_numpy(self.labels[numbers.numpy()]).to(self.device)
-            yield Batch(labels, moments=torch.from_numpy(found).to(self.device).float())
+            yield self._batch(numbers, numbers + len(self) * mirrored[numbers], epoch)
 
 
 def stream(source: Source, recipe: Recipe, team: Team, steps: range) -> Iterator[tuple[Draws, Batch]]:
