@@ -38,6 +38,8 @@ FLOWAR = {"embed_dim": 16, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 
           "latent_channels": 4, "head_depth": 1, "head_width": 64, "dropout": 0.1}  # fmt: skip
 RASTER_VQ = {"vocab_size": 32, "code_dim": 4, "z_channels": 8, "ch": 8, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1,
              "side": 8, "norm_groups": 1}  # fmt: skip
+BSQ = {"codebook_dim": 4, "ch": 8, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "norm_groups": 1, "patch_nums": [1, 2, 8],
+       "unshuffle": 2}  # fmt: skip
 RASTER_GPT = {
     "depth": 2,
     "embed_dim": 16,
@@ -53,6 +55,7 @@ HEAD = {"embed_dim": 16, "num_heads": 2, "mlp_hidden": 32, "vocab_size": 32, "si
 MODELS = {
     "tokenizer": TOKENIZER,
     "raster-tokenizer": RASTER_VQ,
+    "bits-tokenizer": BSQ,
     "raster-gpt": RASTER_GPT,
     "raster-distil": RASTER_GPT | {"depth": 1},
     "flexvar": FLEXVAR,
@@ -119,7 +122,7 @@ def settings(parts: Path) -> Callable[..., dict[str, Any]]:
         values = copy.deepcopy({"objective": objective, "model": model, **COMMON, "objective_options": options})
         if objective in DRAFTERS:
             values["data"] = {"kind": "samples", "count": 24, "validation_count": 8}
-        if objective not in ("tokenizer", "raster-tokenizer", "kl", "classifier"):
+        if objective not in ("tokenizer", "raster-tokenizer", "bits-tokenizer", "kl", "classifier"):
             values["tokenizer"] = str(parts / TOKENIZERS.get(objective, "tokenizer"))
         return values | changes
 
@@ -131,7 +134,7 @@ def _options(parts: Path) -> dict[str, dict[str, Any]]:
     return {
         "tokenizer": _all_terms(parts) | {"revive_every": 2},
         "raster-tokenizer": _all_terms(parts) | {"revive_every": 2},
-        "kl": _all_terms(parts),
+        **dict.fromkeys(("kl", "bits-tokenizer"), _all_terms(parts)),
         "drafter": drafter,
         "refiner": drafter | {"teacher": str(parts / "teacher")},
         "hmar-mask": {"initial": str(parts / "hmar")},

@@ -152,7 +152,7 @@ def test_latents_of_a_damaged_image_are_those_of_the_next_of_its_class(tiny, dam
     assert f"1 damaged image was replaced: {path}\n" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("objective", ["tokenizer", "raster-tokenizer", "kl"])
+@pytest.mark.parametrize("objective", ["tokenizer", "raster-tokenizer", "bits-tokenizer", "kl"])
 def test_tokenizers_train_on_a_folder_without_classes(tiny, image_folders, cache, tmp_path, objective):
     root = Path(image_folders("train", "a", 4))
     data = {"kind": "folders", "root": str(root / "a"), "validation_root": str(root), "size": 64, "workers": 0}

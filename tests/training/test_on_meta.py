@@ -17,7 +17,8 @@ from var_toolkit.training.draws import Draws
 from var_toolkit.training.state import TrainingState
 
 META = torch.device("meta")
-FAMILIES = ("var", "hmar", "hmar-mask", "cca", "flowar", "raster-gpt", "tokenizer", "kl", "raster-tokenizer")
+TOKENIZERS = ("tokenizer", "kl", "raster-tokenizer", "bits-tokenizer")
+FAMILIES = ("var", "hmar", "hmar-mask", "cca", "flowar", "raster-gpt", *TOKENIZERS)
 
 
 def moved(value):

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+OTHER_GROUPS = 24  # of a norm whose channels the number of groups does not divide, as in Infinity's tokenizers
+
 
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return nn.GroupNorm(groups if channels % groups == 0 else OTHER_GROUPS, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
@@ -122,12 +124,12 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """Block, attention, block at the coarsest resolution."""
+    """Block, attention (unless there is none), block at the coarsest resolution."""
 
-    def __init__(self, channels: int, groups: int) -> None:
+    def __init__(self, channels: int, groups: int, attention: bool) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(channels, channels, groups)
-        self.attn_1 = AttentionBlock(channels, groups)
+        self.attn_1 = AttentionBlock(channels, groups) if attention else nn.Identity()
         self.block_2 = ResnetBlock(channels, channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,18 +137,29 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, h, w) in [-1, 1] -> features (B, z_channels, h / f, w / f), f = 2 ** (levels - 1)."""
+    """Images (B, pixel_channels, h, w) -> features (B, z_channels, h / f, w / f), f = 2 ** (levels - 1)."""
 
-    def __init__(self, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, groups: int) -> None:
+    def __init__(
+        self,
+        ch: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        z_channels: int,
+        groups: int,
+        *,
+        pixel_channels: int = 3,
+        attention: bool = True,
+    ) -> None:
         super().__init__()
         widths = [ch * m for m in ch_mult]
         coarsest = len(widths) - 1
-        self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
+        self.conv_in = nn.Conv2d(pixel_channels, ch, 3, padding=1)
         self.down = nn.ModuleList()
         for i, (before, width) in enumerate(zip([ch, *widths], widths, strict=False)):
             resample = "downsample" if i != coarsest else None
-            self.down.append(Level(before, width, num_res_blocks, groups, attention=i == coarsest, resample=resample))
-        self.mid = Middle(widths[-1], groups)
+            attends = attention and i == coarsest
+            self.down.append(Level(before, width, num_res_blocks, groups, attention=attends, resample=resample))
+        self.mid = Middle(widths[-1], groups, attention)
         self.norm_out = _norm(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
 
@@ -158,21 +171,32 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features (B, z_channels, h / f, w / f) -> images (B, 3, h, w), about [-1, 1]."""
+    """Features (B, z_channels, h / f, w / f) -> images (B, pixel_channels, h, w)."""
 
-    def __init__(self, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, groups: int) -> None:
+    def __init__(
+        self,
+        ch: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        z_channels: int,
+        groups: int,
+        *,
+        pixel_channels: int = 3,
+        attention: bool = True,
+    ) -> None:
         super().__init__()
         widths = [ch * m for m in ch_mult]
         coarsest = len(widths) - 1
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], groups)
+        self.mid = Middle(widths[-1], groups, attention)
         self.up = nn.ModuleList()
         for i, width in enumerate(widths):
             before = widths[min(i + 1, coarsest)]
             resample = "upsample" if i != 0 else None
-            self.up.append(Level(before, width, num_res_blocks + 1, groups, attention=i == coarsest, resample=resample))
+            attends = attention and i == coarsest
+            self.up.append(Level(before, width, num_res_blocks + 1, groups, attention=attends, resample=resample))
         self.norm_out = _norm(widths[0], groups)
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], pixel_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))

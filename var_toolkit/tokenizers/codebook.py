@@ -90,6 +90,9 @@ class CodebookTokenizer(nn.Module):
         height, width = (schedule or self.scales).image_size(self.downsample)
         if images.shape[1:] != (3, height, width):
             raise ValueError(f"images have shape {tuple(images.shape)}; this tokenizer takes (B, 3, {height}, {width})")
+        return self._encoded(images)
+
+    def _encoded(self, images: Tensor) -> Tensor:
         images = images.to(self.quant_conv.weight.dtype, memory_format=torch.channels_last)
         return self.quant_conv(self.encoder(images))
 
