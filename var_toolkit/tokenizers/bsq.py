@@ -167,20 +167,19 @@ class BitQuantizer(nn.Module):
     def forward(self, features_BDhw: Tensor, sharpness: float) -> Quantized:
         """Quantise for training, in float32.
 
-        `commitment` is the mean over scales of the squared distance between the features and the latent after each;
-        `entropy` that of `entropy_gap`.
+        `commitment` is the squared distance between the features and the latent, `entropy` the mean of `entropy_gap`
+        over the scales. The distance after coarser scales, which VAR adds, would pull features to what few bits can say.
         """
         features, pyramid = features_BDhw.float(), self.pyramid(self.scales)
         target, latent, tokens = features.detach(), torch.zeros_like(features), []
-        commitment, entropy = features.new_zeros(()), features.new_zeros(())
+        entropy = features.new_zeros(())
         for k in range(len(self.scales)):
             unit = pyramid.pooled(features - latent, k)
             tokens.append(pyramid._tokens(unit > 0).to(torch.uint8))
             latent = pyramid.grow(latent, pyramid.embed(tokens[-1]), k)
-            commitment = commitment + F.mse_loss(features, latent)
             entropy = entropy + entropy_gap(unit, sharpness)
-        count = len(self.scales)
-        return Quantized(features + (latent - target), commitment / count, entropy / count, tokens)
+        straight = features + (latent - target)
+        return Quantized(straight, F.mse_loss(features, latent), entropy / len(self.scales), tokens)
 
 
 def entropy_gap(unit_BDhw: Tensor, sharpness: float) -> Tensor:
