@@ -140,7 +140,7 @@ def test_ordinary_images_are_the_pixels_that_pillow_decodes(folder):
     for index, path in enumerate(sorted(folder.iterdir())):
         with Image.open(path) as image:
             assert np.array_equal(found.images[index].permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB")))
-        assert trained.path(index) == path
+        assert trained.file(index) == path
 
 
 def problems(folder: Path) -> list[str]:

@@ -6,7 +6,8 @@ import tarfile
 import pytest
 from PIL import Image
 
-from var_toolkit.evaluation.image_files import contents, label_in, members, readable, write_shard
+from var_toolkit.data.shards import readable
+from var_toolkit.evaluation.image_files import contents, label_in, members, write_shard
 from var_toolkit.evaluation.image_sets import open_images
 
 

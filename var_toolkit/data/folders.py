@@ -3,42 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from var_toolkit.data.cropped_images import CroppedImages
 from var_toolkit.data.folder_listing import is_leftover, list_images, skipped_files, told
-from var_toolkit.images import ENDINGS, DamagedImageError, ImageFileError, read_image
+from var_toolkit.images import ENDINGS
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-RESIZE = 1.125  # the short side before cropping, over the size after it
 READING = 2  # part of the fingerprint: increase it whenever decoding or resizing changes
 
 
-class ClassFolders(Dataset[tuple[Tensor, int]]):
+class ClassFolders(CroppedImages, Dataset[tuple[Tensor, int]]):
     """Item i is (uint8 tensor (3, size, size), label); labels count the class folders.
 
     They are in the order of their names, and in the order of their numbers if all names are whole numbers.
 
-    The short side is resized to round(1.125 * size) with a Lanczos filter. Training takes a random crop of it, a pure
-    function of the seed, the epoch and i, so that a resumed training sees the same crops; evaluation takes the centre.
+    Images are resized and cropped as `CroppedImages` says, which explains the other arguments.
 
     Args:
         root: folder with a folder of images for each class.
-        size: width and height of the images returned, in pixels.
-        train: random crops (and flips) if true, the centre if false.
-        flip: mirror half of the training images left to right.
-        seed: of the random crops and flips, from 0 to 2**63 - 1.
         flat: accept images outside class folders too: if any lies in the root itself, all images of any depth are
             taken, with the label 0, and `classes` is empty.
         skip_damaged: in place of an image that cannot be decoded, return the next one of its class that can.
@@ -51,6 +40,8 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
         ValueError: if the root is missing or has no class folders, or one of them holds no images.
         ImageFileError: a ValueError of one line, when an item is read whose image cannot be read.
     """
+
+    whole: ClassVar[str] = "its class"
 
     def __init__(
         self,
@@ -71,80 +62,37 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
         self.notes: list[str] = [skipped_files(listing.skipped)] if listing.skipped else []
         self.classes: tuple[str, ...] = ()
         if flat and loose:
-            self._paths, self._labels = listing.images, np.zeros(len(listing.images), np.int64)
+            paths, self._labels = listing.images, np.zeros(len(listing.images), np.int64)
         else:
             self.classes = tuple(_in_order(_class_folders(self._root)))
             if not self.classes:
                 raise ValueError(_without_classes(self._root, loose))
-            self._paths, self._labels = _by_class(self._root, listing.images, self.classes)
+            paths, self._labels = _by_class(self._root, listing.images, self.classes)
             self.notes += [_loose(loose)] if loose else []
             self.notes += numbering(self.classes)
-        self._size, self._train, self._flip, self._seed, self._skip = size, train, flip, seed, skip_damaged
-        # Shared memory, so that loader processes that outlive an epoch see the next one. This kind is a file, and is
-        # created elsewhere if /dev/shm is full.
-        self._epoch = multiprocessing.RawValue("q", 0)
+        super().__init__(paths, size, train, flip=flip, seed=seed, skip_damaged=skip_damaged)
 
     @property
     def labels(self) -> np.ndarray:
         """The class of every image, int64 (N), ascending."""
         return self._labels
 
-    def path(self, index: int) -> Path:
-        """The file of an image."""
-        return Path(self._paths[index])
-
     @property
     def fingerprint(self) -> str:
         """Ten hexadecimal digits that change with the size returned, or with the names or sizes of the files."""
         digest = hashlib.blake2b(repr((READING, self._size)).encode(), digest_size=5)
-        for path in self._paths:
+        for path in map(str, self._files):
             digest.update(f"{os.path.relpath(path, self._root)} {os.path.getsize(path)}\n".encode())
         return digest.hexdigest()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, from 0, which determines the random crops; call it before reading the epoch's images."""
-        self._epoch.value = epoch
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label, _ = self.read(index)
-        return image, label
+        image, shown = self.read(index)
+        return image, int(self._labels[shown])
 
-    def read(self, index: int) -> tuple[Tensor, int, bool]:
-        """Item `index`, and whether it was replaced by another image of its class because its file is damaged."""
-        image, replaced = self._readable(index)
-        across, down, mirror = self._draws(index) if self._train else (0.5, 0.5, 1.0)
-        pixels = np.array(_crop(_shrink(image, round(RESIZE * self._size)), self._size, across, down))
-        if self._flip and mirror < 0.5:
-            pixels = pixels[:, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), int(self._labels[index]), replaced
-
-    def _readable(self, index: int) -> tuple[Image, bool]:
-        try:
-            return self._image(index), False
-        except DamagedImageError as error:
-            if not self._skip:
-                raise DamagedImageError(f"{error}; remove it or use --skip-damaged") from None
-            damage = error
-        # The next readable image of the same class, cyclically: the label stays right, and every run finds the same.
+    def _others(self, index: int) -> Iterable[int]:
+        """The others of the class: the label stays right."""
         first, end = np.searchsorted(self._labels, [self._labels[index], self._labels[index] + 1]).tolist()
-        for other in (*range(index + 1, end), *range(first, index)):
-            with suppress(DamagedImageError):
-                return self._image(other), True
-        raise ImageFileError(f"{damage}; its class has no other readable image to replace it") from None
-
-    def _image(self, index: int) -> Image:
-        try:
-            return read_image(self.path(index))
-        except OSError as error:
-            raise ImageFileError(f"{self._paths[index]} cannot be read: {error.strerror}") from None
-
-    def _draws(self, index: int) -> list[float]:
-        # The index goes into the counter's second word: in the first, neighbours would share their random numbers.
-        bits = np.random.Philox(key=[self._seed, self._epoch.value], counter=[0, index, 0, 0])
-        return np.random.Generator(bits).random(3).tolist()
+        return (*range(index + 1, end), *range(first, index))
 
 
 def numbering(classes: tuple[str, ...]) -> list[str]:
@@ -196,17 +144,3 @@ def _without_classes(root: Path, loose: list[str]) -> str:
 
 def _loose(paths: list[str]) -> str:
     return told(paths, "image beside the class folders was", "images beside the class folders were")
-
-
-def _shrink(image: Image, short_side: int) -> Image:
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.functional import resize
-
-    return resize(image, short_side, InterpolationMode.LANCZOS)
-
-
-def _crop(image: Image, size: int, across: float, down: float) -> Image:
-    """Return a square of the image; 0 to 1 say where between left and right, and between top and bottom."""
-    left = min(int(across * (image.width - size + 1)), image.width - size)
-    top = min(int(down * (image.height - size + 1)), image.height - size)
-    return image.crop((left, top, left + size, top + size))

@@ -15,7 +15,7 @@ from zipfile import ZIP_STORED, ZipFile
 import numpy as np
 from numpy.lib.format import write_array_header_1_0
 
-from var_toolkit.evaluation.image_files import ImageFile, readable
+from var_toolkit.data.shards import ImageFile, readable
 from var_toolkit.files import write_whole
 from var_toolkit.images import read_image
 from var_toolkit.progress import Progress

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from var_toolkit.data.folder_listing import list_images, skipped_files
+from var_toolkit.data.shards import SHARD_ENDING, ImageFile, readable
 from var_toolkit.evaluation.adm_npz import shuffled
 from var_toolkit.evaluation.frechet import Statistics
-from var_toolkit.evaluation.image_files import SHARD_ENDING, ImageFile, contents, label_in, readable
+from var_toolkit.evaluation.image_files import contents, label_in
 from var_toolkit.evaluation.npz_files import IMAGES, POOLED, SPATIAL, images_in, open_archive, statistics_in
 from var_toolkit.evaluation.reference_statistics import Origin, features_in, origin_in
 from var_toolkit.evaluation.sample_folder import SETTINGS, TEMPORARY

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from var_toolkit.evaluation.image_files import ENDINGS, IMAGE, SHARD, SHARD_ENDING
+from var_toolkit.data.shards import SHARD_ENDING
+from var_toolkit.evaluation.image_files import IMAGE, SHARD
 from var_toolkit.files import check_writable, made
 from var_toolkit.formats.directory import read_json, write_json
+from var_toolkit.images import ENDINGS
 from var_toolkit.locks import LOCK, held
 
 SETTINGS = "settings.json"

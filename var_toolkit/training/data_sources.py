@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,63 +9,57 @@ import torch
 from torch import Tensor
 
 from var_toolkit.conditions.class_names import SYNSET, Named, kept
+from var_toolkit.data.cropped_images import CroppedImages
 from var_toolkit.data.folder_listing import told
+from var_toolkit.data.folders import ClassFolders
 from var_toolkit.data.worker_batches import worker_batches
 from var_toolkit.processes import Team
-from var_toolkit.training.batches import Batch, ImageArray, Source, to_unit_range
+from var_toolkit.training.batches import Batch, Caption, ImageArray, Source, captions_of, to_unit_range
 from var_toolkit.training.draws import derived
 from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.recipe import Data, FoldersData, Recipe, SamplesData, StillLifesData
 
 STILL_LIFE_CLASSES = 1000
-HELD_OUT_OF_FOLDERS = 2_048  # decoded images stay in memory, as bytes
+HELD_OUT_OF_FILES = 2_048  # decoded images stay in memory, as bytes
 
 
-class FolderImages(torch.utils.data.Dataset[tuple[Tensor, int, bool]]):
-    """Images in folders, decoded and cropped by worker processes; item i also says whether it was replaced."""
+class FileImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Images in files, decoded and cropped by worker processes; an item says which image took its place, if any did."""
 
     def __init__(
-        self,
-        data: FoldersData,
-        root: str,
-        device: torch.device,
-        *,
-        train: bool,
-        seed: int = 0,
-        flat: bool = False,
-        skip_damaged: bool = False,
+        self, files: CroppedImages, workers: int, device: torch.device, caption: Caption | None = None
     ) -> None:
-        from var_toolkit.data.folders import ClassFolders
+        self.files, self.workers, self.device, self.caption = files, workers, device, caption
 
-        self.folders = ClassFolders(
-            Path(root), data.size, train, flip=data.flip, seed=seed, flat=flat, skip_damaged=skip_damaged
-        )
-        self.workers, self.device = data.workers, device
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int, bool]:
-        return self.folders.read(index)
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.files.read(index)
 
     def __len__(self) -> int:
-        return len(self.folders)
+        return len(self.files)
 
     def in_order(self, start: int, size: int) -> Iterator[Tensor]:
         """Bytes of the images from one on, (size, 3, h, w)."""
-        rows = [range(at, min(at + size, len(self))) for at in range(start, len(self), size)]
-        for numbers, (images, _, replaced) in zip(rows, worker_batches(self, rows, workers=self.workers), strict=True):
-            _tell_replaced(self._names(numbers, replaced))
+        rows = [torch.arange(len(self))[at : at + size] for at in range(start, len(self), size)]
+        for images, _, damaged in self._loaded(rows):
+            _tell_replaced(damaged)
             yield images
 
-    def _names(self, indices: Sequence[int], replaced: Tensor) -> tuple[str, ...]:
-        return tuple(str(self.folders.path(index)) for index, gone in zip(indices, replaced, strict=True) if gone)
-
     def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
-        self.folders.set_epoch(epoch)
-        chosen, pin = [numbers.tolist() for numbers in rows], self.device.type == "cuda"
-        loaded = worker_batches(self, chosen, workers=self.workers, pin=pin)
-        for numbers, (images, labels, replaced) in zip(chosen, loaded, strict=True):
-            moved = images.to(self.device, non_blocking=True)
-            damaged = self._names(numbers, replaced)
-            yield Batch(labels.to(self.device, non_blocking=True), images=to_unit_range(moved), damaged=damaged)
+        self.files.set_epoch(epoch)
+        for images, shown, damaged in self._loaded(rows, pin=self.device.type == "cuda"):
+            labels = torch.from_numpy(self.files.labels[shown.numpy()])
+            yield Batch(
+                labels.to(self.device, non_blocking=True),
+                images=to_unit_range(images.to(self.device, non_blocking=True)),
+                damaged=damaged,
+                captions=captions_of(self.caption, shown, epoch),
+            )
+
+    def _loaded(self, rows: Sequence[Tensor], pin: bool = False) -> Iterator[tuple[Tensor, Tensor, tuple[str, ...]]]:
+        """Batches of bytes, the numbers of the images that they show, and the names of damaged ones."""
+        loaded = worker_batches(self, [numbers.tolist() for numbers in rows], workers=self.workers, pin=pin)
+        for numbers, (images, shown) in zip(rows, loaded, strict=True):
+            yield images, shown, tuple(str(self.files.file(index)) for index in numbers[numbers != shown].tolist())
 
 
 class HeldOut:
@@ -135,8 +128,8 @@ def class_names_of(data: Data, source: Source) -> Named:
     """The class names that what is trained on these images is delivered with."""
     if isinstance(data, StillLifesData):
         return "still-lifes"
-    if isinstance(data, FoldersData) and isinstance(source, FolderImages):
-        return _named(data, source.folders.classes)
+    if isinstance(data, FoldersData) and isinstance(source, FileImages) and isinstance(source.files, ClassFolders):
+        return _named(data, source.files.classes)
     return None
 
 
@@ -152,40 +145,41 @@ def _named(data: FoldersData, folders: tuple[str, ...]) -> Named:
 
 def _folders(
     data: FoldersData, recipe: Recipe, workplace: Workplace, classes: int | None, flat: bool
-) -> tuple[FolderImages, HeldOut]:
-    team = workplace.team
+) -> tuple[FileImages, HeldOut]:
     how: Any = {"flat": flat, "skip_damaged": workplace.skip_damaged}
-    source = FolderImages(data, data.root, team.device, train=True, seed=derived(recipe.seed, "crops"), **how)
-    found = source.folders.classes
-    _tell(source.folders.notes, team)
+    seed = derived(recipe.seed, "crops")
+    folders = ClassFolders(data.root, data.size, train=True, flip=data.flip, seed=seed, **how)
+    _tell(folders.notes, workplace.team)
+    found = folders.classes
     if classes is not None and len(found) != classes:
         raise ValueError(f"model: num_classes is {classes}, but {data.root} has {len(found)} class folders")
     if classes is not None:
         _named(data, found)  # refuses names that do not fit
+    source = FileImages(folders, data.workers, workplace.team.device)
     if data.validation_root is None:
         return source, HeldOut(None, [])
-    other = FolderImages(data, data.validation_root, team.device, train=False, **how)
-    _tell(other.folders.notes, team)
+    other = ClassFolders(data.validation_root, data.size, train=False, **how)
+    _tell(other.notes, workplace.team)
     # A flat folder has no classes, and labels do not matter then.
-    if found and other.folders.classes and other.folders.classes != found:
-        odd = sorted(set(found) ^ set(other.folders.classes))[0]
+    if found and other.classes and other.classes != found:
+        odd = sorted(set(found) ^ set(other.classes))[0]
         raise ValueError(
             f"data: {data.root} and {data.validation_root} must have the same class folders, "
             f"but only one of them has {odd!r}"
         )
-    held_out = _decoded(other, team)
-    return source, HeldOut(held_out, list(torch.arange(len(held_out)).split(recipe.batch_size)) if held_out else [])
+    return source, _decoded(other, workplace.team, recipe.batch_size)
 
 
-def _decoded(folders: FolderImages, team: Team) -> ImageArray | None:
-    """This process's share of images spread over all classes, as bytes on the CPU."""
-    chosen = np.linspace(0, len(folders) - 1, min(HELD_OUT_OF_FOLDERS, len(folders))).astype(np.int64)
+def _decoded(files: CroppedImages, team: Team, size: int) -> HeldOut:
+    """This process's share of images spread over the whole set, as bytes on the CPU, in batches of `size`."""
+    chosen = np.linspace(0, len(files) - 1, min(HELD_OUT_OF_FILES, len(files))).astype(np.int64)
     indices = [int(chosen[number]) for part in shares(len(chosen), team, 1) for number in part]
     if not indices:
-        return None
-    images, labels, replaced = zip(*[folders[index] for index in indices], strict=True)
-    _tell_replaced([str(folders.folders.path(i)) for i, gone in zip(indices, replaced, strict=True) if gone])
-    return ImageArray(torch.stack(images).numpy(), np.array(labels), folders.device)
+        return HeldOut(None, [])
+    images, shown = zip(*[files.read(index) for index in indices], strict=True)
+    _tell_replaced([str(files.file(i)) for i, found in zip(indices, shown, strict=True) if i != found])
+    source = ImageArray(torch.stack(images).numpy(), files.labels[np.array(shown)], team.device)
+    return HeldOut(source, list(torch.arange(len(source)).split(size)))
 
 
 def _tell(notes: Sequence[str], team: Team) -> None:

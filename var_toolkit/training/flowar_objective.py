@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from var_toolkit.core.bind import run_of
 from var_toolkit.core.engine import decode
 from var_toolkit.core.noise import Noise
 from var_toolkit.core.schedule import Schedule
+from var_toolkit.data.folders import ClassFolders
 from var_toolkit.heads.flow import Flow
 from var_toolkit.loading import load_tokenizer
 from var_toolkit.models.flowar import FlowAR, FlowARConfig
@@ -26,7 +26,7 @@ from var_toolkit.tokenizers.latent_pyramid import LatentPyramid
 from var_toolkit.training.batches import Batch, MomentArray, Source
 from var_toolkit.training.code_cache import CHUNK, STEP, array_chunks, cached_moments
 from var_toolkit.training.data_sources import (
-    FolderImages,
+    FileImages,
     HeldOut,
     class_names_of,
     images_of,
@@ -144,7 +144,8 @@ class FlowARObjective(Objective):
     def _folder_moments(self, data: FoldersData, workplace: Workplace) -> MomentArray:
         """Moments of the centre crops of all images, then of their mirror images if `flip` is set."""
         skip = workplace.skip_damaged
-        centres = FolderImages(data, data.root, torch.device("cpu"), train=False, skip_damaged=skip)
+        folders = ClassFolders(data.root, data.size, train=False, skip_damaged=skip)
+        centres = FileImages(folders, data.workers, torch.device("cpu"))
         count, halves = len(centres), 1 + data.flip
 
         def chunks(start: int) -> Iterator[Tensor]:
@@ -154,10 +155,9 @@ class FlowARObjective(Objective):
                     for part in centres.in_order(max(first, 0), CHUNK):
                         yield part.flip(-1) if mirrored else part
 
-        name, leads = f"folders-{centres.folders.fingerprint}", workplace.team.leads
+        name, leads = f"folders-{folders.fingerprint}", workplace.team.leads
         found = cached_moments(self.tokenizer, halves * count, chunks, workplace.cache_dir, name, progress=leads)
-        labels: np.ndarray = centres.folders.labels
-        return MomentArray(found, labels, workplace.team.device, derived(self.recipe.seed, "mirror"))
+        return MomentArray(found, folders.labels, workplace.team.device, derived(self.recipe.seed, "mirror"))
 
     def phases(self, step: int) -> list[Phase]:
         return [Phase(("flowar",), self._loss)]
