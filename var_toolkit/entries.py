@@ -34,6 +34,22 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class TextSource:
+    """A text encoder of transformers, as a model uses it."""
+
+    source: str  # a hub id user/name, with or without /folder, or a directory
+    kind: str = "t5"  # or "clip"
+    tokenizer: str = ""  # where its tokenizer is; the same place if empty
+    license: str | None = None  # of its weights, as their authors state it
+    lowercase: bool = False  # prompts are read in small letters
+    padded: bool = False  # prompts are padded to the length that the model reads, and the padding counts
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("t5", "clip"):
+            raise ValueError(f"kind is {shown(self.kind)}; it must be t5 or clip")
+
+
+@dataclass(frozen=True)
 class Embedded:
     """Weights that come with the package: folders under `embedded`."""
 
@@ -42,6 +58,7 @@ class Embedded:
     refiner: str | None = None
     classifier: str | None = None
     draft_head: str | None = None
+    text_encoder: str | None = None
 
     @staticmethod
     def folder(part: str) -> Path:
@@ -62,6 +79,7 @@ class Hub:
     parameters: int  # about, of the backbones
     family: str = "var"  # of the backbones
     license: str | None = None  # of the backbones, as their authors state it; None where they state none
+    text_encoder: TextSource | None = None  # of models that take prompts
 
     def at(self, part: str) -> tuple[str, str, str | None]:
         """Repository, file and, where it is pinned, the commit of a part."""
@@ -106,14 +124,19 @@ class Entry:
     training: Training | None = None  # of an embedded model
 
     @property
+    def takes_prompts(self) -> bool:
+        """Whether the model draws what a prompt says, rather than classes."""
+        return self.source.text_encoder is not None
+
+    @property
     def draws(self) -> bool:
-        """Whether the model draws images from class labels; a tokenizer or a classifier alone does not."""
+        """Whether the model draws images; a tokenizer or a classifier alone does not."""
         return isinstance(self.source, Hub) or self.source.backbone is not None
 
 
 DRAWS = {"resolution": 256, "class_names": "imagenet"}  # of published models, unless told otherwise
 STILL_LIFES = {"resolution": 64, "class_names": "still-lifes"}  # of embedded ones
-ON_HUB = ("files", "sizes", "parameters", "license")
+ON_HUB = ("files", "sizes", "parameters", "license", "text_encoder")
 OTHERS = ("summary", *DRAWS, "sampling", "fid", "draft_scales", "draft_models", "training", "embedded")
 
 
@@ -166,6 +189,6 @@ def _hub(told: Mapping[str, Any], family: str, where: str) -> Hub:
         "files": {part: (f"{user}/{name}", file) for part, (user, name, file) in parts.items()},
         "configs": {part: sizes.get(part, {}) for part in files},
         "family": family,
-        **{key: told[key] for key in ("parameters", "license") if key in told},
+        **{key: told[key] for key in ("parameters", "license", "text_encoder") if key in told},
     }
     return build(Hub, source, where=where)

@@ -13,6 +13,8 @@ from torch import nn
 from var_toolkit import registry, strict_fields
 from var_toolkit.conditions.class_names import Named
 from var_toolkit.conditions.class_names import read as read_class_names
+from var_toolkit.conditions.text import TextInput, text_of
+from var_toolkit.conditions.text_encoders import TransformersEncoder
 from var_toolkit.devices import find_device
 from var_toolkit.formats.directory import (
     INDEX,
@@ -27,6 +29,7 @@ from var_toolkit.formats.facts import Facts, of_both, of_entry, read_facts
 from var_toolkit.formats.fitting import AnyTokenizer, fitted
 from var_toolkit.formats.hub import at_revision, is_hub_id, snapshot, with_revision
 from var_toolkit.formats.lone_tokenizers import ALONE, find_tokenizer, read_autoencoder, read_tokenizer
+from var_toolkit.formats.text_folders import checked_encoder, read_text_encoder
 from var_toolkit.guidance import read_sampling, weight
 from var_toolkit.methods.collaborative import collaborative, require_one_tokenizer
 from var_toolkit.methods.speculative.settings import DraftModel
@@ -198,9 +201,13 @@ def _from_directory(folder: Path, given: Mapping[str, Part], weights: bool) -> P
         for key, part in (("_sampling", "backbone"), ("_refiner_sampling", "refiner"))
     ]
     draft_scales = strict_fields.convert(int, index.get("_draft_scales", 0), where=f"{folder / INDEX}: _draft_scales")
+    facts, text = _with(given, read_facts(folder)), text_of(parts["backbone"].network)
+    if text is not None:
+        encoder = read_text_encoder(folder, index, text, weights)
+        return _together(parts, samplings, None, draft_scales, facts, encoder)
     classes = parts["backbone"].network.config.num_classes
     class_names = read_class_names(index.get("_class_names"), classes, f"{folder / INDEX}: _class_names")
-    return _together(parts, samplings, class_names, draft_scales, _with(given, read_facts(folder)))
+    return _together(parts, samplings, class_names, draft_scales, facts)
 
 
 def _from_entry(found: Entry, given: Mapping[str, Part], weights: bool) -> Pipeline:
@@ -216,8 +223,18 @@ def _from_entry(found: Entry, given: Mapping[str, Part], weights: bool) -> Pipel
         lacking = [part for part in found.source.files if part not in given]
         own = _downloaded(found.source, lacking) if weights else _published_sizes(found.source, lacking)
     facts = _with(given, of_entry(found))
-    names = None if found.class_names == "none" else found.class_names  # the word of registry entries
-    return _together({**own, **given}, [found.sampling] * 2, names, found.draft_scales, facts)
+    parts = {**own, **given}
+    text, named = text_of(parts["backbone"].network), found.class_names != "none"
+    encoder = None if text is None else _encoder(found, parts, text)
+    names = found.class_names if named and text is None else None
+    return _together(parts, [found.sampling] * 2, names, found.draft_scales, facts, encoder)
+
+
+def _encoder(found: Entry, parts: Mapping[str, Part], text: TextInput) -> Any:
+    """The text encoder of a named model."""
+    if isinstance(found.source, Hub):
+        return found.source.text_encoder and TransformersEncoder(found.source.text_encoder, text.longest)
+    return checked_encoder(*parts["text_encoder"])
 
 
 def _read(folders: Mapping[str, Path], weights: bool) -> dict[str, Part]:
@@ -226,7 +243,12 @@ def _read(folders: Mapping[str, Path], weights: bool) -> dict[str, Part]:
 
 
 def _together(
-    parts: Mapping[str, Part], samplings: Sequence[Sampling], names: Named, draft_scales: int, facts: Facts
+    parts: Mapping[str, Part],
+    samplings: Sequence[Sampling],
+    names: Named,
+    draft_scales: int,
+    facts: Facts,
+    text_encoder: Any = None,
 ) -> Pipeline:
     """The parts of a model as a pipeline; the second sampling is the refiner's."""
     tokenizer = parts["tokenizer"]
@@ -238,7 +260,7 @@ def _together(
             pipes.append(Pipeline(seen, backbone, sampling, names))
     drafter, *refiners = pipes
     pipe = code(drafter, refiners[0], draft_scales) if refiners else drafter
-    pipe.facts = facts
+    pipe.facts, pipe.text_encoder = facts, text_encoder
     return pipe
 
 
@@ -280,6 +302,7 @@ def code(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
         raise ValueError("one of the two is itself a pair; bind a plan of more than two models in Python (`core.bind`)")
     require_one_tokenizer(drafter.tokenizer, refiner.tokenizer)
     collaborative(drafter.plan(), refiner.plan(), draft_scales=draft_scales)  # raises ValueError if it does not fit
-    shared = Pipeline(drafter.tokenizer, refiner.backbone, refiner.sampling, refiner.class_names.named)
-    ours = (drafter.tokenizer, drafter.backbone, drafter.sampling, drafter.class_names.named)
-    return Pipeline(*ours, refiner=shared, draft_scales=draft_scales, facts=of_both(drafter.facts, refiner.facts))
+    shared = Pipeline(drafter.tokenizer, refiner.backbone, refiner.sampling, refiner.named)
+    ours = (drafter.tokenizer, drafter.backbone, drafter.sampling, drafter.named)
+    facts, encoder = of_both(drafter.facts, refiner.facts), drafter.text_encoder
+    return Pipeline(*ours, refiner=shared, draft_scales=draft_scales, facts=facts, text_encoder=encoder)

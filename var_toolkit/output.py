@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ class PipelineOutput:
     """Images, their labels, seeds, tokens and latents, and the work that was done."""
 
     images: Any  # list of PIL images; or float in [0, 1]: numpy (B, h, w, 3), torch (B, 3, h, w); or latents
-    class_labels: list[int]
+    class_labels: list[int]  # empty for a model of text
     seeds: list[int]
     tokens: list[Tensor]  # K maps on the CPU: (B, n_k), int64; continuous ones (B, n_k, C), float32
     latents: Tensor  # (B, C, h, w), float32, on the CPU
@@ -34,17 +34,16 @@ class PipelineOutput:
     velocity_evaluations: int  # by the head of continuous tokens
     cache_bytes: int  # keys and values of the largest batch
     speculation: Tally | None = None  # statistics of speculative decoding, if it was used
+    prompts: list[str] = field(default_factory=list)  # of a model of text; "" where only embeddings were given
 
     def __repr__(self) -> str:
         if isinstance(self.images, list):
             what = " x ".join(map(str, self.images[0].size))
         else:
             what = f"{type(self.images).__name__} {tuple(self.images.shape)}"
-        count = len(self.class_labels)
-        return (
-            f"PipelineOutput({count} image{'s' * (count > 1)}, {what}, class_labels={_listed(self.class_labels)}, "
-            f"seeds={_listed(self.seeds)})"
-        )
+        count = len(self.seeds)
+        shows = f"prompts={_listed(self.prompts)}" if self.prompts else f"class_labels={_listed(self.class_labels)}"
+        return f"PipelineOutput({count} image{'s' * (count > 1)}, {what}, {shows}, seeds={_listed(self.seeds)})"
 
     def _repr_png_(self) -> bytes | None:
         """The first images as one PNG of at most 1024 pixels a side, for notebooks; None for latents."""
@@ -77,6 +76,7 @@ def joined(batches: Iterable[PipelineOutput], *, return_dict: bool = True) -> Pi
     return PipelineOutput(
         images=images,
         class_labels=[label for part in parts for label in part.class_labels],
+        prompts=[text for part in parts for text in part.prompts],
         seeds=[seed for part in parts for seed in part.seeds],
         tokens=[torch.cat(maps) for maps in zip(*(part.tokens for part in parts), strict=True)],
         latents=latents,
@@ -94,6 +94,6 @@ def _images(parts: Sequence[Any]) -> Any:
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [image for part in parts for image in part]
 
 
-def _listed(numbers: list[int]) -> str:
-    more = f", ... {len(numbers)} in all" if len(numbers) > LISTED else ""
-    return f"[{', '.join(map(str, numbers[:LISTED]))}{more}]"
+def _listed(items: Sequence[int | str]) -> str:
+    more = f", ... {len(items)} in all" if len(items) > LISTED else ""
+    return f"[{', '.join(map(repr, items[:LISTED]))}{more}]"

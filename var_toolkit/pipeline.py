@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from var_toolkit.conditions.class_names import ClassNames, class_names, kept
+from var_toolkit.conditions.text import PromptCache, PromptEmbeds, TextEncoder, TextInput, listed_texts, text_of
 from var_toolkit.core.bind import Run, bind
 from var_toolkit.core.finite import require_finite, require_fit
 from var_toolkit.core.plan import BACKBONE, DRAFT, Plan
@@ -51,12 +52,13 @@ if TYPE_CHECKING:
 
 
 class Pipeline:
-    """A tokenizer and a backbone that draw images of classes.
+    """A tokenizer and a backbone that draw images of classes, or of what a prompt says.
 
     `sampling` holds the default settings. `class_names` are a name for each label in order, or "imagenet" or
     "still-lifes" for the names of these data sets, as is `data_set`; they are saved with the model. With a `refiner`,
     itself a pipeline on the same tokenizer, the backbone draws the first `draft_scales` scales, the refiner's the rest.
-    A `draft_model` drafts where the setting `speculate` asks for it. `facts` say where the weights come from.
+    A `draft_model` drafts where the setting `speculate` asks for it. `facts` say where the weights come from. A
+    `text_encoder` reads the prompts of a backbone that has `text`; it may be missing where features are given instead.
     """
 
     def __init__(
@@ -71,13 +73,18 @@ class Pipeline:
         draft_scales: int = 0,
         draft_model: DraftModel | None = None,
         facts: Facts | None = None,
+        text_encoder: TextEncoder | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.backbone = backbone
         self.sampling = with_cfg(sampling or Sampling(), backbone)
         if class_names is not None and data_set is not None:
             raise ValueError(f"class_names and data_set {data_set!r} both name the classes; give one of them")
-        self._named = kept(data_set if class_names is None else class_names, backbone.config.num_classes)
+        named = data_set if class_names is None else class_names
+        if self.text is not None and named is not None:
+            raise ValueError(f"{type(backbone).__name__} reads text; it has no classes to name")
+        self.named = None if self.text is not None else kept(named, backbone.config.num_classes)
+        self.text_encoder, self._prompts = text_encoder, PromptCache()
         self.refiner, self.draft_scales = refiner, draft_scales
         self.draft_model = draft_model
         self.facts = facts or Facts()
@@ -87,9 +94,9 @@ class Pipeline:
             f"{type(each).__name__} {each.config.depth} x {each.config.embed_dim}" for each in self.backbones
         )
         side, tokenizer = self.tokenizer.image_side, type(parts(self)["tokenizer"]).__name__
-        count = self.backbone.config.num_classes
+        what = f"{self.backbone.config.num_classes} classes" if self.text is None else "text"
         return (
-            f"Pipeline({networks}, {tokenizer}, {count} classes, {side} x {side} pixels, "
+            f"Pipeline({networks}, {tokenizer}, {what}, {side} x {side} pixels, "
             f"{self.device}, {str(self.dtype).removeprefix('torch.')})"
         )
 
@@ -113,14 +120,21 @@ class Pipeline:
             )
 
     @property
+    def text(self) -> TextInput | None:
+        """The text that the model reads; None for a model of classes."""
+        return text_of(self.backbone)
+
+    @property
     def class_names(self) -> ClassNames:
-        """The names of the classes."""
-        return class_names(self._named, self.backbone.config.num_classes)
+        """The names of the classes. ValueError for a model of text."""
+        if self.text is not None:
+            raise ValueError(f"{type(self.backbone).__name__} has no classes: it draws what a prompt says")
+        return class_names(self.named, self.backbone.config.num_classes)
 
     @property
     def data_set(self) -> str | None:
         """The data set whose classes the labels are, "imagenet" or "still-lifes", or None."""
-        return self._named if isinstance(self._named, str) else None
+        return self.named if isinstance(self.named, str) else None
 
     @property
     def device(self) -> torch.device:
@@ -149,6 +163,8 @@ class Pipeline:
         self.tokenizer.place(device, dtype)
         for network in self.networks:
             network.to(device=device, dtype=dtype)
+        if self.text_encoder is not None and device is not None:
+            self.text_encoder.to(device)
         return self
 
     def pack(self) -> Pipeline:
@@ -177,6 +193,26 @@ class Pipeline:
         if self.refiner is not None:
             found |= {refiner_role(role): network for role, network in self.refiner.roles.items()}
         return found | ({DRAFT: self.draft_model.network} if self.draft_model is not None else {})
+
+    def encode_prompts(self, prompts: str | Sequence[str]) -> PromptEmbeds:
+        """The features of prompts, on the CPU, to be given as `prompt_embeds`; each prompt is encoded once.
+
+        The weights of the encoder are loaded at the first prompt and kept until `release_text_encoder`, which drawing
+        calls once all prompts are encoded. ValueError of one line for a prompt that the encoder or the model cannot
+        read.
+        """
+        if self.text is None:
+            raise ValueError("this model draws classes; only a model of text encodes prompts")
+        if self.text_encoder is None:
+            raise ValueError("this model was saved without a text encoder; give prompt_embeds instead of prompts")
+        embeds = self._prompts(self.text_encoder, listed_texts("prompt", prompts))
+        self.text.require(embeds, "the features of the prompt")
+        return embeds
+
+    def release_text_encoder(self) -> None:
+        """Free the weights of the text encoder, if it can load them again."""
+        if self.text_encoder is not None:
+            self.text_encoder.release()
 
     def bind(self, plan: Plan) -> Run:
         """The plan with the networks of this model: `run.cost()`, `print(run)`. ValueError if it does not fit."""
@@ -209,9 +245,9 @@ class Pipeline:
         return plan
 
     def __call__(
-        self, class_labels: Labels, *, return_dict: bool = True, **drawing: Unpack[Drawing]
+        self, class_labels: Labels = None, *, return_dict: bool = True, **drawing: Unpack[Drawing]
     ) -> PipelineOutput | tuple[Any]:
-        """Draw one image per label.
+        """Draw one image per label, or per prompt of a model of text.
 
         Labels are numbers, names or synsets; None draws without a class. Each image has its own seed (63 bits) and does
         not depend on the batch. Without `seeds` they come from `generator` (one for all images, or one per image), or
@@ -221,13 +257,13 @@ class Pipeline:
         """
         return joined(self.stream(listed(class_labels), **drawing), return_dict=return_dict)
 
-    def stream(self, class_labels: Labels, **drawing: Unpack[Drawing]) -> Iterator[PipelineOutput]:
+    def stream(self, class_labels: Labels = None, **drawing: Unpack[Drawing]) -> Iterator[PipelineOutput]:
         """Draw as a call does, and yield each batch once it is finished; earlier batches are not held.
 
         for batch in pipe.stream(range(1000), seeds=range(1000), batch_size=50): ...
 
-        Everything is checked before this returns, except labels and seeds of iterators, which are taken batch by
-        batch and may be endless.
+        Everything is checked before this returns, except labels, prompts and seeds of iterators, which are taken
+        batch by batch and may be endless.
         """
         return batches(self, class_labels, **drawing)
 

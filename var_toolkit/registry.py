@@ -1,8 +1,9 @@
 """Every network and every model with a name, found in the files that define them.
 
-A file in `models`, `tokenizers` or `still_life`, or that of a user's own family, has two tables of literals: NETWORKS,
-its classes that a `config.json` may name, and MODELS, the models of `vargen models`. They are read as text, as
-setuptools reads `attr:`, so that lists import neither torch nor anyone's code. docs/add-a-family.md has an example.
+A file in `models`, `tokenizers`, `conditions` or `still_life`, or that of a user's own family, has two tables of
+literals: NETWORKS, its classes that a `config.json` may name, and MODELS, the models of `vargen models`. They are read
+as text, as setuptools reads `attr:`, so that lists import neither torch nor anyone's code. docs/add-a-family.md has an
+example.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from var_toolkit.entries import Embedded, Entry, Hub, Sampling, entries_from
+from var_toolkit.entries import Embedded, Entry, Hub, Sampling, TextSource, entries_from
 from var_toolkit.modules import imported, source_file
 from var_toolkit.strict_fields import convert
 
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
 
     from var_toolkit.models.family import Family
 
-__all__ = ["Embedded", "Entry", "Hub", "Sampling"]
+__all__ = ["Embedded", "Entry", "Hub", "Sampling", "TextSource"]
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CARD = "README.md"
 DEFAULT = "stilllife-var"
+DEFAULT_FOR_PROMPTS = "scenes-infinity"
 WAYS = "a name that `vargen models` lists, a hub id user/name"
 BACKBONE = "backbone"  # the part of a model that a family draws with
 GROUP = "var_toolkit.families"  # of entry points: installed families
@@ -70,7 +72,7 @@ def _home(module: str, file: Path) -> Home:
 def _own() -> Iterator[Home]:
     """The files of this package that have tables."""
     package = Path(__file__).parent
-    for room in ("models", "tokenizers", "still_life"):
+    for room in ("models", "tokenizers", "conditions", "still_life"):
         for file in sorted((package / room).glob("*.py")):
             yield _home(f"{__package__}.{room}.{file.stem}", file)
 
@@ -186,6 +188,19 @@ def list_models(pattern: str = "*") -> list[str]:
     """The names of the zoo that match a shell pattern, such as "var*"."""
     _register_others()
     return [name for name in ENTRIES if fnmatch(name, pattern)]
+
+
+def prompt_models() -> list[str]:
+    """The models that take prompts."""
+    return [name for name in list_models() if ENTRIES[name].takes_prompts]
+
+
+def default_for_prompts() -> str:
+    """The model that draws prompts unless another is named. ValueError that lists the others, if it is missing."""
+    if DEFAULT_FOR_PROMPTS in ENTRIES:
+        return DEFAULT_FOR_PROMPTS
+    named = ", ".join(prompt_models()) or "a model directory"
+    raise ValueError(f"no model that takes prompts comes with this package; name one by --model: {named}")
 
 
 def find_entry(name: str) -> Entry | None:

@@ -7,16 +7,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from var_toolkit.files import written_whole
 from var_toolkit.formats.directory import FOLDERS, INDEX, read_json, write_json, write_network
 from var_toolkit.formats.facts import FACTS, write_facts
 from var_toolkit.formats.hub import upload, with_revision
 from var_toolkit.formats.model_card import write_card
+from var_toolkit.formats.text_folders import text_entry
 from var_toolkit.registry import CARD
 
 if TYPE_CHECKING:
-    import torch
-
     from var_toolkit.pipeline import Pipeline
 
 
@@ -34,7 +36,8 @@ def save(pipe: Pipeline, directory: Path, dtype: torch.dtype | None, *, overwrit
             (folder / part).mkdir()
             write_network(network, folder / part, dtype)
             index[part] = [type(network).__module__.partition(".")[0], type(network).__name__]
-        index |= {"_sampling": asdict(pipe.sampling), "_class_names": pipe.class_names.named}
+        index |= {"_sampling": asdict(pipe.sampling)}
+        index |= text_entry(pipe.text_encoder, folder) if pipe.text is not None else {"_class_names": pipe.named}
         if pipe.refiner is not None:
             index |= {"_refiner_sampling": asdict(pipe.refiner.sampling), "_draft_scales": pipe.draft_scales}
         write_json(folder / INDEX, index)
@@ -66,7 +69,8 @@ def parts(pipe: Pipeline) -> dict[str, torch.nn.Module]:
     """The networks of a pipeline by the names of their folders."""
     refiner = {} if pipe.refiner is None else {"refiner": pipe.refiner.backbone}
     tokenizer = getattr(pipe.tokenizer, "autoencoder", pipe.tokenizer)  # saved so that diffusers can load it too
-    return {"tokenizer": tokenizer, "backbone": pipe.backbone, **refiner}
+    own: dict[str, nn.Module] = {"text_encoder": pipe.text_encoder} if isinstance(pipe.text_encoder, nn.Module) else {}
+    return {"tokenizer": tokenizer, "backbone": pipe.backbone, **refiner, **own}
 
 
 def _require_replaceable(folder: Path) -> None:

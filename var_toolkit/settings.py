@@ -7,6 +7,7 @@ from typing import Annotated, Any, SupportsIndex
 
 import torch
 
+from var_toolkit.conditions.text import PromptEmbeds
 from var_toolkit.core.engine import ScaleEvent
 from var_toolkit.core.plan import Plan
 from var_toolkit.core.schedule import Schedule
@@ -22,6 +23,10 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 class Drawing(Settings, total=False):
     """How images are drawn, and which: the keywords of a call, which explains them."""
 
+    prompt: Annotated[str | Iterable[str] | None, Setting("of models of text: what each image shows")]
+    negative_prompt: Annotated[str | Sequence[str] | None, Setting("what guidance leads away from")]
+    prompt_embeds: Annotated[PromptEmbeds | None, Setting("instead of prompt: its features")]
+    negative_prompt_embeds: Annotated[PromptEmbeds | None, Setting("instead of negative_prompt: its features")]
     seeds: Annotated[int | Iterable[int] | None, Setting("one per image")]
     generator: Annotated[torch.Generator | Sequence[torch.Generator] | None, Setting("of seeds that are not given")]
     plan: Annotated[Plan | None, Setting("instead of settings")]
@@ -118,5 +123,5 @@ def seeds_of(
     else:
         raise ValueError(f"generator is {shown(generator)}; it must be a torch.Generator, or one per image")
     if len(seeds) != count:
-        raise ValueError(f"there are {len(seeds)} seeds for {count} class labels; give one seed per image")
+        raise ValueError(f"there are {len(seeds)} seeds for {count} images; give one seed per image")
     return seeds

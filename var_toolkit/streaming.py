@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
 
+from var_toolkit.conditions.text import PromptEmbeds
 from var_toolkit.core.engine import ScaleEvent, decode
 from var_toolkit.core.finite import require_finite
 from var_toolkit.core.noise import Noise
@@ -19,11 +19,11 @@ from var_toolkit.images import as_output
 from var_toolkit.output import PipelineOutput
 from var_toolkit.ranges import checked
 from var_toolkit.setting_table import Settings
-from var_toolkit.settings import OUTPUT_TYPES, Labels, is_one, seeds_of
+from var_toolkit.settings import OUTPUT_TYPES, Labels
 from var_toolkit.strict_fields import shown
+from var_toolkit.wanted import Wanted, wanted
 
 if TYPE_CHECKING:
-    from var_toolkit.conditions.class_names import ClassNames
     from var_toolkit.pipeline import Pipeline
 
 
@@ -34,6 +34,10 @@ def batches(
     finish: Callable[[Tensor, str], Any] = as_output,
     /,
     *,
+    prompt: str | Iterable[str] | None = None,
+    negative_prompt: str | Sequence[str] | None = None,
+    prompt_embeds: PromptEmbeds | None = None,
+    negative_prompt_embeds: PromptEmbeds | None = None,
     seeds: int | Iterable[int] | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     plan: Plan | None = None,
@@ -49,21 +53,23 @@ def batches(
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
     batch_size = checked("batch_size", batch_size)
-    asked = _asked(pipe.class_names, class_labels, seeds, generator, batch_size)
     run = pipe.bind(chosen_plan(pipe, plan, settings))
+    texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+    asked = wanted(pipe, class_labels, *texts, seeds, generator, batch_size)
     preserved = None if preserve is None else preserve(run.schedule)
 
-    def batch(labels: list[int], seeds: list[int]) -> PipelineOutput:
-        labels_B = torch.tensor(labels, device=pipe.device)
-        drawn = decode(run, labels_B, Noise(seeds, pipe.device), preserved=preserved, on_scale=callback_on_scale_end)
+    def batch(one: Wanted) -> PipelineOutput:
+        noise = Noise(one.seeds, pipe.device)
+        drawn = decode(run, one.request(pipe.device), noise, preserved=preserved, on_scale=callback_on_scale_end)
         images = latents = drawn.latent.cpu()
         if output_type != "latent":
             pixels = require_finite(pipe.tokenizer.decode(drawn.latent).cpu(), "the decoder's images")
             images = finish(pixels, output_type)
         return PipelineOutput(
             images=images,
-            class_labels=labels,
-            seeds=seeds,
+            class_labels=one.labels,
+            prompts=one.prompts,
+            seeds=one.seeds,
             tokens=[found.cpu() for found in drawn.tokens],
             latents=latents,
             forward_passes=drawn.forward_passes,
@@ -72,7 +78,7 @@ def batches(
             speculation=drawn.speculation or None,
         )
 
-    return (batch(labels, seeds) for labels, seeds in asked)
+    return map(batch, asked)
 
 
 def chosen_plan(pipe: Pipeline, plan: Plan | None, settings: Mapping[str, Any]) -> Plan:
@@ -84,25 +90,3 @@ def chosen_plan(pipe: Pipeline, plan: Plan | None, settings: Mapping[str, Any]) 
     if any(value is not None and value is not False for value in settings.values()):
         raise ValueError("give a plan or settings, not both: a plan holds its own settings")
     return plan
-
-
-def _asked(
-    names: ClassNames, labels: Labels, seeds: Any, generator: Any, size: int
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Labels and seeds of each batch. Those of an iterator are taken when they are needed, and it may be endless."""
-    if isinstance(labels, Iterator):
-        return _taken(names, labels, None if seeds is None else iter(seeds), generator, size)
-    wanted: list[Any] = [labels] if is_one(labels) else list(labels)  # type: ignore[arg-type]
-    if not wanted:
-        raise ValueError("class_labels is empty; give at least one class")
-    known = [names.resolve(label) for label in wanted]
-    chosen = seeds_of(seeds, len(known), generator)
-    return ((known[at : at + size], chosen[at : at + size]) for at in range(0, len(known), size))
-
-
-def _taken(
-    names: ClassNames, labels: Iterator[Any], seeds: Iterator[Any] | None, generator: Any, size: int
-) -> Iterator[tuple[list[int], list[int]]]:
-    while part := list(islice(labels, size)):
-        chosen = None if seeds is None else list(islice(seeds, len(part)))
-        yield [names.resolve(label) for label in part], seeds_of(chosen, len(part), generator)

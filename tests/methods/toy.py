@@ -43,7 +43,7 @@ def request(images: int) -> Request:
 def truth(sampling: TokenSampling) -> Tensor:
     """The probability of every sequence."""
     with torch.inference_mode():
-        labels = request(len(SEQUENCES)).rows(sampling.rows).labels
+        labels = request(len(SEQUENCES)).rows(None, sampling.rows).labels
         logits = sampling.network(labels, SEQUENCES[:, :-1].repeat(sampling.rows, 1))
         positions = torch.arange(SIDE**2).expand(len(SEQUENCES), -1)
         chosen = sampling.head.probabilities(sampling.choices(logits, positions)).log()

@@ -1,13 +1,14 @@
 """What an image is to show, made once per request: the condition that networks read.
 
-Letters: B images, R rows (B, or 2B under guidance: conditional half first), T condition tokens, C width.
+Letters: B images, R rows (B, or 2B under guidance: conditional half first), T condition tokens, C width, N blocks,
+H heads, D head width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,8 +25,9 @@ class Condition:
     labels: Tensor | None = None  # (R,), int64
     pooled: Tensor | None = None  # (R, C): modulates every layer
     prefix: Tensor | None = None  # (R, T, C): tokens before those of the image
-    memory: Tensor | None = None  # (R, T, C): read by cross-attention
-    memory_mask: Tensor | None = None  # (R, T), bool: which of them count
+    prefix_mask: Tensor | None = None  # (R, T), bool: which of them count
+    cross: Tensor | None = None  # (R, N, 2, H, T, D): keys and values of each block's cross-attention
+    cross_mask: Tensor | None = None  # (R, T), bool: which of them count
     additions: Mapping[int, Tensor] = field(default_factory=dict)  # layer -> (R, L, C)
 
     def of_rows(self, rows: Tensor | slice) -> Condition:
@@ -74,9 +76,17 @@ class Request:
     def __len__(self) -> int:
         return len(self.condition)
 
-    def rows(self, copies: int) -> Condition:
-        """The condition of the images (1), or of the images and their null twins (2)."""
+    def rows(self, network: Any, copies: int) -> Condition:
+        """The condition of the images (1), or of the images and their null twins (2), the same for every network."""
         return self.condition if copies == 1 else self.condition.with_null(self.null)
+
+
+class Asked(Protocol):
+    """What a batch of images is to show: a request, or what each network makes its own request of."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, network: Any, copies: int) -> Condition: ...
 
 
 def of_labels(labels_B: Tensor, classes: int) -> Request:

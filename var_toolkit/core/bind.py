@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from var_toolkit.conditions.text import reads
 from var_toolkit.core.layers import Layers
 from var_toolkit.core.plan import BACKBONE, Plan, Scale, Step, Tokens, plan_of
 from var_toolkit.core.schedule import Schedule
@@ -25,7 +26,8 @@ class Backbone(Protocol):
     Its `default_head` says what kind of head it has. All kinds have `condition`; networks that draw a scale at once
     have `hidden`, those that draw token by token `next_hidden`; categorical heads need `logits`, flow heads `field`,
     and masked passes `refined`. One that is `markov` attends to no scale but the one it draws, so it needs no prefill.
-    One with `has_subnets` was made to skip layers.
+    One with `has_subnets` was made to skip layers. What they draw is of `config.num_classes` classes, or a text network
+    has `text` and `request` (`conditions.text`).
     """
 
     scales: Schedule
@@ -164,8 +166,8 @@ def bind(plan: Plan, networks: Mapping[str, Any], tokenizer: Any) -> Run:
     tokenizer.pyramid_of(plan.schedule)  # raises ValueError for a schedule that it has not
     for step in plan.steps:
         _require_fit(step, used[step.network], plan.schedule)
-    if len({used[step.network].config.num_classes for step in plan.steps}) > 1:
-        raise ValueError("the networks of a plan must have the same classes")
+    if len({reads(used[step.network]) for step in plan.steps}) > 1:
+        raise ValueError("the networks of a plan must have the same classes, or read the text of the same encoder")
     counts = [(step.layers.count, len(used[step.network].blocks)) for step in plan.steps if step.layers is not None]
     if counts and not any(2 <= count <= depth for count, depth in counts):
         count, depth = max(counts, key=lambda one: one[1])

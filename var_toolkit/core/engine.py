@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from var_toolkit.conditions.condition import Request, of_labels
+from var_toolkit.conditions.condition import Asked, of_labels
 from var_toolkit.core.bind import Bound, Run
 from var_toolkit.core.canvas import Canvas
 from var_toolkit.core.filters import pick
@@ -62,7 +62,7 @@ class Decoded:
 @torch.inference_mode()
 def decode(
     run: Run,
-    request: Request | Tensor,
+    request: Asked | Tensor,
     noise: Noise,
     *,
     preserved: Preserved | None = None,
@@ -74,7 +74,7 @@ def decode(
     rounding of batched matrix products, which may differ with the batch size). FloatingPointError if logits or latents
     are not finite, which is read once, at the end, unless the networks are on the CPU.
     """
-    asked = request if isinstance(request, Request) else of_labels(request, run.steps[0].network.config.num_classes)
+    asked = of_labels(request, run.steps[0].network.config.num_classes) if isinstance(request, Tensor) else request
     drawing = Drawing(run, asked, noise, preserved, on_scale)
     for steps, verification in run.parts:
         if verification is not None:
@@ -94,7 +94,7 @@ class Drawing:
     def __init__(
         self,
         run: Run,
-        request: Request,
+        request: Asked,
         noise: Noise,
         preserved: Preserved | None = None,
         on_scale: Callable[[ScaleEvent], None] | None = None,
@@ -114,12 +114,12 @@ class Drawing:
         if one.fresh:
             self.leave()  # before the next network makes its own
             self.cache = one.network.new_cache(count, one.capacities)
-            self.condition = one.network.condition(self.request.rows(one.rows))
+            self.condition = one.network.condition(self.request.rows(one.network, one.rows))
         elif one.rows < self.rows:
             self.condition = self.condition.of_rows(slice(count))
             self.cache.keep_rows(count)
         elif one.rows > self.rows:  # of a network that caches nothing
-            self.condition = one.network.condition(self.request.rows(one.rows))
+            self.condition = one.network.condition(self.request.rows(one.network, one.rows))
         self.rows = one.rows
         self.cache.resize(one.capacities)
 

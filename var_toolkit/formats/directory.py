@@ -29,15 +29,20 @@ from var_toolkit.registry import CONFIG, WEIGHTS
 
 INDEX = "model_index.json"  # of a model directory, which holds a folder for each part
 PARTS = ("tokenizer", "backbone")  # which every model has
-FOLDERS = (*PARTS, "refiner")  # which a model may have
+TEXT_FOLDERS = ("text_encoder", "text_tokenizer")  # of models that take prompts
+FOLDERS = (*PARTS, "refiner", *TEXT_FOLDERS)  # which a model may have
 OF_DIFFUSERS = ("AutoencoderKL",)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, whole or not at all. OSError if the disk is full or the folder is read-only."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all, with `facts` in its header.
+
+    OSError if the disk is full or the folder is read-only.
+    """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"format": "pt", **(facts or {})}
     try:
-        write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
+        write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
     except SafetensorError as error:  # not an OSError, although it reports one
         raise OSError(errno.ENOSPC, f"cannot be written: {error}", str(path)) from None
 
@@ -120,7 +125,7 @@ def _class(name: str, module: str) -> type[nn.Module]:
 
 def expected(folder: str) -> list[str]:
     """The classes of networks that a folder of a model may hold."""
-    return registry.networks("tokenizer" if folder == "tokenizer" else "backbone")
+    return registry.networks(folder if folder in ("tokenizer", "text_encoder") else "backbone")
 
 
 def build(cls: type[nn.Module], settings: Mapping[str, Any], source: str, *, complete: bool = False) -> nn.Module:

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from var_toolkit.conditions.condition import Request
+from var_toolkit.conditions.condition import Asked
 from var_toolkit.core.bind import Bound, Run
 from var_toolkit.core.cache import KVCache
 from var_toolkit.core.canvas import Canvas
@@ -166,11 +166,11 @@ class _Reader:
     copies: int  # rows for each image
 
     @classmethod
-    def begin(cls, network: Any, ways: dict[int, _Way], request: Request, tokens: int) -> _Reader:
+    def begin(cls, network: Any, ways: dict[int, _Way], request: Asked, tokens: int) -> _Reader:
         """A network that will read at most `tokens` tokens of each row."""
         copies = 2 if any(way.guidance > 0 for way in ways.values()) else 1
         cache = network.new_cache(copies * len(request), [tokens] * network.config.depth)
-        return cls(network, ways, network.condition(request.rows(copies)), cache, slice(None), copies)
+        return cls(network, ways, network.condition(request.rows(network, copies)), cache, slice(None), copies)
 
     def of(self, images_G: Tensor, count: int) -> _Reader:
         """The same for some of `count` images."""

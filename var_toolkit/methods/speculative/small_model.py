@@ -108,7 +108,7 @@ class SmallReader:
     def __init__(self, settings: SmallModel, run: Rounds) -> None:
         self.sampling = settings.sampling(run.sampling, run.networks)
         self.network, rows = self.sampling.network, run.images * self.sampling.rows
-        self.prefix = self.network.condition(run.request.rows(self.sampling.rows)).tokens
+        self.prefix = self.network.condition(run.request.rows(self.network, self.sampling.rows)).tokens
         self.begun_RL = run.tokens_BL[:, : run.first].repeat(self.sampling.rows, 1)
         self.cache = self.network.new_ragged_cache(rows, 2 + run.total + settings.nodes)
 

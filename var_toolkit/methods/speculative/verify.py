@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Protocol, cast
 import torch
 from torch import Tensor
 
-from var_toolkit.conditions.condition import Request
+from var_toolkit.conditions.condition import Asked
 from var_toolkit.core.bind import Bound, Run
 from var_toolkit.core.cache import RaggedCache
 from var_toolkit.core.engine import Drawing
@@ -45,7 +45,7 @@ class Rounds:
     def __init__(
         self,
         sampling: TokenSampling,
-        request: Request,
+        request: Asked,
         noise: Noise,
         *,
         networks: Mapping[str, Any] | None = None,
@@ -269,7 +269,7 @@ class Target:
 
     def __init__(self, run: Rounds, nodes: int) -> None:
         self.run, self.network = run, run.network
-        self.condition = run.network.condition(run.request.rows(run.sampling.rows))
+        self.condition = run.network.condition(run.request.rows(run.network, run.sampling.rows))
         self.cache: RaggedCache = self.network.new_ragged_cache(run.images * run.sampling.rows, 1 + run.total + nodes)
         self.uniform_BL = run.noise.uniform(Stream.TOKEN, 0, run.total)
 
