@@ -198,6 +198,11 @@ class Shape:
     bound: float
     gloss: float
 
+    @property
+    def middle(self) -> Vector:
+        """Where the middle of its ball is."""
+        return Vector(0.0, 0.0, 0.5 * self.height)
+
 
 def shapes() -> dict[str, Shape]:
     """Return the ten solids by name, in the order of the labels."""
