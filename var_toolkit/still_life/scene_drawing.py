@@ -114,7 +114,7 @@ class Placed:
 
 
 def draw_scene(scene: Scene, seed: int, size: int) -> np.ndarray:
-    """The image of a scene, uint8 (3, size, size): a pure function of its arguments. The seed varies ground and light."""
+    """The image of a scene, uint8 (3, size, size): a pure function of its arguments. The seed moves the ground."""
     floor, light = _floor(scene.ground), LIGHTS[scene.light]
     shot = _shot(light, seed)
     view, sun = _view(size), sun_of(shot)
@@ -156,8 +156,17 @@ def placed(thing: Thing) -> Placed:
 
 def seen_at(thing: Thing) -> tuple[float, float]:
     """Where the middle of a thing is in the image: column and row, from 0 to 1."""
+    return _projected(placed(thing).middle)
+
+
+def foot_at(thing: Thing) -> float:
+    """The row of the point on the ground on which a thing stands, from 0 to 1: larger for a nearer one."""
+    return _projected(Vector(thing.x, thing.y, 0.0))[1]
+
+
+def _projected(point: Vector) -> tuple[float, float]:
     forward, right, up = _axes()
-    offset = placed(thing).middle - _eye()
+    offset = point - _eye()
     depth = offset.dot(forward) * HALF_VIEW
     return 0.5 + 0.5 * float(offset.dot(right) / depth), 0.5 - 0.5 * float(offset.dot(up) / depth)
 

@@ -17,7 +17,7 @@ from var_toolkit.processes import Team
 from var_toolkit.training.batches import Batch, Caption, ImageArray, Source, captions_of, to_unit_range
 from var_toolkit.training.draws import derived
 from var_toolkit.training.objectives import Workplace
-from var_toolkit.training.recipe import Data, FoldersData, Recipe, SamplesData, StillLifesData
+from var_toolkit.training.recipe import Data, FoldersData, Recipe, SamplesData, ScenesData, StillLifesData
 
 STILL_LIFE_CLASSES = 1000
 HELD_OUT_OF_FILES = 2_048  # decoded images stay in memory, as bytes
@@ -79,11 +79,14 @@ class HeldOut:
 
 def require_size(data: Data, side: int) -> None:
     """Refuse images that a tokenizer for `side` x `side` pixels cannot read, before any of them is made."""
-    from var_toolkit.still_life.image_cache import SIZE
+    from var_toolkit.still_life import image_cache, scene_drawing
 
     if isinstance(data, SamplesData):  # drawn as tokens
         return
-    size = data.size if isinstance(data, FoldersData) else SIZE
+    if isinstance(data, FoldersData):
+        size = data.size
+    else:
+        size = scene_drawing.SIZE if isinstance(data, ScenesData) else image_cache.SIZE
     if size != side:
         raise ValueError(f"data: images have {size} x {size} pixels, but the tokenizer reads {side} x {side}")
 
@@ -98,12 +101,31 @@ def images_of(
     data = recipe.data
     if isinstance(data, FoldersData):
         return _folders(data, recipe, workplace, classes, flat)
+    if isinstance(data, ScenesData):
+        return _scenes(data, recipe, workplace, classes)
     if classes is not None:
         require_still_life_classes(classes)
     source = ImageArray(*still_lifes(workplace, data.count, "train"), workplace.team.device)
     if not data.validation_count:
         return source, HeldOut(None, [])
     held_out = ImageArray(*still_lifes(workplace, data.validation_count, "validation"), workplace.team.device)
+    return source, HeldOut(held_out, shares(len(held_out), workplace.team, recipe.batch_size))
+
+
+def _scenes(data: ScenesData, recipe: Recipe, workplace: Workplace, classes: int | None) -> tuple[Source, HeldOut]:
+    """Scenes, whose labels are their numbers (`still_life.scenes.scene_of`)."""
+    if classes is not None:
+        raise ValueError(
+            "data: scenes have captions and no classes; use still-lifes, or an objective that reads captions"
+        )
+
+    def drawn(count: int, split: str) -> ImageArray:
+        return ImageArray(scenes(workplace, count, split), np.arange(count), workplace.team.device)
+
+    source = drawn(data.count, "train")
+    if not data.validation_count:
+        return source, HeldOut(None, [])
+    held_out = drawn(data.validation_count, "validation")
     return source, HeldOut(held_out, shares(len(held_out), workplace.team, recipe.batch_size))
 
 
@@ -122,6 +144,14 @@ def still_lifes(workplace: Workplace, count: int, split: str) -> tuple[np.ndarra
     from var_toolkit.still_life.data_set import cached
 
     return cached(workplace.cache_dir, count, split, progress=workplace.team.leads)
+
+
+def scenes(workplace: Workplace, count: int, split: str) -> np.ndarray:
+    """The first images of a split of scenes, uint8 (count, 3, 128, 128)."""
+    from var_toolkit.still_life.image_cache import cached_images
+    from var_toolkit.still_life.scene_drawing import SCENES
+
+    return cached_images(SCENES, workplace.cache_dir, count, split, progress=workplace.team.leads)
 
 
 def class_names_of(data: Data, source: Source) -> Named:

@@ -33,6 +33,19 @@ class StillLifesData:
 
 
 @dataclass(frozen=True)
+class ScenesData:
+    """Synthetic scenes of one to three solids with captions, 128 px, rendered once and stored on disk."""
+
+    kind: Literal["scenes"] = "scenes"
+    count: int = 40_000
+    validation_count: int = 1_000
+
+    def __post_init__(self) -> None:
+        _require(self.count > 0, f"count is {self.count}; expected a number above 0")
+        _require(self.validation_count >= 0, f"validation_count is {self.validation_count}; expected 0 or more")
+
+
+@dataclass(frozen=True)
 class FoldersData:
     """Images in one folder a class, as ImageNet is unpacked: `root` holds the class folders."""
 
@@ -62,8 +75,13 @@ class SamplesData:
         _require(self.validation_count >= 0, f"validation_count is {self.validation_count}; expected 0 or more")
 
 
-Data = StillLifesData | FoldersData | SamplesData
-DATA: dict[str, type[Data]] = {"still-lifes": StillLifesData, "folders": FoldersData, "samples": SamplesData}
+Data = StillLifesData | ScenesData | FoldersData | SamplesData
+DATA: dict[str, type[Data]] = {
+    "still-lifes": StillLifesData,
+    "scenes": ScenesData,
+    "folders": FoldersData,
+    "samples": SamplesData,
+}
 
 
 @dataclass(frozen=True)
