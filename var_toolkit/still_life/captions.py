@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, TypeVar
+from zlib import crc32
 
 import numpy as np
 
-from var_toolkit.still_life.scenes import COLOURS, Scene
+from var_toolkit.still_life.scenes import COLOURS, Scene, scene_of
 
 # Singular and plural.
 NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -95,6 +97,26 @@ def caption(scene: Scene, seed: int) -> Caption:
     ground = scene.ground if draw.random() < 0.8 else None
     light = scene.light if draw.random() < 0.7 else None
     return Caption(_framed(draw, text, ground, light), wishes, **orders, ground=ground, light=light)
+
+
+def training_caption(number: int, epoch: int) -> str:
+    """The caption of a training scene in an epoch: another one in each, and none that is `unseen`."""
+    return _first(scene_of(number), 4096 * number + 64 * (epoch % 64), False).text
+
+
+def unseen_caption(scene: Scene, seed: int) -> Caption:
+    """A caption whose words no training scene is shown with."""
+    return _first(scene, 4096 * seed, True)
+
+
+def unseen(text: str) -> bool:
+    """Whether a caption is never used in training: one in sixteen is not."""
+    return crc32(text.encode()) % 16 == 0
+
+
+def _first(scene: Scene, seed: int, wanted: bool) -> Caption:
+    """The first caption of a scene from a seed on that is unseen, or that is not."""
+    return next(found for found in (caption(scene, one) for one in count(seed)) if unseen(found.text) == wanted)
 
 
 def _several(draw: np.random.Generator, wishes: tuple[Wish, ...]) -> str:
