@@ -16,7 +16,7 @@ from var_toolkit.training.batches import Batch
 from var_toolkit.training.data_sources import images_of, require_size
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
-from var_toolkit.training.recipe import Recipe, ScenesData
+from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
 
 CELLS = SIZE // CELL
@@ -27,16 +27,12 @@ class SceneDetectorObjective(Objective):
     """Focal loss of presence, and cross-entropies of what the solids, the ground and the light are."""
 
     options_type = ClassifierOptions
+    data_kinds = ("scenes",)
     log_note = "accuracy counts an image only if all that it shows is right"
 
     @classmethod
     def config_type(cls) -> type:
         return SceneDetectorConfig
-
-    @classmethod
-    def check(cls, recipe: Recipe, *, where: str) -> None:
-        if not isinstance(recipe.data, ScenesData):
-            raise ValueError(f"{where}: data has kind {recipe.data.kind}; the scene-detector objective reads scenes")
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         self.recipe, self.options, self.team = recipe, recipe.objective_options, workplace.team

@@ -53,6 +53,7 @@ class ReconstructionObjective(Objective):
     """
 
     name: str
+    data_kinds = ("still-lifes", "scenes", "folders")
     options: Any
     held_out: HeldOut
     autoencoder: Any  # the network, before DDP wraps it
