@@ -27,7 +27,8 @@ LEVELS = (
     ),
     (
         "evaluation", "training", "still_life.quality", "still_life.editing_quality", "still_life.data_set",
-        "still_life.image_cache", "still_life.classifier_objective",
+        "still_life.image_cache", "still_life.classifier_objective", "still_life.scene_data",
+        "still_life.scene_detector_objective",
     ),
     ("cli", "demo", "__main__"),
 )  # fmt: skip

@@ -8,7 +8,6 @@ from math import cos, pi, sin
 import numpy as np
 
 from var_toolkit.still_life.grounds import Ground, grounds, linear
-from var_toolkit.still_life.image_cache import Kind
 from var_toolkit.still_life.ray_tracing import (
     HALF_VIEW,
     Shot,
@@ -25,11 +24,10 @@ from var_toolkit.still_life.ray_tracing import (
     sun_of,
     sunlit,
 )
-from var_toolkit.still_life.scenes import SIZES, SPLITS, Scene, Thing, scene_of
+from var_toolkit.still_life.scenes import SIZES, Scene, Thing
 from var_toolkit.still_life.solids import Shape, Solid, shapes
 from var_toolkit.still_life.vectors import Vector
 
-VERSION = 1  # part of the files' name: increase it whenever images change
 SIZE = 128
 SUN_SAMPLES = 3  # for each of a pixel's four subpixels
 PITCH = 0.50
@@ -140,13 +138,6 @@ def draw_scene(scene: Scene, seed: int, size: int) -> np.ndarray:
         point, paint = view.eye + view.rays.at(hit) * reach, linear(colours()[thing.colour])
         put(shown, hit, lit_solid(point, view.rays.at(hit), solid, paint, floor, shot, sun))
     return developed(shown.times(light.tint), size)
-
-
-def _numbered(index: int, split: str) -> np.ndarray:
-    return draw_scene(scene_of(index, split), index, SIZE)
-
-
-SCENES = Kind(f"scenes-v{VERSION}", SIZE, SPLITS, _numbered)
 
 
 def placed(thing: Thing) -> Placed:

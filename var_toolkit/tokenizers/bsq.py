@@ -168,7 +168,7 @@ class BitQuantizer(nn.Module):
         """Quantise for training, in float32.
 
         `commitment` is the squared distance between the features and the latent, `entropy` the mean of `entropy_gap`
-        over the scales. The distance after coarser scales, which VAR adds, would pull features to what few bits can say.
+        over the scales. The distance after coarser scales, which VAR adds, would pull features to what few bits say.
         """
         features, pyramid = features_BDhw.float(), self.pyramid(self.scales)
         target, latent, tokens = features.detach(), torch.zeros_like(features), []

@@ -149,7 +149,7 @@ def still_lifes(workplace: Workplace, count: int, split: str) -> tuple[np.ndarra
 def scenes(workplace: Workplace, count: int, split: str) -> np.ndarray:
     """The first images of a split of scenes, uint8 (count, 3, 128, 128)."""
     from var_toolkit.still_life.image_cache import cached_images
-    from var_toolkit.still_life.scene_drawing import SCENES
+    from var_toolkit.still_life.scene_data import SCENES
 
     return cached_images(SCENES, workplace.cache_dir, count, split, progress=workplace.team.leads)
 
