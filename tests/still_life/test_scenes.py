@@ -17,8 +17,8 @@ from var_toolkit.still_life.captions import (
     vocabulary,
 )
 from var_toolkit.still_life.image_cache import cached_images
-from var_toolkit.still_life.scene_detector import Found, FoundScene
 from var_toolkit.still_life.scene_data import SCENES
+from var_toolkit.still_life.scene_detector import Found, FoundScene
 from var_toolkit.still_life.scene_drawing import SIZE, draw_scene, foot_at, seen_at
 from var_toolkit.still_life.scene_judge import CATEGORIES, judge, prompts
 from var_toolkit.still_life.scenes import HELD_OUT, SPLITS, Scene, Thing, scene_of
