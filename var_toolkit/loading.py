@@ -283,14 +283,15 @@ def _published_sizes(source: Hub, parts: Sequence[str]) -> dict[str, Part]:
 
 
 def _downloaded(source: Hub, parts: Sequence[str]) -> dict[str, Part]:
-    from var_toolkit.formats.hub import download
+    from var_toolkit.formats.hub import download, download_folder
     from var_toolkit.formats.published import networks_from_tensors, required
     from var_toolkit.formats.weight_files import read_weights
 
     tensors = {}
     for part in parts:
         repository, file, commit = source.at(part)
-        tensors[part] = read_weights(download(with_revision(repository, commit), file), required(source.family, part))
+        fetch = download_folder if file.endswith("/") else download  # a folder holds shards
+        tensors[part] = read_weights(fetch(with_revision(repository, commit), file), required(source.family, part))
     files = {part: source.files[part][1] for part in parts}
     networks = networks_from_tensors(source.family, tensors, source.configs, files)
     return {part: Part(network, files[part]) for part, network in networks.items()}

@@ -70,14 +70,16 @@ def run(args: argparse.Namespace) -> None:
         return
     pipe = _pipeline(args, networks)
     pipe.save_pretrained(args.out, dtype)
+    show = "--class 0" if pipe.text is None else '--prompt "..."'
     print(
         f"{args.out}: {type(pipe.backbone).__name__} with {pipe.backbone.config.depth} layers, "
         f"{pipe.tokenizer.image_side} px, {count:.1f} M parameters; "
-        f"draw with `vargen sample --model {args.out} --class 0`"
+        f"draw with `vargen sample --model {args.out} {show}`"
     )
 
 
 def _pipeline(args: argparse.Namespace, networks: dict[str, Any]) -> Any:
+    from var_toolkit.conditions.text import reads
     from var_toolkit.formats.facts import of_files
     from var_toolkit.formats.fitting import fitted
     from var_toolkit.formats.published import published_sampling
@@ -85,10 +87,21 @@ def _pipeline(args: argparse.Namespace, networks: dict[str, Any]) -> Any:
 
     backbone = networks["backbone"]
     tokenizer = fitted(networks["tokenizer"], backbone, (str(args.tokenizer), str(args.backbone)))
-    data_set = "imagenet" if backbone.config.num_classes == 1000 else None
+    data_set = "imagenet" if reads(backbone) == 1000 else None
     facts = of_files(args.family, {part: getattr(args, part).name for part in NETWORKS})
     sampling = published_sampling(args.family, backbone.config, args.backbone.name)
-    return Pipeline(tokenizer, backbone, sampling, data_set, facts=facts)
+    return Pipeline(tokenizer, backbone, sampling, data_set, facts=facts, text_encoder=_text_encoder(args, backbone))
+
+
+def _text_encoder(args: argparse.Namespace, backbone: Any) -> Any:
+    """The text encoder that the published models of a family have; None for a model of classes."""
+    from var_toolkit.conditions.text import text_of
+    from var_toolkit.conditions.text_encoders import TransformersEncoder
+    from var_toolkit.registry import published
+
+    text, named = text_of(backbone), (source.text_encoder for _, source in published(args.family))
+    told = next(filter(None, named), None)
+    return None if text is None or told is None else TransformersEncoder(told, text.longest)
 
 
 def _write_tokenizer(args: argparse.Namespace, network: Any, dtype: Any) -> None:

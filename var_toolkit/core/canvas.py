@@ -32,7 +32,7 @@ class Canvas:
 
     def add(self, tokens: Tensor, scale: int, codes_BLC: Tensor | None = None) -> Tensor:
         """The latent after the tokens of a scale, or after other `codes` for them that are not preserved."""
-        found = self.pyramid.embed(tokens) if tokens.ndim == 2 else tokens
+        found = tokens if tokens.is_floating_point() else self.pyramid.embed(tokens)
         if codes_BLC is not None:
             found = codes_BLC if self.preserved is None else self.preserved.merge_codes(scale, found, codes_BLC)
         latent: Tensor = self.pyramid.grow(self.latent, found, scale)

@@ -72,6 +72,10 @@ class Noise:
         """One number in (0, 1) a token, float32 (B, tokens)."""
         return _unit(self.words(stream, position, tokens, 1, attempt)).squeeze(-1)
 
+    def uniforms(self, stream: Stream, position: int, tokens: int, width: int) -> Tensor:
+        """Several numbers in (0, 1) a token, float32 (B, tokens, width); the first is that of `uniform`."""
+        return _unit(self.words(stream, position, tokens, width))
+
     def gumbel(self, stream: Stream, position: int, tokens: int, width: int) -> Tensor:
         """Standard Gumbel noise, float32 (B, tokens, width): logits + noise, argmax, is one draw from softmax."""
         # -log1p(-u) rather than -log(u): small exponentials decide who wins, and small u is where float32 is fine.

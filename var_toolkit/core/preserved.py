@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import torch
@@ -48,7 +49,10 @@ class Preserved:
         """
         size = latent_BChw.shape[-2:]
         mask = self.mask[-1 if size == self.latents[-1].shape[-2:] else scale]
-        return torch.where(mask.unflatten(1, (1, *size)), self.latents[scale], latent_BChw)
+        side = isqrt(size.numel() // mask.shape[1])  # of the patch of cells that a token has
+        cells = mask.unflatten(1, (1, size[0] // side, size[1] // side))
+        cells = cells.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3) if side > 1 else cells
+        return torch.where(cells, self.latents[scale], latent_BChw)
 
 
 @torch.no_grad()

@@ -73,6 +73,19 @@ def download_network(repository: str, subfolder: str) -> Path:
     return folder
 
 
+def download_folder(repository: str, folder: str) -> Path:
+    """The local path of a folder of a hub id with all its files, such as shards. ValueError as `download`."""
+    from huggingface_hub import snapshot_download
+
+    name, revision = split_revision(repository)
+    wanted, what = f"{folder.rstrip('/')}/*", f"{repository}/{folder}"
+    with _asked(what, repository):
+        home = snapshot_download(name, revision=revision, allow_patterns=[wanted], local_files_only=not reachable())
+    if not (found := Path(home) / folder).is_dir():
+        raise ValueError(f"{what} cannot be downloaded: the repository has no such folder")
+    return found
+
+
 def snapshot(repository: str, weights: bool = True) -> Path:
     """The local folder of a model directory on the hub, without its weights if they are not needed.
 

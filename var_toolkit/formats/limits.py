@@ -50,24 +50,35 @@ def network_config(cls: type[Config], values: object, *, where: str, complete: b
     """The configuration of a network from a mapping. ValueError in one line, naming file and key, for anything wrong.
 
     With `complete` every field must be there, as in the files that we write: a default could differ from a lost value.
-    A field that RANGES does not name states its own bounds: `field(default=4, metadata={"range": (1, 64)})`.
+    A field that RANGES does not name states its own bounds: `field(default=4, metadata={"range": (1, 64)})`; a list of
+    more than VALUES values states how many there are at most: `metadata={"most": 1000}`.
     """
     fields = strict_fields.read(cls, values, where=where)
     if complete:
         lacking = [name for name in getattr(cls, "__dataclass_fields__", {}) if name not in fields]
         if lacking:
             raise ValueError(f"{where}: missing key {lacking[0]!r}; save the model again, or give it a value")
-    stated = {one.name: one.metadata["range"] for one in dataclasses.fields(cls) if "range" in one.metadata}  # type: ignore[arg-type]
-    check_ranges(fields, where=where, ranges={**RANGES, **stated})
+    told: dict[str, dict[str, Any]] = {
+        kind: {one.name: one.metadata[kind] for one in dataclasses.fields(cls) if kind in one.metadata}  # type: ignore[arg-type]
+        for kind in ("range", "most")
+    }
+    check_ranges(fields, where=where, ranges={**RANGES, **told["range"]}, most=told["most"])
     return strict_fields.made(cls, fields, where=where)
 
 
-def check_ranges(fields: Mapping[str, Any], *, where: str, ranges: Mapping[str, tuple[float, float]] = RANGES) -> None:
+def check_ranges(
+    fields: Mapping[str, Any],
+    *,
+    where: str,
+    ranges: Mapping[str, tuple[float, float]] = RANGES,
+    most: Mapping[str, int] | None = None,
+) -> None:
     """ValueError in one line for the first number outside its range, and for lists that are empty or too long."""
     for name, value in fields.items():
-        if isinstance(value, list | tuple) and not 1 <= len(value) <= VALUES:
+        longest = (most or {}).get(name, VALUES)
+        if isinstance(value, list | tuple) and not 1 <= len(value) <= longest:
             told = strict_fields.shown(value)
-            raise ValueError(f"{where}: {name} is {told}; expected a list of 1 to {VALUES} values")
+            raise ValueError(f"{where}: {name} is {told}; expected a list of 1 to {longest} values")
         if name not in ranges:
             continue
         low, high = ranges[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from var_toolkit import registry
@@ -24,7 +25,7 @@ def backbone_from_tensors(family: str, tensors: Tensors, given: Mapping[str, Any
     kind = registry.family(family)
     told = Told.read(given, kind.config, kind.arguments, "the configuration of the backbone")
     require(tensors, kind.required, source)
-    ours = {kind.renamed(name): tensor for name, tensor in tensors.items()}
+    ours = {kind.renamed(name): tensor for name, tensor in kind.unchunked(tensors).items()}
     settings = kind.completed(told.merged(sizes_of(kind.sizes, ours, source)), ours, source)
     network = build(kind.network, settings, source)
     fill(network, {name: tensor for name, tensor in ours.items() if not name.endswith(kind.dropped)}, source)
@@ -51,7 +52,7 @@ def networks_from_tensors(
 def published_sampling(family: str, config: Any, file: str) -> Sampling:
     """The published settings of a backbone: of that file, else of that width, else of the first of its family."""
     known = [(entry.sampling, source) for entry, source in registry.published(family) if not entry.draft_scales]
-    named = [sampling for sampling, source in known if source.files["backbone"][1].rpartition("/")[2] == file]
+    named = [sampling for sampling, source in known if PurePosixPath(source.files["backbone"][1]).name == file]
     alike = [found for found, source in known if source.configs["backbone"].get("embed_dim") == config.embed_dim]
     return next(iter([*named, *alike, *(sampling for sampling, _ in known)]), Sampling())
 

@@ -16,6 +16,7 @@ from var_toolkit.formats.checkpoints import Chosen, NoSuchWeightsError, choose
 from var_toolkit.formats.file_kinds import described, is_safetensors
 from var_toolkit.formats.safetensors_files import INDEX_ENDING, SHARD, read_safetensors, read_shards
 
+PICKLE_INDEX = ".bin.index.json"  # of transformers, before safetensors
 UNSAFE = re.compile(r"GLOBAL ([\w.]+)|(?:function|got) <(?:class|function|built-in)\W+([\w.]+)|TorchScript")
 
 
@@ -50,7 +51,7 @@ def read_checkpoints(files: Mapping[str, tuple[Path, Sequence[str]]], wanted: st
 def _file(path: Path) -> Path:
     """The given file, or the weight file in a folder."""
     if path.is_dir():
-        for ending in (f"*{INDEX_ENDING}", "*.safetensors", "*.pth", "*.pt", "*.ckpt", "*.bin"):
+        for ending in (f"*{INDEX_ENDING}", f"*{PICKLE_INDEX}", "*.safetensors", "*.pth", "*.pt", "*.ckpt", "*.bin"):
             found = sorted(path.glob(ending))
             if len(found) == 1:
                 return found[0]
@@ -65,7 +66,7 @@ def _file(path: Path) -> Path:
 
 
 def _content(path: Path) -> object:
-    if path.name.endswith(INDEX_ENDING) or path.name.endswith(".bin.index.json"):
+    if path.name.endswith(INDEX_ENDING) or path.name.endswith(PICKLE_INDEX):
         return read_shards(path, _single)
     if found := SHARD.search(path.name):
         raise ValueError(f"{path} is one of {int(found[1])} shards; give the file that ends in .index.json")

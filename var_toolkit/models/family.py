@@ -31,6 +31,7 @@ class Family:
     way: str = ""  # how it draws: what follows "a model of" in the card
     required: tuple[str, ...] = ()  # names of tensors by which its published files are known
     dropped: tuple[str, ...] = ()  # endings of the names of tensors that can be computed
+    unchunked: Callable[[Tensors], Tensors] = lambda tensors: tensors  # with layers counted from the first to the last
     renamed: Callable[[str], str] = lambda name: name  # our name of a published tensor; what follows is by our names
     arguments: Arguments = field(default_factory=Arguments)  # of the published constructor
     sizes: Callable[[Tensors], dict[str, Any]] = lambda tensors: {}

@@ -82,7 +82,7 @@ class HMAR(NextScaleTransformer):
 
     def __init__(self, config: HMARConfig) -> None:
         super().__init__(config, word_bias=False)
-        width, rates = config.embed_dim, drop_rates(config)
+        width, rates = config.embed_dim, drop_rates(config.depth, config.drop_path)
         shared = config.depth - config.branch_depth
         self.word_embed_bias = nn.Parameter(torch.zeros(width))
         self.mask_embed = nn.Embedding.from_pretrained(torch.zeros(1, width), freeze=False)

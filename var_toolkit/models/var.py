@@ -20,7 +20,7 @@ from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats import next_scale_files as files
 from var_toolkit.formats.state_dicts import Tensors, count
 from var_toolkit.models.family import Family
-from var_toolkit.models.layers.attention import block_causal
+from var_toolkit.models.layers.attention import Attend
 from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.next_scale import (
     Block,
@@ -29,6 +29,7 @@ from var_toolkit.models.layers.next_scale import (
     NextScaleConfig,
     NextScaleTransformer,
     drop_rates,
+    through_layers,
 )
 from var_toolkit.tokenizers.multiscale_vq import FILES
 
@@ -65,7 +66,7 @@ class VAR(NextScaleTransformer):
 
     def __init__(self, config: VARConfig) -> None:
         super().__init__(config, word_bias=True)
-        self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_rates(config))
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_rates(config.depth, config.drop_path))
         self.head_nm = HeadNorm(config.embed_dim)
         self.head = Linear(config.embed_dim, config.vocab_size)
 
@@ -102,22 +103,18 @@ class VAR(NextScaleTransformer):
         """Features (R, L, C) of the tokens of `scales`, computed in one block-causal pass.
 
         `inputs_RLc` are the tokenizer's inputs of these scales; scale 0 has none, since it starts from the class. A
-        cache must hold exactly the scales before `scales`; these are appended. ValueError if it does not. Of the
-        `layers`, skipped layers compute only the first scales; this needs no other mask, because coarse tokens never
-        attend to finer ones.
+        cache must hold exactly the scales before `scales`; these are appended. ValueError if it does not. Layers that
+        `layers` skip compute only the first scales (`through_layers`).
         """
         schedule = schedule or self.scales
         begin, end = token_span(cache, schedule, scales)
         x_RLC = self._embed(condition, inputs_RLc, scales, schedule)
-        for layer, block in enumerate(self._blocks):
-            deep = end - begin if layers is None else layers.depth_tokens(layer, schedule, scales)
-            computed = range(scales.start, schedule.offsets.index(begin + deep))
-            attend = block_causal(schedule, computed, x_RLC.device)
-            if deep == end - begin:
-                x_RLC = block(x_RLC, condition.blocks[layer], attend, cache, layer)
-            elif deep:
-                deepened = block(x_RLC[:, :deep], condition.blocks[layer], attend, cache, layer)
-                x_RLC = torch.cat((deepened, x_RLC[:, deep:]), dim=1)
+
+        def step(x_RLC: Tensor, layer: int, attend: Attend) -> Tensor:
+            found: Tensor = self.blocks[layer](x_RLC, condition.blocks[layer], attend, cache, layer)
+            return found
+
+        x_RLC = through_layers(step, x_RLC, len(self.blocks), scales, schedule, layers)
         if cache is not None:
             cache.advance(end - begin)
         return x_RLC

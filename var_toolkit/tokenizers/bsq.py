@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -56,9 +57,14 @@ class MultiScaleBSQConfig:
             )
 
     @property
+    def patch(self) -> int:
+        """Cells per token along one side."""
+        return 2 if self.patchify else 1
+
+    @property
     def downsample(self) -> int:
         """Pixels per token along one side."""
-        return 2 ** (len(self.ch_mult) - 1) * self.unshuffle * (2 if self.patchify else 1)
+        return 2 ** (len(self.ch_mult) - 1) * self.unshuffle * self.patch
 
 
 class Corrected(NamedTuple):
@@ -219,13 +225,18 @@ class MultiScaleBSQ(CodebookTokenizer):
         pixels = 3 * config.unshuffle**2
         self.encoder = Encoder(*shape, pixel_channels=pixels, attention=False)
         self.decoder = Decoder(*shape, pixel_channels=pixels, attention=False)
-        self.quantize = BitQuantizer(self.scales, config.codebook_dim, 2 if config.patchify else 1)
+        self.quantize = BitQuantizer(self.scales, config.codebook_dim, config.patch)
         to_channels_last(self)
 
     @property
     def channels(self) -> int:
         """Number of channels of the latents, d."""
         return self.config.codebook_dim
+
+    @property
+    def latent_side(self) -> int:
+        """Height and width of the latents of images of the default size."""
+        return self.scales.finest * self.config.patch
 
     @property
     def token_bits(self) -> int:
@@ -239,6 +250,19 @@ class MultiScaleBSQ(CodebookTokenizer):
     def pyramid_of(self, schedule: Schedule) -> BitPyramid:
         """The pyramid of a schedule: any, since no weight depends on it."""
         return self.quantize.pyramid(schedule)
+
+    def for_tokens(self, schedule: Schedule, bits: int) -> MultiScaleBSQ:
+        """The same weights with another default schedule, and with tokens of `bits`: those of one cell or of 2 x 2.
+
+        ValueError if tokens of these cells never have so many bits.
+        """
+        if bits not in (self.channels, 4 * self.channels):
+            raise ValueError(f"cells of {self.channels} bits make no tokens of {bits} bits")
+        other = copy(self)
+        other.config = replace(self.config, patch_nums=schedule.patch_nums, patchify=bits != self.channels)
+        other.scales = schedule
+        other._modules = {**self._modules, "quantize": BitQuantizer(schedule, self.channels, other.config.patch)}
+        return other
 
     def forward(self, images: Tensor, sharpness: float = 100.0) -> Reconstruction:  # type: ignore[override]
         """Reconstruct for training, with gradients through the straight-through estimator."""

@@ -68,6 +68,11 @@ class CodebookTokenizer(nn.Module):
         return int(self.scales.finest * self.config.downsample)
 
     @property
+    def latent_side(self) -> int:
+        """Height and width of the latents of these images."""
+        return self.scales.finest
+
+    @property
     def downsample(self) -> int:
         """Pixels per token of the finest map along one side."""
         return int(self.config.downsample)

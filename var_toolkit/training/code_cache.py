@@ -17,6 +17,7 @@ from torch import Tensor
 
 from var_toolkit.files import allocate
 from var_toolkit.progress import Progress
+from var_toolkit.tokenizers.bsq import MultiScaleBSQ
 from var_toolkit.tokenizers.kl import KLTokenizer
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
 from var_toolkit.tokenizers.raster_vq import RasterVQ
@@ -54,10 +55,10 @@ def cached_tokens(
 
 
 def cached_features(
-    tokenizer: RasterVQ, images: np.ndarray, directory: Path, name: str, *, progress: bool = True
+    tokenizer: RasterVQ | MultiScaleBSQ, images: np.ndarray, directory: Path, name: str, *, progress: bool = True
 ) -> np.ndarray:
     """Latents of uint8 images before quantisation: a memory map (N, C, h, w), float16. Otherwise as `cached_tokens`."""
-    side = tokenizer.scales.finest
+    side = tokenizer.latent_side
     found = f"features-{name}-{len(images)}-{hash_of(_encoding(tokenizer), repr(side))}"
     stored = Stored(found, (tokenizer.channels, side, side), np.float16)
     codes = _codes(tokenizer.features, array_chunks(images), _device(tokenizer))

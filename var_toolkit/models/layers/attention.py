@@ -67,7 +67,7 @@ class SelfAttention(nn.Module):
     """Multi-head attention with query and value biases and no key bias, as published for VAR.
 
     With `l2_norm`, queries and keys have unit length and each head learns a logit scale exp(min(s, ln 100)); without it
-    the logit scale is 0.25 / sqrt(D).
+    the logit scale is 0.25 / sqrt(D). A rotation (RoPE) acts on both after that.
     """
 
     def __init__(self, width: int, heads: int, *, l2_norm: bool) -> None:
@@ -80,7 +80,9 @@ class SelfAttention(nn.Module):
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), log(4.0)))
         self.proj = Linear(width, width)
 
-    def forward(self, x_RLC: Tensor, attend: Attend, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x_RLC: Tensor, attend: Attend, cache: KVCache | None, layer: int, rotation: Rotation | None = None
+    ) -> Tensor:
         """Attend to the new tokens and, if there is a cache, to all cached ones."""
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = linear(x_RLC, self.mat_qkv.weight, bias)
@@ -88,11 +90,12 @@ class SelfAttention(nn.Module):
         scale = 0.25 / sqrt(q.shape[-1])
         if self.l2_norm:
             # Normalise in float32, since half precision loses the unit length; cast to v's dtype before caching.
-            q = (F.normalize(q.float(), dim=-1) * self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()).to(
-                v.dtype
-            )
-            k = F.normalize(k.float(), dim=-1).to(v.dtype)
+            q = F.normalize(q.float(), dim=-1) * self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()
+            k = F.normalize(k.float(), dim=-1)
             scale = 1.0
+        if rotation is not None:
+            q, k = rotation(q), rotation(k)
+        q, k = q.to(v.dtype), k.to(v.dtype)
         if cache is not None:
             k, v = cache.append(layer, k, v)
             q = q.to(k.dtype)  # the cache keeps the dtype of the weights, also under autocast
@@ -140,3 +143,28 @@ class RotaryCrossAttention(nn.Module):
     def forward(self, x_RLC: Tensor, memory: tuple[Tensor, Tensor], rotation: Rotation, attend: Attend) -> Tensor:
         q = rotation(rearrange(self.q(x_RLC), "r l (h d) -> r h l d", h=self.heads))
         return self.proj(rearrange(attend(q, *memory, q.shape[-1] ** -0.5), "r h l d -> r l (h d)"))
+
+
+class MemoryAttention(nn.Module):
+    """Cross-attention to a memory whose keys and values are computed once (`keys_and_values`). Keys have no bias."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.mat_q = Linear(width, width)
+        self.mat_kv = Linear(width, 2 * width, bias=False)
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = Linear(width, width)
+
+    def keys_and_values(self, memory_RTC: Tensor) -> Tensor:
+        """Keys and values of the memory, (R, 2, H, T, D)."""
+        bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
+        found = linear(memory_RTC, self.mat_kv.weight, bias)
+        return rearrange(found, "r t (two h d) -> r two h t d", two=2, h=self.heads)
+
+    def forward(self, x_RLC: Tensor, memory_R2HTD: Tensor, mask_RT: Tensor) -> Tensor:
+        """Attend to the tokens of the memory for which the mask, bool, is true."""
+        q = rearrange(self.mat_q(x_RLC), "r l (h d) -> r h l d", h=self.heads)
+        k, v = memory_R2HTD.to(q.dtype).unbind(1)
+        found = F.scaled_dot_product_attention(q, k, v, mask_RT[:, None, None])
+        return self.proj(rearrange(found, "r h l d -> r l (h d)"))

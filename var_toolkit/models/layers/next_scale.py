@@ -5,7 +5,7 @@ Letters: R rows (images, twice under guidance), L tokens, C width, V vocabulary,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import sqrt
 from typing import NamedTuple, Self, cast
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.core.cache import KVCache
+from var_toolkit.core.layers import Layers
 from var_toolkit.core.schedule import SCHEDULES, Schedule, increasing_sides
 from var_toolkit.heads.categorical import Categorical
 from var_toolkit.heads.head import Head
-from var_toolkit.models.layers.attention import Attend, SelfAttention
+from var_toolkit.models.layers.attention import Attend, SelfAttention, block_causal
 from var_toolkit.models.layers.by_scale import ByScale
 from var_toolkit.models.layers.linear import Linear, linear_gelu
 
@@ -79,13 +80,30 @@ class FeedForward(nn.Module):
         return self.fc2(linear_gelu(x, self.fc1.weight, self.fc1.bias))
 
 
-class Block(nn.Module):
+class ModulatedBlock(nn.Module):
+    """What blocks with AdaLN share: the modulated norm and stochastic depth."""
+
+    def __init__(self, width: int, eps: float, drop_path: float) -> None:
+        super().__init__()
+        self.width, self.eps, self.drop_path = width, eps, drop_path
+
+    def _modulated(self, x_RLC: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return torch.addcmul(shift, F.layer_norm(x_RLC, (self.width,), eps=self.eps), scale)
+
+    def _stochastic_depth(self, h_RLC: Tensor) -> Tensor:
+        """Stochastic depth: in training, drop the residual branch of some images and scale up the others."""
+        if not self.training or self.drop_path == 0:
+            return h_RLC
+        keep = 1 - self.drop_path
+        return h_RLC * h_RLC.new_empty(h_RLC.shape[0], 1, 1).bernoulli_(keep).div_(keep)
+
+
+class Block(ModulatedBlock):
     """Attention and MLP, each modulated by the class (AdaLN)."""
 
     def __init__(self, config: NextScaleConfig, drop_path: float) -> None:
-        super().__init__()
         width = config.embed_dim
-        self.width, self.eps, self.drop_path = width, config.norm_eps, drop_path
+        super().__init__(width, config.norm_eps, drop_path)
         self.attn = SelfAttention(width, config.num_heads, l2_norm=config.attn_l2_norm)
         self.ffn = FeedForward(width, round(width * config.mlp_ratio))
         if config.shared_aln:
@@ -108,16 +126,6 @@ class Block(nn.Module):
         x_RLC = torch.addcmul(x_RLC, self._stochastic_depth(h), m.gate1)
         h = self.ffn(self._modulated(x_RLC, m.scale2, m.shift2))
         return torch.addcmul(x_RLC, self._stochastic_depth(h), m.gate2)
-
-    def _modulated(self, x_RLC: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return torch.addcmul(shift, F.layer_norm(x_RLC, (self.width,), eps=self.eps), scale)
-
-    def _stochastic_depth(self, h_RLC: Tensor) -> Tensor:
-        """Stochastic depth: in training, drop the residual branch of some images and scale up the others."""
-        if not self.training or self.drop_path == 0:
-            return h_RLC
-        keep = 1 - self.drop_path
-        return h_RLC * h_RLC.new_empty(h_RLC.shape[0], 1, 1).bernoulli_(keep).div_(keep)
 
 
 class HeadNorm(nn.Module):
@@ -212,6 +220,31 @@ class NextScaleTransformer(ByScale, nn.Module):
                 ada_lin.weight[2 * width :].mul_(0.5)
 
 
-def drop_rates(config: NextScaleConfig) -> list[float]:
+def through_layers(
+    step: Callable[[Tensor, int, Attend], Tensor],
+    x_RLC: Tensor,
+    depth: int,
+    scales: range,
+    schedule: Schedule,
+    layers: Layers | None,
+) -> Tensor:
+    """Features of the tokens of `scales` after all layers; `step` is a layer, by number, on the first of them.
+
+    Of the `layers`, skipped layers compute only the first scales; this needs no other mask, because coarse tokens never
+    attend to finer ones.
+    """
+    new, begin = x_RLC.shape[1], schedule.offsets[scales.start]
+    for layer in range(depth):
+        deep = new if layers is None else layers.depth_tokens(layer, schedule, scales)
+        computed = range(scales.start, schedule.offsets.index(begin + deep))
+        attend = block_causal(schedule, computed, x_RLC.device)
+        if deep == new:
+            x_RLC = step(x_RLC, layer, attend)
+        elif deep:
+            x_RLC = torch.cat((step(x_RLC[:, :deep], layer, attend), x_RLC[:, deep:]), dim=1)
+    return x_RLC
+
+
+def drop_rates(depth: int, last: float) -> list[float]:
     """Stochastic depth rate of every layer, growing linearly from 0."""
-    return [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+    return [last * i / max(depth - 1, 1) for i in range(depth)]

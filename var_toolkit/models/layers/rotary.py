@@ -1,11 +1,11 @@
-"""2D RoPE on a square grid: half of a head's channels encode the row, half the column.
+"""2D RoPE: half of a head's channels encode the row, half the column.
 
 Letters: R rows, H heads, L tokens, D head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,11 +33,29 @@ def rotation_on_grids(
     sides: Iterable[int], grid: int, head_dim: int, device: torch.device, theta: float = 1e4
 ) -> Rotation:
     """RoPE of concatenated square maps, each stretched to `grid` x `grid`: equal locations, equal angles."""
-    frequencies = theta ** -(torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device) / (head_dim // 2))
-    angles = []
-    for side in sides:
-        line = torch.arange(side, dtype=torch.float32, device=device) / side * grid
-        down, across = torch.meshgrid(line, line, indexing="ij")
+    lines = [torch.arange(side, dtype=torch.float32, device=device) / side * grid for side in sides]
+    return _rotation([(line, line) for line in lines], head_dim, theta)
+
+
+def rotation_on_places(
+    maps: Iterable[tuple[int, int]], grid: tuple[int, int], head_dim: int, device: torch.device, theta: float = 1e4
+) -> Rotation:
+    """RoPE of concatenated maps (height, width), each token at the nearest row and column of `grid` (height, width)."""
+    lines = [
+        tuple(
+            (torch.arange(side, device=device) * (whole / side)).round() for side, whole in zip(size, grid, strict=True)
+        )
+        for size in maps
+    ]
+    return _rotation(lines, head_dim, theta)
+
+
+def _rotation(lines: Iterable[Sequence[Tensor]], head_dim: int, theta: float) -> Rotation:
+    """The rotation of maps from the positions of their rows and of their columns."""
+    exponents, angles = torch.arange(0, head_dim // 2, 2, dtype=torch.float32) / (head_dim // 2), []
+    for rows, columns in lines:
+        frequencies = theta ** -exponents.to(rows.device)
+        down, across = torch.meshgrid(rows, columns, indexing="ij")
         angles.append(torch.cat([axis.reshape(-1, 1) * frequencies for axis in (down, across)], dim=1))
     whole = torch.cat(angles)
     return Rotation(whole.cos(), whole.sin())

@@ -1,0 +1,58 @@
+"""The networks of Infinity's golden cases, made from tensors under their published names, and smaller ones."""
+
+import torch
+from golden.cases import Case, fill
+from golden.recipe import tensor_for
+
+from var_toolkit.conditions.prompt_embeds import PromptEmbeds
+from var_toolkit.core.schedule import Schedule
+from var_toolkit.formats.published import networks_from_tensors
+from var_toolkit.models.infinity import Infinity, InfinityConfig
+from var_toolkit.tokenizers.bsq import MultiScaleBSQ, MultiScaleBSQConfig
+
+
+def published_tensors(case: Case, part: str) -> dict[str, torch.Tensor]:
+    """The state dict of a network of a case."""
+    weights = case.facts["weights"]
+    shapes = weights["models"][part]["state_dict"]
+    arrays = {name: tensor_for(name, tuple(shape), weights["salt"]) for name, shape in shapes.items()}
+    return {
+        name: torch.zeros(tuple(shapes[name])) if found is None else torch.from_numpy(found)
+        for name, found in arrays.items()
+    }
+
+
+def golden_networks(case: Case) -> dict[str, torch.nn.Module]:
+    """The networks of a case by part: backbone and, where it has one, tokenizer."""
+    models = {"backbone": "infinity", "tokenizer": "tokenizer"}
+    tensors = {part: published_tensors(case, name) for part, name in models.items() if name in models_of(case)}
+    return networks_from_tensors("infinity", tensors, {}, dict.fromkeys(tensors, "case"))
+
+
+def models_of(case: Case) -> list[str]:
+    """The names of the networks of a case."""
+    return list(case.facts["weights"]["models"])
+
+
+def schedule_of(case: Case) -> Schedule:
+    """The token maps of a case."""
+    return Schedule(tuple((h, w) for _, h, w in case.facts["config"]["schedule_thw"]))
+
+
+def embeds(packed: torch.Tensor, lengths: list[int]) -> PromptEmbeds:
+    """Texts that are packed one after another, as padded features."""
+    features = torch.nn.utils.rnn.pad_sequence(list(packed.split(lengths)), batch_first=True)
+    return PromptEmbeds(features, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
+
+
+def small_infinity(**changes) -> Infinity:
+    """A network in which every part affects the output: 4 bits, maps of up to 3 x 3 tokens, text of 16 channels."""
+    sizes = {"depth": 2, "embed_dim": 32, "num_heads": 2, "token_bits": 4, "text_channels": 16, "text_longest": 6}
+    own = {"patch_nums": (1, 2, 3), "aspect_ratios": False, "reference_side": 3, "levels": 3}
+    return fill(Infinity(InfinityConfig(**{**sizes, **own, **changes})))
+
+
+def small_bsq(**changes) -> MultiScaleBSQ:
+    """Images of 6 px as maps of up to 3 x 3 tokens of 4 bits."""
+    sizes = {"codebook_dim": 4, "ch": 8, "ch_mult": (1, 1), "num_res_blocks": 1, "norm_groups": 4}
+    return fill(MultiScaleBSQ(MultiScaleBSQConfig(**{**sizes, "patch_nums": (1, 2, 3), **changes})))
