@@ -1,7 +1,7 @@
 """Perceptual distance between images, in the manner of LPIPS (arXiv 1801.03924) without its learned weights.
 
-The feature maps come from the still-life classifier, or from any network of timm that returns them: VGG-16, for
-example, for photographs.
+The feature maps come from the still-life classifier, from the detector of scenes, or from any network of timm that
+returns them: VGG-16, for example, for photographs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.still_life.classifier import StillLifeClassifier
 from var_toolkit.training.starting_weights import network_from
 
 TIMM = "timm:"  # begins the name of a network of timm
@@ -72,10 +71,14 @@ class TimmFeatures(nn.Module):
 
 
 def perceptual_network(name: str) -> nn.Module:
-    """The network of a recipe's `perceptual_network`: `timm:NAME`, or where a still-life classifier lies.
+    """The network of a recipe's `perceptual_network`: `timm:NAME`, or where a classifier or detector of ours lies.
 
     ValueError in one line if it does not exist.
     """
     if name.startswith(TIMM):
         return TimmFeatures(name.removeprefix(TIMM))
-    return network_from(name, StillLifeClassifier, what="perceptual_network")
+    network = network_from(name, nn.Module, what="perceptual_network")
+    if not hasattr(network, "levels"):
+        found, wanted = type(network).__name__, "StillLifeClassifier or a SceneDetector"
+        raise ValueError(f"perceptual_network: {name} holds a {found}; expected a {wanted}")
+    return network

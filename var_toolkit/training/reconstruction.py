@@ -24,7 +24,7 @@ class ReconstructionOptions:
     l1: float = 0.2
     l2: float = 1.0
     perceptual: float = 0.0
-    perceptual_network: str | None = None  # timm:NAME, or the directory of a trained still-life classifier
+    perceptual_network: str | None = None  # timm:NAME, or where a classifier or detector lies
     adversarial: float = 0.0
     adversarial_start: int = 0  # first step of the generator's adversarial term
     adaptive: bool = False  # scale the adversarial term to the reconstruction's gradient at the last layer
@@ -36,7 +36,7 @@ class ReconstructionOptions:
         if self.perceptual and self.perceptual_network is None:
             raise ValueError(
                 "perceptual needs perceptual_network: timm:NAME (such as timm:vgg16.tv_in1k), or the directory of a "
-                "trained still-life classifier"
+                "trained still-life classifier or detector of scenes"
             )
 
     def _require_not_negative(self, *names: str) -> None:
