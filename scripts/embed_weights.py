@@ -1,8 +1,9 @@
-"""Copy a trained network into the package, in half precision.
+"""Copy a trained network into the package, in half precision or in eight bits.
 
 python scripts/embed_weights.py runs/stilllife-var/final stilllife-var
 python scripts/embed_weights.py runs/stilllife-tokenizer/final stilllife-tokenizer
 python scripts/embed_weights.py runs/stilllife-tokenizer-decoder/final stilllife-tokenizer --mix 0.5
+python scripts/embed_weights.py runs/scenes-tokenizer/final scenes-tokenizer --eight-bits
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import torch
 
-from var_toolkit.formats.directory import INDEX, PARTS, load_network, save_network
-from var_toolkit.registry import Embedded
+from var_toolkit.formats.directory import INDEX, PARTS, load_network, save_network, write_tensors
+from var_toolkit.formats.eight_bits import packed
+from var_toolkit.formats.safetensors_files import read_safetensors
+from var_toolkit.registry import WEIGHTS, Embedded
 
 LIMIT = 48_000_000  # bytes of all embedded weights together, to keep the checkout small
 
@@ -39,6 +42,7 @@ def main() -> None:
         default=1.0,
         help="share of the new weights in an average with the embedded ones (default 1)",
     )
+    parser.add_argument("--eight-bits", action="store_true", help="half the size (var_toolkit.formats.eight_bits)")
     args = parser.parse_args()
     target = Embedded.folder(args.name)
     is_model = (args.network / INDEX).is_file()
@@ -47,6 +51,8 @@ def main() -> None:
         mix_with(network, load_network(target), args.mix)
     shutil.rmtree(target, ignore_errors=True)
     save_network(network, target, torch.float16)
+    if args.eight_bits:
+        write_tensors(target / WEIGHTS, packed(read_safetensors(target / WEIGHTS)))
     total = sum(path.stat().st_size for path in target.parent.rglob("*.safetensors"))
     count = sum(p.numel() for p in network.parameters())
     print(f"{target}: {count / 1e6:.2f} M parameters; all embedded weights {total / 1e6:.1f} MB")

@@ -21,6 +21,7 @@ from var_toolkit import registry, strict_fields
 from var_toolkit.core.finite import require_fit
 from var_toolkit.files import write_whole, written_whole
 from var_toolkit.formats import diffusers_config
+from var_toolkit.formats.eight_bits import unpacked
 from var_toolkit.formats.json_files import read_json, write_json
 from var_toolkit.formats.limits import check_parameters, network_config
 from var_toolkit.formats.safetensors_files import read_folder, read_safetensors
@@ -88,7 +89,7 @@ def load_network(directory: Path | str, dtype: torch.dtype = torch.float32) -> n
         return pretrained(cls, folder, dtype)
     network = _skeleton(cls, facts, folder)
     tensors, source = read_folder(folder, read_safetensors)
-    fill(network, tensors, source=str(source))
+    fill(network, unpacked(tensors, str(source)), source=str(source))
     return network.to(dtype).eval()
 
 
