@@ -47,7 +47,7 @@ def test_ctrl_c_while_the_program_starts_is_one_line(monkeypatch, capsys):
         ([], "vargen: give a command: sample,"),
         (["smaple"], "vargen: 'smaple' is not a command; did you mean sample?"),
         (["paint"], "'paint' is not a command; use sample,"),
-        (["evaluate"], "vargen evaluate: give a step: sample or score"),
+        (["evaluate"], "vargen evaluate: give a step: sample, score or prompts"),
         (
             ["evaluate", "score", "--imges", "x"],
             "vargen evaluate score: unknown option --imges; did you mean --images?",
@@ -143,6 +143,7 @@ def test_the_options_are_the_documented_ones():
         "-h", "--help", "--images", "--reference", "--features", "--inception-weights", "-n", "--json",
         "--save-statistics", "--save-features",
     }  # fmt: skip
+    assert options["evaluate prompts"] == machine | drawing | plans | {"-n", "--model", "--seed", "--sheet", "--json"}
     assert options["bench"] == {"-h", "--help", "--rounds", "--only", "--out", "--json", "--allow-code"}
     assert options["demo"] == machine | {"--model", "--host", "--port"}
     assert options["push"] == {"-h", "--help", "--private", "--revision", "--license", "--dtype", "--json"}

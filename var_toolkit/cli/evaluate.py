@@ -1,4 +1,4 @@
-"""Draw a large set of images (`evaluate sample`) and score a set (`evaluate score`)."""
+"""Draw a large set of images (`sample`), score a set (`score`), or judge images of prompts (`prompts`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from importlib import import_module
 
 SUMMARY = "draw many images; compute FID, Inception Score, KID, precision and recall"
-STEPS = ("sample", "score")
+STEPS = ("sample", "score", "prompts")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int | None:
     """Run one step."""
     if args.step is None:
-        args.leaf.error(f"give a step: {' or '.join(STEPS)}")
+        args.leaf.error(f"give a step: {', '.join(STEPS[:-1])} or {STEPS[-1]}")
     status: int | None = args.run_step(args)
     return status

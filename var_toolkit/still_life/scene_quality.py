@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from var_toolkit.formats.directory import load_network
+from var_toolkit.pipeline import Pipeline
+from var_toolkit.progress import Progress
 from var_toolkit.registry import embedded_part
 from var_toolkit.still_life.scene_data import numbered
 from var_toolkit.still_life.scene_detector import SceneDetector
-from var_toolkit.still_life.scene_judge import CATEGORIES, HELD_OUT, Prompt, Verdict, judge
+from var_toolkit.still_life.scene_judge import CATEGORIES, HELD_OUT, Prompt, Verdict, judge, prompts
 
 BATCH = 50
 JUDGE = "scenes-detector"
@@ -29,6 +32,58 @@ class PromptScores:
     whole: float
     categories: dict[str, float]
     attributes: dict[str, float]
+
+
+@dataclass(frozen=True)
+class PromptReport:
+    """What a model draws of prompts, beside real renderings and their reconstructions."""
+
+    images: Tensor  # uint8 (B, 3, 128, 128), of the model
+    columns: dict[str, PromptScores]  # "model", "renderings", "reconstructions"
+    psnr: float  # of reconstructions, mean over images, in dB
+    edge_f1: float
+
+
+def prompt_report(
+    pipe: Pipeline, count: int, *, seed: int = 0, batch_size: int = 25, settings: Mapping[str, Any] | None = None
+) -> PromptReport:
+    """Scores of a model of text over `count` prompts; image i has the seed `seed` + i.
+
+    ValueError if the model draws no prompts, or images of another size than scenes have.
+    """
+    if pipe.text is None:
+        raise ValueError("this model draws classes; evaluate prompts needs a model of text, such as scenes-infinity")
+    asked = prompts(count)
+    stream = pipe.stream(
+        prompt=[one.caption.text for one in asked],
+        seeds=range(seed, seed + count),
+        batch_size=batch_size,
+        output_type="pt",
+        **(settings or {}),
+    )
+    with Progress(count, "images", what="drawing prompts") as bar:
+        made = []
+        for batch in stream:
+            made.append((batch.images * 255).round().to(torch.uint8))
+            bar.update(len(made[-1]))
+    real = renderings(asked)
+    again = torch.cat([_reconstructed(pipe, part) for part in real.split(BATCH)])
+    columns = {"model": torch.cat(made), "renderings": real, "reconstructions": again}
+    error = (again.float() - real.float()).square().mean((1, 2, 3)) / 255**2
+    return PromptReport(
+        columns["model"],
+        {name: prompt_scores(images, asked) for name, images in columns.items()},
+        float(-10 * error.log10().mean()),
+        edge_f1(again, real),
+    )
+
+
+@torch.inference_mode()
+def _reconstructed(pipe: Pipeline, images_B3hw: Tensor) -> Tensor:
+    """uint8 images as the tokenizer of a model returns them."""
+    given = (images_B3hw / 127.5 - 1).to(pipe.device, next(pipe.tokenizer.parameters()).dtype)
+    found: Tensor = pipe.tokenizer.reconstruct(given).float().cpu()
+    return ((found.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 @cache
