@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-damaged",
         action="store_true",
-        help="replace images that cannot be read by others of the same class, and report how many there were",
+        help="replace images that cannot be read by others (of the same class), leave out those without a caption, "
+        "and report how many there were",
     )
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,18 +10,28 @@ import torch
 from torch import Tensor
 
 from var_toolkit.conditions.class_names import SYNSET, Named, kept
+from var_toolkit.data.caption_files import Captioned, Fields, list_captioned
+from var_toolkit.data.captioned_images import CaptionedImages
 from var_toolkit.data.cropped_images import CroppedImages
 from var_toolkit.data.folder_listing import told
 from var_toolkit.data.folders import ClassFolders
 from var_toolkit.data.worker_batches import worker_batches
 from var_toolkit.processes import Team
 from var_toolkit.training.batches import Batch, Caption, ImageArray, Source, captions_of, to_unit_range
-from var_toolkit.training.draws import derived
+from var_toolkit.training.draws import derived, epoch_order
 from var_toolkit.training.objectives import Workplace
-from var_toolkit.training.recipe import Data, FoldersData, Recipe, SamplesData, ScenesData, StillLifesData
+from var_toolkit.training.recipe import (
+    MOST_HELD_OUT,
+    CaptionsData,
+    Data,
+    FoldersData,
+    Recipe,
+    SamplesData,
+    ScenesData,
+    StillLifesData,
+)
 
 STILL_LIFE_CLASSES = 1000
-HELD_OUT_OF_FILES = 2_048  # decoded images stay in memory, as bytes
 
 
 class FileImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -83,7 +94,7 @@ def require_size(data: Data, side: int) -> None:
 
     if isinstance(data, SamplesData):  # drawn as tokens
         return
-    if isinstance(data, FoldersData):
+    if isinstance(data, FoldersData | CaptionsData):
         size = data.size
     else:
         size = scene_drawing.SIZE if isinstance(data, ScenesData) else image_cache.SIZE
@@ -101,8 +112,12 @@ def images_of(
     data = recipe.data
     if isinstance(data, FoldersData):
         return _folders(data, recipe, workplace, classes, flat)
+    if isinstance(data, ScenesData | CaptionsData) and classes is not None:
+        raise ValueError(f"data: {data.kind} have no classes; use an objective that reads captions")
     if isinstance(data, ScenesData):
-        return _scenes(data, recipe, workplace, classes)
+        return _scenes(data, recipe, workplace)
+    if isinstance(data, CaptionsData):
+        return _captioned(data, recipe, workplace)
     if classes is not None:
         require_still_life_classes(classes)
     source = ImageArray(*still_lifes(workplace, data.count, "train"), workplace.team.device)
@@ -112,12 +127,8 @@ def images_of(
     return source, HeldOut(held_out, shares(len(held_out), workplace.team, recipe.batch_size))
 
 
-def _scenes(data: ScenesData, recipe: Recipe, workplace: Workplace, classes: int | None) -> tuple[Source, HeldOut]:
+def _scenes(data: ScenesData, recipe: Recipe, workplace: Workplace) -> tuple[Source, HeldOut]:
     """Scenes, whose labels are their numbers (`still_life.scenes.scene_of`)."""
-    if classes is not None:
-        raise ValueError(
-            "data: scenes have captions and no classes; use still-lifes, or an objective that reads captions"
-        )
 
     def drawn(count: int, split: str) -> ImageArray:
         return ImageArray(scenes(workplace, count, split), np.arange(count), workplace.team.device)
@@ -200,15 +211,39 @@ def _folders(
     return source, _decoded(other, workplace.team, recipe.batch_size)
 
 
-def _decoded(files: CroppedImages, team: Team, size: int) -> HeldOut:
+def _captioned(data: CaptionsData, recipe: Recipe, workplace: Workplace) -> tuple[FileImages, HeldOut]:
+    found, held_out = _listed(data.root, data, workplace), data.validation_count
+    if held_out >= len(found.files):
+        raise ValueError(f"data: validation_count is {held_out}, but {data.root} has only {len(found.files)} images")
+    # Which images are held out follows from their number alone, so that runs with several seeds can be compared.
+    shuffled = epoch_order(len(found.files), 0, 0).tolist()
+    rest, apart = found.part(sorted(shuffled[held_out:])), found.part(sorted(shuffled[:held_out]))
+    if data.validation_root is not None:
+        apart = _listed(data.validation_root, data, workplace)
+    skip, seed = workplace.skip_damaged, derived(recipe.seed, "crops")
+    training = CaptionedImages(rest, data.size, train=True, flip=data.flip, seed=seed, skip_damaged=skip)
+    other = CaptionedImages(apart, data.size, train=False, skip_damaged=skip)
+    source = FileImages(training, data.workers, workplace.team.device, training.caption)
+    return source, _decoded(other, workplace.team, recipe.batch_size, other.caption)
+
+
+def _listed(root: str, data: CaptionsData, workplace: Workplace) -> Captioned:
+    fields = Fields(data.image_field, data.caption_fields)
+    found = list_captioned(Path(root), fields, workplace.cache_dir, skip=workplace.skip_damaged)
+    _tell(found.notes, workplace.team)
+    return found
+
+
+def _decoded(files: CroppedImages, team: Team, size: int, caption: Caption | None = None) -> HeldOut:
     """This process's share of images spread over the whole set, as bytes on the CPU, in batches of `size`."""
-    chosen = np.linspace(0, len(files) - 1, min(HELD_OUT_OF_FILES, len(files))).astype(np.int64)
+    chosen = np.linspace(0, len(files) - 1, min(MOST_HELD_OUT, len(files))).astype(np.int64)
     indices = [int(chosen[number]) for part in shares(len(chosen), team, 1) for number in part]
     if not indices:
         return HeldOut(None, [])
     images, shown = zip(*[files.read(index) for index in indices], strict=True)
     _tell_replaced([str(files.file(i)) for i, found in zip(indices, shown, strict=True) if i != found])
-    source = ImageArray(torch.stack(images).numpy(), files.labels[np.array(shown)], team.device)
+    of_shown: Caption | None = None if caption is None else lambda index, epoch: caption(shown[index], epoch)
+    source = ImageArray(torch.stack(images).numpy(), files.labels[np.array(shown)], team.device, of_shown)
     return HeldOut(source, list(torch.arange(len(source)).split(size)))
 
 

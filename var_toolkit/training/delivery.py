@@ -11,7 +11,7 @@ from var_toolkit.formats.directory import INDEX
 from var_toolkit.formats.facts import DATA, Facts, write_facts
 from var_toolkit.formats.model_card import write_card
 from var_toolkit.loading import skeleton
-from var_toolkit.training.recipe import Data, FoldersData, Recipe, SamplesData
+from var_toolkit.training.recipe import CaptionsData, Data, FoldersData, Recipe, SamplesData
 
 SPEED = ("lr", "images_per_second")  # in the log, but not results
 
@@ -34,8 +34,9 @@ def note_training(folder: Path, recipe: Recipe, images: int, numbers: dict[str, 
 
 
 def _in_words(data: Data) -> str:
-    if isinstance(data, FoldersData):
-        return f"images of the folder {Path(data.root).name}, at {data.size} pixels"
+    if isinstance(data, FoldersData | CaptionsData):
+        what = "captioned images" if isinstance(data, CaptionsData) else "images"
+        return f"{what} of the folder {Path(data.root).name}, at {data.size} pixels"
     if isinstance(data, SamplesData):
         return f"{data.count:,} images sampled from the target model"
     return f"{data.count:,} {DATA['still-lifes']}"

@@ -124,6 +124,7 @@ class FlowARObjective(Objective):
             source, held_out = images_of(recipe, workplace, recipe.model.num_classes)
             self.class_names = class_names_of(data, source)
             return (self._folder_moments(data, workplace) if self.options.cache_latents else source), held_out
+        assert isinstance(data, StillLifesData)
         require_still_life_classes(recipe.model.num_classes)
         source = self._moments(workplace, data.count, "train")
         self.class_names = class_names_of(data, source)

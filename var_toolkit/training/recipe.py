@@ -13,6 +13,8 @@ from var_toolkit.formats.limits import network_config
 from var_toolkit.strict_fields import build, refuse_unknown_keys, shown
 from var_toolkit.training.registry import objective_class
 
+MOST_HELD_OUT = 2_048  # images of files, which stay in memory decoded, as bytes
+
 
 def _require(condition: bool, complaint: str) -> None:
     if not condition:
@@ -63,6 +65,32 @@ class FoldersData:
 
 
 @dataclass(frozen=True)
+class CaptionsData:
+    """Images with captions: files beside text files, or those of JSON lines, parquet files or WebDataset shards."""
+
+    root: str
+    size: int
+    kind: Literal["captions"] = "captions"
+    validation_root: str | None = None
+    validation_count: int = 0  # held out of `root`, where there is no other root
+    workers: int = 8
+    flip: bool = False  # mirror half of the training images, although their captions may say left and right
+    image_field: str | None = None
+    caption_fields: tuple[str, ...] | None = None  # one of all their captions is drawn in each epoch
+
+    def __post_init__(self) -> None:
+        _require(self.size > 0, f"size is {self.size}; expected a number above 0")
+        _require(self.workers >= 0, f"workers is {self.workers}; expected 0 or more")
+        held_out = f"validation_count is {self.validation_count}"
+        _require(0 <= self.validation_count <= MOST_HELD_OUT, f"{held_out}; expected 0 to {MOST_HELD_OUT}")
+        _require(
+            not self.validation_count or self.validation_root is None,
+            f"{held_out}, but validation_root is given; remove one of them",
+        )
+        _require(self.caption_fields != (), "caption_fields is empty; name a field, or remove it")
+
+
+@dataclass(frozen=True)
 class SamplesData:
     """Samples of the target model with uniformly distributed classes, generated once and stored on disk as tokens."""
 
@@ -75,11 +103,12 @@ class SamplesData:
         _require(self.validation_count >= 0, f"validation_count is {self.validation_count}; expected 0 or more")
 
 
-Data = StillLifesData | ScenesData | FoldersData | SamplesData
+Data = StillLifesData | ScenesData | FoldersData | CaptionsData | SamplesData
 DATA: dict[str, type[Data]] = {
     "still-lifes": StillLifesData,
     "scenes": ScenesData,
     "folders": FoldersData,
+    "captions": CaptionsData,
     "samples": SamplesData,
 }
 

@@ -53,7 +53,7 @@ class ReconstructionObjective(Objective):
     """
 
     name: str
-    data_kinds = ("still-lifes", "scenes", "folders")
+    data_kinds = ("still-lifes", "scenes", "folders", "captions")
     options: Any
     held_out: HeldOut
     autoencoder: Any  # the network, before DDP wraps it

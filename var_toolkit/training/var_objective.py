@@ -35,7 +35,7 @@ from var_toolkit.training.data_sources import (
 )
 from var_toolkit.training.draws import Draws, without_some
 from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
-from var_toolkit.training.recipe import FoldersData, Recipe, StillLifesData
+from var_toolkit.training.recipe import CaptionsData, FoldersData, Recipe, StillLifesData
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import network_from, start_from
 
@@ -163,7 +163,7 @@ class VarObjective(Objective):
 
     def _data(self, workplace: Workplace) -> tuple[Source, HeldOut]:
         data, size = self.recipe.data, self.recipe.batch_size
-        if isinstance(data, FoldersData):
+        if isinstance(data, FoldersData | CaptionsData):
             return images_of(self.recipe, workplace, self.classes)
         if isinstance(data, StillLifesData):
             require_still_life_classes(self.classes)
