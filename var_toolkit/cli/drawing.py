@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from var_toolkit.cli.options import (
     named,
     sampling_settings,
 )
-from var_toolkit.conditions.class_names import NO_CLASS
+from var_toolkit.cli.subjects import Subjects, place_encoder, settle_subject, subjects_of
 from var_toolkit.files import check_writable, write_whole
 from var_toolkit.sheets import enlarged, grid
 
@@ -42,16 +42,16 @@ COLUMNS = 8
 
 def add_drawing_options(parser: argparse.ArgumentParser) -> None:
     """Options for the number of images, the model, its settings, and the output files."""
-    parser.add_argument("-n", type=at_least(1), default=1, help="images per class (default 1)")
+    parser.add_argument("-n", type=at_least(1), default=1, help="images per class or prompt (default 1)")
     parser.add_argument(
-        "--seed", type=at_least(0), default=0, help="seed of the first image of each class; the next ones count up"
+        "--seed", type=at_least(0), default=0, help="seed of the first image of each; the next ones count up"
     )
-    add_model_option(parser)
+    add_model_option(parser, default=None)
     add_sampling_options(parser)
     add_machine_options(parser)
     parser.add_argument("--batch-size", type=at_least(1), default=8, help="images at a time (default 8)")
     parser.add_argument("--out", type=Path, default=Path("."), help="a folder, or a .png, .jpg or .webp file")
-    parser.add_argument("--grid", action="store_true", help="one file with all images, one row per class")
+    parser.add_argument("--grid", action="store_true", help="one file with all images, one row per class or prompt")
     parser.add_argument(
         "--trace", type=Path, metavar="FILE.gif", help="an animation of the images, one frame per scale"
     )
@@ -72,7 +72,6 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
 class Drawn:
     """The results so far, of which only what later steps need is held."""
 
-    labels: list[int] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     images: list[Any] = field(default_factory=list)  # for the grid
@@ -90,7 +89,7 @@ class Drawn:
 class Task:
     """What a command draws: how it calls a pipeline, what it checks before, and how its files are named."""
 
-    draw: Callable[..., Iterator[PipelineOutput]]  # (pipeline, labels or None, **drawing) -> finished batches
+    draw: Callable[..., Iterator[PipelineOutput]]  # (pipeline, labels, **drawing) -> finished batches
     # Given a pipeline without weights: further facts for --json, or ValueError if the task does not fit the model.
     check: Callable[[Pipeline, Plan], Mapping[str, Any]] = lambda pipe, plan: {}
     prefix: str = ""  # of the names of files
@@ -99,6 +98,7 @@ class Task:
 def run_task(args: argparse.Namespace, task: Task) -> None:
     """Check, draw batch by batch, write each batch once it is done, report."""
     _check_names(args)
+    settle_subject(args)
     import torch
 
     from var_toolkit.devices import find_device, tell_slow_dtype
@@ -107,23 +107,26 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     device = find_device(args.device)
     # Sizes alone: what cannot be drawn is refused before anything is downloaded.
     shape = skeleton(model_of(args), tokenizer=args.tokenizer)
-    labels = [label for text in args.classes for label in shape.class_names.resolve_all(text)]
-    _check_count(args, len(labels))
+    subjects = subjects_of(args, shape)
+    place_encoder(args, shape)
+    _check_count(args, len(subjects))
     plan = _plan(args, shape)
     facts = task.check(shape, plan)
     if args.dry_run:
-        _show_plan(args, shape.bind(plan), labels)
+        _show_plan(args, shape.bind(plan), subjects)
         return
     _check_places(args)
-    tell_label_order(shape.class_names, shape.facts)
+    if shape.text is None:
+        tell_label_order(shape.class_names, shape.facts)
     tell_slow_dtype(device, getattr(torch, args.dtype))
 
     began = time.perf_counter()
     pipe = load(model_of(args), tokenizer=args.tokenizer, device=args.device, dtype=getattr(torch, args.dtype)).pack()
+    place_encoder(args, pipe)
     loading = time.perf_counter() - began
-    drawn = _draw(pipe, args, task, labels)
+    drawn = _draw(pipe, args, task, subjects)
     _write_sheets(args, task, pipe, drawn)
-    _report(args, pipe, plan, drawn, loading, facts)
+    _report(args, pipe, plan, drawn, loading, facts, subjects)
 
 
 def _plan(args: argparse.Namespace, pipe: Pipeline) -> Plan:
@@ -173,12 +176,12 @@ def _is_file(out: Path) -> bool:
     return out.suffix.lower() in IMAGE_FILES
 
 
-def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, wanted: list[int]) -> Drawn:
-    """Draw the seeds of each label, and write each image once its batch is done."""
+def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, subjects: Subjects) -> Drawn:
+    """Draw the seeds of each subject, and write each image once its batch is done."""
     from var_toolkit.progress import Progress
 
     drawn, size, plan = Drawn(), args.batch_size, _plan(args, pipe)
-    count = len(wanted) * args.n
+    count = len(subjects) * args.n
     with Progress(-(-count // size) * len(plan.schedule), "scales", what="drawing", leave=False) as bar:
 
         def on_scale(event: ScaleEvent) -> None:
@@ -186,18 +189,19 @@ def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, wanted: list[int
             if args.trace:
                 drawn.frames.append((event.scale, event.preview().cpu()))
 
-        asked = (None if label == len(pipe.class_names) else label for label in wanted for _ in range(args.n))
-        seeds = (args.seed + i for _ in wanted for i in range(args.n))
+        labels, more = subjects.images(args.n)
+        seeds = (args.seed + i for _ in range(len(subjects)) for i in range(args.n))
+        settings = {"seeds": seeds, "batch_size": size, "callback_on_scale_end": on_scale, "plan": plan, **more}
         began = time.perf_counter()
-        for batch in task.draw(pipe, asked, seeds=seeds, batch_size=size, callback_on_scale_end=on_scale, plan=plan):
+        for batch in task.draw(pipe, labels, **settings):
             drawn.seconds += time.perf_counter() - began
-            _keep(args, task, len(pipe.class_names), drawn, batch)
+            _keep(args, task, subjects, drawn, batch)
             began = time.perf_counter()
     return drawn
 
 
-def _keep(args: argparse.Namespace, task: Task, classes: int, drawn: Drawn, output: PipelineOutput) -> None:
-    drawn.labels += output.class_labels
+def _keep(args: argparse.Namespace, task: Task, subjects: Subjects, drawn: Drawn, output: PipelineOutput) -> None:
+    numbers = range(len(drawn.seeds), len(drawn.seeds) + len(output.seeds))
     drawn.seeds += output.seeds
     drawn.forward_passes += output.forward_passes
     drawn.velocity_evaluations += output.velocity_evaluations
@@ -209,8 +213,8 @@ def _keep(args: argparse.Namespace, task: Task, classes: int, drawn: Drawn, outp
     if args.grid:
         drawn.images += output.images
         return
-    for image, label, seed in zip(output.images, output.class_labels, output.seeds, strict=True):
-        name = f"{task.prefix}class-{label if label < classes else NO_CLASS}_seed-{seed}.png"
+    for image, number, seed in zip(output.images, numbers, output.seeds, strict=True):
+        name = f"{task.prefix}{subjects.files[number // args.n]}_seed-{seed}.png"
         path = args.out if _is_file(args.out) else args.out / name
         _save(image, path)
         drawn.files.append(path)
@@ -255,9 +259,14 @@ def _save(image: Any, path: Path) -> None:
 
 
 def _report(
-    args: argparse.Namespace, pipe: Pipeline, plan: Plan, drawn: Drawn, loading: float, more: Mapping[str, Any]
+    args: argparse.Namespace,
+    pipe: Pipeline,
+    plan: Plan,
+    drawn: Drawn,
+    loading: float,
+    more: Mapping[str, Any],
+    subjects: Subjects,
 ) -> None:
-    names, none = {label: pipe.class_names.name(label) for label in drawn.labels}, len(pipe.class_names)
     if args.json:
         from var_toolkit.evaluation.bench.memory import peak
         from var_toolkit.guidance import counted
@@ -269,8 +278,7 @@ def _report(
             "plan_in_words": "; ".join(str(pipe.bind(plan)).splitlines()),
             **counted(pipe.bind(plan)),
             "files": [str(path) for path in drawn.files],
-            "classes": [label if label < none else None for label in drawn.labels],
-            "names": [names[label] for label in drawn.labels],
+            **subjects.facts(args.n),
             "seeds": drawn.seeds,
             "seconds": round(drawn.seconds, 4),
             "seconds_loading": round(loading, 4),
@@ -286,17 +294,17 @@ def _report(
         }
         print(json.dumps(facts))
     else:
-        _tell(args, drawn, {label: f"class {label}, {name}" if label < none else name for label, name in names.items()})
+        _tell(args, drawn, subjects.shown)
     tell_purpose(str(model_of(args)), of_image="image" in args)
 
 
-def _tell(args: argparse.Namespace, drawn: Drawn, names: Mapping[int, str]) -> None:
+def _tell(args: argparse.Namespace, drawn: Drawn, shown: Sequence[str]) -> None:
     """A line for each file."""
     if args.grid:
-        print(f"{drawn.files[0]}: {'; '.join(names.values())}")
+        print(f"{drawn.files[0]}: {'; '.join(dict.fromkeys(shown))}")
     else:
-        for path, label, seed in zip(drawn.files, drawn.labels, drawn.seeds, strict=True):
-            print(f"{path}: {names[label]}, seed {seed}")
+        for number, (path, seed) in enumerate(zip(drawn.files, drawn.seeds, strict=True)):
+            print(f"{path}: {shown[number // args.n]}, seed {seed}")
 
 
 def _told(tallies: list[Tally]) -> dict[str, Any] | None:
@@ -307,16 +315,16 @@ def _told(tallies: list[Tally]) -> dict[str, Any] | None:
     return whole.as_json() if whole else None
 
 
-def _show_plan(args: argparse.Namespace, run: Run, labels: list[int]) -> None:
+def _show_plan(args: argparse.Namespace, run: Run, subjects: Subjects) -> None:
     import torch
 
     from var_toolkit.core.forecast import forecast
     from var_toolkit.devices import find_device, slow_dtype
     from var_toolkit.guidance import counted
 
-    images = len(labels) * args.n
+    images = len(subjects) * args.n
     told = forecast(run, images=images, batch=args.batch_size, dtype=args.dtype)
-    facts = {"model": str(model_of(args)), "classes": labels, "images": images, **counted(run), **told}
+    facts = {"model": str(model_of(args)), **subjects.facts(), "images": images, **counted(run), **told}
     if (slow := slow_dtype(find_device(args.device), getattr(torch, args.dtype))) is not None:
         facts["note"] = slow
     if args.json:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from var_toolkit.cli.drawing import Task, add_drawing_options, run_task
-from var_toolkit.cli.options import add_image_options, named, numbers
+from var_toolkit.cli.options import named, numbers
+from var_toolkit.cli.subjects import add_subject_options
 
 if TYPE_CHECKING:
     from var_toolkit.core.plan import Plan
@@ -18,7 +19,13 @@ SUMMARY = "redraw a part of an image: inpaint, outpaint, change the class"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen edit`."""
-    add_image_options(parser, "an image file, before the options; the largest square that contains the mask is edited")
+    parser.add_argument(
+        "image",
+        type=Path,
+        metavar="IMAGE",
+        help="an image file, before the options; the largest square that contains the mask is edited",
+    )
+    add_subject_options(parser, required=False)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--mask", metavar="FILE|X,Y,W,H", help="an image whose light pixels mark what is redrawn, or a box in pixels"

@@ -51,19 +51,6 @@ def named(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def add_image_options(parser: argparse.ArgumentParser, help: str) -> None:
-    """The image that a command edits, and the classes to draw."""
-    parser.add_argument("image", type=Path, metavar="IMAGE", help=help)
-    parser.add_argument(
-        "--class",
-        dest="classes",
-        nargs="+",
-        default=["none"],
-        metavar="CLASS",
-        help="classes as for `vargen sample` (default none: no label)",
-    )
-
-
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """--device and --dtype."""
     parser.add_argument(
@@ -72,11 +59,11 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the networks")
 
 
-def add_model_option(parser: argparse.ArgumentParser) -> None:
+def add_model_option(parser: argparse.ArgumentParser, default: str | None = DEFAULT) -> None:
     """--model."""
     parser.add_argument(
         "--model",
-        default=DEFAULT,
+        default=default,
         help="a name from `vargen models`, a model directory, or a hub id user/name, with or without @revision",
     )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from var_toolkit.cli.drawing import Task, add_drawing_options, run_task
-from var_toolkit.cli.options import add_image_options, at_least, named
+from var_toolkit.cli.options import at_least, named
+from var_toolkit.cli.subjects import add_subject_options
 
 if TYPE_CHECKING:
     from var_toolkit.core.plan import Plan
@@ -17,7 +19,13 @@ SUMMARY = "draw variations of an image by redrawing its finer scales"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen vary`."""
-    add_image_options(parser, "an image file, before the options; its middle square is cropped and resized")
+    parser.add_argument(
+        "image",
+        type=Path,
+        metavar="IMAGE",
+        help="an image file, before the options; its middle square is cropped and resized",
+    )
+    add_subject_options(parser, required=False)
     parser.add_argument(
         "--from-scale",
         type=at_least(0),

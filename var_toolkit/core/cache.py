@@ -23,6 +23,7 @@ class KVCache:
 
     even = True  # every row holds the same number of tokens
     prefix = 0  # slots of the condition, before those of the image
+    first: Tensor | None = None  # (R,): the logarithm of how many equal keys the first slot stands for; None: one each
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class KVCache:
         """A view of some rows that hold `length` tokens each; appends to it write to this cache."""
         view = copy(self)
         view._rows, view.length = rows, length
+        view.first = None if self.first is None else self.first[rows]
         return view
 
     @property
@@ -55,6 +57,7 @@ class KVCache:
     def keep_rows(self, count: int) -> None:
         """Drop all but the first `count` rows, a tensor at a time."""
         self._shape = (count, *self._shape[1:])
+        self.first = None if self.first is None else self.first[:count]
         for tensors in (self._keys, self._values):
             for layer, tensor in enumerate(tensors):
                 tensors[layer] = tensor[:count].clone()

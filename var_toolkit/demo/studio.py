@@ -87,7 +87,7 @@ class Frame:
 
 def model_names(first: str) -> list[str]:
     """The names of the zoo that draw, embedded ones first; before them `first`, if it is none of them."""
-    names = [name for name in list_models() if entry(name).draws]
+    names = [name for name in list_models() if entry(name).draws and not entry(name).takes_prompts]
     return names if first in names else [first, *names]
 
 

@@ -14,9 +14,12 @@ FIXED: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _prepared(given: Mapping[str, Any], source: str) -> dict[str, Any]:
+FIXED_OF_TEXT = {name: value for name, value in FIXED.items() if name != "cls_token_num"} | {"model_type": "t2i"}
+
+
+def _prepared(given: Mapping[str, Any], source: str, fixed: Mapping[str, Any] = FIXED) -> dict[str, Any]:
     """Published arguments for `Told`: block_size becomes the side; ValueError for values that are not supported."""
-    for name, value in FIXED.items():
+    for name, value in fixed.items():
         if given.get(name, value) != value:
             raise ValueError(f"{source} says {name} is {given[name]!r}; only {value!r} is supported")
     used = {name: value for name, value in given.items() if name != "n_kv_head" or value is not None}
@@ -40,6 +43,11 @@ ARGUMENTS = Arguments(
     }),
     prepared=_prepared,
 )  # fmt: skip
+TEXT_ARGUMENTS = Arguments(
+    renamed={**ARGUMENTS.renamed, "caption_dim": "text_channels", "cls_token_num": "text_tokens"},
+    ignored=ARGUMENTS.ignored - {"caption_dim", "cls_token_num"} | {"num_classes"},
+    prepared=lambda given, source: _prepared(given, source, FIXED_OF_TEXT),
+)
 TOKENIZER_ARGUMENTS = Arguments(
     renamed={
         "codebook_size": "vocab_size", "codebook_embed_dim": "code_dim", "commit_loss_beta": "beta",

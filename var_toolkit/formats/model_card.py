@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from var_toolkit.pipeline import Pipeline
 
 UNKNOWN = "Not known."
+UNLICENSED = "Not known. Ask the authors of the weights before you use or share them."
+PROMPT = "a red sphere to the left of a blue cube on sand"
 UNNAMED = ("nvidia-non-commercial",)  # licences for which the hub has no name
 LEARNED = {"still-lifes": "rendered still lifes", "imagenet": "ImageNet"}
 
@@ -35,7 +37,7 @@ def model_card(pipe: Pipeline, source: str) -> str:
         f"## Default sampling settings\n\n```\n{pipe.bind(pipe.plan())}\n```\n\n{_guidance(pipe)}",
         f"## Training\n\n{_training(pipe.facts)}",
         f"## Evaluation\n\n{_figures(pipe.facts)}",
-        f"## Licence\n\n{_licence(pipe.facts)}",
+        f"## Licence\n\n{_licence(pipe)}",
         SIGNATURE,
     ]
     return "\n\n".join(parts) + "\n"
@@ -58,9 +60,10 @@ def _front_matter(pipe: Pipeline) -> dict[str, Any]:
         told |= {"license": "other", "license_name": facts.license}
     elif facts.license is not None:
         told["license"] = facts.license
-    # The hub has no task for class-conditional images; such models are listed under this one.
-    told["pipeline_tag"] = "unconditional-image-generation"
-    told["tags"] = list(dict.fromkeys(["image-generation", "autoregressive", "class-conditional", *names]))
+    # The hub has no task for class-conditional images; such models are listed as unconditional.
+    told["pipeline_tag"] = "unconditional-image-generation" if pipe.text is None else "text-to-image"
+    kind = "class-conditional" if pipe.text is None else "text-to-image"
+    told["tags"] = list(dict.fromkeys(["image-generation", "autoregressive", kind, *names]))
     if facts.base_models:
         told["base_model"] = list(facts.base_models)
     return told
@@ -68,9 +71,7 @@ def _front_matter(pipe: Pipeline) -> dict[str, Any]:
 
 def _summary(pipe: Pipeline) -> str:
     family, name = family_of(pipe.backbone), _title(pipe.backbone)
-    side, classes = pipe.tokenizer.image_side, pipe.backbone.config.num_classes
-    what = LEARNED.get(pipe.data_set or "")
-    told = f"Draws images of {classes:,} classes{f' of {what}' if what else ''} at {side} x {side} pixels with "
+    told = f"Draws {_subject(pipe)} at {pipe.tokenizer.image_side} x {pipe.tokenizer.image_side} pixels with "
     if pipe.refiner is None:
         way = f", a model of {family.way}" if family.way else ""
         return f"{told}{f'[{name}](https://arxiv.org/abs/{family.paper})' if family.paper else name}{way}."
@@ -81,35 +82,55 @@ def _summary(pipe: Pipeline) -> str:
     )
 
 
+def _subject(pipe: Pipeline) -> str:
+    if pipe.text is not None:
+        return "what a prompt says,"
+    what = LEARNED.get(pipe.data_set or "")
+    return f"images of {pipe.backbone.config.num_classes:,} classes{f' of {what}' if what else ''}"
+
+
 def _use(pipe: Pipeline, source: str) -> str:
-    label = min(207, pipe.backbone.config.num_classes - 1)
+    option, argument = f'--prompt "{PROMPT}"', f'prompt="{PROMPT}"'
+    if pipe.text is None:
+        label = min(207, pipe.backbone.config.num_classes - 1)
+        option, argument = f"--class {label}", f"{label}"
     return f"""## Use
 
 With var_toolkit installed:
 
-    vargen sample --model {source} --class {label}
+    vargen sample --model {source} {option}
 
 ```python
 import var_toolkit
 
 pipe = var_toolkit.load("{source}")
-pipe({label}, seeds=0).images[0].save("image.png")
+pipe({argument}, seeds=0).images[0].save("image.png")
 ```"""
 
 
 def _networks(pipe: Pipeline) -> list[tuple[str, str]]:
     roles = ("drafter", "refiner") if pipe.refiner is not None else ("backbone",)
     rows = [(role, _transformer(backbone)) for role, backbone in zip(roles, pipe.backbones, strict=True)]
-    scales, names = pipe.tokenizer.scales, pipe.class_names
+    scales = pipe.tokenizer.scales
     maps = " ".join(str(side) for side in scales.patch_nums)
-    label = min(207, pipe.backbone.config.num_classes - 1)
     return [
         *rows,
         ("tokenizer", _tokenizer(pipe.tokenizer)),
         ("token maps", f"of side {maps}; {scales.total:,} tokens per image"),
         ("images", f"{pipe.tokenizer.image_side} x {pipe.tokenizer.image_side} pixels"),
-        ("classes", f"{pipe.backbone.config.num_classes:,}, such as {label}: {names.name(label)}"),
+        _condition(pipe),
     ]
+
+
+def _condition(pipe: Pipeline) -> tuple[str, str]:
+    if pipe.text is None:
+        count = pipe.backbone.config.num_classes
+        label = min(207, count - 1)
+        return "classes", f"{count:,}, such as {label}: {pipe.class_names.name(label)}"
+    if pipe.text_encoder is None:
+        return "text", f"features of {pipe.text.channels:,} channels, at most {pipe.text.longest} tokens"
+    license = f"licence `{pipe.text_encoder.license}`" if pipe.text_encoder.license else "licence not known"
+    return "text encoder", f"{pipe.text_encoder.name}, {license}, at most {pipe.text.longest} tokens"
 
 
 def _transformer(backbone: Any) -> str:
@@ -145,10 +166,13 @@ def _figures(facts: Facts) -> str:
     return f"Measured with the default sampling settings.\n\n{_table(facts.figures.items())}"
 
 
-def _licence(facts: Facts) -> str:
-    if facts.license is None:
-        return "Not known. Ask the authors of the weights before you use or share them."
-    return f"`{facts.license}`"
+def _licence(pipe: Pipeline) -> str:
+    told = f"`{pipe.facts.license}`" if pipe.facts.license is not None else UNLICENSED
+    encoder = pipe.text_encoder
+    if encoder is None or isinstance(encoder, nn.Module):  # a network is a part of the model
+        return told
+    own = f"the licence `{encoder.license}`" if encoder.license else "a licence that is not known here"
+    return f"{told}\n\nThe text encoder, {encoder.name}, has {own}."
 
 
 def _title(backbone: nn.Module) -> str:

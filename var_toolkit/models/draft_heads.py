@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,9 @@ from var_toolkit.core.cache import KVCache, RaggedCache, cache_of
 from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.raster_positions import Branches, rotation_and_attend, rotation_with_class
 from var_toolkit.models.layers.rotary import Rotation
-from var_toolkit.models.llamagen import RasterBlock, RasterGPT, RasterGPTConfig
+from var_toolkit.models.llamagen import RasterBlock, RasterGPT, RasterGPTConfig, RasterSizes, RasterTransformer
+
+AnyRaster = TypeVar("AnyRaster", bound=RasterTransformer)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class ExitHead(nn.Module):
             nn.init.zeros_(layer.weight)
 
 
-def early_exit(target: RasterGPT, layers: int, head: ExitHead | None = None) -> RasterGPT:
+def early_exit(target: AnyRaster, layers: int, head: ExitHead | None = None) -> AnyRaster:
     """The first `layers` layers of a target, the block of `head` if given, and the output layer, as one network.
 
     It shares the modules of both and adds no weights. ValueError unless `layers` is 1 to depth - 1 and the head was
@@ -155,18 +157,18 @@ def early_exit(target: RasterGPT, layers: int, head: ExitHead | None = None) -> 
         _require_same(head.config.block, target.config, ("embed_dim", "num_heads", "hidden", "side", "vocab_size"))
         blocks.append(head.block)
     with torch.device("meta"):
-        shallow = RasterGPT(replace(target.config, depth=len(blocks)))
+        shallow = cast(Any, type(target))(replace(target.config, depth=len(blocks)))
     shallow.layers = nn.ModuleList(blocks)
     for name in ("cls_embedding", "tok_embeddings", "tok_dropout", "norm", "output"):
         setattr(shallow, name, getattr(target, name))
-    return shallow.train(target.training)
+    return cast(AnyRaster, shallow.train(target.training))
 
 
 def _rotation(config: EagleHeadConfig, device: torch.device) -> Rotation:
     return rotation_with_class(config.side, config.embed_dim // config.num_heads, device)
 
 
-def _require_same(head: RasterGPTConfig, target: RasterGPTConfig, names: Iterable[str]) -> None:
+def _require_same(head: RasterSizes, target: RasterSizes, names: Iterable[str]) -> None:
     for name in names:
         ours, theirs = getattr(head, name), getattr(target, name)
         if ours != theirs:

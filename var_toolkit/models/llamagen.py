@@ -44,20 +44,19 @@ def usual_hidden(width: int) -> int:
 
 
 @dataclass(frozen=True)
-class RasterGPTConfig:
-    """Sizes of the transformer; the defaults are those of LlamaGen-B at 256 px."""
+class RasterSizes:
+    """Sizes of the transformer apart from its condition; the defaults are those of LlamaGen-B at 256 px."""
 
     depth: int = 12
     embed_dim: int = 768
     num_heads: int = 12
     mlp_hidden: int | None = None  # None: `usual_hidden`
-    num_classes: int = 1000
     vocab_size: int = 16384
     side: int = 16  # of the token map
     dropout: float = 0.0  # of token embeddings and of the outputs of attention and MLP, in training
 
     def __post_init__(self) -> None:
-        for name in ("depth", "embed_dim", "num_heads", "num_classes", "vocab_size", "side"):
+        for name in ("depth", "embed_dim", "num_heads", "vocab_size", "side"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive integer")
         if self.embed_dim % (4 * self.num_heads):
@@ -84,10 +83,22 @@ class RasterGPTConfig:
         return self.side**2
 
 
+@dataclass(frozen=True)
+class RasterGPTConfig(RasterSizes):
+    """Sizes of LlamaGen's GPT of classes."""
+
+    num_classes: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes is {self.num_classes}; it must be a positive integer")
+
+
 class RasterBlock(nn.Module):
     """Attention and MLP, each preceded by a norm."""
 
-    def __init__(self, config: RasterGPTConfig) -> None:
+    def __init__(self, config: RasterSizes) -> None:
         super().__init__()
         width = config.embed_dim
         self.attention = RasterAttention(width, config.num_heads, config.dropout)
@@ -117,28 +128,24 @@ class Prefix(NamedTuple):
         return Prefix(self.tokens[rows])
 
 
-class RasterGPT(OwnSchedule, nn.Module):
-    """Labels and the tokens so far -> logits of the next token. The null class of guidance is `num_classes`."""
+class RasterTransformer(OwnSchedule, nn.Module):
+    """The tokens so far -> logits of the next token. What they are conditioned on is at position 0."""
 
+    config: RasterSizes
     markov = False
     has_subnets = False
     default_head = Categorical(temperature_first=True)
 
-    def __init__(self, config: RasterGPTConfig) -> None:
+    def __init__(self, config: RasterSizes, cls_embedding: nn.Module) -> None:
         super().__init__()
         self.config, self.scales = config, Schedule((config.side,))
+        self.cls_embedding = cls_embedding  # of the condition
         width = config.embed_dim
-        self.cls_embedding = _ClassEmbedding(config.num_classes + 1, width)
         self.tok_embeddings = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, width), freeze=False)
         self.tok_dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(RasterBlock(config) for _ in range(config.depth))
         self.norm = RMSNorm(width, EPS)
         self.output = Linear(width, config.vocab_size, bias=False)
-
-    @property
-    def class_emb(self) -> nn.Embedding:
-        """The class embeddings."""
-        return self.cls_embedding.embedding_table
 
     @property
     def blocks(self) -> list[RasterBlock]:
@@ -175,17 +182,9 @@ class RasterGPT(OwnSchedule, nn.Module):
         """Multiply-adds of the logits of `drawn` tokens."""
         return drawn * self.config.embed_dim * self.config.vocab_size
 
-    def prefix(self, labels_R: Tensor) -> Tensor:
-        """The token of the class before those of the image, (R, 1, C)."""
-        return self.class_emb(labels_R).unsqueeze(1)
-
-    def condition(self, given: Condition) -> Prefix:
-        """Labels (`num_classes` is the null class) -> what comes before the tokens of the image."""
-        return Prefix(self.prefix(labels_of(given, type(self).__name__)))
-
     def next_hidden(
         self,
-        prefix_RTC: Tensor | None,
+        prefix_RTC: Any,
         tokens_RL: Tensor,
         *,
         cache: KVCache | None = None,
@@ -205,17 +204,13 @@ class RasterGPT(OwnSchedule, nn.Module):
             cache.advance(x_RLC.shape[1])
         return x_RLC
 
-    def logits(self, condition: Prefix, hidden_RLC: Tensor) -> Tensor:
+    def logits(self, condition: Any, hidden_RLC: Tensor) -> Tensor:
         """Features -> logits (R, L, V), float32; the condition has no further influence on them."""
         return self.next_logits(hidden_RLC)
 
     def next_logits(self, hidden_RLC: Tensor) -> Tensor:
         """Features -> logits (R, L, V), float32."""
         return self.output(self.norm(hidden_RLC)).float()
-
-    def forward(self, labels_B: Tensor, tokens_BL: Tensor) -> Tensor:
-        """The training pass: labels (B), all tokens but the last (B, L) -> logits of all tokens (B, L + 1, V)."""
-        return self.next_logits(self.next_hidden(self.prefix(labels_B), tokens_BL))
 
     def rotation(self) -> Rotation:
         """RoPE of every position. As published, those of the class are zero, so that its query and key are zero."""
@@ -233,14 +228,46 @@ class RasterGPT(OwnSchedule, nn.Module):
         nn.init.zeros_(self.output.weight)
 
 
+class RasterGPT(RasterTransformer):
+    """Labels and the tokens so far -> logits of the next token. The null class of guidance is `num_classes`."""
+
+    config: RasterGPTConfig
+    cls_embedding: _ClassEmbedding
+
+    def __init__(self, config: RasterGPTConfig) -> None:
+        super().__init__(config, _ClassEmbedding(config.num_classes + 1, config.embed_dim))
+
+    @property
+    def class_emb(self) -> nn.Embedding:
+        """The class embeddings."""
+        return self.cls_embedding.embedding_table
+
+    def prefix(self, labels_R: Tensor) -> Tensor:
+        """The token of the class before those of the image, (R, 1, C)."""
+        return self.class_emb(labels_R).unsqueeze(1)
+
+    def condition(self, given: Condition) -> Prefix:
+        """Labels (`num_classes` is the null class) -> what comes before the tokens of the image."""
+        return Prefix(self.prefix(labels_of(given, type(self).__name__)))
+
+    def forward(self, labels_B: Tensor, tokens_BL: Tensor) -> Tensor:
+        """The training pass: labels (B), all tokens but the last (B, L) -> logits of all tokens (B, L + 1, V)."""
+        return self.next_logits(self.next_hidden(self.prefix(labels_B), tokens_BL))
+
+
 def sizes(tensors: Tensors) -> dict[str, Any]:
     """The sizes of a RasterGPT."""
+    classes = shape(tensors, "cls_embedding.embedding_table.weight", 2)[0] - 1
+    return {"num_classes": classes, **transformer_sizes(tensors)}
+
+
+def transformer_sizes(tensors: Tensors) -> dict[str, Any]:
+    """The sizes apart from those of the condition."""
     vocabulary, width = shape(tensors, "output.weight", 2)
     return {
         "embed_dim": width,
         "depth": count(tensors, "layers."),
         "mlp_hidden": shape(tensors, "layers.0.feed_forward.w1.weight", 2)[0],
-        "num_classes": shape(tensors, "cls_embedding.embedding_table.weight", 2)[0] - 1,
         "vocab_size": vocabulary,
     }
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
+from var_toolkit.conditions.text import reads
 from var_toolkit.core.plan import DRAFT
 from var_toolkit.methods.speculative.growing import GrowingSession, Shape, work
 from var_toolkit.methods.speculative.lengths import LengthPolicy
@@ -19,9 +20,9 @@ from var_toolkit.methods.speculative.token_sampling import TokenSampling
 from var_toolkit.methods.speculative.verify import Proposer, Rounds
 from var_toolkit.models.draft_heads import ExitHead, early_exit
 from var_toolkit.models.layers.raster_positions import Branches
-from var_toolkit.models.llamagen import RasterGPT
+from var_toolkit.models.llamagen import RasterTransformer
 
-SHARED = ("vocab_size", "side", "num_classes")
+SHARED = ("vocab_size", "side")
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class SmallModel(Proposer):
     def nodes(self) -> int:
         return self.shape.nodes
 
-    def network(self, target: Any, networks: Mapping[str, Any]) -> RasterGPT:
+    def network(self, target: Any, networks: Mapping[str, Any]) -> RasterTransformer:
         """The network that drafts."""
-        return cast(RasterGPT, networks[DRAFT])
+        return cast(RasterTransformer, networks[DRAFT])
 
     def require_fit(self, target: Any, networks: Mapping[str, Any]) -> None:
         """ValueError unless the draft model is a next-token model of the same tokens and classes."""
         found = self.network(target, networks)
-        if not isinstance(found, RasterGPT):
+        if not isinstance(found, RasterTransformer):
             raise ValueError(
                 f"the draft model is of kind {type(found).__name__}; speculate draft needs a next-token model"
             )
@@ -52,6 +53,10 @@ class SmallModel(Proposer):
             ours, theirs = getattr(target.config, name), getattr(found.config, name)
             if ours != theirs:
                 raise ValueError(f"the draft model has {name} {theirs}, but the target has {ours}; use one that agrees")
+        if reads(target) != reads(found):
+            raise ValueError(
+                "the draft model has other classes or reads other text than the target; use one that agrees"
+            )
 
     def sampling(self, target: TokenSampling, networks: Mapping[str, Any]) -> TokenSampling:
         """How it draws: as the target does, but for its guidance."""
@@ -85,7 +90,7 @@ class EarlyExit(SmallModel):
         """The head's, if there is one."""
         return (DRAFT,) if self.with_head else ()
 
-    def network(self, target: Any, networks: Mapping[str, Any]) -> RasterGPT:
+    def network(self, target: Any, networks: Mapping[str, Any]) -> RasterTransformer:
         """The target up to its exit."""
         return early_exit(target, self.layers, networks[DRAFT] if self.with_head else None)
 

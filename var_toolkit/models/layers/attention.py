@@ -43,6 +43,19 @@ def to_allowed(mask_QL: Tensor, dropout: float = 0.0) -> Attend:
     return lambda q, k, v, scale: F.scaled_dot_product_attention(q, k, v, mask_QL, dropout, scale=scale)
 
 
+def to_weighted_first(first_R: Tensor, mask: Tensor | None) -> Attend:
+    """As `to_allowed`, or to all, with `first_R` added to the scores of the first key: its logarithmic weight."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        bias = q.new_zeros(len(q), 1, 1, k.shape[2])
+        bias[..., 0] = first_R.to(q.dtype).view(-1, 1, 1)
+        if mask is not None:
+            bias = bias.masked_fill(~mask, float("-inf"))
+        return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+
+    return attend
+
+
 def within_pyramid(scales: Schedule, pattern: Pattern) -> Attend:
     """Attention over the first scales of a pyramid in one pass, without computing the scores that its mask discards."""
     return partial(_pyramid, scales=scales, pattern=pattern)

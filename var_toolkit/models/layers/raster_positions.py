@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from var_toolkit.core.cache import KVCache, RaggedCache
-from var_toolkit.models.layers.attention import Attend, to_all, to_allowed
+from var_toolkit.models.layers.attention import Attend, to_all, to_allowed, to_weighted_first
 from var_toolkit.models.layers.rotary import Rotation, rotation_on_grids
 
 
@@ -28,15 +28,22 @@ def rotation_and_attend(
     rotation: Rotation, cache: KVCache | None, new: int, branches: Branches | None = None
 ) -> tuple[Rotation, Attend]:
     """RoPE and attention of `new` tokens that follow a cache, given the rotation of every position."""
+    first_R = cache.first if cache is not None else None
     if branches is None and (cache is None or cache.even):
         begin = cache.length if cache is not None else 0
-        return Rotation(*(table[begin : begin + new] for table in rotation)), _causal(begin, new, rotation.cos.device)
+        attend = _causal(begin, new, rotation.cos.device, first_R)
+        return Rotation(*(table[begin : begin + new] for table in rotation)), attend
     positions_RL, mask_RLK = branches or _behind(cast(RaggedCache, cache), new, rotation.cos.device)
     on_map_RL = positions_RL.clamp(max=len(rotation.cos) - 1)  # padding of shorter rows may lie beyond the end
-    return Rotation(*(table[on_map_RL].unsqueeze(1) for table in rotation)), to_allowed(mask_RLK.unsqueeze(1))
+    mask = mask_RLK.unsqueeze(1)
+    attend = to_allowed(mask) if first_R is None else to_weighted_first(first_R, mask)
+    return Rotation(*(table[on_map_RL].unsqueeze(1) for table in rotation)), attend
 
 
-def _causal(begin: int, new: int, device: torch.device) -> Attend:
+def _causal(begin: int, new: int, device: torch.device, first_R: Tensor | None) -> Attend:
+    if first_R is not None:
+        mask = torch.ones(new, begin + new, dtype=torch.bool, device=device).tril(begin) if new > 1 else None
+        return to_weighted_first(first_R, mask)
     if new == 1:
         return to_all
     if begin == 0:
