@@ -64,6 +64,7 @@ MODELS = {
     "kl": KL,
     "flowar": FLOWAR,
     "classifier": {"widths": [8, 8]},
+    "scene-detector": {"widths": [8, 8, 8, 8]},
     "variant": DEEPER,
     "hmar": HMAR,
     "hmar-mask": HMAR,
@@ -122,7 +123,9 @@ def settings(parts: Path) -> Callable[..., dict[str, Any]]:
         values = copy.deepcopy({"objective": objective, "model": model, **COMMON, "objective_options": options})
         if objective in DRAFTERS:
             values["data"] = {"kind": "samples", "count": 24, "validation_count": 8}
-        if objective not in ("tokenizer", "raster-tokenizer", "bits-tokenizer", "kl", "classifier"):
+        if objective == "scene-detector":
+            values["data"] = {"kind": "scenes", "count": 24, "validation_count": 8}
+        if objective not in ("tokenizer", "raster-tokenizer", "bits-tokenizer", "kl", "classifier", "scene-detector"):
             values["tokenizer"] = str(parts / TOKENIZERS.get(objective, "tokenizer"))
         return values | changes
 
