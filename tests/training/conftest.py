@@ -18,6 +18,7 @@ from var_toolkit.models import hmar, var
 from var_toolkit.models.llamagen import RasterGPT, RasterGPTConfig
 from var_toolkit.processes import Team
 from var_toolkit.still_life.classifier import StillLifeClassifier, StillLifeClassifierConfig
+from var_toolkit.tokenizers.bsq import MultiScaleBSQ, MultiScaleBSQConfig
 from var_toolkit.tokenizers.kl import KLConfig
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
 from var_toolkit.tokenizers.raster_vq import RasterVQ, RasterVQConfig
@@ -40,6 +41,9 @@ RASTER_VQ = {"vocab_size": 32, "code_dim": 4, "z_channels": 8, "ch": 8, "ch_mult
              "side": 8, "norm_groups": 1}  # fmt: skip
 BSQ = {"codebook_dim": 4, "ch": 8, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "norm_groups": 1, "patch_nums": [1, 2, 8],
        "unshuffle": 2}  # fmt: skip
+INFINITY = {"depth": 2, "embed_dim": 16, "num_heads": 2, "token_bits": 4, "text_channels": 8, "text_longest": 40,
+            "patch_nums": [1, 2, 4], "aspect_ratios": False, "reference_side": 4, "levels": 3}  # fmt: skip
+SCENES_BSQ = BSQ | {"patch_nums": [1, 2, 4], "ch_mult": [1, 1, 1, 1], "unshuffle": 4}
 RASTER_GPT = {
     "depth": 2,
     "embed_dim": 16,
@@ -56,6 +60,7 @@ MODELS = {
     "tokenizer": TOKENIZER,
     "raster-tokenizer": RASTER_VQ,
     "bits-tokenizer": BSQ,
+    "infinity": INFINITY,
     "raster-gpt": RASTER_GPT,
     "raster-distil": RASTER_GPT | {"depth": 1},
     "flexvar": FLEXVAR,
@@ -64,14 +69,17 @@ MODELS = {
     "kl": KL,
     "flowar": FLOWAR,
     "classifier": {"widths": [8, 8]},
-    "scene-detector": {"widths": [8, 8, 8, 8]},
     "variant": DEEPER,
     "hmar": HMAR,
     "hmar-mask": HMAR,
 }  # VAR for the others
 DRAFTERS = ("raster-distil", "eagle-head", "exit-head")  # of next-token models
 # The multi-scale one for the others.
-TOKENIZERS = {"flowar": "kl", **dict.fromkeys(("raster-gpt", "flexvar", *DRAFTERS), "raster-tokenizer")}
+TOKENIZERS = {
+    "flowar": "kl",
+    "infinity": "bits-tokenizer",
+    **dict.fromkeys(("raster-gpt", "flexvar", *DRAFTERS), "raster-tokenizer"),
+}
 COMMON = {
     "data": {"kind": "still-lifes", "count": 24, "validation_count": 8},
     "optimiser": {"lr": 1e-3},
@@ -102,6 +110,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raster = RasterVQ(RasterVQConfig(**RASTER_VQ))
     torch.nn.init.normal_(raster.quantize.embedding.weight)
     save_network(raster, folder / "raster-tokenizer")
+    save_network(MultiScaleBSQ(MultiScaleBSQConfig(**SCENES_BSQ)), folder / "bits-tokenizer")
     networks = {
         "var": var.VAR(var.VARConfig(**VAR)),
         "teacher": var.VAR(var.VARConfig(**DEEPER)),
@@ -121,11 +130,11 @@ def settings(parts: Path) -> Callable[..., dict[str, Any]]:
     def make(objective: str, **changes: Any) -> dict[str, Any]:
         model, options = MODELS.get(objective, VAR), _options(parts).get(objective, {})
         values = copy.deepcopy({"objective": objective, "model": model, **COMMON, "objective_options": options})
+        if objective == "infinity":
+            values["data"] = {"kind": "scenes", "count": 24, "validation_count": 8}
         if objective in DRAFTERS:
             values["data"] = {"kind": "samples", "count": 24, "validation_count": 8}
-        if objective == "scene-detector":
-            values["data"] = {"kind": "scenes", "count": 24, "validation_count": 8}
-        if objective not in ("tokenizer", "raster-tokenizer", "bits-tokenizer", "kl", "classifier", "scene-detector"):
+        if objective not in ("tokenizer", "raster-tokenizer", "bits-tokenizer", "kl", "classifier"):
             values["tokenizer"] = str(parts / TOKENIZERS.get(objective, "tokenizer"))
         return values | changes
 
@@ -143,6 +152,7 @@ def _options(parts: Path) -> dict[str, dict[str, Any]]:
         "hmar-mask": {"initial": str(parts / "hmar")},
         "cca": {"initial": str(parts / "var")},
         **{name: {"teacher": str(parts / "raster-teacher")} for name in DRAFTERS},
+        "infinity": {"text_heads": 2, "text_depth": 1},
         "variant": {"subnets": [2], "full_scales": 1, "subnet_probability": [0.5, 0.5]},
     }
 

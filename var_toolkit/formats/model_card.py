@@ -140,8 +140,8 @@ def _transformer(backbone: Any) -> str:
 
 def _tokenizer(tokenizer: Any) -> str:
     network = getattr(tokenizer, "autoencoder", tokenizer)
-    codes = getattr(network.config, "vocab_size", None)
-    values = f"{codes:,} codes" if codes else "continuous latents"
+    codes, bits = (getattr(network.config, name, None) for name in ("vocab_size", "codebook_dim"))
+    values = f"{codes:,} codes" if codes else "codes of bits" if bits else "continuous latents"
     return f"{type(network).__name__}, {values} of {tokenizer.channels} channels, {_parameters(network)}"
 
 

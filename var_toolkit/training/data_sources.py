@@ -128,15 +128,23 @@ def images_of(
 
 
 def _scenes(data: ScenesData, recipe: Recipe, workplace: Workplace) -> tuple[Source, HeldOut]:
-    """Scenes, whose labels are their numbers (`still_life.scenes.scene_of`)."""
+    """Scenes, whose labels are their numbers (`still_life.scenes.scene_of`), with captions.
 
-    def drawn(count: int, split: str) -> ImageArray:
-        return ImageArray(scenes(workplace, count, split), np.arange(count), workplace.team.device)
+    Those held out have captions that no scene is trained with.
+    """
+    from var_toolkit.still_life.captions import training_caption, unseen_caption
+    from var_toolkit.still_life.scenes import scene_of
 
-    source = drawn(data.count, "train")
+    def unseen(number: int, epoch: int) -> str:
+        return unseen_caption(scene_of(number, "validation"), number).text
+
+    def drawn(count: int, split: str, caption: Caption) -> ImageArray:
+        return ImageArray(scenes(workplace, count, split), np.arange(count), workplace.team.device, caption)
+
+    source = drawn(data.count, "train", training_caption)
     if not data.validation_count:
         return source, HeldOut(None, [])
-    held_out = drawn(data.validation_count, "validation")
+    held_out = drawn(data.validation_count, "validation", unseen)
     return source, HeldOut(held_out, shares(len(held_out), workplace.team, recipe.batch_size))
 
 
