@@ -18,6 +18,7 @@ from var_toolkit.still_life.scenes import COLOURS, GROUNDS, LIGHTS, SIZES, SOLID
 
 STRIDES = (2, 2, 2, 1)
 CELL = 8  # pixels
+PRESENT = 0.3  # least probability of a solid that counts; lower than a half, since the focal loss makes it cautious
 MOST = 5  # solids found in an image
 
 
@@ -95,11 +96,11 @@ class SceneDetector(nn.Module):
 
     @torch.no_grad()
     def find(self, images: Tensor) -> list[FoundScene]:
-        """What each image shows. A solid is where presence is above one half and higher than in the cells around."""
+        """What each image shows. A solid is where presence is `PRESENT` or more and higher than in the cells around."""
         seen = self(images)
         score = seen.presence.sigmoid()
         peak = F.max_pool2d(score.unsqueeze(1), 3, stride=1, padding=1).squeeze(1)
-        score = torch.where((score == peak) & (score > 0.5), score, 0.0)
+        score = torch.where((score == peak) & (score >= PRESENT), score, 0.0)
         return [self._scene(seen, score, image) for image in range(len(images))]
 
     def _scene(self, seen: Seen, score_Bhw: Tensor, b: int) -> FoundScene:
@@ -116,4 +117,9 @@ class SceneDetector(nn.Module):
 
 
 NETWORKS = {"SceneDetector": "classifier"}
-MODELS: dict[str, dict[str, object]] = {}
+MODELS = {
+    "scenes-detector": {
+        "summary": "judges what a scene shows",
+        "embedded": {"classifier": "scenes-detector"},
+    },
+}  # fmt: skip

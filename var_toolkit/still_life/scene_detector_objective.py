@@ -57,10 +57,8 @@ class SceneDetectorObjective(Objective):
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         assert isinstance(network, SceneDetector)
-        right = [
-            _right(network(b.images), _truths(b.labels, "validation")) for b in self.held_out if b.images is not None
-        ]
-        return {"accuracy": float(torch.cat(right).float().mean())} if right else {}
+        right = [found for batch in self.held_out for found in _right(network, batch, "validation")]
+        return {"accuracy": sum(right) / len(right)} if right else {}
 
 
 def _terms(seen: Seen, truth: Tensor) -> dict[str, Tensor]:
@@ -83,16 +81,15 @@ def _focal(logits: Tensor, target: Tensor) -> Tensor:
     return (wrong.square() * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum()
 
 
-def _right(seen: Seen, truth: Tensor) -> Tensor:
-    """Whether all of an image is right, bool (B,); a solid that is not there counts as wrong too."""
-    image, row, column, *kinds = truth[:, :6].long().unbind(1)
-    found = [part[image, row, column].argmax(-1) for part in (seen.solid, seen.colour, seen.size)]
-    fine = torch.stack([x == y for x, y in zip(found, kinds, strict=True)]).all(0) & (
-        seen.presence[image, row, column] > 0
-    )
-    fine &= (seen.ground[image].argmax(-1) == truth[:, 7].long()) & (seen.light[image].argmax(-1) == truth[:, 8].long())
-    wrong = torch.zeros(len(seen.presence), device=fine.device).index_add_(0, image, (~fine).float())
-    return wrong == 0
+def _right(network: SceneDetector, batch: Batch, split: str) -> list[bool]:
+    """Whether all that is found in an image is what its scene holds, and nothing else."""
+    assert batch.images is not None
+    right = []
+    for number, found in zip(batch.labels.tolist(), network.find(batch.images), strict=True):
+        scene = scene_of(number, split)
+        shown, held = ([(one.solid, one.colour, one.size) for one in things] for things in (found.things, scene.things))
+        right.append((sorted(shown), found.ground, found.light) == (sorted(held), scene.ground, scene.light))
+    return right
 
 
 def _truths(labels: Tensor, split: str) -> Tensor:
