@@ -20,7 +20,11 @@ FACTS = "facts.json"
 SIGNATURE = (
     "<!-- Written by var_toolkit from facts.json and the configurations. Without this line it is yours and stays. -->"
 )
-DATA = {"still-lifes": "still lifes rendered by var_toolkit", "imagenet": "ImageNet"}
+DATA = {
+    "still-lifes": "still lifes rendered by var_toolkit",
+    "scenes": "scenes with captions rendered by var_toolkit",
+    "imagenet": "ImageNet",
+}
 
 
 @dataclass(frozen=True)

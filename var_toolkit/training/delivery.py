@@ -39,7 +39,7 @@ def _in_words(data: Data) -> str:
         return f"{what} of the folder {Path(data.root).name}, at {data.size} pixels"
     if isinstance(data, SamplesData):
         return f"{data.count:,} images sampled from the target model"
-    return f"{data.count:,} {DATA['still-lifes']}"
+    return f"{data.count:,} {DATA[data.kind]}"
 
 
 def _portable(value: Any) -> Any:
