@@ -42,7 +42,6 @@ class TextSource:
     tokenizer: str = ""  # where its tokenizer is; the same place if empty
     license: str | None = None  # of its weights, as their authors state it
     lowercase: bool = False  # prompts are read in small letters
-    padded: bool = False  # prompts are padded to the length that the model reads, and the padding counts
 
     def __post_init__(self) -> None:
         if self.kind not in ("t5", "clip"):

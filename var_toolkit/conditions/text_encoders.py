@@ -82,16 +82,12 @@ class TransformersEncoder:
         ids = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
         if long := [text for text, found in zip(texts, ids, strict=True) if len(found) > self.longest]:
             warnings.warn(f"a prompt is cut after {self.longest} tokens: {long[0][:60]!r} ...", stacklevel=3)
-        padding = "max_length" if self.told.padded else "longest"
-        found = tokenizer(texts, padding=padding, truncation=True, max_length=self.longest, return_tensors="pt")
-        mask_BT = found["attention_mask"].bool()
-        seen = {} if self.told.padded else {"attention_mask": found["attention_mask"].to(self.device)}
-        output = network(input_ids=found["input_ids"].to(self.device), **seen)
-        return PromptEmbeds(
-            output.last_hidden_state,
-            (torch.ones_like(mask_BT) if self.told.padded else mask_BT).to(self.device),
-            output.pooler_output if self.told.kind == "clip" else None,
-        )
+        read = {"padding": True, "truncation": True, "max_length": self.longest, "return_tensors": "pt"}
+        found = {name: tensor.to(self.device) for name, tensor in tokenizer(texts, **read).items()}
+        mask_BT = found["attention_mask"]
+        output = network(input_ids=found["input_ids"], attention_mask=mask_BT)
+        pooled = output.pooler_output if self.told.kind == "clip" else None
+        return PromptEmbeds(output.last_hidden_state, mask_BT.bool(), pooled)
 
     def _load(self) -> tuple[Any, Any]:
         import transformers
@@ -102,15 +98,14 @@ class TransformersEncoder:
         words, words_folder = split_folder(self.told.tokenizer or self.told.source)
         offline = not Path(place).is_dir() and not reachable()
         kind = getattr(transformers, NETWORKS_OF[self.told.kind])
-        network = self._read(kind.from_pretrained, place, folder, offline, **self._precision())
+        network = self._read(kind.from_pretrained, place, folder, offline, dtype=self._dtype())
         tokenizer = self._read(transformers.AutoTokenizer.from_pretrained, words, words_folder, offline)
-        return tokenizer, network.eval() if self._bits == 8 else network.to(self.device).eval()
+        network = network.to(self.device).eval()
+        return tokenizer, _in_eight_bits(network) if self._bits == 8 else network
 
-    def _precision(self) -> dict[str, Any]:
-        if self._bits == 8:
-            return {"quantization_config": _eight_bits(), "device_map": str(self.device), "dtype": torch.bfloat16}
-        half = self._bits == 16 or (self._bits is None and self.device.type == "cuda")
-        return {"dtype": torch.bfloat16 if half else torch.float32}
+    def _dtype(self) -> torch.dtype:
+        half = self._bits in (8, 16) or (self._bits is None and self.device.type == "cuda")
+        return torch.bfloat16 if half else torch.float32
 
     def _read(self, open_one: Any, place: str, folder: str, offline: bool, **options: Any) -> Any:
         try:
@@ -146,12 +141,11 @@ def split_folder(source: str) -> tuple[str, str]:
     return f"{user}/{name}", folder
 
 
-def _eight_bits() -> Any:
-    """Weights of 8 bits by torchao, which computes with them on any device."""
-    import transformers
-
+def _in_eight_bits(network: Any) -> Any:
+    """The network with the weights of its linear layers in 8 bits, by torchao, which computes so on any device."""
     if find_spec("torchao") is None:
         raise ValueError(f"text_bits 8 needs torchao: {EXTRA}")
-    from torchao.quantization import Int8WeightOnlyConfig
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    return transformers.TorchAoConfig(Int8WeightOnlyConfig())
+    quantize_(network, Int8WeightOnlyConfig())
+    return network
