@@ -69,6 +69,7 @@ MODELS = {
     "kl": KL,
     "flowar": FLOWAR,
     "classifier": {"widths": [8, 8]},
+    "scene-detector": {"widths": [8, 8, 8, 8]},
     "variant": DEEPER,
     "hmar": HMAR,
     "hmar-mask": HMAR,
@@ -130,11 +131,11 @@ def settings(parts: Path) -> Callable[..., dict[str, Any]]:
     def make(objective: str, **changes: Any) -> dict[str, Any]:
         model, options = MODELS.get(objective, VAR), _options(parts).get(objective, {})
         values = copy.deepcopy({"objective": objective, "model": model, **COMMON, "objective_options": options})
-        if objective == "infinity":
+        if objective in ("scene-detector", "infinity"):
             values["data"] = {"kind": "scenes", "count": 24, "validation_count": 8}
         if objective in DRAFTERS:
             values["data"] = {"kind": "samples", "count": 24, "validation_count": 8}
-        if objective not in ("tokenizer", "raster-tokenizer", "bits-tokenizer", "kl", "classifier"):
+        if objective not in ("tokenizer", "raster-tokenizer", "bits-tokenizer", "kl", "classifier", "scene-detector"):
             values["tokenizer"] = str(parts / TOKENIZERS.get(objective, "tokenizer"))
         return values | changes
 

@@ -23,12 +23,8 @@ def assert_same_bits(a, b):
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=0, equal_nan=True)
 
 
-LONG = (
-    "kl",
-    "raster-tokenizer",
-    "bits-tokenizer",
-    "flowar",
-)  # the loop is the same; `tokenizer` and `var` stay among the quick ones
+# The loop is the same; `tokenizer` and `var` stay among the quick ones.
+LONG = ("kl", "raster-tokenizer", "bits-tokenizer", "infinity", "flowar")
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in objective_names()]
 
 
