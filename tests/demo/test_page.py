@@ -9,7 +9,7 @@ gr = pytest.importorskip("gradio", reason="the page needs gradio (extra demo)")
 
 from var_toolkit.demo.choosing import NAMES  # noqa: E402
 from var_toolkit.demo.page import build  # noqa: E402
-from var_toolkit.demo.showing import SIDE  # noqa: E402
+from var_toolkit.demo.showing import SIDE, magnified  # noqa: E402
 from var_toolkit.demo.studio import Studio, model_names  # noqa: E402
 from var_toolkit.pipeline import Pipeline  # noqa: E402
 
@@ -155,6 +155,7 @@ def filled(page, name: str, *given) -> dict:
     """What an event of that place fills the settings with, by name; what it leaves alone is missing."""
     values = button(page, name)(*given)
     names = ("model", "class", "seed", "guidance", "temperature", "top_k", "filled", "plan", "left", "right", "edit")
+    names += ("prompt", "negative_prompt")
     return {name: value for name, value in zip(names, values, strict=True) if value != gr.skip()}
 
 
@@ -168,7 +169,7 @@ class Opened:
 def test_a_link_restores_every_setting(page):
     link = {"model": "stilllife-hmar", "plan": "Plain, one pass a scale", "class": "12", "seed": "5"}
     link |= {"guidance": "2.5", "temperature": "0.8", "top_k": "50"}
-    assert set(link) == set(NAMES)
+    assert set(link) == set(NAMES) - {"prompt", "negative_prompt"}
     found = filled(page, "opened", Opened(**link))
     assert found["model"]["value"] == found["filled"] == "stilllife-hmar"
     assert (found["class"]["value"], found["seed"], found["guidance"]) == (12, 5, 2.5)
@@ -231,5 +232,38 @@ def test_what_is_no_seed_is_one_line_of_ours(page, seed):
 def test_the_parameters_of_the_api_have_names(page, name):
     told = page.get_api_info()["named_endpoints"][f"/{name}"]["parameters"]
     names = [parameter["parameter_name"] for parameter in told]
-    assert {"model", "class_label", "seed", "guidance", "temperature", "top_k"} < set(names)
+    assert {"model", "class_label", "seed", "guidance", "temperature", "top_k", "prompt", "negative_prompt"} < set(
+        names
+    )
     assert [one for one in told if not one["parameter_has_default"]] == [told[0]] * (name == "edit")
+
+
+@pytest.fixture(scope="module")
+def text_page(text_studio, text_model):
+    return build(text_studio, text_model)
+
+
+def test_the_words_are_shown_for_models_of_text_alone_and_a_link_restores_them(text_page, text_model):
+    found = filled(text_page, "opened", Opened(model=text_model, prompt="red cube", negative_prompt="cube", seed="4"))
+    assert [found[name]["visible"] for name in ("class", "prompt", "negative_prompt", "top_k")] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert (found["class"]["value"], found["seed"]) == (None, 4)
+    assert (found["prompt"]["value"], found["negative_prompt"]["value"]) == ("red cube", "cube")
+    found = filled(text_page, "opened", Opened(model="stilllife-var", prompt="red cube"))
+    assert [found[name]["visible"] for name in ("class", "prompt", "negative_prompt")] == [True, False, False]
+    assert (found["class"]["value"], found["prompt"]["value"]) == (207, "")  # so that no link holds it
+
+
+def test_each_tab_draws_what_a_prompt_says(text_page, text_model):
+    wish, words = (text_model, None, None, 3, 3.0, None, None), ("red cube", "cube")
+    *_, (_, _, told, _, drawn, _) = steps(text_page, "draw", *wish, 1, *words)
+    assert drawn.size == (6, 6)
+    assert "3 forward passes" in told
+    *_, (left, _, right, _) = steps(text_page, "compare", text_model, *wish[1:2], *wish[1:], *words)
+    assert left.tobytes() == right.tobytes() == magnified(drawn).tobytes()
+    with pytest.raises(gr.Error, match="there is no prompt"):
+        steps(text_page, "draw", *wish)

@@ -174,3 +174,22 @@ def test_a_plan_with_drafts_edits_as_well(studio, half):
     asked = wish(model="stilllife-gpt", plan=jacobi)
     frames = draw(studio, asked, Image.new("RGB", (64, 64)), half, how="edit", keep_pixels=False)
     assert frames[-1].facts.forward_passes < 256
+
+
+def test_a_prompt_and_a_negative_prompt_reach_the_image(text_studio, text_model):
+    def drawn(**words):
+        return finished(text_studio, Wish(text_model, None, None, 3, 3.0, **words)).image.tobytes()
+
+    pipe = load(text_model, device="cpu").pack()
+    (expected,) = pipe(prompt="red cube", negative_prompt="cube", seeds=3, cfg=3.0).images
+    assert drawn(prompt="red cube", negative_prompt="cube") == expected.tobytes()
+    assert len({drawn(prompt=words) for words in ("red cube", "cube")} | {expected.tobytes()}) == 3
+    assert drawn(prompt="red cube", negative_prompt="") == drawn(prompt="red cube")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"), [(None, "no prompt"), (" ", "no prompt"), ("blue cube", "unknown words: blue")]
+)
+def test_a_prompt_that_cannot_be_drawn_is_named(text_studio, text_model, prompt, words):
+    with pytest.raises(ValueError, match=words):
+        finished(text_studio, Wish(text_model, None, 207, 3, prompt=prompt))

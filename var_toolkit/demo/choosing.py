@@ -18,8 +18,9 @@ from var_toolkit.registry import Hub, find_entry
 MOST_GUIDANCE = 8
 MOST_IMAGES = 9
 FIRST_CLASS = 207
+FIRST_PROMPT = "a red sphere to the left of a blue cube on sand"
 RANDOM_SEEDS = 2**31
-NAMES = ("model", "plan", "class", "seed", "guidance", "temperature", "top_k")  # of a link's settings
+NAMES = ("model", "plan", "class", "seed", "guidance", "temperature", "top_k", "prompt", "negative_prompt")  # of a link
 # What a link's page does not show is left out: None is nothing of the model's.
 ADDRESS = """(...values) => {
     const names = %s, query = new URLSearchParams()
@@ -41,7 +42,8 @@ class Settings:
     """The components whose values say what to draw; each tab renders its own plans."""
 
     model: gr.Dropdown
-    label: gr.Dropdown
+    label: gr.Dropdown  # of a model of classes
+    words: tuple[gr.Textbox, gr.Textbox]  # of a model of text: the prompt and the negative prompt
     seed: gr.Number
     any_seed: gr.Checkbox
     guidance: gr.Slider
@@ -53,14 +55,19 @@ class Settings:
     edit_plan: gr.Dropdown
 
     def wish(self, *plans: gr.Dropdown) -> list[Any]:
-        """The components whose values make a `Wish`, in its order; with two plans, those of two."""
+        """The components whose values make a `Wish`, without the words, in its order; with two plans, those of two."""
         return [self.model, *plans, self.label, self.seed, self.guidance, self.temperature, self.top_k]
+
+    @property
+    def linked(self) -> list[Any]:
+        """The components whose values a link holds, in the order of `NAMES`."""
+        return [*self.wish(self.plan), *self.words]
 
     @property
     def all(self) -> list[Any]:
         """What `fill` fills."""
         rest = [self.model, self.label, self.seed, self.guidance, self.temperature, self.top_k, self.filled]
-        return [*rest, self.plan, *self.sides, self.edit_plan]
+        return [*rest, self.plan, *self.sides, self.edit_plan, *self.words]
 
 
 def settings_column(studio: Studio, first: str) -> Settings:
@@ -68,14 +75,18 @@ def settings_column(studio: Studio, first: str) -> Settings:
     model = gr.Dropdown(
         [(_titled(name), name) for name in studio.models], value=first, label="Model", elem_classes="dropdown"
     )
-    names, own = studio.class_names(first), studio.shape(first).sampling
+    own, text = studio.shape(first).sampling, studio.reads_text(first)
+    classes = _classes(studio, first)
     label = gr.Dropdown(
-        _classes(studio, first),
-        value=min(FIRST_CLASS, len(names) - 1),
+        classes,
+        value=None if text else min(FIRST_CLASS, len(classes) - 1),
         label="Class (type to search)",
         allow_custom_value=True,
         elem_classes="dropdown",
+        visible=not text,
     )
+    prompt = gr.Textbox(FIRST_PROMPT if text else "", label="Prompt", lines=2, visible=text, elem_id="prompt")
+    negative = gr.Textbox("", label="Negative prompt (guidance leads away from it)", visible=text)
     with gr.Row():
         seed = gr.Number(0, label="Seed", min_width=120)
         any_seed = gr.Checkbox(False, label="Random seed", min_width=120)
@@ -92,7 +103,8 @@ def settings_column(studio: Studio, first: str) -> Settings:
         )
         for _ in range(4)
     )
-    return Settings(model, label, seed, any_seed, guidance, temperature, top_k, filled, plan, (left, right), edit_plan)
+    words, sides = (prompt, negative), (left, right)
+    return Settings(model, label, words, seed, any_seed, guidance, temperature, top_k, filled, plan, sides, edit_plan)
 
 
 def connect(studio: Studio, settings: Settings, first: str, page: gr.Blocks) -> None:
@@ -104,7 +116,7 @@ def connect(studio: Studio, settings: Settings, first: str, page: gr.Blocks) -> 
     page.load(opened, None, settings.all, **AT_ONCE)
     settings.model.input(lambda name: fill(studio, {"model": name}), settings.model, settings.all, **AT_ONCE)
     copy = gr.Button("Copy link", size="sm")
-    copy.click(None, settings.wish(settings.plan), copy, js=COPIED, **AT_ONCE)
+    copy.click(None, settings.linked, copy, js=COPIED, **AT_ONCE)
 
 
 def fill(studio: Studio, asked: Mapping[str, Any]) -> list[Any]:
@@ -119,11 +131,10 @@ def fill(studio: Studio, asked: Mapping[str, Any]) -> list[Any]:
         gr.Warning(str(error))
         model = studio.models[0]
         asked, plans = {}, [choice.name for choice in studio.choices(model)]
-    names, own, taken = studio.class_names(model), studio.shape(model).sampling, studio.takes(model)
-    label = _taken("class", asked, names.resolve, min(FIRST_CLASS, len(names) - 1))
+    own, taken = studio.shape(model).sampling, studio.takes(model)
     values = [
         gr.update(value=model),
-        gr.update(choices=_classes(studio, model), value=label),
+        _label(studio, model, asked),
         _taken("seed", asked, seed_of, gr.skip()),
         _taken("guidance", asked, partial(_number, "cfg"), own.cfg),
         _slider("temperature", asked, own.temperature, taken),
@@ -136,7 +147,9 @@ def fill(studio: Studio, asked: Mapping[str, Any]) -> list[Any]:
         chosen = None
     own_plan, second = plans[0], plans[min(1, len(plans) - 1)]
     values += [gr.update(choices=plans, value=name) for name in (chosen or own_plan, own_plan, second, own_plan)]
-    return values
+    text = studio.reads_text(model)
+    words = asked.get("prompt", FIRST_PROMPT), asked.get("negative_prompt", "")
+    return values + [gr.update(visible=text, value=found if text else "") for found in words]
 
 
 def begin(button: gr.Button, studio: Studio, settings: Settings, *count: gr.Slider, step: int = 0) -> Any:
@@ -193,7 +206,17 @@ def _slider(name: str, asked: Mapping[str, Any], own: Any, taken: frozenset[str]
     return gr.update(visible=True, value=_taken(name, asked, partial(_number, name), own), **look)
 
 
+def _label(studio: Studio, model: str, asked: Mapping[str, Any]) -> Any:
+    if studio.reads_text(model):
+        return gr.update(visible=False, choices=[], value=None)
+    names = studio.class_names(model)
+    label = _taken("class", asked, names.resolve, min(FIRST_CLASS, len(names) - 1))
+    return gr.update(visible=True, choices=_classes(studio, model), value=label)
+
+
 def _classes(studio: Studio, model: str) -> list[tuple[str, int]]:
+    if studio.reads_text(model):
+        return []
     names = studio.class_names(model)
     return [(f"{names.name(label)} ({label})", label) for label in range(len(names))]
 

@@ -14,7 +14,7 @@ from var_toolkit.demo.studio import Studio, Wish
 
 
 def compare_tab(studio: Studio, settings: Settings) -> None:
-    """One class and seed by two plans, each with its seconds."""
+    """One class or prompt and seed by two plans, each with its seconds."""
     with gr.Row() as buttons:
         draw = gr.Button("Draw both", variant="primary", scale=3, min_width=100)
     images, told = [], []
@@ -35,8 +35,10 @@ def compare_tab(studio: Studio, settings: Settings) -> None:
         guidance: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
     ) -> AsyncGenerator[Shown]:
-        rest = (class_label, seed, guidance, temperature, top_k)
+        rest = (class_label, seed, guidance, temperature, top_k, prompt, negative_prompt)
         left: Shown = (None, "drawing …")
         yield *left, None, ""
         async for frame in studio.worker.live(partial(studio.finished, Wish(model, left_plan, *rest))):
@@ -46,7 +48,7 @@ def compare_tab(studio: Studio, settings: Settings) -> None:
         async for frame in studio.worker.live(partial(studio.finished, Wish(model, right_plan, *rest))):
             yield *left, *finished(frame)
 
-    asked: list[Any] = settings.wish(*settings.sides)
+    asked: list[Any] = [*settings.wish(*settings.sides), *settings.words]
     begun = begin(draw, studio, settings)
     outputs = [images[0], told[0], images[1], told[1]]
     drawing = begun.success(show, asked, outputs, api_name="compare", show_progress_on=images, **DRAWING)

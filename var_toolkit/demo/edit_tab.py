@@ -55,17 +55,19 @@ def edit_tab(studio: Studio, settings: Settings) -> gr.ImageEditor:
         guidance: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
     ) -> AsyncGenerator[Shown]:
         if image is None or image["background"] is None:
             raise ValueError("there is no image; upload one, or take over the drawn one")
-        wish = Wish(model, plan, class_label, seed, guidance, temperature, top_k)
+        wish = Wish(model, plan, class_label, seed, guidance, temperature, top_k, prompt, negative_prompt)
         given = unmagnified(upright_rgb(image["background"]), studio.shape(model).tokenizer.image_side)
         mask = painted(image["layers"], given.size)
         redraw = partial(studio.edit, wish, given, mask, keep_pixels=keep_pixels)
         async for frame in studio.worker.live(redraw):
             yield finished(frame)
 
-    asked = [canvas, keep_pixels, *settings.wish(plan)]
+    asked = [canvas, keep_pixels, *settings.wish(plan), *settings.words]
     begun = begin(edit, studio, settings)
     drawing = begun.success(show, asked, [edited, told], api_name="edit", show_progress_on=edited, **DRAWING)
     with buttons:

@@ -45,6 +45,8 @@ EXAMPLES = [
     {"model": "stilllife-flowar", "class": 503, "seed": 3},
     {"model": "stilllife-hmar", "class": 42, "seed": 1},
     {"model": "stilllife-gpt", "class": 777, "seed": 2},
+    {"model": "scenes-infinity", "prompt": "a red sphere to the left of a blue cube on sand, at dusk", "seed": 0},
+    {"model": "scenes-infinity", "prompt": "three small yellow cones on grass", "seed": 1},
 ]
 
 
@@ -107,10 +109,13 @@ def _draw_tab(studio: Studio, settings: Settings) -> tuple[gr.State, gr.Button]:
         temperature: float | None = None,
         top_k: int | None = None,
         count: int = 1,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
     ) -> AsyncGenerator[Shown]:
         done: list[Image] = []
         for number in range(_count(count)):
-            wish = Wish(model, plan, class_label, seed, guidance, temperature, top_k).following(number)
+            words = (prompt, negative_prompt)
+            wish = Wish(model, plan, class_label, seed, guidance, temperature, top_k, *words).following(number)
             of = f"image {number + 1} of {count:.0f} (seed {wish.seed}): " if count > 1 else ""
             grown: list[Image] = []
             async for frame in studio.worker.live(partial(studio.draw, wish)):
@@ -127,12 +132,12 @@ def _draw_tab(studio: Studio, settings: Settings) -> tuple[gr.State, gr.Button]:
                 yield magnified(frame.image), row_of_scales(grown, frame.scales), of + line(frame), *rest
 
     outputs = [shown, row, told, gallery, drawn, images]
-    asked = [*settings.wish(plan), count]
+    asked = [*settings.wish(plan), count, *settings.words]
     drawing = []
 
     def draw_after(begun: Any, **api: Any) -> None:
         drawing.append(begun.success(show, asked, outputs, show_progress_on=shown, **api, **DRAWING))
-        begun.success(None, settings.wish(plan), None, js=NOTED, **AT_ONCE)
+        begun.success(None, settings.linked, None, js=NOTED, **AT_ONCE)
 
     draw_after(begin(draw, studio, settings, count), api_name="draw")
     draw_after(begin(following, studio, settings, count, step=1), api_visibility="private")
@@ -150,8 +155,8 @@ def _draw_tab(studio: Studio, settings: Settings) -> tuple[gr.State, gr.Button]:
 
 
 def _described(studio: Studio, example: dict[str, Any]) -> str:
-    name = studio.class_names(example["model"]).name(example["class"])
-    return f"{name}, {example['model']}, seed {example['seed']}"
+    what = example.get("prompt") or studio.class_names(example["model"]).name(example["class"])
+    return f"{what}, {example['model']}, seed {example['seed']}"
 
 
 def _count(count: float) -> int:

@@ -15,6 +15,7 @@ from var_toolkit.demo.live import Worker
 from var_toolkit.demo.plans import Choice, choices
 from var_toolkit.devices import clock, find_device
 from var_toolkit.evaluation.bench.memory import forget_peak, held, peak
+from var_toolkit.heads.bits import Bits
 from var_toolkit.heads.flow import Flow
 from var_toolkit.images import as_output
 from var_toolkit.loading import Source, load, skeleton
@@ -39,11 +40,13 @@ class Wish:
 
     model: str
     plan: str | None  # the name of one of `plans.choices`; None for the model's own
-    label: int | str | None
+    label: int | str | None  # of a model of classes
     seed: int | None
     guidance: float | None = None  # None for the model's own, here and below
     temperature: float | None = None  # these two of models that have them (`Studio.takes`), and else unheeded
     top_k: int | None = None
+    prompt: str | None = None  # of a model of text, as is the next
+    negative_prompt: str | None = None
 
     def following(self, number: int) -> Wish:
         """The same with a seed that is so much larger. ValueError if there is no seed."""
@@ -87,7 +90,7 @@ class Frame:
 
 def model_names(first: str) -> list[str]:
     """The names of the zoo that draw, embedded ones first; before them `first`, if it is none of them."""
-    names = [name for name in list_models() if entry(name).draws and not entry(name).takes_prompts]
+    names = [name for name in list_models() if entry(name).draws]
     return names if first in names else [first, *names]
 
 
@@ -110,15 +113,21 @@ class Studio:
         self.shape = cache(self._shape)
         self.choices = cache(self._choices)
 
+    def reads_text(self, model: str) -> bool:
+        """Whether a model draws what a prompt says, rather than classes."""
+        return self.shape(model).text is not None
+
     def class_names(self, model: str) -> ClassNames:
-        """What a model draws."""
+        """What a model of classes draws."""
         return self.shape(model).class_names
 
     def takes(self, model: str) -> frozenset[str]:
-        """Which of temperature and top_k one number of a slider can set: none of continuous tokens."""
+        """Which of temperature and top_k one number of a slider can set: none of continuous tokens, no k of bits."""
         shape = self.shape(model)
         if isinstance(shape.backbone.default_head, Flow):
             return frozenset()
+        if isinstance(shape.backbone.default_head, Bits):
+            return frozenset({"temperature"})
         return frozenset({"top_k"} if isinstance(shape.sampling.temperature, tuple) else {"top_k", "temperature"})
 
     def codes(self, model: str) -> int:
@@ -172,16 +181,24 @@ class Studio:
         plan_name = wish.plan or next(iter(names))
         if plan_name not in names:
             raise ValueError(f"plan {plan_name!r} is not a plan of {wish.model}; choose one of {', '.join(names)}")
-        if wish.label is None or wish.label == "":
-            raise ValueError("no class is chosen; choose one")
+        what = self._subject(wish)
         seed, choice = seed_of(wish.seed), names[plan_name]
         sampled = {name: getattr(wish, name) for name in self.takes(wish.model)}
         settings: dict[str, Any] = {"cfg": wish.guidance, **sampled, **choice.settings}
-        label = self.class_names(wish.model).resolve(wish.label)
         self.shape(choice.source).plan(**settings)  # which refuses what does not fit
         pipe = self.pipeline(choice.source, tell)
         plan = pipe.plan(**settings)
-        return pipe, plan, {"class_labels": label, "seeds": seed, "plan": plan}
+        return pipe, plan, {**what, "seeds": seed, "plan": plan}
+
+    def _subject(self, wish: Wish) -> dict[str, Any]:
+        """The arguments of a call that say what the image shows."""
+        if self.reads_text(wish.model):
+            if not (wish.prompt or "").strip():
+                raise ValueError("there is no prompt; say what the image is to show")
+            return {"prompt": wish.prompt, "negative_prompt": wish.negative_prompt or None}
+        if wish.label is None or wish.label == "":
+            raise ValueError("no class is chosen; choose one")
+        return {"class_labels": self.class_names(wish.model).resolve(wish.label)}
 
     def _shape(self, source: Source) -> Pipeline:
         """Sizes alone. What somebody on the page names is opened only if it is offered."""
