@@ -50,6 +50,13 @@ def rotation_on_places(
     return _rotation(lines, head_dim, theta)
 
 
+def rotation_on_span(sides: Iterable[int], span: float, head_dim: int, device: torch.device, theta: float) -> Rotation:
+    """RoPE of concatenated square maps, whose first row is at 0 and the last at `span`; columns come before rows."""
+    lines = [torch.arange(side, dtype=torch.float32, device=device) / max(side - 1, 1) * span for side in sides]
+    by_rows = _rotation([(line, line) for line in lines], head_dim, theta)
+    return Rotation(*(table.roll(table.shape[1] // 2, dims=1) for table in by_rows))
+
+
 def _rotation(lines: Iterable[Sequence[Tensor]], head_dim: int, theta: float) -> Rotation:
     """The rotation of maps from the positions of their rows and of their columns."""
     exponents, angles = torch.arange(0, head_dim // 2, 2, dtype=torch.float32) / (head_dim // 2), []
