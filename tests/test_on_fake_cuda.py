@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
+from var_toolkit.conditions.text import PromptEmbeds, Prompts
 from var_toolkit.core.bind import bind
 from var_toolkit.core.engine import decode
 from var_toolkit.core.finite import FiniteCheck
@@ -31,12 +32,15 @@ from var_toolkit.kernels import pyramid_attention
 from var_toolkit.methods.speculative import drafts, verify
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
 from var_toolkit.models import llamagen as raster_gpt
+from var_toolkit.models import star as star_models
 from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig
 from var_toolkit.models.flexvar import FlexVAR, FlexVARConfig
 from var_toolkit.models.flowar import FlowAR
 from var_toolkit.models.hmar import HMAR, HMARConfig
 from var_toolkit.models.layers import linear
 from var_toolkit.models.llamagen import RasterGPT
+from var_toolkit.models.llamagen_t2i import TextRasterGPT, TextRasterGPTConfig
+from var_toolkit.models.star import STAR, STARConfig
 from var_toolkit.models.var import VAR, VARConfig
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
@@ -101,7 +105,12 @@ def fake_cuda(monkeypatch):
 
 def clear_tables():
     """What is made once a device must not outlive the mode, nor come from before it."""
-    for table in (raster_gpt.rotation_with_class, pyramid_attention._cached_mask, drafts.topology):
+    for table in (
+        raster_gpt.rotation_with_class,
+        star_models._rotation,
+        pyramid_attention._cached_mask,
+        drafts.topology,
+    ):
         table.cache_clear()
 
 
@@ -170,7 +179,31 @@ def code_plan():
     return code_of(whole(tokenizer, var(), guidance=1.0), whole(tokenizer, var(), guidance=1.0), draft_scales=1)
 
 
-PLANS = {
+TEXT = {"text_channels": 6, "vocab_size": 16}
+
+
+def text_gpt():
+    sizes = {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_hidden": 48, "side": 3, "text_tokens": 8}
+    return on_cuda(lambda: TextRasterGPT(TextRasterGPTConfig(**sizes, **TEXT)))
+
+
+def star():
+    sizes = {"depth": 2, "embed_dim": 32, "num_heads": 2, "latent_channels": 8, "patch_nums": (1, 2, 3)}
+    return on_cuda(lambda: STAR(STARConfig(**sizes, **TEXT)))
+
+
+def prompts():
+    """Two prompts of different lengths, and as many negative ones."""
+    mask = torch.ones(2, 3, dtype=torch.bool, device=CUDA)
+    embeds = PromptEmbeds(torch.zeros(2, 3, 6, device=CUDA), mask, torch.zeros(2, 6, device=CUDA))
+    return Prompts(embeds, embeds.padded(5))
+
+
+OF_TEXT = {
+    "llamagen-t2i": lambda: whole(on_cuda(tiny_vq), text_gpt(), guidance=2.0, top_k=4, guided_tokens=3),
+    "star": lambda: whole(vq(), star(), guidance=2.0, top_k=5, top_p=0.9),
+}
+PLANS = OF_TEXT | {
     "var": lambda: whole(vq(), var(), guidance=2.0, top_k=5, top_p=0.9),
     "var-smooth": lambda: whole(vq(), var(), smooth=True),
     "hmar": hmar_plan,
@@ -186,7 +219,8 @@ PLANS = {
 @pytest.mark.parametrize("name", PLANS)
 def test_decoding_never_waits_for_the_device(name, edited, monkeypatch):
     with fake_cuda(monkeypatch):
-        plan, labels, preserved = PLANS[name](), torch.tensor([1, 2], device=CUDA), None
+        plan, preserved = PLANS[name](), None
+        asked = prompts() if name in OF_TEXT else torch.tensor([1, 2], device=CUDA)
         noise = Noise([0, 1], CUDA)
         if edited:
             size = plan.schedule.image_size(plan.tokenizer.downsample)
@@ -199,7 +233,7 @@ def test_decoding_never_waits_for_the_device(name, edited, monkeypatch):
                     tokens = plan.tokenizer.pyramid_of(plan.schedule).encode(features)
             preserved = preserved_before(1, tokens, plan.tokenizer, plan.schedule)
         with Watch() as watch:
-            decoded = decode(plan, labels, noise, preserved=preserved)
+            decoded = decode(plan, asked, noise, preserved=preserved)
         assert not watch.waits
         assert watch.copies.keys() <= {"cpu to cuda"}
         assert watch.copies.total() <= (name == "code")  # the mask of the refiner's prefill, once a process

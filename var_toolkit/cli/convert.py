@@ -97,10 +97,10 @@ def _text_encoder(args: argparse.Namespace, backbone: Any) -> Any:
     """The text encoder that the published models of a family have; None for a model of classes."""
     from var_toolkit.conditions.text import text_of
     from var_toolkit.conditions.text_encoders import TransformersEncoder
-    from var_toolkit.registry import published
+    from var_toolkit.registry import family, published
 
     text, named = text_of(backbone), (source.text_encoder for _, source in published(args.family))
-    told = next(filter(None, named), None)
+    told = next(filter(None, named), family(args.family).text_encoder)
     return None if text is None or told is None else TransformersEncoder(told, text.longest)
 
 

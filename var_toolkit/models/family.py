@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 from torch import nn
 
+from var_toolkit.entries import TextSource
 from var_toolkit.formats.state_dicts import Arguments, Tensors
 from var_toolkit.tokenizers.files import TokenizerFiles
 
@@ -28,6 +29,7 @@ class Family:
     title: str = ""  # in a model card; the name of the class if empty
     paper: str = ""  # on arXiv, such as 2404.02905
     cfg_off: float = 0.0  # the number at which its authors count guidance as off, 0 or 1
+    text_encoder: TextSource | None = None  # of a family of text whose models are not in the table of its file
     way: str = ""  # how it draws: what follows "a model of" in the card
     required: tuple[str, ...] = ()  # names of tensors by which its published files are known
     dropped: tuple[str, ...] = ()  # endings of the names of tensors that can be computed

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import log
 from typing import Any, NamedTuple, cast
 
@@ -25,6 +26,7 @@ from var_toolkit.conditions.text import TextInput, as_one_length
 from var_toolkit.core.cache import KVCache, cache_of, token_span
 from var_toolkit.core.layers import Layers
 from var_toolkit.core.schedule import SCHEDULES, Schedule, increasing_sides
+from var_toolkit.entries import TextSource
 from var_toolkit.formats.next_scale_files import with_heads
 from var_toolkit.formats.state_dicts import Arguments, Tensors, count, shape
 from var_toolkit.heads.categorical import Categorical
@@ -240,9 +242,7 @@ class STAR(ByScale, nn.Module):
 
     def rotation(self) -> Rotation:
         """RoPE of every token: the rows and columns of every scale reach from 0 to the same position."""
-        c = self.config
-        head_dim, device = c.embed_dim // c.num_heads, self.head_logits.weight.device
-        return rotation_on_span(c.patch_nums, c.rope_norm, head_dim, device, c.rope_theta)
+        return _rotation(self.config, self.head_logits.weight.device)
 
     def _embed(self, condition: TextMemory, inputs_RLc: Tensor | None, scales: range) -> Tensor:
         parts = [condition.start.unsqueeze(1) + self.pos_start] if scales.start == 0 else []
@@ -250,6 +250,13 @@ class STAR(ByScale, nn.Module):
             parts.append(self.word_embed(inputs_RLc.to(self.word_embed.weight.dtype)))
         span = slice(self.scales.offsets[scales.start], self.scales.offsets[scales.stop])
         return torch.cat(parts, dim=1) + self.lvl_embed(self.scales.level_ids(self.pos_start.device)[span])
+
+
+@lru_cache(maxsize=8)
+def _rotation(config: STARConfig, device: torch.device) -> Rotation:
+    with torch.inference_mode(False):  # training could not use an inference tensor
+        head_dim = config.embed_dim // config.num_heads
+        return rotation_on_span(config.patch_nums, config.rope_norm, head_dim, device, config.rope_theta)
 
 
 def sizes(tensors: Tensors) -> dict[str, Any]:
@@ -282,6 +289,12 @@ FAMILY = Family(
     tokenizer=FILES,
     title="STAR",
     paper="2406.10797",
+    text_encoder=TextSource(
+        source="stabilityai/stable-diffusion-2-1/text_encoder",
+        kind="clip",
+        tokenizer="stabilityai/stable-diffusion-2-1/tokenizer",
+        license="openrail++",
+    ),
     way="next-scale prediction from text: each token map is predicted from all coarser ones and the text",
     required=("encoder_proj.weight", "head_logits.weight", "word_embed.weight", "blocks.0.cross_attn.mat_kv.weight"),
     dropped=("zero_k_bias", "class_emb.weight"),  # the class embedding is a relic of VAR and never read

@@ -59,9 +59,10 @@ def rotation_on_span(sides: Iterable[int], span: float, head_dim: int, device: t
 
 def _rotation(lines: Iterable[Sequence[Tensor]], head_dim: int, theta: float) -> Rotation:
     """The rotation of maps from the positions of their rows and of their columns."""
-    exponents, angles = torch.arange(0, head_dim // 2, 2, dtype=torch.float32) / (head_dim // 2), []
+    angles = []
     for rows, columns in lines:
-        frequencies = theta ** -exponents.to(rows.device)
+        numbers = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=rows.device)
+        frequencies = theta ** -(numbers / (head_dim // 2))
         down, across = torch.meshgrid(rows, columns, indexing="ij")
         angles.append(torch.cat([axis.reshape(-1, 1) * frequencies for axis in (down, across)], dim=1))
     whole = torch.cat(angles)
