@@ -256,9 +256,11 @@ class Infinity(ByScale, nn.Module):
         """
         if null is not None:
             prompt, null = as_one_length(prompt, null)
-            return Request(self._given(prompt.features, prompt.mask), self._given(null.features, null.mask))
-        learned = self._null_text(prompt.features)
-        return Request(self._given(prompt.features, prompt.mask), self._given(learned, prompt.mask))
+            texts, masks = (prompt.features, null.features), (prompt.mask, null.mask)
+        else:
+            texts, masks = (prompt.features, self._null_text(prompt.features)), (prompt.mask, prompt.mask)
+        both, count = self._given(torch.cat(texts), torch.cat(masks)), len(prompt)  # each weight is read once
+        return Request(both.of_rows(slice(count)), both.of_rows(slice(count, None)))
 
     def _null_text(self, like_RTC: Tensor) -> Tensor:
         """The learned features, as many as a text has, (R, T, C)."""
