@@ -11,6 +11,7 @@ from var_toolkit.conditions.text import PromptEmbeds
 from var_toolkit.core.engine import ScaleEvent
 from var_toolkit.core.plan import Plan
 from var_toolkit.core.schedule import Schedule
+from var_toolkit.heads.bits import Bits
 from var_toolkit.heads.flow import Flow
 from var_toolkit.ranges import checked, flag
 from var_toolkit.setting_table import CONTINUOUS, DISCRETE, SETTINGS, Setting, Settings
@@ -88,6 +89,8 @@ def require_kind(backbones: Sequence[Any], given: dict[str, Any]) -> None:
     if odd:
         own = ", ".join(name for name, setting in SETTINGS.items() if setting.of == CONTINUOUS)
         raise ValueError(f"{odd[0]} is for discrete tokens; this model's are continuous: use {own}")
+    if given.get("smooth") and any(isinstance(backbone.default_head, Bits) for backbone in backbones):
+        raise ValueError("smooth mixes the codes of a codebook; this model draws bits: lower the temperature instead")
 
 
 def is_one(labels: object) -> bool:

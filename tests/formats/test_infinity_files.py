@@ -96,3 +96,19 @@ def test_the_size_of_an_image_is_a_setting():
     plan = skeleton("infinity-2b").plan(size=(1024, 768))
     assert plan.schedule.image_size(16) == (768, 1024)
     assert skeleton("infinity-8b").plan(size=(720, 1440)).schedule.image_size(16) == (1440, 720)
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"smooth": True}, "smooth"),
+        ({"size": (1000, 1000)}, "1000x1000"),
+        ({"size": (2048, 2048)}, "at most 64 x 64"),
+        ({"schedule": "1,3,9"}, "schedule is 1,3,9"),
+        ({"refine": "all"}, "refine"),
+    ],
+    ids=str,
+)
+def test_settings_that_mean_nothing_are_refused_by_name(settings, found):
+    with pytest.raises(ValueError, match=found):
+        skeleton("infinity-2b").plan(**settings)
