@@ -5,9 +5,11 @@ from golden.cases import Case, fill
 from golden.recipe import tensor_for
 
 from var_toolkit.conditions.prompt_embeds import PromptEmbeds
+from var_toolkit.conditions.words import WordEncoder, WordEncoderConfig
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats.published import networks_from_tensors
 from var_toolkit.models.infinity import Infinity, InfinityConfig
+from var_toolkit.pipeline import Pipeline
 from var_toolkit.tokenizers.bsq import MultiScaleBSQ, MultiScaleBSQConfig
 
 
@@ -56,3 +58,9 @@ def small_bsq(**changes) -> MultiScaleBSQ:
     """Images of 6 px as maps of up to 3 x 3 tokens of 4 bits."""
     sizes = {"codebook_dim": 4, "ch": 8, "ch_mult": (1, 1), "num_res_blocks": 1, "norm_groups": 4}
     return fill(MultiScaleBSQ(MultiScaleBSQConfig(**{**sizes, "patch_nums": (1, 2, 3), **changes})))
+
+
+def words_pipeline(**changes) -> Pipeline:
+    """A whole model, which knows the words "red" and "cube"."""
+    encoder = WordEncoder(WordEncoderConfig(words=("cube", "red"), width=16, depth=1, num_heads=2, longest=6))
+    return Pipeline(small_bsq(), small_infinity(**changes), text_encoder=fill(encoder))

@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import pytest
-from small_infinity import small_bsq, small_infinity
+from small_infinity import words_pipeline
 
-from var_toolkit.conditions.words import WordEncoder, WordEncoderConfig
 from var_toolkit.demo.studio import Studio, model_names
-from var_toolkit.pipeline import Pipeline
 from var_toolkit.registry import DEFAULT
 
 
@@ -20,10 +18,8 @@ def studio() -> Studio:
 @pytest.fixture(scope="session")
 def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The directory of a small model that draws prompts of two words."""
-    encoder = WordEncoder(WordEncoderConfig(words=("cube", "red"), width=16, depth=1, num_heads=2, longest=6))
-    encoder.init_weights()
     folder: Path = tmp_path_factory.mktemp("models") / "text"
-    Pipeline(small_bsq(), small_infinity(), text_encoder=encoder).save_pretrained(folder)
+    words_pipeline().save_pretrained(folder)
     return str(folder)
 
 

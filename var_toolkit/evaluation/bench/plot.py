@@ -50,7 +50,7 @@ def write_plot(told: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [row for row in told["rows"] if row["error"] is None and row["quality_found"]]
+    rows = [row for row in told["rows"] if row["error"] is None and "class_agreement" in (row["quality_found"] or {})]
     agreement = [100 * row["quality_found"]["class_agreement"] for row in rows]
     distance = [row["quality_found"]["distance"] for row in rows]
     with mpl.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):

@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from var_toolkit.conditions.prompt_embeds import PromptEmbeds
+from var_toolkit.conditions.text import TextInput
 from var_toolkit.devices import find_device
 from var_toolkit.loading import Source, skeleton
 from var_toolkit.pipeline import Pipeline
 
 # A prime, so that repeating the block over a matrix does not make two of its rows equal.
 BLOCK = 1_000_003
+TOKENS = 32  # of a prompt: a sentence or two
 
 
 def random_pipeline(source: Source, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Pipeline:
@@ -22,6 +25,14 @@ def random_pipeline(source: Source, *, device: str = "auto", dtype: torch.dtype 
     for network in networks:
         randomise(network.to_empty(device=where).eval())
     return pipe
+
+
+def random_prompts(text: TextInput, count: int) -> PromptEmbeds:
+    """Features of as many prompts of `TOKENS` tokens, which no encoder has read."""
+    tokens, generator = min(TOKENS, text.longest), torch.Generator().manual_seed(0)
+    features = torch.randn(count, tokens, text.channels, generator=generator)
+    pooled = None if text.pooled is None else torch.randn(count, text.pooled, generator=generator)
+    return PromptEmbeds(features, torch.ones(count, tokens, dtype=torch.bool), pooled)
 
 
 @torch.no_grad()

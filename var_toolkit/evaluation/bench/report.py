@@ -157,6 +157,7 @@ QUALITY_COLUMNS = (
     Column("agreement", lambda row: f"{100 * row['quality_found']['class_agreement']:.1f} %"),
     Column("distance", lambda row: _number(row["quality_found"]["distance"])),
 )
+PROMPT_COLUMNS = (Column("prompts right", lambda row: f"{100 * row['quality_found']['prompts_right']:.1f} %"),)
 
 
 def _predicted(row: dict[str, Any]) -> str:
@@ -173,15 +174,21 @@ def has_speculation(told: dict[str, Any]) -> bool:
     return any(row.get("speculation") for row in told["rows"])
 
 
-def has_quality(told: dict[str, Any]) -> bool:
-    """Whether the quality of any row is known."""
-    return any(row["quality_found"] for row in told["rows"])
+def has_quality(told: dict[str, Any], figure: str = "class_agreement") -> bool:
+    """Whether this figure of the quality of any row is known."""
+    return any(_judged(row, figure) for row in told["rows"])
+
+
+def _judged(row: dict[str, Any], figure: str) -> bool:
+    return figure in (row["quality_found"] or {})
 
 
 def cells(told: dict[str, Any]) -> list[list[str]]:
     """The table: headings, then the rows. A row without results has the reason as the only cell after its name."""
     speculation = SPECULATION_COLUMNS if has_speculation(told) else ()
-    columns = [*COLUMNS, *speculation, *(QUALITY_COLUMNS if has_quality(told) else ())]
+    quality = QUALITY_COLUMNS if has_quality(told) else ()
+    prompts = PROMPT_COLUMNS if has_quality(told, "prompts_right") else ()
+    columns = [*COLUMNS, *speculation, *quality, *prompts]
     lines = [["row", *(column.heading for column in columns)]]
     for row in told["rows"]:
         if row["error"] is not None:
@@ -191,7 +198,8 @@ def cells(told: dict[str, Any]) -> list[list[str]]:
             lines.append([row["name"], f"unfinished: {row['unfinished']}"])
             continue
         unknown = {c.heading for c in SPECULATION_COLUMNS if row["speculation"] is None}
-        unknown |= {c.heading for c in QUALITY_COLUMNS if row["quality_found"] is None}
+        unknown |= {c.heading for c in QUALITY_COLUMNS if not _judged(row, "class_agreement")}
+        unknown |= {c.heading for c in PROMPT_COLUMNS if not _judged(row, "prompts_right")}
         lines.append([row["name"], *(MISSING if c.heading in unknown else c.text(row) for c in columns)])
     return lines
 
@@ -248,11 +256,15 @@ def legend(told: dict[str, Any]) -> list[str]:
             "tokens/pass: tokens per forward pass of the target and image; drafter passes: per image; accepted: share "
             "of the drafted tokens; fallen back: images of the last round that stopped drafting, as it saved no time"
         )
-    judged = sorted({row["quality_found"]["images"] for row in told["rows"] if row["quality_found"]})
-    if judged:
+    if judged := _counts(told, "class_agreement"):
         lines.append(
-            f"agreement: share of {', '.join(map(str, judged))} images in which the embedded classifier sees the "
+            f"agreement: share of {judged} images in which the embedded classifier sees the "
             "requested class; distance: Fréchet distance of its features to those of new renderings, which is not FID"
+        )
+    if judged := _counts(told, "prompts_right"):
+        lines.append(
+            f"prompts right: share of {judged} images in which the embedded detector sees all that their prompts of "
+            "scenes ask for"
         )
     failed = {row["name"]: row["quality_error"] for row in told["rows"] if row["quality_error"] is not None}
     unfinished = [f"{row['name']} ({row['unfinished']})" for row in told["rows"] if row["unfinished"]]
@@ -261,6 +273,12 @@ def legend(told: dict[str, Any]) -> list[str]:
         *(f"quality of {name}: failed: {why}" for name, why in failed.items()),
         *([f"interrupted, unfinished: {'; '.join(unfinished)}"] if unfinished else []),
     ]
+
+
+def _counts(told: dict[str, Any], figure: str) -> str:
+    """The numbers of images that this figure is of, for the legend."""
+    counts = {row["quality_found"]["images"] for row in told["rows"] if _judged(row, figure)}
+    return ", ".join(map(str, sorted(counts)))
 
 
 def write_report(told: dict[str, Any], folder: Path, name: str) -> list[Path]:

@@ -20,10 +20,12 @@ from var_toolkit.core.forecast import decoder_multiply_adds
 from var_toolkit.devices import find_device
 from var_toolkit.evaluation.bench.child import Child, RowFailedError
 from var_toolkit.evaluation.bench.memory import available
-from var_toolkit.evaluation.bench.quality import judge
+from var_toolkit.evaluation.bench.quality import judge, prompts_of
 from var_toolkit.evaluation.bench.table import Row, Table
 from var_toolkit.files import check_writable
 from var_toolkit.loading import skeleton
+from var_toolkit.pipeline import Pipeline
+from var_toolkit.still_life import scene_drawing
 
 SHARE = 0.5  # of the free memory, for all processes together
 PROCESS = 500_000_000  # bytes of a process that has imported torch
@@ -69,8 +71,7 @@ def size_of(row: Row) -> Size:
     try:
         shape = skeleton(row.source)
         run = shape.bind(shape.plan(**row.plan))
-        if row.quality and (shape.data_set != "still-lifes" or shape.tokenizer.image_side != 64):
-            raise ValueError(f"quality is judged on still lifes of 64 px, which {row.source} does not draw")
+        _require_subjects(row, shape)
     except (TypeError, ValueError) as error:  # a setting of the wrong type is compared with a number
         raise ValueError(f"row {row.name!r}: {error}") from None
     counted, dtype = run.cost(), getattr(torch, row.dtype)
@@ -79,6 +80,23 @@ def size_of(row: Row) -> Size:
     tokenizer = sum(p.numel() for p in shape.tokenizer.parameters())
     held = dtype.itemsize * (parameters + tokenizer) + row.batch * counted.cache_bytes(dtype)
     return Size(words, counted, decoder_multiply_adds(run.tokenizer, run.schedule), parameters, tokenizer, held)
+
+
+def _require_subjects(row: Row, shape: Pipeline) -> None:
+    """ValueError in one line if a model cannot draw the prompts of a row, or the images that quality is judged on."""
+    side = shape.tokenizer.image_side
+    if shape.text is None:
+        if row.prompts:
+            raise ValueError(f"prompts are for models of text; {row.source} draws classes")
+        if row.quality and (shape.data_set != "still-lifes" or side != 64):
+            raise ValueError(f"quality is judged on still lifes of 64 px, which {row.source} does not draw")
+        return
+    if row.quality and side != scene_drawing.SIZE:
+        raise ValueError(f"quality is judged on scenes of {scene_drawing.SIZE} px; {row.source} draws {side} px")
+    if row.weights == "own":
+        if shape.text_encoder is None:
+            raise ValueError(f"{row.source} was saved without a text encoder, which reads prompts; give another model")
+        shape.text_encoder.check(prompts_of(row, 1))
 
 
 def measure(table: Table, *, cache: Path, on_step: Step) -> list[Measured]:

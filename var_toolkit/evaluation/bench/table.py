@@ -28,7 +28,8 @@ class Row:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     batch: int = 8
-    quality: int = 0  # how many images are judged, of classes 0, 1, ...; 0 is off
+    quality: int = 0  # how many images are judged, of classes 0, 1, ... or prompts of scenes; 0 is off
+    prompts: tuple[str, ...] = ()  # of a model of text, in turns; none: those that judge models of scenes
 
     def __post_init__(self) -> None:
         if not self.name.strip() or not self.name.isprintable():
@@ -45,6 +46,10 @@ class Row:
             raise ValueError(f"batch is {self.batch}; expected 1 or more")
         if self.quality < 0 or self.quality == 1:
             raise ValueError(f"quality is {self.quality}; expected 2 images or more, or 0 for none")
+        if not all(text.strip() for text in self.prompts):
+            raise ValueError("prompts has an empty one; say what each image is to show")
+        if self.quality and self.prompts:
+            raise ValueError("quality is judged on prompts of its own; remove quality or prompts")
         if self.quality and self.weights == "random":
             raise ValueError("random weights have no quality; remove quality or weights")
 

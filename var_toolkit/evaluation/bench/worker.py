@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from var_toolkit.conditions.prompt_embeds import PromptEmbeds
 from var_toolkit.core.plan import Plan
 from var_toolkit.devices import clock
 from var_toolkit.evaluation.bench.memory import forget_peak, held, peak
-from var_toolkit.evaluation.bench.random_weights import random_pipeline
+from var_toolkit.evaluation.bench.quality import prompts_of
+from var_toolkit.evaluation.bench.random_weights import random_pipeline, random_prompts
 from var_toolkit.evaluation.bench.table import Row
 from var_toolkit.images import to_uint8
 from var_toolkit.loading import load
@@ -29,6 +31,7 @@ from var_toolkit.output import PipelineOutput
 from var_toolkit.pipeline import Pipeline
 
 QUALITY_BATCH = 64
+PROMPTS = 64  # that a row draws in turns
 TURN = 1_000_000  # seeds reserved for one turn of a row
 
 
@@ -41,9 +44,10 @@ class Worker:
         self.row = row
         self.pipe = _pipeline(row).pack()
         self.plan = self.pipe.plan(**row.plan)
+        self.prompts = _prompts(self.pipe, row)  # each is read once, before any measurement
         # The first run warms up. On the CPU one image is enough: nothing is tuned to the batch size there.
         size = 1 if self.pipe.device.type == "cpu" else row.batch
-        _draw(self.pipe, self.plan, self._labels(0, size), range(size))
+        _draw(self.pipe, self.plan, self._subjects(0, size), range(size))
         self.process_bytes = before
 
     def facts(self) -> dict[str, Any]:
@@ -62,7 +66,7 @@ class Worker:
         before, added = held(self.pipe.device), 0
         began = time.perf_counter()
         while not drawing or time.perf_counter() - began < seconds:
-            one = _draw(self.pipe, self.plan, self._labels(seed, size), range(seed, seed + size))
+            one = _draw(self.pipe, self.plan, self._subjects(seed, size), range(seed, seed + size))
             added = added or one.peak_bytes - before  # of the first batch: later peaks are those of the decoder
             drawing.append(one.transformer / size)
             decoding.append(one.decoder / size)
@@ -80,25 +84,43 @@ class Worker:
         }
 
     def images(self, path: str) -> dict[str, Any]:
-        """Write the images that the row's quality is judged on: uint8 (N, 3, h, w), image i of class and seed i."""
+        """Write the images that the row's quality is judged on: uint8 (N, 3, h, w), of class or prompt i and seed i."""
         import numpy as np
 
         np.save(path, torch.cat(list(self.drawn(self.row.quality))).numpy())
-        return {"classes": self.pipe.backbone.config.num_classes}
+        return {"classes": None if self.pipe.text else self.pipe.backbone.config.num_classes}
 
     def drawn(self, count: int) -> Iterator[Tensor]:
-        """Batches of images, uint8 (B, 3, h, w), on the CPU; image i has seed i and class i % number of classes."""
-        labels = self._labels(0, count)
-        drawn = self.pipe.stream(labels, seeds=range(count), plan=self.plan, batch_size=QUALITY_BATCH, output_type="pt")
+        """Batches of images, uint8 (B, 3, h, w), on the CPU; image i has seed i, and class or prompt i, in turns."""
+        how: dict[str, Any] = {"plan": self.plan, "batch_size": QUALITY_BATCH, "output_type": "pt"}
+        drawn = self.pipe.stream(**self._subjects(0, count), seeds=range(count), **how)
         yield from (to_uint8(batch.images) for batch in drawn)
 
-    def _labels(self, first: int, count: int) -> list[int]:
-        return [number % self.pipe.backbone.config.num_classes for number in range(first, first + count)]
+    def _subjects(self, first: int, count: int) -> dict[str, Any]:
+        """Keywords of a call: what some images show."""
+        kinds = self.pipe.backbone.config.num_classes if self.prompts is None else len(self.prompts["prompt_embeds"])
+        numbers = [number % kinds for number in range(first, first + count)]
+        if self.prompts is None:
+            return {"class_labels": numbers}
+        return {**self.prompts, "prompt_embeds": self.prompts["prompt_embeds"].of_rows(numbers)}
 
 
 def _pipeline(row: Row) -> Pipeline:
     open_it = random_pipeline if row.weights == "random" else load
     return open_it(row.source, device=row.device, dtype=getattr(torch, row.dtype))
+
+
+def _prompts(pipe: Pipeline, row: Row) -> dict[str, PromptEmbeds] | None:
+    """The features of a row's prompts, and of the null prompt if the network needs one; None for a model of classes."""
+    if pipe.text is None:
+        return None
+    if row.weights == "random":
+        found, null = random_prompts(pipe.text, PROMPTS), random_prompts(pipe.text, 1)
+    else:
+        found = pipe.encode_prompts(prompts_of(row, PROMPTS))
+        null = found if pipe.text.learned_null else pipe.encode_prompts("")
+        pipe.release_text_encoder()
+    return {"prompt_embeds": found} | ({} if pipe.text.learned_null else {"negative_prompt_embeds": null})
 
 
 class Drawn(NamedTuple):
@@ -110,9 +132,9 @@ class Drawn(NamedTuple):
     peak_bytes: int  # before the decoder
 
 
-def _draw(pipe: Pipeline, plan: Plan, labels: list[int], seeds: range) -> Drawn:
+def _draw(pipe: Pipeline, plan: Plan, subjects: dict[str, Any], seeds: range) -> Drawn:
     began = clock(pipe.device)
-    (run,) = pipe.stream(labels, seeds=seeds, plan=plan, batch_size=len(labels), output_type="latent")
+    (run,) = pipe.stream(**subjects, seeds=seeds, plan=plan, batch_size=len(seeds), output_type="latent")
     drawn, peak_bytes = clock(pipe.device), peak(pipe.device)
     pipe.tokenizer.decode(run.latents.to(pipe.device))
     return Drawn(drawn - began, clock(pipe.device) - drawn, run, peak_bytes)
