@@ -21,7 +21,7 @@ from var_toolkit.core.cache import KVCache
 from var_toolkit.formats.llamagen_arguments import TEXT_ARGUMENTS
 from var_toolkit.formats.state_dicts import Tensors, shape
 from var_toolkit.models.family import Family
-from var_toolkit.models.layers.linear import Linear, linear, linear_gelu
+from var_toolkit.models.layers.linear import Linear, linear_gelu
 from var_toolkit.models.layers.raster_positions import Branches
 from var_toolkit.models.llamagen import RasterBlock, RasterSizes, RasterTransformer, completed, transformer_sizes
 from var_toolkit.tokenizers.raster_vq import FILES
@@ -152,8 +152,7 @@ class TextRasterGPT(RasterTransformer):
 
 def _read(block: RasterBlock, x_RTC: Tensor, mask_RT1: Tensor, count_RT1: Tensor) -> tuple[Tensor, Tensor]:
     """One block over text tokens, each of which averages the values up to itself; and the average of all, (R, C)."""
-    weight = block.attention.wqkv.weight
-    v_RTC = linear(block.attention_norm(x_RTC), weight[-x_RTC.shape[-1] :], None)
+    v_RTC = block.attention.wqkv(block.attention_norm(x_RTC)).chunk(3, dim=-1)[2]  # packed weights have no slices
     mean_RTC = ((v_RTC * mask_RT1).float().cumsum(dim=1) / count_RT1).to(v_RTC.dtype)
     x_RTC = x_RTC + block.attention.wo(mean_RTC)
     return x_RTC + block.feed_forward(block.ffn_norm(x_RTC)), mean_RTC[:, -1]
