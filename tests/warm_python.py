@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-PATIENCE = 120  # seconds
+PATIENCE = 900  # seconds: a machine with many other jobs gives a process a twentieth of a core
 
 
 class WarmPython:

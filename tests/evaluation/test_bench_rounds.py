@@ -60,7 +60,7 @@ def test_a_process_that_dies_is_said_to_have(model):
 def test_a_process_ends_with_the_one_that_started_it(model):
     with Child(Row("a", model, batch=1, device="cpu"), 1) as child:
         child._process.stdin.close()
-        assert child._process.wait(20) == 0
+        assert child._process.wait(600) == 0
         child._process.stdin = None
 
 
