@@ -22,7 +22,7 @@ from var_toolkit.still_life.scene_judge import CATEGORIES, HELD_OUT, Prompt, Ver
 BATCH = 50
 JUDGE = "scenes-detector"
 ATTRIBUTES = tuple(field.name for field in fields(Verdict))
-EDGE = 0.12  # least slope of brightness, of the whole range for each pixel, that counts as an edge
+EDGE = 0.06  # least slope of brightness, of the whole range for each pixel, that counts as an edge
 
 
 @dataclass(frozen=True)
