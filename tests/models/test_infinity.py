@@ -5,17 +5,18 @@ from functools import cache
 import pytest
 import torch
 from golden.cases import FOLDER, load_case
-from small_infinity import embeds, golden_networks, schedule_of, small_infinity
+from small_infinity import embeds, golden_networks, schedule_of, small_bsq, small_infinity
 from torch.testing import assert_close
 
-from var_toolkit.core.bind import bind
+from var_toolkit.core.bind import bind, run_of
 from var_toolkit.core.engine import decode
 from var_toolkit.core.noise import Noise
 from var_toolkit.core.plan import BACKBONE, Plan, Scale, Step
+from var_toolkit.core.preserved import preserved_outside
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats.fitting import fitted
 from var_toolkit.formats.json_files import read_json
-from var_toolkit.heads.bits import Bits
+from var_toolkit.heads.bits import Bits, log_odds
 from var_toolkit.models.infinity import InfinityConfig
 from var_toolkit.models.layers.aspect_ratios import BY_RATIO, SIZES
 
@@ -194,3 +195,32 @@ def test_the_published_sizes_follow_from_a_few_numbers(name):
 def test_impossible_sizes_are_refused_by_name(setting, found):
     with pytest.raises(ValueError, match=found):
         InfinityConfig(**setting)
+
+
+@pytest.mark.parametrize("bits", [4, 16], ids=["cells", "patches"])
+def test_greedy_bits_are_those_that_the_packed_pass_predicts(bits):
+    network, prompt = small_infinity(token_bits=bits), embeds(torch.randn(8, 16), [5, 3])
+    tokenizer = fitted(small_bsq(), network, ("tokenizer", "backbone"))
+    run = run_of(tokenizer, network, head=Bits(top_k=1))
+    drawn = decode(run, network.request(prompt), Noise([0, 1]))
+    assert drawn.tokens[-1].shape == (2, 9, bits)
+    assert tokenizer.decode(drawn.latent).shape == (2, 3, 6 * bits**0.5 / 2, 6 * bits**0.5 / 2)
+    with torch.no_grad():
+        logits = network(prompt.features, prompt.mask, tokenizer.teacher_inputs(drawn.tokens))
+    assert torch.equal(torch.cat(drawn.tokens, dim=1), (log_odds(logits) > 0).byte())
+
+
+@pytest.mark.parametrize("bits", [4, 16], ids=["cells", "patches"])
+def test_tokens_outside_a_mask_are_preserved(bits):
+    network, prompt = small_infinity(token_bits=bits), embeds(torch.randn(4, 16), [4])
+    tokenizer = fitted(small_bsq(), network, ("tokenizer", "backbone"))
+    side = tokenizer.image_side
+    tokens = tokenizer.token_maps(torch.rand(1, 3, side, side) * 2 - 1)
+    mask = torch.zeros(3, 3, dtype=torch.bool)
+    mask[1:, 1:] = True
+    preserved = preserved_outside(mask, tokens, tokenizer, tokenizer.scales)
+    drawn = decode(run_of(tokenizer, network), network.request(prompt), Noise([0]), preserved=preserved)
+    assert torch.equal(drawn.tokens[-1][:, ~mask.flatten()], tokens[-1][:, ~mask.flatten()])
+    assert not torch.equal(drawn.tokens[-1], tokens[-1])
+    cells = mask.repeat_interleave(tokenizer.quantize.patch, 0).repeat_interleave(tokenizer.quantize.patch, 1)
+    assert_close(drawn.latent[..., ~cells], preserved.latents[-1][..., ~cells])
