@@ -123,13 +123,16 @@ def test_the_options_are_the_documented_ones():
         "--jacobi-start", "--jacobi-keep", "--exit-layers", "--delta", "--lambda", "--neighbours", "--raw-codes",
         "--group", "--boost", "--decay", "--method",
     }  # fmt: skip
-    images = machine | drawing | plans | {
-        "--class", "-n", "--seed", "--model", "--out", "--grid", "--trace", "--save-tokens", "--plan", "--dry-run",
+    encoder = {"--text-device", "--text-bits"}
+    images = machine | drawing | plans | encoder | {
+        "--class", "--prompt", "--prompt-embeds", "--negative-prompt",
+        "-n", "--seed", "--model", "--out", "--grid", "--trace", "--save-tokens", "--plan", "--dry-run",
         "--json",
     }  # fmt: skip
     assert options["sample"] == images
     assert options["edit"] == images | {"--mask", "--expand", "--keep-pixels"}
     assert options["vary"] == images | {"--from-scale"}
+    assert options["embed"] == encoder | {"-h", "--help", "--model", "--out", "--device"}
     assert options["reconstruct"] == machine | {"--model", "--out", "--json"}
     assert options["classes"] == {"-h", "--help", "--model", "--json"}
     assert options["models"] == {"-h", "--help", "--json"}
