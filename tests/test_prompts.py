@@ -95,7 +95,11 @@ def test_what_does_not_fit_is_refused_by_name(name, pipe):
         pipe.stream(**given)
 
 
-@pytest.mark.parametrize("given", [{"prompt": "a"}, {"prompt_embeds": OWN}, {"negative_prompt": "a"}], ids=str)
+@pytest.mark.parametrize(
+    "given",
+    [{"prompt": "a"}, {"prompt_embeds": OWN}, {"negative_prompt": "a"}, {"negative_prompt_embeds": OWN}],
+    ids=str,
+)
 def test_a_model_of_classes_refuses_text(given):
     with pytest.raises(ValueError, match=f"{next(iter(given))} is for models of text"):
         Pipeline(tiny_vq(), tiny_gpt())(**given)

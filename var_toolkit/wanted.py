@@ -51,6 +51,7 @@ def wanted(
     """
     if pipe.text is None:
         texts = {"prompt": prompt, "negative_prompt": negative_prompt, "prompt_embeds": prompt_embeds}
+        texts |= {"negative_prompt_embeds": negative_prompt_embeds}
         if given := [name for name, value in texts.items() if value is not None]:
             raise ValueError(f"{given[0]} is for models of text; this one draws classes: give class_labels")
         return _of_classes(pipe, class_labels, seeds, generator, size)
