@@ -34,7 +34,10 @@ def main() -> None:
     parser.add_argument("network", type=Path, help="the final/ folder of a training run")
     parser.add_argument("name", help="name of the folder under var_toolkit/embedded")
     parser.add_argument(
-        "--part", choices=PARTS, default="backbone", help="part of a model directory to copy (default backbone)"
+        "--part",
+        choices=(*PARTS, "text_encoder"),
+        default="backbone",
+        help="part of a model directory to copy (default backbone)",
     )
     parser.add_argument(
         "--mix",

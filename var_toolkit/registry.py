@@ -31,6 +31,7 @@ __all__ = ["Embedded", "Entry", "Hub", "Sampling", "TextSource"]
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+SCALE = ".eight_bit_scale"  # in such a file, ends the name of the scales of a tensor in eight bits
 CARD = "README.md"
 DEFAULT = "stilllife-var"
 DEFAULT_FOR_PROMPTS = "scenes-infinity"

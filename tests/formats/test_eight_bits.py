@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from var_toolkit.formats.directory import load_network, save_network, write_tensors
-from var_toolkit.formats.eight_bits import SCALE, packed, unpacked
+from var_toolkit.formats.eight_bits import packed, unpacked
 from var_toolkit.formats.safetensors_files import read_safetensors
-from var_toolkit.registry import WEIGHTS
+from var_toolkit.registry import SCALE, WEIGHTS
 from var_toolkit.still_life.scene_detector import SceneDetector, SceneDetectorConfig
 
 

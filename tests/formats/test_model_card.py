@@ -31,7 +31,7 @@ def test_every_model_has_a_card_with_its_sizes_and_its_plan(name):
     card = model_card(pipe, f"someone/{name}")
     told = front_matter(card)
     assert told["library_name"] == "var_toolkit"
-    assert told["pipeline_tag"] == "unconditional-image-generation"
+    assert told["pipeline_tag"] == ("unconditional-image-generation" if pipe.text is None else "text-to-image")
     assert f"{pipe.tokenizer.image_side} x {pipe.tokenizer.image_side} pixels" in card
     for backbone in pipe.backbones:
         assert f"{backbone.config.depth} layers, width {backbone.config.embed_dim}" in card

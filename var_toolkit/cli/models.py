@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from var_toolkit.registry import Embedded, Entry, entry, list_models
+from var_toolkit.registry import SCALE, WEIGHTS, Embedded, Entry, entry, list_models
 
 SUMMARY = "list the models"
 
@@ -61,15 +61,13 @@ def _parameters(entry: Entry) -> int | None:
 
 def _tensor_sizes(folder: Path) -> int:
     """Number of values in a safetensors file, read from its header: eight bytes of length, then JSON."""
-    from var_toolkit.registry import WEIGHTS
-
     path = folder / WEIGHTS
     if not path.is_file():
         return 0
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
-    return sum(prod(facts["shape"]) for name, facts in header.items() if name != "__metadata__")
+    return sum(prod(facts["shape"]) for name, facts in header.items() if not name.endswith(("__metadata__", SCALE)))
 
 
 def _whereabouts(entry: Entry) -> str:

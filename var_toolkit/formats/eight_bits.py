@@ -10,7 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-SCALE = ".eight_bit_scale"  # ends the name of a tensor of scales
+from var_toolkit.registry import SCALE
+
 SMALL = 1024  # tensors with fewer values stay as they are
 
 
