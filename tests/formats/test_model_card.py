@@ -37,7 +37,8 @@ def test_every_model_has_a_card_with_its_sizes_and_its_plan(name):
         assert f"{backbone.config.depth} layers, width {backbone.config.embed_dim}" in card
     assert str(pipe.bind(pipe.plan())) in card
     assert f'load("someone/{name}")' in card
-    assert f"vargen sample --model someone/{name} --class 207" in card
+    subject = "--class 207" if pipe.text is None else "--prompt "
+    assert f"vargen sample --model someone/{name} {subject}" in card
     assert card.rstrip().endswith(SIGNATURE)
     assert "None" not in card
 
