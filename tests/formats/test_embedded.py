@@ -14,8 +14,12 @@ from var_toolkit.formats.directory import load_network
 from var_toolkit.registry import ENTRIES, Embedded, embedded_part
 from var_toolkit.still_life.classifier import StillLifeClassifier
 from var_toolkit.still_life.data_set import render
+from var_toolkit.still_life.scene_judge import prompts
+from var_toolkit.still_life.scene_quality import prompt_scores
+from var_toolkit.still_life.scene_quality import renderings as scenes_of
 
-DRAWING = [name for name, entry in ENTRIES.items() if isinstance(entry.source, Embedded) and entry.draws]
+EMBEDDED = [name for name, entry in ENTRIES.items() if isinstance(entry.source, Embedded) and entry.draws]
+DRAWING = [name for name in EMBEDDED if not ENTRIES[name].takes_prompts]
 FRESH = 2**42
 
 
@@ -56,11 +60,27 @@ def test_samples_show_what_their_class_says(name, judge):
     assert agree > 0.25
 
 
-@pytest.mark.parametrize("name", DRAWING)
+def test_the_text_model_draws_the_ground_and_the_light_that_a_prompt_asks_for():
+    """Not yet its solids: it is under-trained (docs/measurements.md)."""
+    pipe, asked = var_toolkit.load("scenes-infinity", device="cpu"), prompts(24)
+    images = pipe(prompt=[one.caption.text for one in asked], seeds=range(24), output_type="pt", batch_size=24).images
+    scores = prompt_scores((images * 255).round().to(torch.uint8), asked)
+    assert scores.attributes["ground"] > 0.8
+    assert scores.attributes["light"] > 0.8
+
+
+def test_the_tokenizer_of_scenes_keeps_real_renderings():
+    real = scenes_of(prompts(48)) / 127.5 - 1
+    errors = (load_network(embedded_part("scenes-tokenizer")).reconstruct(real) - real).square().mean((1, 2, 3)) / 4
+    assert (-10 * errors.log10()).mean() > 31
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_an_image_drawn_alone_has_the_tokens_of_a_batch_of_four(name):
     pipe = var_toolkit.load(name, device="cpu")
-    together = pipe([207] * 4, seeds=range(4), output_type="latent")
-    alone = pipe([207], seeds=[3], output_type="latent")
+    one = {"prompt": ["a red cone on sand"]} if ENTRIES[name].takes_prompts else {"class_labels": [207]}
+    together = pipe(**{key: value * 4 for key, value in one.items()}, seeds=range(4), output_type="latent")
+    alone = pipe(**one, seeds=[3], output_type="latent")
     for one, other in zip(alone.tokens, together.tokens, strict=True):
         # Continuous tokens are as equal as rounding, which depends on the batch, leaves them.
         torch.testing.assert_close(one[0], other[3], rtol=0, atol=1e-3 if one.is_floating_point() else 0)
