@@ -124,4 +124,5 @@ def test_the_published_models_are_listed_with_their_figures(capsys):
         "llamagen-b": (256, 5.46), "llamagen-l": (256, 3.80), "llamagen-b-384": (384, 6.09),
         "llamagen-l-384": (384, 3.07), "llamagen-xl": (384, 2.62), "llamagen-xxl": (384, 2.34),
         "llamagen-3b": (384, 2.18),
+        "llamagen-t2i-xl-256": (256, None), "llamagen-t2i-xl-512": (512, None),
     }  # fmt: skip

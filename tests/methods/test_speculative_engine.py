@@ -249,7 +249,7 @@ def test_the_cache_after_a_rollback_is_a_fresh_prefill(widths):
             tokens = torch.randint(0, 64, (3, tree.nodes - 1), generator=torch.Generator().manual_seed(run.round))
             target.check(Draft(tokens, tree, [3, 2, 3], None, "certain"), Hopeful())
         assert len(set(run.counts)) > 1
-        fresh, prefix = network.new_ragged_cache(6, 40), network.condition(asked.rows(2)).tokens
+        fresh, prefix = network.new_ragged_cache(6, 40), network.condition(asked.rows(network, 2)).tokens
         network.next_hidden(prefix, run.tokens_BL[:, : max(run.counts) - 1].repeat(2, 1), cache=fresh)
         assert target.cache.lengths_R.tolist() == run.counts * 2
         for row, length in enumerate(run.counts * 2):

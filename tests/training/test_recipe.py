@@ -52,7 +52,10 @@ def test_the_published_recipes_have_the_published_peak_rates():
         ({"data": {"kind": "stills"}}, ["kind is 'stills'", "still-lifes, folders"]),
         (
             {"objective": "gan"},
-            ["objective is 'gan'", "exit-head, flexvar, flowar, hmar, hmar-mask, kl, raster-distil, raster-gpt"],
+            [
+                "objective is 'gan'",
+                "exit-head, flexvar, flowar, hmar, hmar-mask, infinity, kl, raster-distil, raster-gpt",
+            ],
         ),
         ({"family": "var"}, ["classifier", "family", "var or raster-gpt"]),
         ({"objective": "var", "family": "llamagen"}, ["llamagen", "RasterVQ", "MultiScaleVQ"]),

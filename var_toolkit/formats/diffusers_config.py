@@ -62,6 +62,17 @@ def _any_length(hint: Any) -> Any:
 
 
 @contextmanager
+def quiet_import() -> Iterator[None]:
+    """Silence warnings while classes of diffusers are imported: with torchao it complains of what is not used here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Silence the log of diffusers; our own errors say what matters in it."""
     logger = logging.getLogger("diffusers")

@@ -117,10 +117,11 @@ def network_class(name: object, folder: Path) -> type[nn.Module]:
 
 
 def _class(name: str, module: str) -> type[nn.Module]:
-    home = imported("diffusers" if name in OF_DIFFUSERS else module, f"network {name!r}")
-    if not hasattr(home, name):
-        raise ValueError(f"network {name!r} is in NETWORKS of {module}, which does not define it")
-    found: type[nn.Module] = getattr(home, name)
+    with diffusers_config.quiet_import():
+        home = imported("diffusers" if name in OF_DIFFUSERS else module, f"network {name!r}")
+        if not hasattr(home, name):
+            raise ValueError(f"network {name!r} is in NETWORKS of {module}, which does not define it")
+        found: type[nn.Module] = getattr(home, name)
     return found
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from var_toolkit.core.finite import clamped, require_finite, require_fit
 from var_toolkit.core.schedule import Schedule
+from var_toolkit.formats.diffusers_config import quiet_import
 from var_toolkit.tokenizers.latent_pyramid import LatentPyramid
 
 
@@ -45,7 +46,8 @@ class KLConfig:
 
     def build(self, scaling_factor: float = 1.0) -> Any:
         """An AutoencoderKL of these sizes."""
-        from diffusers import AutoencoderKL
+        with quiet_import():
+            from diffusers import AutoencoderKL
 
         levels = len(self.block_out_channels)
         last = "AttnDownEncoderBlock2D" if self.encoder_attention else "DownEncoderBlock2D"
