@@ -1,7 +1,7 @@
 """Draw prompts that no model was trained with, and count how often an image shows what its prompt asks for.
 
-The prompts are of scenes, in categories after GenEval. Beside the images of the model stand real renderings of the same
-scenes, and their reconstructions by the model's tokenizer: the best that a detector and a tokenizer allow.
+The prompts are of scenes, in categories after GenEval. The table also scores real renderings of the same scenes,
+and their reconstructions by the model's tokenizer: the best that a detector and a tokenizer allow.
 """
 
 from __future__ import annotations

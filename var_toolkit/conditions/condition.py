@@ -100,3 +100,13 @@ def labels_of(condition: Condition, network: str) -> Tensor:
     if condition.labels is None or given != {"labels"}:
         raise ValueError(f"{network} takes class labels as its condition; it was given {', '.join(sorted(given))}")
     return condition.labels
+
+
+def text_of(condition: Condition, network: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The pooled text, and keys, values and mask of cross-attention, that the `request` of a network made of prompts.
+
+    ValueError for another condition.
+    """
+    if condition.pooled is None or condition.cross is None or condition.cross_mask is None:
+        raise ValueError(f"{network} takes what its `request` made of a prompt; it was given another condition")
+    return condition.pooled, condition.cross, condition.cross_mask

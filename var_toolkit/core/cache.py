@@ -23,7 +23,7 @@ class KVCache:
 
     even = True  # every row holds the same number of tokens
     prefix = 0  # slots of the condition, before those of the image
-    first: Tensor | None = None  # (R,): the logarithm of how many equal keys the first slot stands for; None: one each
+    first: Tensor | None = None  # (R,): the logarithm of how many equal keys the first slot represents; None: one each
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.conditions.condition import Condition as Given
-from var_toolkit.conditions.condition import Request
+from var_toolkit.conditions.condition import Request, text_of
 from var_toolkit.conditions.prompt_embeds import PromptEmbeds
 from var_toolkit.conditions.text import TextInput, as_one_length
 from var_toolkit.core.cache import KVCache, cache_of, token_span
@@ -274,12 +274,11 @@ class Infinity(ByScale, nn.Module):
 
     def condition(self, given: Given) -> Condition:
         """The parts of a request -> the modulation of every block and of the head, and what cross-attention reads."""
-        if given.pooled is None or given.cross is None or given.cross_mask is None:
-            raise ValueError("Infinity takes what its `request` made of a prompt; it was given another condition")
-        shared = self.shared_ada_lin(given.pooled).view(-1, 1, 6, self.config.embed_dim)
+        pooled, cross, mask = text_of(given, "Infinity")
+        shared = self.shared_ada_lin(pooled).view(-1, 1, 6, self.config.embed_dim)
         blocks = [block.modulation(shared) for block in self._blocks]
-        head_scale, head_shift = self.head_nm(given.pooled)
-        return Condition(given.pooled, blocks, head_scale, head_shift, given.cross, given.cross_mask)
+        head_scale, head_shift = self.head_nm(pooled)
+        return Condition(pooled, blocks, head_scale, head_shift, cross, mask)
 
     def hidden(
         self,

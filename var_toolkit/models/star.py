@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_toolkit.conditions.condition import Condition, Request
+from var_toolkit.conditions.condition import Condition, Request, text_of
 from var_toolkit.conditions.prompt_embeds import PromptEmbeds
 from var_toolkit.conditions.text import TextInput, as_one_length
 from var_toolkit.core.cache import KVCache, cache_of, token_span
@@ -197,9 +197,8 @@ class STAR(ByScale, nn.Module):
 
     def condition(self, given: Condition) -> TextMemory:
         """The parts of a request -> the first token, and what cross-attention reads."""
-        if given.pooled is None or given.cross is None or given.cross_mask is None:
-            raise ValueError("STAR takes what its `request` made of a prompt; it was given another condition")
-        return TextMemory(self.encoder_proj(given.pooled), given.cross, given.cross_mask)
+        pooled, cross, mask = text_of(given, "STAR")
+        return TextMemory(self.encoder_proj(pooled), cross, mask)
 
     def hidden(
         self,

@@ -5,6 +5,7 @@ Letters: B images, C channels, h and w of a map.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,18 +45,13 @@ class Stage(nn.Module):
         return h + F.silu(self.norm2(self.mix(h)))
 
 
-class StillLifeClassifier(nn.Module):
-    """Three answers for each image: solid, colour and ground. Images are float in [-1, 1], (B, 3, h, w)."""
+class Staged(nn.Module):
+    """Stages of convolutions, whose maps a perceptual loss compares. Images are float in [-1, 1], (B, 3, h, w)."""
 
-    def __init__(self, config: StillLifeClassifierConfig) -> None:
+    def __init__(self, widths: Sequence[int], strides: Sequence[int]) -> None:
         super().__init__()
-        self.config = config
-        before = (3, *config.widths[:-1])
-        strides = [1] + [2] * (len(config.widths) - 1)
-        self.stages = nn.ModuleList(Stage(b, w, s) for b, w, s in zip(before, config.widths, strides, strict=True))
-        self.project = nn.Linear(2 * config.widths[-1], config.features)
-        self.head = nn.Linear(config.features, 3 * ANSWERS)
-        self.to(memory_format=torch.channels_last)
+        before = (3, *widths[:-1])
+        self.stages = nn.ModuleList(Stage(b, w, s) for b, w, s in zip(before, widths, strides, strict=True))
 
     def levels(self, images: Tensor) -> list[Tensor]:
         """The map after each stage, fine to coarse, each (B, C, h, w)."""
@@ -64,6 +60,17 @@ class StillLifeClassifier(nn.Module):
             x = stage(x)
             maps.append(x)
         return maps
+
+
+class StillLifeClassifier(Staged):
+    """Three answers for each image: solid, colour and ground. Images are float in [-1, 1], (B, 3, h, w)."""
+
+    def __init__(self, config: StillLifeClassifierConfig) -> None:
+        super().__init__(config.widths, [1] + [2] * (len(config.widths) - 1))
+        self.config = config
+        self.project = nn.Linear(2 * config.widths[-1], config.features)
+        self.head = nn.Linear(config.features, 3 * ANSWERS)
+        self.to(memory_format=torch.channels_last)
 
     def pool(self, last: Tensor) -> Tensor:
         """The feature vectors of the coarsest maps, (B, features)."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_toolkit.still_life.classifier import Stage
+from var_toolkit.still_life.classifier import Staged
 from var_toolkit.still_life.scenes import COLOURS, GROUNDS, LIGHTS, SIZES, SOLIDS
 
 STRIDES = (2, 2, 2, 1)
@@ -64,28 +64,18 @@ class FoundScene(NamedTuple):
     light: str
 
 
-class SceneDetector(nn.Module):
+class SceneDetector(Staged):
     """What a scene shows. Images are float in [-1, 1], (B, 3, h, w), with h and w multiples of 8."""
 
     def __init__(self, config: SceneDetectorConfig) -> None:
-        super().__init__()
+        super().__init__(config.widths, STRIDES)
         self.config = config
-        before = (3, *config.widths[:-1])
-        self.stages = nn.ModuleList(Stage(b, w, s) for b, w, s in zip(before, config.widths, STRIDES, strict=True))
         self.parts = (1, len(SOLIDS), len(COLOURS), len(SIZES), 1)
         self.there = nn.Conv2d(config.widths[-1], sum(self.parts), 1)
         self.whole = nn.Linear(config.widths[-1], len(GROUNDS) + len(LIGHTS))
         assert self.there.bias is not None
         nn.init.constant_(self.there.bias[:1], -4.0)  # most cells are empty
         self.to(memory_format=torch.channels_last)
-
-    def levels(self, images: Tensor) -> list[Tensor]:
-        """The map after each stage, fine to coarse, each (B, C, h, w)."""
-        x, maps = images.contiguous(memory_format=torch.channels_last), []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
 
     def forward(self, images: Tensor) -> Seen:
         """The answers for images, float32."""

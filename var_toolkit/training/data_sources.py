@@ -1,7 +1,7 @@
 """The data section of a recipe -> images to train on, and images held out."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +120,24 @@ def images_of(
         return _captioned(data, recipe, workplace)
     if classes is not None:
         require_still_life_classes(classes)
-    source = ImageArray(*still_lifes(workplace, data.count, "train"), workplace.team.device)
+
+    def drawn(count: int, split: str) -> ImageArray:
+        return ImageArray(*still_lifes(workplace, count, split), workplace.team.device)
+
+    return _rendered(data, drawn, recipe, workplace)
+
+
+def _rendered(
+    data: StillLifesData | ScenesData | SamplesData,
+    drawn: Callable[[int, str], ImageArray],
+    recipe: Recipe,
+    workplace: Workplace,
+) -> tuple[Source, HeldOut]:
+    """Images of the two splits, by a function of their number and the split."""
+    source = drawn(data.count, "train")
     if not data.validation_count:
         return source, HeldOut(None, [])
-    held_out = ImageArray(*still_lifes(workplace, data.validation_count, "validation"), workplace.team.device)
+    held_out = drawn(data.validation_count, "validation")
     return source, HeldOut(held_out, shares(len(held_out), workplace.team, recipe.batch_size))
 
 
@@ -138,14 +152,11 @@ def _scenes(data: ScenesData, recipe: Recipe, workplace: Workplace) -> tuple[Sou
     def unseen(number: int, epoch: int) -> str:
         return unseen_caption(scene_of(number, "validation"), number).text
 
-    def drawn(count: int, split: str, caption: Caption) -> ImageArray:
+    def drawn(count: int, split: str) -> ImageArray:
+        caption = training_caption if split == "train" else unseen
         return ImageArray(scenes(workplace, count, split), np.arange(count), workplace.team.device, caption)
 
-    source = drawn(data.count, "train", training_caption)
-    if not data.validation_count:
-        return source, HeldOut(None, [])
-    held_out = drawn(data.validation_count, "validation", unseen)
-    return source, HeldOut(held_out, shares(len(held_out), workplace.team, recipe.batch_size))
+    return _rendered(data, drawn, recipe, workplace)
 
 
 def require_still_life_classes(classes: int) -> None:

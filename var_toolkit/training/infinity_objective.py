@@ -75,7 +75,7 @@ class InfinityObjective(Objective):
 
     options_type: ClassVar[type] = InfinityOptions
     data_kinds = ("scenes", "captions")
-    log_note = "accuracy is the share of bits that are predicted; half of them are by chance"
+    log_note = "accuracy is the share of bits that are predicted; an untrained network has half of them"
 
     @classmethod
     def config_type(cls) -> type:
