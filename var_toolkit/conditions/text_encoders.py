@@ -69,7 +69,7 @@ class TransformersEncoder:
     def check(self, prompts: Sequence[str]) -> None:
         """ValueError if transformers is missing; it can read any prompt."""
         if find_spec("transformers") is None:
-            raise ValueError(f"prompts need transformers to be encoded by {self.name}: {EXTRA}")
+            raise ValueError(f"the text encoder {self.name} needs transformers: {EXTRA}")
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> PromptEmbeds:
