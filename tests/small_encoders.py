@@ -2,7 +2,16 @@
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 from var_toolkit.entries import TextSource
 
@@ -32,3 +41,22 @@ def write_encoder(kind, folder, channels=6):
     network.eval().save_pretrained(folder / "text_encoder")
     write_tokenizer(folder / "text_tokenizer")
     return TextSource(str(folder / "text_encoder"), kind, str(folder / "text_tokenizer"))
+
+
+def write_clip(folder):
+    """A folder with a whole CLIP: both encoders, the tokenizer and how images are read."""
+    torch.manual_seed(0)
+    layers = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 12}
+    text = {
+        "vocab_size": len(WORDS),
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "bos_token_id": 3,
+        "max_position_embeddings": 8,
+    }
+    vision = {**layers, "image_size": 16, "patch_size": 8}
+    config = CLIPConfig(text_config={**layers, **text}, vision_config=vision, projection_dim=6)
+    CLIPModel(config).eval().save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16).save_pretrained(folder)
+    write_tokenizer(folder)
+    return str(folder)

@@ -146,7 +146,9 @@ def test_the_options_are_the_documented_ones():
         "-h", "--help", "--images", "--reference", "--features", "--inception-weights", "-n", "--json",
         "--save-statistics", "--save-features",
     }  # fmt: skip
-    assert options["evaluate prompts"] == machine | drawing | plans | {"-n", "--model", "--seed", "--sheet", "--json"}
+    assert options["evaluate prompts"] == machine | drawing | plans | {
+        "-n", "--model", "--seed", "--sheet", "--prompts", "--clip-score", "--json",
+    }  # fmt: skip
     assert options["bench"] == {"-h", "--help", "--rounds", "--only", "--out", "--json", "--allow-code"}
     assert options["demo"] == machine | {"--model", "--host", "--port"}
     assert options["push"] == {"-h", "--help", "--private", "--revision", "--license", "--dtype", "--json"}

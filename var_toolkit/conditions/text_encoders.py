@@ -21,6 +21,7 @@ from var_toolkit.entries import TextSource
 EXTRA = 'pip install "var-toolkit[text]"'
 NETWORKS_OF = {"t5": "T5EncoderModel", "clip": "CLIPTextModel"}
 BITS = (8, 16, 32)
+WHAT = "text encoder"
 
 
 class TransformersEncoder:
@@ -92,14 +93,10 @@ class TransformersEncoder:
     def _load(self) -> tuple[Any, Any]:
         import transformers
 
-        from var_toolkit.formats.hub import reachable
-
-        place, folder = split_folder(self.told.source)
-        words, words_folder = split_folder(self.told.tokenizer or self.told.source)
-        offline = not Path(place).is_dir() and not reachable()
         kind = getattr(transformers, NETWORKS_OF[self.told.kind])
-        network = self._read(kind.from_pretrained, place, folder, offline, dtype=self._dtype())
-        tokenizer = self._read(transformers.AutoTokenizer.from_pretrained, words, words_folder, offline)
+        network = read_pretrained(kind.from_pretrained, self.told.source, WHAT, dtype=self._dtype())
+        words = self.told.tokenizer or self.told.source
+        tokenizer = read_pretrained(transformers.AutoTokenizer.from_pretrained, words, WHAT)
         network = network.to(self.device).eval()
         return tokenizer, _in_eight_bits(network) if self._bits == 8 else network
 
@@ -107,13 +104,22 @@ class TransformersEncoder:
         half = self._bits in (8, 16) or (self._bits is None and self.device.type == "cuda")
         return torch.bfloat16 if half else torch.float32
 
-    def _read(self, open_one: Any, place: str, folder: str, offline: bool, **options: Any) -> Any:
-        try:
-            with _quiet():
-                return open_one(place, subfolder=folder, local_files_only=offline, **options)
-        except (OSError, ValueError, TypeError, RuntimeError, KeyError, ImportError) as error:
-            why = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
-            raise ValueError(f"text encoder {place}/{folder} cannot be read: {why}".replace("/ ", " ")) from None
+
+def read_pretrained(open_one: Any, source: str, what: str, **options: Any) -> Any:
+    """What transformers reads from a directory, or from user/name or user/name/folder of the hub.
+
+    ValueError of one line that names `what` it was to be. Without a network the hub's local cache is read.
+    """
+    from var_toolkit.formats.hub import reachable
+
+    place, folder = split_folder(source)
+    offline = not Path(place).is_dir() and not reachable()
+    try:
+        with _quiet():
+            return open_one(place, subfolder=folder, local_files_only=offline, **options)
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, ImportError) as error:
+        why = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+        raise ValueError(f"{what} {place}/{folder} cannot be read: {why}".replace("/ ", " ")) from None
 
 
 @contextmanager

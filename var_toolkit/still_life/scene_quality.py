@@ -51,24 +51,12 @@ def prompt_report(
 
     ValueError if the model draws no prompts, or images of another size than scenes have.
     """
-    if pipe.text is None:
-        raise ValueError("this model draws classes; evaluate prompts needs a model of text, such as scenes-infinity")
     asked = prompts(count)
-    stream = pipe.stream(
-        prompt=[one.caption.text for one in asked],
-        seeds=range(seed, seed + count),
-        batch_size=batch_size,
-        output_type="pt",
-        **(settings or {}),
-    )
-    with Progress(count, "images", what="drawing prompts") as bar:
-        made = []
-        for batch in stream:
-            made.append((batch.images * 255).round().to(torch.uint8))
-            bar.update(len(made[-1]))
+    seeds = range(seed, seed + count)
+    made = drawn_prompts(pipe, [one.caption.text for one in asked], seeds, batch_size, settings)
     real = renderings(asked)
     again = torch.cat([_reconstructed(pipe, part) for part in real.split(BATCH)])
-    columns = {"model": torch.cat(made), "renderings": real, "reconstructions": again}
+    columns = {"model": made, "renderings": real, "reconstructions": again}
     error = (again.float() - real.float()).square().mean((1, 2, 3)) / 255**2
     return PromptReport(
         columns["model"],
@@ -76,6 +64,25 @@ def prompt_report(
         float(-10 * error.log10().mean()),
         edge_f1(again, real),
     )
+
+
+def drawn_prompts(
+    pipe: Pipeline,
+    asked: Sequence[str],
+    seeds: Sequence[int],
+    batch_size: int,
+    settings: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """What a model draws of some prompts, uint8 (B, 3, h, w). ValueError if the model draws no prompts."""
+    if pipe.text is None:
+        raise ValueError("this model draws classes; evaluate prompts needs a model of text, such as scenes-infinity")
+    stream = pipe.stream(prompt=list(asked), seeds=seeds, batch_size=batch_size, output_type="pt", **(settings or {}))
+    made = []
+    with Progress(len(asked), "images", what="drawing prompts") as bar:
+        for batch in stream:
+            made.append((batch.images * 255).round().to(torch.uint8))
+            bar.update(len(made[-1]))
+    return torch.cat(made)
 
 
 @torch.inference_mode()
