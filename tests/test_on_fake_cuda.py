@@ -37,12 +37,14 @@ from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig
 from var_toolkit.models.flexvar import FlexVAR, FlexVARConfig
 from var_toolkit.models.flowar import FlowAR
 from var_toolkit.models.hmar import HMAR, HMARConfig
+from var_toolkit.models.infinity import Infinity, InfinityConfig
 from var_toolkit.models.layers import linear
 from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.models.llamagen_t2i import TextRasterGPT, TextRasterGPTConfig
 from var_toolkit.models.star import STAR, STARConfig
 from var_toolkit.models.var import VAR, VARConfig
 from var_toolkit.pipeline import Pipeline
+from var_toolkit.tokenizers.bsq import MultiScaleBSQ, MultiScaleBSQConfig
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
 
 SMALL = {"num_classes": 5, "latent_channels": 8, "patch_nums": (1, 2, 3), "vocab_size": 16}
@@ -192,6 +194,17 @@ def star():
     return on_cuda(lambda: STAR(STARConfig(**sizes, **TEXT)))
 
 
+def bsq():
+    sizes = {"codebook_dim": 4, "ch": 8, "ch_mult": (1, 1), "num_res_blocks": 1, "norm_groups": 4}
+    return on_cuda(lambda: MultiScaleBSQ(MultiScaleBSQConfig(patch_nums=(1, 2, 3), **sizes)))
+
+
+def infinity():
+    sizes = {"depth": 2, "embed_dim": 32, "num_heads": 2, "token_bits": 4, "text_channels": 6, "text_longest": 6}
+    maps = {"patch_nums": (1, 2, 3), "aspect_ratios": False, "reference_side": 3, "levels": 3}
+    return on_cuda(lambda: Infinity(InfinityConfig(**sizes, **maps)))
+
+
 def prompts():
     """Two prompts of different lengths, and as many negative ones."""
     mask = torch.ones(2, 3, dtype=torch.bool, device=CUDA)
@@ -201,6 +214,7 @@ def prompts():
 
 OF_TEXT = {
     "llamagen-t2i": lambda: whole(on_cuda(tiny_vq), text_gpt(), guidance=2.0, top_k=4, guided_tokens=3),
+    "infinity": lambda: whole(bsq(), infinity(), guidance=2.0, top_p=0.97, temperature=0.5),
     "star": lambda: whole(vq(), star(), guidance=2.0, top_k=5, top_p=0.9),
 }
 PLANS = OF_TEXT | {
