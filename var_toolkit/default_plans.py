@@ -5,22 +5,26 @@ from __future__ import annotations
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from var_toolkit.core.plan import Plan, Tokens, plan_of
+from var_toolkit.core.plan import Group, Plan, Tokens, plan_of
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.guidance import weight
 from var_toolkit.heads.head import Head
 from var_toolkit.methods.collaborative import collaborative
 from var_toolkit.methods.masked_passes import OFF, masked_passes
 from var_toolkit.methods.variant import variant
+from var_toolkit.strict_fields import shown
 
 if TYPE_CHECKING:
     from var_toolkit.pipeline import Pipeline
+
+CFG_SCHEDULES = ("linear", "constant")
 
 
 def default_plan(pipe: Pipeline, given: dict[str, Any]) -> Plan:
     """The plan for some settings, with the model's default number of layers, and its refiner if it has one."""
     defaults = pipe.sampling
-    plan = _full_depth(pipe, asdict(defaults) | given | {"guidance": weight(given, defaults, pipe.backbone)})
+    found = {"guidance": weight(given, defaults, pipe.backbone), "given_steps": "steps" in given}
+    plan = _full_depth(pipe, asdict(defaults) | given | found)
     if defaults.subnet is not None or defaults.full_scales is not None:
         plan = with_subnet(plan, defaults.subnet, defaults.full_scales)
     if pipe.refiner is None:
@@ -84,7 +88,22 @@ def _full_depth(pipe: Pipeline, chosen: dict[str, Any]) -> Plan:
         masked=masked_passes(chosen["refine"], schedule) if refined else None,
         clean=refined and chosen["refine_clean"],
         guided=_guided(chosen, network, schedule),
+        constant=_is_constant(chosen["cfg_schedule"]),
+        iterations=_iterations(chosen, network, schedule),
     )
+
+
+def _is_constant(name: str) -> bool:
+    if name not in CFG_SCHEDULES:
+        raise ValueError(f"cfg_schedule is {shown(name)}; it must be {' or '.join(CFG_SCHEDULES)}")
+    return name == "constant"
+
+
+def _iterations(chosen: dict[str, Any], network: Any, schedule: Schedule) -> int | None:
+    """Those of a network that draws groups of tokens; a default above the number of tokens is lowered to it."""
+    if not isinstance(network.places(schedule)[0], Group):
+        return None
+    return int(chosen["steps"] if chosen["given_steps"] else min(chosen["steps"], schedule.lengths[-1]))
 
 
 def _heads(head: Head, chosen: dict[str, Any], count: int) -> list[Head]:

@@ -27,8 +27,10 @@ class Sampling:
     full_scales: int | None = None
     refine: str = "off"  # which scales are drawn in several masked passes (HMAR): a name, or lists as in `--refine`
     refine_clean: bool = False
-    solver: str = "published"  # of continuous tokens (FlowAR): see `heads.flow.Flow`
-    steps: int = 25
+    cfg_schedule: str = "linear"  # or "constant": the same guidance at all scales and groups of tokens
+    solver: str = "published"  # of continuous tokens: see `heads.flow.Flow` and `heads.diffusion.Diffusion`
+    steps: int = 25  # of FlowAR's solver at each scale; of MAR's iterations, at most one for each token
+    denoising_steps: int = 100  # of a diffusion head's solver at each draw
     guidance_interval: tuple[float, float] = (0.0, 0.9)
     guided_tokens: int | None = None  # of next-token models: how many, from the first; None for all
 

@@ -58,7 +58,7 @@ class SamplingSettings(TypedDict, total=False):
     cfg: Annotated[
         float | None,
         Setting(
-            "guidance as the authors of the model count it: 0 is off for VAR and HMAR, 1 for LlamaGen and FlowAR",
+            "guidance as the authors of the model count it: 0 is off for VAR and HMAR, 1 for LlamaGen, FlowAR and MAR",
             Range(0, 1e4, meaning="off"),
             "SCALE",
         ),
@@ -66,6 +66,10 @@ class SamplingSettings(TypedDict, total=False):
     guidance_scale: Annotated[
         float | None,
         Setting("instead, as diffusers counts for every model: 1 is off", Range(1, 1e4, meaning="off"), "SCALE"),
+    ]
+    cfg_schedule: Annotated[
+        str | None,
+        Setting("linear: guidance grows with the scales or tokens drawn, as published; or constant", metavar="NAME"),
     ]
     schedule: Annotated[
         str | Schedule | Sequence[int | Sequence[int]] | None,
@@ -84,17 +88,34 @@ class SamplingSettings(TypedDict, total=False):
     ]
     temperature: Annotated[
         float | tuple[float, ...] | None,  # one for all scales, or one per scale
-        Setting("of the logits: above 1 images vary more, below 1 less", Range(1e-6, 1e6), of=DISCRETE),
+        Setting(
+            "of the logits, of MAR: of the noise that is added: above 1 images vary more", Range(1e-6, 1e6), of=DISCRETE
+        ),
     ]
     smooth: Annotated[
         bool | None,
         Setting("mix codes (Gumbel softmax) instead of sampling one: smoother images, not for FID", of=DISCRETE),
     ]
     solver: Annotated[
-        str | None, Setting("continuous tokens: published, euler, midpoint or heun", metavar="NAME", of=CONTINUOUS)
+        str | None,
+        Setting(
+            "FlowAR: published, euler, midpoint or heun; MAR: published, ddpm, ddim or dpm++",
+            metavar="NAME",
+            of=CONTINUOUS,
+        ),
     ]
     steps: Annotated[
-        int | None, Setting("continuous tokens: solver steps per scale", Range(1, 10_000, True), "N", of=CONTINUOUS)
+        int | None,
+        Setting(
+            "FlowAR: solver steps per scale; MAR: iterations, at most one for each token",
+            Range(1, 10_000, True),
+            "N",
+            of=CONTINUOUS,
+        ),
+    ]
+    denoising_steps: Annotated[
+        int | None,
+        Setting("MAR: solver steps of the diffusion head per token", Range(1, 1000, True), "N", of=CONTINUOUS),
     ]
     guidance_interval: Annotated[
         tuple[float, float] | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Annotated, Any, SupportsIndex
 
 import torch
@@ -12,7 +13,6 @@ from var_toolkit.core.engine import ScaleEvent
 from var_toolkit.core.plan import Plan
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.bits import Bits
-from var_toolkit.heads.flow import Flow
 from var_toolkit.ranges import checked, flag
 from var_toolkit.setting_table import CONTINUOUS, DISCRETE, SETTINGS, Setting, Settings
 from var_toolkit.strict_fields import shown
@@ -82,15 +82,25 @@ def _is_list(value: Any) -> bool:
 
 def require_kind(backbones: Sequence[Any], given: dict[str, Any]) -> None:
     """Refuse settings that mean nothing for the head of any backbone."""
-    kinds = {CONTINUOUS if isinstance(backbone.default_head, Flow) else DISCRETE for backbone in backbones}
-    odd = sorted(name for name in given if SETTINGS[name].of in {CONTINUOUS, DISCRETE} - kinds)
-    if odd and CONTINUOUS not in kinds:
-        raise ValueError(f"{odd[0]} is for continuous tokens (FlowAR); this model's are discrete")
+    known = {name for backbone in backbones for name in _taken(backbone)}
+    odd = sorted(name for name in given if SETTINGS[name].of in (CONTINUOUS, DISCRETE) and name not in known)
+    if odd and not any(backbone.default_head.continuous for backbone in backbones):
+        raise ValueError(f"{odd[0]} is for continuous tokens (FlowAR, MAR); this model's are discrete")
     if odd:
-        own = ", ".join(name for name, setting in SETTINGS.items() if setting.of == CONTINUOUS)
-        raise ValueError(f"{odd[0]} is for discrete tokens; this model's are continuous: use {own}")
+        kind = "discrete tokens" if SETTINGS[odd[0]].of == DISCRETE else "another kind of continuous tokens"
+        own = ", ".join(name for name in SETTINGS if name in known)
+        raise ValueError(f"{odd[0]} is for {kind}; this model's are continuous: use {own}")
     if given.get("smooth") and any(isinstance(backbone.default_head, Bits) for backbone in backbones):
         raise ValueError("smooth mixes the codes of a codebook; this model draws bits: lower the temperature instead")
+
+
+def _taken(backbone: Any) -> set[str]:
+    """The settings of one kind of tokens that mean something for a network."""
+    head = backbone.default_head
+    if not head.continuous:
+        return {name for name, setting in SETTINGS.items() if setting.of == DISCRETE}
+    found = {{"interval": "guidance_interval"}.get(field.name, field.name) for field in fields(head)}
+    return found | ({"steps"} if hasattr(backbone, "groups") else set())
 
 
 def is_one(labels: object) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from var_toolkit.conditions.text import reads
 from var_toolkit.core.layers import Layers
-from var_toolkit.core.plan import BACKBONE, Plan, Scale, Step, Tokens, plan_of
+from var_toolkit.core.plan import BACKBONE, Group, Places, Plan, Scale, Step, Tokens, plan_of
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.head import Head
 
@@ -24,10 +24,11 @@ class Backbone(Protocol):
     """What a run requires of a network; `blocks` are its layers.
 
     Its `default_head` says what kind of head it has. All kinds have `condition`; networks that draw a scale at once
-    have `hidden`, those that draw token by token `next_hidden`; categorical heads need `logits`, flow heads `field`,
-    and masked passes `refined`. One that is `markov` attends to no scale but the one it draws, so it needs no prefill.
-    One with `has_subnets` was made to skip layers. What they draw is of `config.num_classes` classes, or a text network
-    has `text` and `request` (`conditions.text`).
+    have `hidden`, those that draw token by token `next_hidden`, and those that draw groups of tokens `groups`, `order`,
+    `group_hidden`, `guidance_at` and `group_work`; categorical heads need `logits`, flow heads `field`, diffusion heads
+    `denoiser`, and masked passes `refined`. One that is `markov` attends to no scale but the one it draws, so it needs
+    no prefill. One with `has_subnets` was made to skip layers. What they draw is of `config.num_classes` classes, or a
+    text network has `text` and `request` (`conditions.text`).
     """
 
     scales: Schedule
@@ -39,7 +40,7 @@ class Backbone(Protocol):
     @property
     def blocks(self) -> Any: ...
 
-    def places(self, schedule: Schedule) -> tuple[Scale | Tokens, ...]: ...
+    def places(self, schedule: Schedule) -> tuple[Places, ...]: ...
 
     def guidance_ramp(self, schedule: Schedule) -> tuple[float, ...]: ...
 
@@ -79,7 +80,7 @@ class Cost(NamedTuple):
     """The work of one image."""
 
     forward_passes: int
-    evaluations: int  # of velocities, by the small head of a backbone of continuous tokens
+    evaluations: int  # of the small head of a backbone of continuous tokens
     multiply_adds: int  # of the backbones' matrix products
     cache_values: int  # keys and values held at the largest pass
 
@@ -199,7 +200,8 @@ def _require_fit(step: Step, network: Any, schedule: Schedule) -> None:
 
 
 def _unit(network: Any, schedule: Schedule) -> str:
-    return "whole scales" if isinstance(network.places(schedule)[0], Scale) else "single tokens"
+    units = {Scale: "whole scales", Tokens: "single tokens", Group: "groups of tokens"}
+    return units[type(network.places(schedule)[0])]
 
 
 def _require_masked(step: Step, network: Any, schedule: Schedule) -> None:
@@ -271,6 +273,9 @@ def _passes(one: Bound) -> int:
 
 def _work(one: Bound, schedule: Schedule) -> int:
     network, step = one.network, one.step
+    if isinstance(step.places, Group):
+        drawn = step.head.rows(step.guidance, one.rows) * network.head_work(step.places.count)
+        return one.rows * network.group_work(step.places, schedule) + drawn
     if isinstance(step.places, Tokens):
         new = step.places.covered(schedule)
         read = len(network.blocks) * network.layer_work(len(new), new.stop)
@@ -309,6 +314,8 @@ def _line(group: list[Bound], run: Run) -> str:
             told.append(f"{off} tokens guided")
     else:
         where = f"scales {first.scale}-{last.scale}" if last.scale > first.scale else f"scale {first.scale}"
+    if isinstance(first.places, Group):
+        told.append(f"{len(group)} iterations")
     return f"{where}: {', '.join(told)}"
 
 

@@ -6,7 +6,7 @@ Letters: B images, R rows (B, or 2B under guidance: conditional half first), L t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -20,9 +20,10 @@ from var_toolkit.core.filters import pick
 from var_toolkit.core.finite import FiniteCheck
 from var_toolkit.core.masked import redrawn
 from var_toolkit.core.noise import Noise, Stream
-from var_toolkit.core.plan import Tokens
+from var_toolkit.core.plan import Group, Tokens
 from var_toolkit.core.preserved import Preserved
 from var_toolkit.core.schedule import Schedule
+from var_toolkit.core.sketch import Sketch
 from var_toolkit.heads.categorical import Categorical
 from var_toolkit.heads.head import Drawn, Setting
 
@@ -82,6 +83,8 @@ def decode(
             verification.draw(drawing)
         elif isinstance(steps[0].step.places, Tokens):
             _draw_tokens(drawing, steps[0])
+        elif isinstance(steps[0].step.places, Group):
+            _draw_group(drawing, steps[0])
         else:
             _draw_scale(drawing, steps[0])
     drawing.checks.require()
@@ -103,6 +106,7 @@ class Drawing:
         self.canvas, self.checks = Canvas(run.pyramid, run.schedule, preserved), FiniteCheck()
         self.tokens: list[Tensor] = []  # of complete scales
         self.begun: Tensor | None = None  # tokens of a map that is drawn one after another, (B, L)
+        self.sketch: Sketch | None = None  # of a map that is drawn in groups
         self.condition: Any = None
         self.cache: Any = None
         self.rows = 0
@@ -143,6 +147,13 @@ class Drawing:
             self.noise,
             lambda values, what, guidance: self.checks.note(values, what, one.network, guidance),
         )
+
+    def sketched(self, one: Bound) -> Sketch:
+        """The map that a step draws a group of."""
+        if self.sketch is None:
+            preserved = self.preserved
+            self.sketch = Sketch.begun(one.network, self.run.schedule, one.step.scale, self.noise, preserved)
+        return self.sketch
 
     def put(self, scale: int, tokens: Tensor, codes: Tensor | None = None) -> None:
         """Add the tokens of a scale; `codes` if others than theirs go to the canvas."""
@@ -215,3 +226,26 @@ def _draw_tokens(drawing: Drawing, one: Bound) -> None:
         found.append(unread)
     drawing.count(one, len(new))
     drawing.put_tokens(torch.cat(found, dim=1))
+
+
+def _draw_group(drawing: Drawing, one: Bound) -> None:
+    """A group of tokens of one map together, given those that are known; nothing where all of them are preserved."""
+    group, k = one.step.places, one.step.scale
+    assert isinstance(group, Group)
+    drawing.enter(one)
+    sketch, end = drawing.sketched(one), group.first + group.count
+    if end > sketch.known:
+        hidden = one.network.group_hidden(drawing.condition, sketch, end, scale=k, cache=drawing.cache)
+        at = replace(
+            drawing.setting(one),
+            positions=sketch.asked(end) + drawing.run.schedule.offsets[k],
+            sketch=sketch,
+            attempt=group.first,
+            place=f"tokens {group.first} to {end - 1} of map {k}",
+        )
+        drawn = one.step.head.draw(hidden, at)
+        drawing.count(one, 1, one.step.head.evaluations())
+        sketch.put(drawn.tokens, end, drawing.preserved, k)
+    if end == drawing.run.schedule.lengths[k]:
+        drawing.sketch = None
+        drawing.put(k, sketch.tokens_BLc)

@@ -34,6 +34,9 @@ class Stream(IntEnum):
     FLOW = 3
     DRAFT = 4
     ACCEPT = 5
+    ORDER = 6
+    DIFFUSION = 7
+    DIFFUSION_STEPS = 8
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -61,9 +64,12 @@ class Noise:
         Where a token is drawn more than once, `attempt` counts the draws.
         """
         device = self._seeds_B11.device
-        block = torch.arange((width + 3) // 4, device=device).view(1, 1, -1)
-        index = torch.arange(position, position + tokens, device=device).view(1, -1, 1)
-        zero = torch.zeros((), dtype=torch.int64, device=device)
+        return self._words(stream, torch.arange(position, position + tokens, device=device)[None], width, attempt)
+
+    def _words(self, stream: Stream, positions_BL: Tensor, width: int, attempt: int) -> Tensor:
+        """`words` of tokens at some positions, of each image (B, L), or the same of all (1, L)."""
+        block = torch.arange((width + 3) // 4, device=positions_BL.device).view(1, 1, -1)
+        index, zero = positions_BL.unsqueeze(-1), torch.zeros((), dtype=torch.int64, device=positions_BL.device)
         key = (self._seeds_B11 & _MASK, (self._seeds_B11 >> 32) & _MASK)
         words = philox((block, index, zero + int(stream), zero + attempt), key)
         return torch.stack(words, dim=-1).flatten(2)[..., :width]
@@ -83,12 +89,23 @@ class Noise:
 
     def normal(self, stream: Stream, position: int, tokens: int, width: int) -> Tensor:
         """Standard normal noise, float32 (B, tokens, width), by Box and Muller's transform."""
-        half = (width + 1) // 2
-        radius, angle = _unit(self.words(stream, position, tokens, 2 * half)).split(half, dim=-1)
-        # log(u) here rather than log1p(-u): the tail of the normal comes from small u, where float32 is fine.
-        length = (-2 * torch.log(radius)).sqrt()
-        pair = torch.cat((length * (2 * pi * angle).cos(), length * (2 * pi * angle).sin()), dim=-1)
-        return pair[..., :width]
+        return _normal(self.words(stream, position, tokens, 2 * ((width + 1) // 2)), width)
+
+    def normal_at(self, stream: Stream, positions_BL: Tensor, width: int, *, attempt: int = 0) -> Tensor:
+        """Standard normal noise of the tokens at some positions of each image, float32 (B, L, width)."""
+        return _normal(self._words(stream, positions_BL, 2 * ((width + 1) // 2), attempt), width)
+
+    def order(self, first: int, count: int) -> Tensor:
+        """A random permutation of the numbers below `count`, int64 (B, count), of the tokens from `first` on."""
+        return self.words(Stream.ORDER, first, count, 1).squeeze(-1).argsort(dim=1, stable=True)
+
+
+def _normal(words: Tensor, width: int) -> Tensor:
+    radius, angle = _unit(words).chunk(2, dim=-1)
+    # log(u) here rather than log1p(-u): the tail of the normal comes from small u, where float32 is fine.
+    length = (-2 * torch.log(radius)).sqrt()
+    pair = torch.cat((length * (2 * pi * angle).cos(), length * (2 * pi * angle).sin()), dim=-1)
+    return pair[..., :width]
 
 
 def _unit(words: Tensor) -> Tensor:

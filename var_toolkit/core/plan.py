@@ -61,6 +61,35 @@ class Tokens(Part):
 
 
 @dataclass(frozen=True)
+class Group(Part):
+    """`count` tokens of one map at once: those from rank `first` on in the order in which that map is drawn.
+
+    The order is the network's: random and of each image (masked models), or fixed (blocks).
+    """
+
+    index: int  # of the map in the schedule
+    first: int
+    count: int
+
+    def __post_init__(self) -> None:
+        numbers = (self.index, self.first, self.count)
+        if any(type(one) is not int or one < 0 for one in numbers) or self.count == 0:
+            raise ValueError(f"a step draws {self.count!r} tokens of map {self.index!r} from rank {self.first!r} on")
+
+    def covered(self, schedule: Schedule) -> range:
+        """The ranks that are drawn, counted on from those of the maps before."""
+        if self.index >= len(schedule):
+            raise ValueError(f"a step draws map {self.index}; the schedule has maps 0 to {len(schedule) - 1}")
+        begin, end = schedule.offsets[self.index : self.index + 2]
+        if begin + self.first + self.count > end:
+            raise ValueError(f"a step draws rank {self.first + self.count - 1} of a map of {end - begin} tokens")
+        return range(begin + self.first, begin + self.first + self.count)
+
+
+Places = Scale | Tokens | Group
+
+
+@dataclass(frozen=True)
 class Subnet(Part):
     """Scales from `full_scales` on run through `count` layers only, spread evenly; those before through all.
 
@@ -93,7 +122,7 @@ class Step(Part):
     Consecutive steps with the same `verify` are drawn together.
     """
 
-    places: Scale | Tokens
+    places: Places
     network: str = BACKBONE
     guidance: float = 0.0
     head: Head = DEFAULT_HEAD
@@ -106,13 +135,13 @@ class Step(Part):
         object.__setattr__(self, "guidance", checked("cfg", self.guidance, "guidance"))
         object.__setattr__(self, "clean", flag("clean", self.clean))
         object.__setattr__(self, "masked", tuple(self.masked))
-        if not isinstance(self.places, Scale | Tokens):
-            raise ValueError(f"a step draws {shown(self.places)}; its places must be a Scale or Tokens")
+        if not isinstance(self.places, Places):
+            raise ValueError(f"a step draws {shown(self.places)}; its places must be a Scale, Tokens or a Group")
         for name, kind in (("layers", Subnet), ("verify", Verify)):
             if not isinstance(getattr(self, name), kind | None):
                 raise ValueError(f"{name} is {shown(getattr(self, name))}; it must be a {kind.__name__} or nothing")
         if not isinstance(self.head, Head):
-            raise ValueError(f"a step has head {shown(self.head)}; it must be a Categorical or a Flow")
+            raise ValueError(f"a step has head {shown(self.head)}; it must be a head, such as a Categorical or a Flow")
         if self.masked and (not isinstance(self.places, Scale) or getattr(self.head, "smooth", False)):
             raise ValueError(
                 "smooth mixes codes and masked passes redraw single codes; remove smooth, or set refine off"
@@ -135,7 +164,7 @@ class Step(Part):
     @property
     def scale(self) -> int:
         """The scale that is drawn; 0 for single tokens, which are of the only map."""
-        return self.places.index if isinstance(self.places, Scale) else 0
+        return 0 if isinstance(self.places, Tokens) else self.places.index
 
 
 @dataclass(frozen=True)
@@ -215,32 +244,37 @@ def plan_of(
     heads: Iterable[Head] | None = None,
     masked: Iterable[tuple[int, ...]] | None = None,
     guided: range | None = None,
+    constant: bool = False,
+    iterations: int | None = None,
     **fields: Any,
 ) -> Plan:
     """The plan by which a network draws an image of a schedule on its own; default: the schedule of the network.
 
-    `guidance` is that of the last scale, which the ramp of the network lowers for the others; it acts on the scales
-    (for a network that draws token by token: the tokens) in `guided`. `heads` and `masked` have one entry per scale.
-    `fields` are further fields of every step.
+    `guidance` is that of the last scale, which the ramp of the network lowers for the others unless it is `constant`;
+    it acts on the scales (for a network that draws token by token: the tokens) in `guided`. `heads` and `masked` have
+    one entry per scale. `iterations` are those of a network that draws groups of tokens. `fields` are further fields of
+    every step.
     """
     schedule = schedule or network.scales
     head = head or network.default_head
-    ramp, steps = network.guidance_ramp(schedule), []
+    ramp, steps = (1.0,) * len(schedule) if constant else network.guidance_ramp(schedule), []
     by_scale = list(heads) if heads is not None else [head] * len(schedule)
     passes = list(masked) if masked is not None else [()] * len(schedule)
-    for places in network.places(schedule):
+    chosen = network.places(schedule) if iterations is None else network.groups(schedule, iterations)
+    for places in chosen:
         for part, on in _split(places, guided):
-            k = part.index if isinstance(part, Scale) else 0
+            k = 0 if isinstance(part, Tokens) else part.index
             drawn = network.head_at(by_scale[k], schedule, k)
-            steps.append(Step(part, guidance=guidance * ramp[k] if on else 0.0, head=drawn, masked=passes[k], **fields))
+            share = ramp[k] if constant or not isinstance(part, Group) else network.guidance_at(part, schedule)
+            steps.append(Step(part, guidance=guidance * share if on else 0.0, head=drawn, masked=passes[k], **fields))
     return Plan(schedule, tuple(steps))
 
 
-def _split(places: Scale | Tokens, guided: range | None) -> list[tuple[Scale | Tokens, bool]]:
+def _split(places: Places, guided: range | None) -> list[tuple[Places, bool]]:
     """The places, cut where guidance is switched, and whether it is on."""
     if guided is None:
         return [(places, True)]
-    if isinstance(places, Scale):
+    if not isinstance(places, Tokens):
         return [(places, places.index in guided)]
     whole = range(places.first, places.first + places.count)
     ends = {whole.start, whole.stop, *(end for end in (guided.start, guided.stop) if end in whole)}

@@ -32,6 +32,7 @@ class Preserved:
     tokens: Sequence[Tensor]  # K maps (1, n_k), int64; continuous ones (1, n_k, C)
     mask: Sequence[Tensor]  # K masks (1, n_k), bool: true where a token is preserved
     latents: Sequence[Tensor]  # after every scale, (1, C, h, w); of continuous tokens their maps
+    counts: Sequence[int] = ()  # K: how many tokens of each map are preserved
 
     def merge_tokens(self, scale: int, found: Tensor, positions: slice = slice(None)) -> Tensor:
         """Drawn tokens at some positions of a scale, (B, L) or (B, L, C), with the preserved ones written over them."""
@@ -64,18 +65,21 @@ def preserved_outside(mask_hw: Tensor, tokens: Sequence[Tensor], tokenizer: Any,
     """
     mask_hw = mask_hw.cpu()  # so that the comparison with one half gives the same result for every device
     outside_11hw = 1 - mask_hw.float()[None, None]
-    found = []
+    found, counts = [], []
     for size in schedule.maps:
         preserved = F.interpolate(outside_11hw, size=size, mode="bilinear").flatten(1) > 0.5
-        found.append((~mask_hw.all() | preserved if size == (1, 1) else preserved).to(tokens[0].device))
-    return Preserved(tokens, found, tokenizer.pyramid_of(schedule).latents(tokens))
+        preserved = ~mask_hw.all() | preserved if size == (1, 1) else preserved
+        counts.append(int(preserved.sum()))
+        found.append(preserved.to(tokens[0].device))
+    return Preserved(tokens, found, tokenizer.pyramid_of(schedule).latents(tokens), counts)
 
 
 @torch.no_grad()
 def preserved_before(from_scale: int, tokens: Sequence[Tensor], tokenizer: Any, schedule: Schedule) -> Preserved:
     """What is preserved when all scales from one on are redrawn: every map before it."""
     mask = [torch.full(own.shape[:2], k < from_scale, device=own.device) for k, own in enumerate(tokens)]
-    return Preserved(tokens, mask, tokenizer.pyramid_of(schedule).latents(tokens))
+    counts = [own.shape[1] * (k < from_scale) for k, own in enumerate(tokens)]
+    return Preserved(tokens, mask, tokenizer.pyramid_of(schedule).latents(tokens), counts)
 
 
 def require_scale(from_scale: int, scales: Schedule) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from var_toolkit.core.plan import Tokens
+from var_toolkit.heads.diffusion import Diffusion
 from var_toolkit.heads.flow import Flow
 from var_toolkit.loading import Drafting, Source, skeleton
 from var_toolkit.methods.masked_passes import OFF
@@ -48,6 +49,9 @@ def _within(pipe: Pipeline) -> Iterator[Named]:
     elif isinstance(step.head, Flow):
         yield f"Plain, {pipe.sampling.solver} solver with {pipe.sampling.steps} steps", {}
         yield "Midpoint solver with 8 steps", {"solver": "midpoint", "steps": 8}
+    elif isinstance(step.head, Diffusion):
+        yield "Plain, the published solver", {}
+        yield "DPM-Solver++ with 10 steps", {"solver": "dpm++", "denoising_steps": 10}
     elif all(backbone.has_subnets for backbone in pipe.backbones):
         yield from _depths(pipe)
     elif pipe.refiner is not None:

@@ -16,7 +16,6 @@ from var_toolkit.demo.plans import Choice, choices
 from var_toolkit.devices import clock, find_device
 from var_toolkit.evaluation.bench.memory import forget_peak, held, peak
 from var_toolkit.heads.bits import Bits
-from var_toolkit.heads.flow import Flow
 from var_toolkit.images import as_output
 from var_toolkit.loading import Source, load, skeleton
 from var_toolkit.pipeline import Pipeline, PipelineOutput
@@ -124,7 +123,7 @@ class Studio:
     def takes(self, model: str) -> frozenset[str]:
         """Which of temperature and top_k one number of a slider can set: none of continuous tokens, no k of bits."""
         shape = self.shape(model)
-        if isinstance(shape.backbone.default_head, Flow):
+        if shape.backbone.default_head.continuous:
             return frozenset()
         if isinstance(shape.backbone.default_head, Bits):
             return frozenset({"temperature"})

@@ -42,7 +42,12 @@ def fitted(tokenizer: nn.Module, backbone: Any, sources: tuple[str, str]) -> Any
         return tokenizer
     config: Any = tokenizer.config
     _require_equal(backbone.config.latent_channels, config.latent_channels, "latent channels", sources)
-    return KLTokenizer(tokenizer, backbone.scales, backbone.config.input_side)
+    return KLTokenizer(
+        tokenizer,
+        backbone.scales,
+        getattr(backbone.config, "input_side", None),
+        getattr(backbone.config, "patch_size", 1),
+    )
 
 
 def _require_pair(backbone: Any, tokenizer: MultiScaleBSQ, sources: tuple[str, str]) -> None:

@@ -60,6 +60,8 @@ class Flow(Head):
     steps: int = 25
     interval: tuple[float, float] = (0.0, 0.9)
 
+    continuous = True
+
     def __post_init__(self) -> None:
         if self.solver not in STEPS:
             raise ValueError(f"solver is {self.solver!r}; it must be one of {', '.join(SOLVERS)}")

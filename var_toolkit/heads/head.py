@@ -29,6 +29,10 @@ class Setting:
     pyramid: Any  # of the tokenizer
     noise: Noise
     note: Any  # function that records whether values are finite
+    positions: Tensor | None = None  # (B, N): of a group of tokens, in the pyramid
+    sketch: Any = None  # the map that they are of (`core.sketch.Sketch`)
+    attempt: int = 0  # their first rank, of heads that draw the whole map again for each group
+    place: str = ""  # in words
 
 
 class Drawn(NamedTuple):
@@ -41,6 +45,8 @@ class Drawn(NamedTuple):
 
 class Head(Part):
     """How tokens are drawn from features. Its fields are the settings of drawing."""
+
+    continuous = False  # whether the tokens are
 
     def is_guided(self, guidance: float) -> bool:
         """Whether guidance of this strength has an influence."""

@@ -74,14 +74,17 @@ class KLTokenizer(nn.Module):
     """Images to latents and back. Images are float in [-1, 1], (B, 3, h, w); latents have a variance of about 1.
 
     `autoencoder` is an AutoencoderKL. Without `scales` the pyramid has a single scale, the latent of an image of
-    `sample_size`; `side` is that of `LatentPyramid`.
+    `sample_size`; `side` and `patch` are those of `LatentPyramid`.
     """
 
-    def __init__(self, autoencoder: Any, scales: Schedule | None = None, side: int | None = None) -> None:
+    def __init__(
+        self, autoencoder: Any, scales: Schedule | None = None, side: int | None = None, patch: int = 1
+    ) -> None:
         super().__init__()
         self.autoencoder = autoencoder.to(memory_format=torch.channels_last)
+        self.patch = patch
         self.scales = scales or Schedule((autoencoder.config.sample_size // self.downsample,))
-        self.pyramid = LatentPyramid(self.scales, side)
+        self.pyramid = LatentPyramid(self.scales, side, patch)
 
     @property
     def channels(self) -> int:
@@ -102,8 +105,8 @@ class KLTokenizer(nn.Module):
 
     @property
     def downsample(self) -> int:
-        """Pixels per latent position along one side."""
-        return 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+        """Pixels per token along one side."""
+        return self.patch * 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
 
     @property
     def image_side(self) -> int:
@@ -158,8 +161,9 @@ class KLTokenizer(nn.Module):
 
         Latents of coarser scales are enlarged first.
         """
-        if latent_BCpp.shape[-1] != self.scales.finest:
-            latent_BCpp = F.interpolate(latent_BCpp, size=(self.scales.finest,) * 2, mode="bicubic")
+        side = self.scales.finest * self.patch
+        if latent_BCpp.shape[-1] != side:
+            latent_BCpp = F.interpolate(latent_BCpp, size=(side, side), mode="bicubic")
         shift, factor = self._scaling(latent_BCpp.device)
         latent = latent_BCpp / factor + shift
         latent = latent.to(self.autoencoder.dtype, memory_format=torch.channels_last)

@@ -18,14 +18,16 @@ class LatentPyramid:
     """Computes the maps of a latent, and the input of each scale from the previous map.
 
     A map is enlarged to `side` before it is resized to the next scale; default: the side of the finest scale, as in
-    training. The published sampler uses 16 for every schedule.
+    training. The published sampler uses 16 for every schedule. With a `patch` above 1, of MAR, the tokens of the only
+    scale are patches of so many latent positions along a side: channel, then row, then column.
     """
 
-    def __init__(self, scales: Schedule, side: int | None = None) -> None:
-        self.scales, self.side = scales, side or scales.finest
+    def __init__(self, scales: Schedule, side: int | None = None, patch: int = 1) -> None:
+        self.scales, self.side, self.patch = scales, side or scales.finest, patch
 
     def maps(self, latent_BChw: Tensor) -> Tensor:
         """The tokens of every scale, area-averaged from the finest, (B, L, C)."""
+        latent_BChw = F.pixel_unshuffle(latent_BChw, self.patch)
         return torch.cat([sequence(_averaged(latent_BChw, side)) for side in self.scales.patch_nums], dim=1)
 
     def teacher_inputs(self, latent_BChw: Tensor) -> Tensor:
@@ -37,7 +39,7 @@ class LatentPyramid:
     def grow(self, latent: Tensor | None, codes_BLC: Tensor, scale: int) -> Tensor:
         """The latent after a scale, (B, C, p, p): its map, which replaces the previous one."""
         side = self.scales.patch_nums[scale]
-        return codes_BLC.transpose(1, 2).unflatten(2, (side, side))
+        return F.pixel_shuffle(codes_BLC.transpose(1, 2).unflatten(2, (side, side)), self.patch)
 
     def latents(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """The latent after every given scale: its map, (B, C, p, p)."""

@@ -48,21 +48,28 @@ class Conditioning(NamedTuple):
         return by_time_RKW if self.levels is None else by_time_RKW[:, self.levels]
 
 
-class TimeEmbedding(nn.Module):
-    """Sinusoidal time embedding followed by an MLP."""
+class StepEmbedding(nn.Module):
+    """Sinusoidal embedding of whole numbers, followed by an MLP."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(Linear(FREQUENCIES, width), nn.SiLU(), Linear(width, width))
 
-    def forward(self, times_RK: Tensor) -> Tensor:
-        """Times in [0, 1] -> (R, K, W). As published, times are truncated to whole thousandths in float32."""
-        thousandths = (times_RK.float() * 1000).long()
+    def forward(self, steps: Tensor) -> Tensor:
+        """Whole numbers, (...), -> (..., W)."""
         half = FREQUENCIES // 2
-        frequencies = (torch.arange(half, device=times_RK.device) * (-log(LONGEST) / half)).exp()
-        angles = thousandths.unsqueeze(-1) * frequencies
+        frequencies = (torch.arange(half, device=steps.device) * (-log(LONGEST) / half)).exp()
+        angles = steps.unsqueeze(-1) * frequencies
         first = cast(Linear, self.mlp[0])
         return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(first.weight.dtype))
+
+
+class TimeEmbedding(StepEmbedding):
+    """The embedding of times in [0, 1]: as published, they are truncated to whole thousandths in float32."""
+
+    def forward(self, times_RK: Tensor) -> Tensor:
+        """Times (R, K) -> (R, K, W)."""
+        return super().forward((times_RK.float() * 1000).long())
 
 
 class HeadBlock(nn.Module):

@@ -1,0 +1,124 @@
+"""MAR's denoising network (arXiv 2406.11838, section 3.3): an MLP of single tokens, modulated by features and step.
+
+Letters: R rows, N tokens, C features, W width, c channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from var_toolkit.heads.diffusion import Chain, Prediction
+from var_toolkit.models.layers.flow_head import StepEmbedding
+from var_toolkit.models.layers.linear import Linear, linear_silu
+
+EPS = 1e-6
+
+
+class InFloat32(nn.Module):
+    """A module whose weights stay float32 when the network around it is moved to another dtype."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InFloat32:
+        def moved(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            if not tensor.is_floating_point() or found.dtype == torch.float32:
+                return found
+            return tensor.to(found.device, torch.float32)
+
+        return cast(InFloat32, super()._apply(moved, recurse))
+
+
+def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Layer normalisation without a gain, times 1 + scale, plus shift."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
+
+
+class ResidualBlock(nn.Module):
+    """An MLP of two layers, modulated and gated."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_ln = nn.LayerNorm(width, eps=EPS)
+        self.mlp = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 3 * width))
+
+    def forward(self, x: Tensor, active: Tensor) -> Tensor:
+        """`active` is SiLU of the conditioning."""
+        shift, scale, gate = self.adaLN_modulation[1](active).chunk(3, dim=-1)
+        first = cast(Linear, self.mlp[0])
+        h = linear_silu(torch.addcmul(shift, self.in_ln(x), 1 + scale), first.weight, first.bias)
+        return torch.addcmul(x, gate, self.mlp[2](h))
+
+
+class LastLayer(nn.Module):
+    """Modulated norm and a linear layer."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.linear = Linear(width, channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, active: Tensor) -> Tensor:
+        """`active` is SiLU of the conditioning."""
+        shift, scale = self.adaLN_modulation[1](active).chunk(2, dim=-1)
+        return self.linear(modulated_norm(x, scale, shift))
+
+
+class DiffusionMLP(InFloat32):
+    """States (R, N, c), embedded steps and features of the transformer -> (R, N, 2c): a prediction and its variance."""
+
+    def __init__(self, channels: int, width: int, depth: int, features: int) -> None:
+        super().__init__()
+        self.time_embed = StepEmbedding(width)
+        self.cond_embed, self.input_proj = Linear(features, width), Linear(channels, width)
+        self.res_blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
+        self.final_layer = LastLayer(width, 2 * channels)
+
+    def forward(self, x_RNc: Tensor, steps: Tensor, embedded_RNW: Tensor) -> Tensor:
+        """`steps` are training steps that broadcast to (R, N), `embedded_RNW` is `cond_embed` of the features."""
+        active = F.silu(self.time_embed(steps) + embedded_RNW)
+        x = self.input_proj(x_RNc)
+        for block in self.res_blocks:
+            x = block(x, active)
+        return self.final_layer(x, active)
+
+    def init_weights(self) -> None:
+        """The published initialisation: what modulates and the last layer are 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for step in (self.time_embed.mlp[0], self.time_embed.mlp[2]):
+            nn.init.normal_(cast(Linear, step).weight, std=0.02)
+        last = self.final_layer
+        zero = [block.adaLN_modulation[1] for block in self.res_blocks]  # type: ignore[index]
+        for layer in (*zero, last.adaLN_modulation[1], last.linear):
+            nn.init.zeros_(cast(Linear, layer).weight)
+
+
+class TokenDenoiser:
+    """The MLP with the features of some tokens (`heads.diffusion.Denoiser`)."""
+
+    schedule = "cosine"
+
+    def __init__(self, net: DiffusionMLP, hidden_RNC: Tensor, prediction: str) -> None:
+        self.net, self.prediction = net, prediction
+        self.embedded = net.cond_embed(hidden_RNC.float())
+
+    def __call__(self, x_RNc: Tensor, index: int) -> Prediction:
+        step = torch.full((1, 1), index, device=x_RNc.device)
+        value, variance = self.net(x_RNc, step, self.embedded).chunk(2, dim=-1)
+        return Prediction(value, (variance + 1) / 2)
+
+    def given(self, x_BNc: Tensor, chain: Chain, k: int) -> Tensor:
+        """The state as it is: every token is unknown."""
+        return x_BNc
+
+
+def under(net: DiffusionMLP) -> nn.ModuleDict:
+    """The network under its published name."""
+    return nn.ModuleDict({"net": net})
