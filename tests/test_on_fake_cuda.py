@@ -13,6 +13,7 @@ import torch
 from runs import code_of, run_with, variant_of
 from small_flowar import tiny_config, tiny_kl
 from small_llamagen import tiny_gpt_config, tiny_vq
+from small_mar import tiny_mar_config
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,6 +28,7 @@ from var_toolkit.core.plan import BACKBONE, plan_of
 from var_toolkit.core.preserved import preserved_before
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.evaluation import extractors
+from var_toolkit.heads.diffusion import losses as losses_of
 from var_toolkit.heads.flow import Flow
 from var_toolkit.kernels import pyramid_attention
 from var_toolkit.methods.speculative import drafts, verify
@@ -41,6 +43,7 @@ from var_toolkit.models.infinity import Infinity, InfinityConfig
 from var_toolkit.models.layers import linear
 from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.models.llamagen_t2i import TextRasterGPT, TextRasterGPTConfig
+from var_toolkit.models.mar import MAR
 from var_toolkit.models.star import STAR, STARConfig
 from var_toolkit.models.var import VAR, VARConfig
 from var_toolkit.pipeline import Pipeline
@@ -167,6 +170,14 @@ def flowar_plan():
     return whole(on_cuda(tiny_kl), flowar(), guidance=2.0, solver="heun", steps=2)
 
 
+def mar():
+    return on_cuda(lambda: MAR(tiny_mar_config()))
+
+
+def mar_plan(**head):
+    return whole(on_cuda(lambda: tiny_kl(3)), mar(), guidance=2.0, **head)
+
+
 def gpt_plan(**settings):
     return whole(on_cuda(tiny_vq), gpt(), guidance=2.0, top_k=4, **settings)
 
@@ -223,6 +234,8 @@ PLANS = OF_TEXT | {
     "hmar": hmar_plan,
     "flexvar": flexvar_plan,
     "flowar": flowar_plan,
+    "mar": lambda: mar_plan(denoising_steps=3),
+    "mar-dpm": lambda: mar_plan(solver="dpm++", denoising_steps=3),
     "gpt": lambda: gpt_plan(top_p=0.9, guided_tokens=3),
     "code": code_plan,
     "variant": lambda: variant_of(whole(vq(), var(depth=4), guidance=1.0), subnet=2, full_scales=1),
@@ -240,7 +253,7 @@ def test_decoding_never_waits_for_the_device(name, edited, monkeypatch):
             size = plan.schedule.image_size(plan.tokenizer.downsample)
             with torch.no_grad():
                 images = torch.zeros(1, 3, *size, device=CUDA)
-                if name == "flowar":
+                if name.startswith(("flowar", "mar")):
                     tokens = plan.tokenizer.scales.split(plan.tokenizer.pyramid.maps(plan.tokenizer.encode(images)))
                 else:
                     features = plan.tokenizer.features(images, plan.schedule)
@@ -270,6 +283,14 @@ def losses():
     flow = flowar()
     maps = torch.zeros(2, flow.scales.total, 4, device=CUDA)
     yield flow, lambda: flow(labels, maps[:, 1:], maps, torch.zeros(2, 3, device=CUDA)).sum()
+    masked, order = mar(), torch.arange(9, device=CUDA).repeat(2, 1)
+    steps = torch.zeros(2, 2, 5, dtype=torch.int64, device=CUDA)
+    states, given = torch.zeros(2, 2, 5, 4, device=CUDA), torch.zeros(2, 9, 4, device=CUDA)
+    data = {"data": states, "state": states, "noise": states, "steps": steps}
+    yield (
+        masked,
+        lambda: sum(losses_of("cosine", "epsilon", masked(labels, given, order, 4, states, steps), **data)).sum(),
+    )
     raster = gpt()
     yield raster, lambda: raster(labels, torch.zeros(2, 8, dtype=torch.int64, device=CUDA)).sum()
 

@@ -98,7 +98,7 @@ def test_another_autoencoder_draws_larger_images(flowar, coarser, capsys):
         (["--refine", "published"], "refine needs a backbone with masked passes"),
         (["--subnet", "2", "--full-scales", "2"], "FlowAR has no subnets; VARiant needs VAR"),
         (["--subnet", "9", "--full-scales", "9"], "--full-scales is 9"),
-        (["--model", "DISCRETE", "--steps", "5"], "steps is for continuous tokens (FlowAR)"),
+        (["--model", "DISCRETE", "--steps", "5"], "steps is for continuous tokens"),
         (["--model", "DISCRETE", "--tokenizer", "OTHER"], "draws discrete tokens and needs a MultiScaleVQ"),
         (["--tokenizer", "EIGHT"], "expects 4 latent channels"),
         (["--tokenizer", "EIGHT"], "has 8"),

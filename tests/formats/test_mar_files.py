@@ -1,0 +1,85 @@
+"""Published files of MAR and of its tokenizer become a model directory, with the published settings."""
+
+import argparse
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_mar import tiny_mar
+
+from var_toolkit.cli import main
+from var_toolkit.formats.published import backbone_from_tensors, published_sampling
+from var_toolkit.loading import load
+from var_toolkit.registry import entry
+
+TOLD = {"encoder_num_heads": 2, "decoder_num_heads": 2}
+CHANNELS = 16  # of KL-16
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory, kl16_tensors):
+    """A folder with the authors' checkpoint, the mirror's file and the tokenizer."""
+    folder = tmp_path_factory.mktemp("published")
+    plain, average = (tiny_mar(salt, latent_channels=CHANNELS).state_dict() for salt in ("", "average"))
+    content = {"model": plain, "model_ema": average, "epoch": 800, "args": argparse.Namespace(model="mar_base")}
+    torch.save(content, folder / "checkpoint-last.pth")
+    save_file({name: tensor.contiguous() for name, tensor in average.items()}, folder / "mar-base.safetensors")
+    torch.save({"model": kl16_tensors}, folder / "kl16.ckpt")
+    (folder / "config.json").write_text(json.dumps({"backbone": TOLD}))
+    return folder
+
+
+def convert(published, backbone, out, *more) -> int:
+    files = ["--backbone", str(published / backbone), "--tokenizer", str(published / "kl16.ckpt")]
+    told = ["--config", str(published / "config.json")]
+    return main(["convert", "--family", "mar", *files, *told, "--out", str(out), *more])
+
+
+@pytest.mark.parametrize(
+    ("file", "more", "salt"),
+    [
+        ("checkpoint-last.pth", [], "average"),
+        ("checkpoint-last.pth", ["--weights", "model"], ""),
+        ("mar-base.safetensors", [], "average"),
+    ],
+)
+def test_published_files_become_the_networks_they_are(published, tmp_path, file, more, salt):
+    assert convert(published, file, tmp_path / "model", *more) == 0
+    pipe, expected = load(tmp_path / "model", device="cpu"), tiny_mar(salt, latent_channels=CHANNELS)
+    assert pipe.backbone.config == expected.config
+    assert all(torch.equal(t, expected.state_dict()[name]) for name, t in pipe.backbone.state_dict().items())
+    assert pipe.tokenizer.autoencoder.config.scaling_factor == 0.2325
+    assert pipe.sampling == entry("mar-base").sampling
+    drawn = pipe("golden retriever" if pipe.backbone.config.num_classes == 1000 else 3, seeds=0, solver="dpm++",
+                 denoising_steps=3, output_type="pt")  # fmt: skip
+    assert drawn.images.shape == (1, 3, pipe.tokenizer.image_side, pipe.tokenizer.image_side)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({}, "does not determine the number of heads; give encoder_num_heads"),
+        (TOLD | {"encoder_depth": 3}, "says encoder_depth is 3; the tensors say 1"),
+        (TOLD | {"patch_size": 3}, "tokens of 16 channels, which are not patches of side 3"),
+        (TOLD | {"width": 64}, "unknown field 'width'"),
+    ],
+)
+def test_a_configuration_that_disagrees_is_refused_by_name(told, words):
+    tensors = tiny_mar(latent_channels=CHANNELS).state_dict()
+    with pytest.raises(ValueError, match=words):
+        backbone_from_tensors("mar", tensors, told, "checkpoint-last.pth")
+
+
+@pytest.mark.parametrize(("decoder", "patch"), [(48, 1), (32, 2)])
+def test_sizes_are_read_from_the_tensors(decoder, patch):
+    network = tiny_mar(decoder_embed_dim=decoder, patch_size=patch, latent_channels=4)
+    told = TOLD | ({"patch_size": patch} if patch > 1 else {})
+    assert backbone_from_tensors("mar", network.state_dict(), told, "a file").config == network.config
+
+
+@pytest.mark.parametrize("name", ["mar-base", "mar-large", "mar-huge"])
+def test_a_file_of_a_published_width_has_the_published_settings(name):
+    found = entry(name)
+    config = argparse.Namespace(embed_dim=found.source.configs["backbone"]["embed_dim"])
+    assert published_sampling("mar", config, "checkpoint-last.pth") == found.sampling
