@@ -37,6 +37,9 @@ KL = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "latent_channel
       "sample_size": 64, "encoder_attention": False}  # fmt: skip
 FLOWAR = {"embed_dim": 16, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2, "patch_nums": [1, 2, 8],
           "latent_channels": 4, "head_depth": 1, "head_width": 64, "dropout": 0.1}  # fmt: skip
+MAR = {"embed_dim": 16, "encoder_depth": 1, "num_heads": 2, "decoder_embed_dim": 16, "decoder_depth": 1,
+       "decoder_num_heads": 2, "side": 8, "latent_channels": 4, "buffer_size": 2, "head_depth": 1, "head_width": 16,
+       "dropout": 0.1}  # fmt: skip
 RASTER_VQ = {"vocab_size": 32, "code_dim": 4, "z_channels": 8, "ch": 8, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1,
              "side": 8, "norm_groups": 1}  # fmt: skip
 BSQ = {"codebook_dim": 4, "ch": 8, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "norm_groups": 1, "patch_nums": [1, 2, 8],
@@ -68,6 +71,7 @@ MODELS = {
     "exit-head": HEAD | {"layers": 1},
     "kl": KL,
     "flowar": FLOWAR,
+    "mar": MAR,
     "classifier": {"widths": [8, 8]},
     "scene-detector": {"widths": [8, 8, 8, 8]},
     "variant": DEEPER,
@@ -78,6 +82,7 @@ DRAFTERS = ("raster-distil", "eagle-head", "exit-head")  # of next-token models
 # The multi-scale one for the others.
 TOKENIZERS = {
     "flowar": "kl",
+    "mar": "kl",
     "infinity": "bits-tokenizer",
     **dict.fromkeys(("raster-gpt", "flexvar", *DRAFTERS), "raster-tokenizer"),
 }

@@ -24,7 +24,7 @@ def assert_same_bits(a, b):
 
 
 # The loop is the same; `tokenizer` and `var` stay among the quick ones.
-LONG = ("kl", "raster-tokenizer", "bits-tokenizer", "infinity", "flowar")
+LONG = ("kl", "raster-tokenizer", "bits-tokenizer", "infinity", "flowar", "mar")
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in objective_names()]
 
 
