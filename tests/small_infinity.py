@@ -1,14 +1,20 @@
 """The networks of Infinity's golden cases, made from tensors under their published names, and smaller ones."""
 
+from collections.abc import Callable
+
 import torch
 from golden.cases import Case, fill
 from golden.recipe import tensor_for
 
 from var_toolkit.conditions.prompt_embeds import PromptEmbeds
 from var_toolkit.conditions.words import WordEncoder, WordEncoderConfig
+from var_toolkit.core.noise import Noise
+from var_toolkit.core.plan import Plan, Scale, Step
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats.published import networks_from_tensors
+from var_toolkit.heads.bits import Bits
 from var_toolkit.models.infinity import Infinity, InfinityConfig
+from var_toolkit.models.varedit import VAREdit, VAREditConfig
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.tokenizers.bsq import MultiScaleBSQ, MultiScaleBSQConfig
 
@@ -22,6 +28,14 @@ def published_tensors(case: Case, part: str) -> dict[str, torch.Tensor]:
         name: torch.zeros(tuple(shapes[name])) if found is None else torch.from_numpy(found)
         for name, found in arrays.items()
     }
+
+
+def varedit_networks(case: Case, reference: list[int]) -> dict[str, torch.nn.Module]:
+    """As `golden_networks`, of VAREdit, with positions on `reference` rows and columns."""
+    models = {"backbone": "infinity", "tokenizer": "tokenizer"}
+    tensors = {part: published_tensors(case, name) for part, name in models.items() if name in models_of(case)}
+    told = {"backbone": {"reference_map": reference}}
+    return networks_from_tensors("varedit", tensors, told, dict.fromkeys(tensors, "case"))
 
 
 def golden_networks(case: Case) -> dict[str, torch.nn.Module]:
@@ -60,7 +74,33 @@ def small_bsq(**changes) -> MultiScaleBSQ:
     return fill(MultiScaleBSQ(MultiScaleBSQConfig(**{**sizes, "patch_nums": (1, 2, 3), **changes})))
 
 
-def words_pipeline(**changes) -> Pipeline:
-    """A whole model, which knows the words "red" and "cube"."""
+def words_pipeline(network: Callable[..., torch.nn.Module] | None = None, **changes) -> Pipeline:
+    """A whole model, which knows the words "red" and "cube"; of Infinity by default."""
     encoder = WordEncoder(WordEncoderConfig(words=("cube", "red"), width=16, depth=1, num_heads=2, longest=6))
-    return Pipeline(small_bsq(), small_infinity(**changes), text_encoder=fill(encoder))
+    return Pipeline(small_bsq(), (network or small_infinity)(**changes), text_encoder=fill(encoder))
+
+
+def small_varedit(**changes) -> VAREdit:
+    """As `small_infinity`, for edits."""
+    sizes = {"depth": 2, "embed_dim": 32, "num_heads": 2, "token_bits": 4, "text_channels": 16, "text_longest": 6}
+    own = {"patch_nums": (1, 2, 3), "aspect_ratios": False, "reference_side": 3, "levels": 3}
+    return fill(VAREdit(VAREditConfig(**{**sizes, **own, **changes})))
+
+
+class PublishedNoise(Noise):
+    """The published draw, argmax of p / noise over the two values of a bit, as one uniform number a bit."""
+
+    def __init__(self, noise_BLd2):
+        zero, one = noise_BLd2.unbind(-1)
+        self.uniform_BLd = one / (zero + one)
+
+    def uniforms(self, stream, position, tokens, width):
+        return self.uniform_BLd[:, position : position + tokens]
+
+
+def plan_of_run(schedule, told):
+    """The plan of a published run: guidance and temperature are one number, or one for each scale."""
+    count = len(schedule)
+    cfg, tau = (told[name] if isinstance(told[name], list) else [told[name]] * count for name in ("cfg", "tau"))
+    heads = [Bits(told["top_k"], told["top_p"], one) for one in tau]
+    return Plan(schedule, tuple(Step(Scale(k), guidance=cfg[k] - 1, head=heads[k]) for k in range(count)))

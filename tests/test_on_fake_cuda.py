@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
+from var_toolkit.conditions.condition import of_labels
+from var_toolkit.conditions.images import WithImage
 from var_toolkit.conditions.text import PromptEmbeds, Prompts
 from var_toolkit.core.bind import bind
 from var_toolkit.core.engine import decode
@@ -46,6 +48,7 @@ from var_toolkit.models.llamagen_t2i import TextRasterGPT, TextRasterGPTConfig
 from var_toolkit.models.mar import MAR
 from var_toolkit.models.star import STAR, STARConfig
 from var_toolkit.models.var import VAR, VARConfig
+from var_toolkit.models.varedit import VAREdit, VAREditConfig
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.tokenizers.bsq import MultiScaleBSQ, MultiScaleBSQConfig
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
@@ -216,6 +219,12 @@ def infinity():
     return on_cuda(lambda: Infinity(InfinityConfig(**sizes, **maps)))
 
 
+def varedit():
+    sizes = {"depth": 2, "embed_dim": 32, "num_heads": 2, "token_bits": 4, "text_channels": 6, "text_longest": 6}
+    maps = {"patch_nums": (1, 2, 3), "aspect_ratios": False, "reference_side": 3, "levels": 3}
+    return on_cuda(lambda: VAREdit(VAREditConfig(**sizes, **maps)))
+
+
 def prompts():
     """Two prompts of different lengths, and as many negative ones."""
     mask = torch.ones(2, 3, dtype=torch.bool, device=CUDA)
@@ -228,7 +237,12 @@ OF_TEXT = {
     "infinity": lambda: whole(bsq(), infinity(), guidance=2.0, top_p=0.97, temperature=0.5),
     "star": lambda: whole(vq(), star(), guidance=2.0, top_k=5, top_p=0.9),
 }
-PLANS = OF_TEXT | {
+# Of networks that read an image too.
+OF_IMAGES = {
+    "varedit": lambda: whole(bsq(), varedit(), guidance=2.0, top_p=0.9),
+}
+ASKED = OF_TEXT | OF_IMAGES
+PLANS = ASKED | {
     "var": lambda: whole(vq(), var(), guidance=2.0, top_k=5, top_p=0.9),
     "var-smooth": lambda: whole(vq(), var(), smooth=True),
     "hmar": hmar_plan,
@@ -242,12 +256,21 @@ PLANS = OF_TEXT | {
 }
 
 
+def with_image(run, asked):
+    """A request with an image, which is read before drawing."""
+    size = run.schedule.image_size(run.tokenizer.downsample)
+    request = run.networks[BACKBONE].image_request(torch.zeros(1, 3, *size, device=CUDA), run.tokenizer, run.schedule)
+    return WithImage(of_labels(asked, 5) if isinstance(asked, torch.Tensor) else asked, request)
+
+
 @pytest.mark.parametrize("edited", [False, True], ids=["drawn", "edited"])
 @pytest.mark.parametrize("name", PLANS)
 def test_decoding_never_waits_for_the_device(name, edited, monkeypatch):
     with fake_cuda(monkeypatch):
         plan, preserved = PLANS[name](), None
-        asked = prompts() if name in OF_TEXT else torch.tensor([1, 2], device=CUDA)
+        asked = prompts() if name in OF_TEXT or name == "varedit" else torch.tensor([1, 2], device=CUDA)
+        if name in OF_IMAGES:
+            asked = with_image(plan, asked)
         noise = Noise([0, 1], CUDA)
         if edited:
             size = plan.schedule.image_size(plan.tokenizer.downsample)

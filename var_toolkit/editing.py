@@ -81,6 +81,44 @@ class Edit:
         return self.mask.crop((left, top, left + length, top + length))
 
 
+@dataclass(frozen=True)
+class Canvas:
+    """An image at the top left of a white square: how a model of squares edits an image of any aspect ratio."""
+
+    image: Image  # RGB
+
+    @property
+    def side(self) -> int:
+        """The side of the square in pixels of the image."""
+        return max(self.image.size)
+
+    def tensor(self, side: int) -> Tensor:
+        """The square as model input, (3, side, side), float in [0, 1]."""
+        from PIL.Image import new
+
+        square = new("RGB", (self.side, self.side), "white")
+        square.paste(self.image, (0, 0))
+        return square_tensor(square, Square(0, 0, self.side), side)
+
+    def cut(self, drawn_B3ss: Tensor, output_type: str) -> Any:
+        """Drawn squares in [-1, 1] as images of the size of the given one, in the output type pil, np or pt."""
+        from PIL.Image import Resampling
+
+        width, height = self.image.size
+        images = [
+            drawn.resize((self.side, self.side), Resampling.LANCZOS).crop((0, 0, width, height))
+            for drawn in as_output(drawn_B3ss, "pil")
+        ]
+        if output_type == "pil":
+            return images
+        return as_output(torch.stack([pixels(image) for image in images]) / 127.5 - 1, output_type)
+
+
+def on_canvas(image: Given, side: int) -> Canvas:
+    """An image for a model of images `side` by `side`; ValueError if it is too small."""
+    return Canvas(as_image(image, side))
+
+
 def prepare(image: Given, mask: Image | Box | None, expand: int | Sides | None, *, side: int, whole: bool) -> Edit:
     """An image and the mask of what is redrawn, checked; ValueError in one line if they do not fit.
 

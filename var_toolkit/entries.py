@@ -123,6 +123,7 @@ class Entry:
     draft_scales: int = 0  # of a drafter and a refiner (CoDe): how many scales the drafter draws
     draft_models: dict[str, str] = field(default_factory=dict)  # by what speculates: what drafts if nothing is named
     training: Training | None = None  # of an embedded model
+    edits: bool = False  # whether it edits an image by an instruction, and draws nothing without one
 
     @property
     def takes_prompts(self) -> bool:
@@ -138,7 +139,7 @@ class Entry:
 DRAWS = {"resolution": 256, "class_names": "imagenet"}  # of published models, unless told otherwise
 STILL_LIFES = {"resolution": 64, "class_names": "still-lifes"}  # of embedded ones
 ON_HUB = ("files", "sizes", "parameters", "license", "text_encoder")
-OTHERS = ("summary", *DRAWS, "sampling", "fid", "draft_scales", "draft_models", "training", "embedded")
+OTHERS = ("summary", *DRAWS, "sampling", "fid", "draft_scales", "draft_models", "training", "edits", "embedded")
 
 
 def entries_from(models: Mapping[str, Any], family: str, *, where: str) -> dict[str, Entry]:

@@ -29,9 +29,10 @@ from var_toolkit.core.preserved import (
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.default_plans import default_plan, require_masked_passes, schedule_of, with_subnet
 from var_toolkit.devices import destination
-from var_toolkit.editing import as_image, prepare
+from var_toolkit.editing import as_image, on_canvas, prepare
 from var_toolkit.formats.facts import Facts
 from var_toolkit.guidance import with_cfg
+from var_toolkit.image_conditions import edits, require_image
 from var_toolkit.images import Given, as_output, given_square
 from var_toolkit.methods.by_name import apply_method
 from var_toolkit.methods.collaborative import refiner_role
@@ -273,6 +274,7 @@ class Pipeline:
         mask: Image | Sequence[int] | None = None,
         class_labels: Labels = None,
         *,
+        instruction: str | Iterable[str] | None = None,
         expand: int | Sequence[int] | None = None,
         keep_pixels: bool = False,
         return_dict: bool = True,
@@ -280,16 +282,18 @@ class Pipeline:
     ) -> PipelineOutput | tuple[Any]:
         """Inpaint a part of an image, or outpaint with `expand`; one result per label.
 
+        A model that edits by instructions (VAREdit) takes an `instruction`, one or several, and nothing else of these:
+        the result is the whole image, edited and of its own size.
+
         `mask` is an image of the same size, light where it is inpainted, or a box (x, y, width, height) in pixels.
         `expand` adds pixels around the image, on all sides or (left, top, right, bottom), and draws them. The model
         sees the largest square that contains the mask, scaled to its own size, and the result is that square; outside
         the mask it is as the tokenizer reconstructs it, and differs a little near the mask. With `keep_pixels` the
         drawn part is pasted into the given image, which is unchanged outside the mask. Labels and `drawing` are those
-        of a call. ValueError, before anything is drawn, names what does
-        not fit.
+        of a call. ValueError, before anything is drawn, names what does not fit.
         """
-        edited = self.stream_edit(image, mask, listed(class_labels), expand=expand, keep_pixels=keep_pixels, **drawing)
-        return joined(edited, return_dict=return_dict)
+        how: Any = {"instruction": instruction, "expand": expand, "keep_pixels": keep_pixels}
+        return joined(self.stream_edit(image, mask, listed(class_labels), **how, **drawing), return_dict=return_dict)
 
     def stream_edit(
         self,
@@ -297,11 +301,15 @@ class Pipeline:
         mask: Image | Sequence[int] | None = None,
         class_labels: Labels = None,
         *,
+        instruction: str | Iterable[str] | None = None,
         expand: int | Sequence[int] | None = None,
         keep_pixels: bool = False,
         **drawing: Unpack[Drawing],
     ) -> Iterator[PipelineOutput]:
         """The results of `edit` batch by batch, as `stream` yields them; the image is prepared once."""
+        if instruction is not None or edits(self.backbone):
+            odd = mask is not None or expand is not None or keep_pixels or class_labels is not None
+            return self._stream_instructed(image, instruction, odd, drawing)
         planned, side = self._planned(drawing)
         edit = prepare(image, mask, expand, side=side, whole=keep_pixels)
         if keep_pixels and drawing.get("output_type") == "latent":
@@ -312,6 +320,21 @@ class Pipeline:
             return preserved_outside(edit.cells(schedule.finest), tokens, self.tokenizer, schedule)
 
         return batches(self, class_labels, preserve, edit.pasted if keep_pixels else as_output, **planned)
+
+    def _stream_instructed(
+        self, image: Given, instruction: str | Iterable[str] | None, odd: bool, drawing: Mapping[str, Any]
+    ) -> Iterator[PipelineOutput]:
+        """The results of an edit by instructions; `odd`: whether anything was given that such an edit does not take."""
+        require_image(self.backbone, source=True, control=False)
+        if odd or drawing.get("prompt") is not None:
+            raise ValueError("an edit by an instruction takes neither mask, expand, keep_pixels, labels nor prompt")
+        if instruction is None and drawing.get("prompt_embeds") is None:
+            raise ValueError(
+                "there is no instruction; say what is changed, such as instruction='make the sphere green'"
+            )
+        planned, side = self._planned({**drawing, "prompt": instruction})
+        canvas = on_canvas(image, side)
+        return batches(self, None, None, canvas.cut, lambda schedule: canvas.tensor(side)[None] * 2 - 1, **planned)
 
     def vary(
         self,

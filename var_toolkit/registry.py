@@ -191,9 +191,9 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in ENTRIES if fnmatch(name, pattern)]
 
 
-def prompt_models() -> list[str]:
-    """The models that take prompts."""
-    return [name for name in list_models() if ENTRIES[name].takes_prompts]
+def prompt_models(*, edits: bool = False) -> list[str]:
+    """The models that take prompts; with `edits` those that edit an image by an instruction instead."""
+    return [name for name in list_models() if ENTRIES[name].takes_prompts and ENTRIES[name].edits == edits]
 
 
 def default_for_prompts() -> str:

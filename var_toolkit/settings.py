@@ -13,6 +13,7 @@ from var_toolkit.core.engine import ScaleEvent
 from var_toolkit.core.plan import Plan
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.bits import Bits
+from var_toolkit.images import Given
 from var_toolkit.ranges import checked, flag
 from var_toolkit.setting_table import CONTINUOUS, DISCRETE, SETTINGS, Setting, Settings
 from var_toolkit.strict_fields import shown
@@ -28,6 +29,10 @@ class Drawing(Settings, total=False):
     negative_prompt: Annotated[str | Sequence[str] | None, Setting("what guidance leads away from")]
     prompt_embeds: Annotated[PromptEmbeds | None, Setting("instead of prompt: its features")]
     negative_prompt_embeds: Annotated[PromptEmbeds | None, Setting("instead of negative_prompt: its features")]
+    control_image: Annotated[
+        Given, Setting("of models with a control adapter: edges, depth or such, cropped to the size")
+    ]
+    control_strength: Annotated[float | None, Setting("of ControlAR: the weight of the control image, 1 by default")]
     seeds: Annotated[int | Iterable[int] | None, Setting("one per image")]
     generator: Annotated[torch.Generator | Sequence[torch.Generator] | None, Setting("of seeds that are not given")]
     plan: Annotated[Plan | None, Setting("instead of settings")]

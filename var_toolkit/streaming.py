@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import Tensor
 
+from var_toolkit.conditions.condition import Asked, of_labels
+from var_toolkit.conditions.images import WithImage
 from var_toolkit.conditions.text import PromptEmbeds
 from var_toolkit.core.engine import ScaleEvent, decode
 from var_toolkit.core.finite import require_finite
@@ -15,7 +17,8 @@ from var_toolkit.core.noise import Noise
 from var_toolkit.core.plan import Plan
 from var_toolkit.core.preserved import Preserved
 from var_toolkit.core.schedule import Schedule
-from var_toolkit.images import as_output
+from var_toolkit.image_conditions import Shown
+from var_toolkit.images import Given, as_output
 from var_toolkit.output import PipelineOutput
 from var_toolkit.ranges import checked
 from var_toolkit.setting_table import Settings
@@ -32,12 +35,15 @@ def batches(
     class_labels: Labels,
     preserve: Callable[[Schedule], Preserved] | None = None,
     finish: Callable[[Tensor, str], Any] = as_output,
+    source: Callable[[Schedule], Tensor] | None = None,
     /,
     *,
     prompt: str | Iterable[str] | None = None,
     negative_prompt: str | Sequence[str] | None = None,
     prompt_embeds: PromptEmbeds | None = None,
     negative_prompt_embeds: PromptEmbeds | None = None,
+    control_image: Given = None,
+    control_strength: float | None = None,
     seeds: int | Iterable[int] | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     plan: Plan | None = None,
@@ -48,19 +54,25 @@ def batches(
 ) -> Iterator[PipelineOutput]:
     """The batches of `Pipeline.stream`; all checks are made at once, drawing starts with the first `next`.
 
-    `preserve` finds the preserved tokens of a schedule, once; `finish` makes the output from images in [-1, 1].
+    `preserve` finds the preserved tokens of a schedule, once; `finish` makes the output from images in [-1, 1];
+    `source` makes the image that is edited by an instruction, (1, 3, h, w) in [-1, 1], at the size of a schedule.
     """
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
     batch_size = checked("batch_size", batch_size)
     run = pipe.bind(chosen_plan(pipe, plan, settings))
     texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-    asked = wanted(pipe, class_labels, *texts, seeds, generator, batch_size)
+    every, network = wanted(pipe, class_labels, *texts, seeds, generator, batch_size), pipe.backbone
     preserved = None if preserve is None else preserve(run.schedule)
+    image = Shown(source, control_image, control_strength).request(pipe, run.schedule)
 
     def batch(one: Wanted) -> PipelineOutput:
         noise = Noise(one.seeds, pipe.device)
-        drawn = decode(run, one.request(pipe.device), noise, preserved=preserved, on_scale=callback_on_scale_end)
+        asked: Asked | Tensor = one.request(pipe.device)
+        if image is not None:
+            asked = of_labels(asked, network.config.num_classes) if isinstance(asked, Tensor) else asked
+            asked = WithImage(asked, image)
+        drawn = decode(run, asked, noise, preserved=preserved, on_scale=callback_on_scale_end)
         images = latents = drawn.latent.cpu()
         if output_type != "latent":
             pixels = require_finite(pipe.tokenizer.decode(drawn.latent).cpu(), "the decoder's images")
@@ -78,7 +90,7 @@ def batches(
             speculation=drawn.speculation or None,
         )
 
-    return map(batch, asked)
+    return map(batch, every)
 
 
 def chosen_plan(pipe: Pipeline, plan: Plan | None, settings: Mapping[str, Any]) -> Plan:

@@ -130,8 +130,8 @@ def test_the_options_are_the_documented_ones():
         "-n", "--seed", "--model", "--out", "--grid", "--trace", "--save-tokens", "--plan", "--dry-run",
         "--json",
     }  # fmt: skip
-    assert options["sample"] == images
-    assert options["edit"] == images | {"--mask", "--expand", "--keep-pixels"}
+    assert options["sample"] == images | {"--control", "--control-strength"}
+    assert options["edit"] == images | {"--mask", "--expand", "--instruction", "--keep-pixels"}
     assert options["vary"] == images | {"--from-scale"}
     assert options["embed"] == encoder | {"-h", "--help", "--model", "--out", "--device"}
     assert options["reconstruct"] == machine | {"--model", "--out", "--json"}

@@ -5,13 +5,21 @@ from functools import cache
 import pytest
 import torch
 from golden.cases import FOLDER, load_case
-from small_infinity import embeds, golden_networks, schedule_of, small_bsq, small_infinity
+from small_infinity import (
+    PublishedNoise,
+    embeds,
+    golden_networks,
+    plan_of_run,
+    schedule_of,
+    small_bsq,
+    small_infinity,
+)
 from torch.testing import assert_close
 
 from var_toolkit.core.bind import bind, run_of
 from var_toolkit.core.engine import decode
 from var_toolkit.core.noise import Noise
-from var_toolkit.core.plan import BACKBONE, Plan, Scale, Step
+from var_toolkit.core.plan import BACKBONE
 from var_toolkit.core.preserved import preserved_outside
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats.fitting import fitted
@@ -32,29 +40,10 @@ RUNS = [
 ]
 
 
-class PublishedNoise(Noise):
-    """The published draw, argmax of p / noise over the two values of a bit, as one uniform number a bit."""
-
-    def __init__(self, noise_BLd2):
-        zero, one = noise_BLd2.unbind(-1)
-        self.uniform_BLd = one / (zero + one)
-
-    def uniforms(self, stream, position, tokens, width):
-        return self.uniform_BLd[:, position : position + tokens]
-
-
 @cache
 def networks(name):
     found = golden_networks(CASES[name])
     return fitted(found["tokenizer"], found["backbone"], ("tokenizer", "backbone")), found["backbone"]
-
-
-def plan_of_run(schedule, told):
-    """The plan of a published run: guidance and temperature are one number, or one for each scale."""
-    count = len(schedule)
-    cfg, tau = (told[name] if isinstance(told[name], list) else [told[name]] * count for name in ("cfg", "tau"))
-    heads = [Bits(told["top_k"], told["top_p"], one) for one in tau]
-    return Plan(schedule, tuple(Step(Scale(k), guidance=cfg[k] - 1, head=heads[k]) for k in range(count)))
 
 
 def test_logits_are_the_published_ones():

@@ -1,4 +1,7 @@
-"""Redraw a part of an image: inpaint with --mask, outpaint with --expand, change the class with --class."""
+"""Redraw a part of an image: inpaint with --mask, outpaint with --expand, change the class with --class.
+
+Models that edit by instructions change the whole image as --instruction says.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from var_toolkit.cli.drawing import Task, add_drawing_options, run_task
 from var_toolkit.cli.options import named, numbers
-from var_toolkit.cli.subjects import add_subject_options
+from var_toolkit.cli.subjects import add_subject_options, require_editor
+from var_toolkit.registry import prompt_models
 
 if TYPE_CHECKING:
     from var_toolkit.core.plan import Plan
@@ -36,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N|L,T,R,B",
         help="pixels to add and draw: one number for all sides, or left, top, right, bottom",
     )
+    what.add_argument(
+        "--instruction",
+        dest="instructions",
+        action="append",
+        metavar="TEXT",
+        help="models that edit by instructions: what is changed; several times for several instructions",
+    )
     parser.add_argument(
         "--keep-pixels",
         action="store_true",
@@ -45,8 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw every class with every seed into the image."""
+    """Draw every class with every seed into the image, or every instruction."""
+    if args.instructions is not None:
+        _run_instructions(args)
+        return
     from var_toolkit.editing import prepare
+    from var_toolkit.image_conditions import require_image
     from var_toolkit.images import read_image
 
     image = read_image(args.image)
@@ -54,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
     expand = args.expand and (args.expand[0] if len(args.expand) == 1 else args.expand)
 
     def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
+        require_image(shape.backbone, source=False, control=False)
         with named(args.image):
             side = plan.schedule.finest * shape.tokenizer.downsample
             edit = prepare(image, mask, expand, side=side, whole=args.keep_pixels)
@@ -61,6 +77,37 @@ def run(args: argparse.Namespace) -> None:
 
     def draw(pipe: Pipeline, labels: list[int], **drawing: Any) -> Any:
         return pipe.stream_edit(image, mask, labels, expand=expand, keep_pixels=args.keep_pixels, **drawing)
+
+    run_task(args, Task(draw, check, f"{args.image.stem}_edit_"))
+
+
+def _run_instructions(args: argparse.Namespace) -> None:
+    """Edit the image by every instruction with every seed."""
+    odd = {"--class": args.classes, "--prompt": args.prompts, "--prompt-embeds": args.prompt_embeds}
+    if given := [
+        name for name, value in (*odd.items(), ("--keep-pixels", args.keep_pixels or None)) if value is not None
+    ]:
+        raise ValueError(f"--instruction says all that is changed; remove {given[0]}")
+    editors = ", ".join(prompt_models(edits=True))
+    if args.model is None:
+        raise ValueError(f"--instruction needs a model that edits by instructions; give --model: {editors}")
+    require_editor(args.model, edits=True)
+    args.prompts = args.instructions
+
+    from var_toolkit.editing import on_canvas
+    from var_toolkit.image_conditions import require_image
+    from var_toolkit.images import read_image
+
+    image = read_image(args.image)
+
+    def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
+        require_image(shape.backbone, source=True, control=False)
+        with named(args.image):
+            on_canvas(image, plan.schedule.finest * shape.tokenizer.downsample)
+        return {"image": str(args.image)}
+
+    def draw(pipe: Pipeline, labels: None, *, prompt: list[str], **drawing: Any) -> Any:
+        return pipe.stream_edit(image, instruction=prompt, **drawing)
 
     run_task(args, Task(draw, check, f"{args.image.stem}_edit_"))
 

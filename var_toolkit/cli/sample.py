@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from var_toolkit.cli.drawing import Task, add_drawing_options, run_task
 from var_toolkit.cli.subjects import add_subject_options
+
+if TYPE_CHECKING:
+    from var_toolkit.core.plan import Plan
+    from var_toolkit.pipeline import Pipeline
 
 SUMMARY = "draw images of classes or prompts"
 
@@ -13,9 +19,35 @@ SUMMARY = "draw images of classes or prompts"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen sample`."""
     add_subject_options(parser, required=True)
+    parser.add_argument(
+        "--control",
+        type=Path,
+        metavar="FILE",
+        help="models with a control adapter: an image of edges, depth or such (`vargen control`), cropped to the size",
+    )
+    parser.add_argument("--control-strength", type=float, metavar="X", help="ControlAR: its weight (default 1)")
     add_drawing_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Draw every class or prompt with every seed."""
-    run_task(args, Task(lambda pipe, labels, **drawing: pipe.stream(labels, **drawing)))
+    more: dict[str, Any] = {}
+    if args.control is not None:
+        from var_toolkit.images import read_image
+
+        more["control_image"] = read_image(args.control)
+    if args.control_strength is not None:
+        from var_toolkit.ranges import checked
+
+        more["control_strength"] = checked("control_strength", args.control_strength, "--control-strength")
+
+    def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
+        from var_toolkit.image_conditions import require_image
+
+        require_image(shape.backbone, source=False, control=args.control is not None, strength=args.control_strength)
+        return {} if args.control is None else {"control": str(args.control)}
+
+    def draw(pipe: Pipeline, labels: list[int] | None, **drawing: Any) -> Any:
+        return pipe.stream(labels, **more, **drawing)
+
+    run_task(args, Task(draw, check))

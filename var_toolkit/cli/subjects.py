@@ -67,6 +67,8 @@ def settle_subject(args: argparse.Namespace) -> None:
     if args.model is None:
         args.model = default_for_prompts() if texts and args.drafter is None else DEFAULT
         return
+    if getattr(args, "instructions", None) is None:
+        require_editor(args.model, edits=False)
     require_kind(args.model, texts=texts)
 
 
@@ -75,6 +77,17 @@ def require_kind(model: str, *, texts: bool) -> None:
     known = None if Path(model).is_dir() else find_entry(model)
     if known is not None and known.draws and known.takes_prompts != texts:
         raise ValueError(_other_kind(model, texts))
+
+
+def require_editor(model: str, *, edits: bool) -> None:
+    """ValueError of one line if a model that is known by its name edits by instructions, or does not."""
+    known = None if Path(model).is_dir() else find_entry(model)
+    if known is None or not known.draws or known.edits == edits:
+        return
+    if edits:
+        named = ", ".join(prompt_models(edits=True))
+        raise ValueError(f"--model {model} does not edit by instructions; give a model that does: {named}")
+    raise ValueError(f"--model {model} edits an image; use `vargen edit IMAGE --instruction TEXT`")
 
 
 def _other_kind(model: str, texts: bool) -> str:

@@ -40,11 +40,13 @@ def run(args: argparse.Namespace) -> None:
     """Draw variations of the image for every class and seed."""
     from var_toolkit.core.preserved import require_scale
     from var_toolkit.editing import as_image
+    from var_toolkit.image_conditions import require_image
     from var_toolkit.images import read_image
 
     image = read_image(args.image)
 
     def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
+        require_image(shape.backbone, source=False, control=False)
         require_scale(args.from_scale, plan.schedule)
         with named(args.image):
             as_image(image, plan.schedule.finest * shape.tokenizer.downsample)

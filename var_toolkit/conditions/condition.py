@@ -7,7 +7,7 @@ H heads, D head width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -41,6 +41,14 @@ class Condition:
             odd = ", ".join(sorted(map(str, ours.keys() ^ theirs.keys())))
             raise ValueError(f"a condition and its null twin must have the same parts; one lacks {odd}")
         return self._each(torch.cat, null)
+
+    def joined(self, other: Condition) -> Condition:
+        """This condition with the parts of another, one row of which may serve all of these."""
+        rows = len(self)
+        found = other._each(lambda part: part.expand(rows, *part.shape[1:]) if len(part) == 1 else part)
+        told = {one.name: getattr(found, one.name) for one in fields(self) if one.name != "additions"}
+        named = {name: part for name, part in told.items() if part is not None}
+        return replace(self, **named, additions={**self.additions, **found.additions})
 
     def __len__(self) -> int:
         return len(next(iter(self._parts().values())))

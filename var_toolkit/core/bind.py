@@ -48,6 +48,8 @@ class Backbone(Protocol):
 
     def schedule_for(self, height: int, width: int) -> Schedule: ...
 
+    def prefix_tokens(self, schedule: Schedule) -> int: ...
+
     def require_schedule(self, schedule: Schedule) -> None: ...
 
     def new_cache(self, rows: int, capacities: Any = None) -> Any: ...
@@ -229,6 +231,8 @@ def _bound(plan: Plan, networks: Mapping[str, Any]) -> Iterator[Bound]:
         scales = range(k if network.markov else known, k + 1)
         layers = _layers(step, network)
         last = offsets[steps[end - 1].scale + 1]
+        capacities = () if network.markov else _capacities(len(network.blocks), layers, offsets, scales, last)
+        prefix = network.prefix_tokens(plan.schedule)
         yield Bound(
             step,
             network,
@@ -236,7 +240,7 @@ def _bound(plan: Plan, networks: Mapping[str, Any]) -> Iterator[Bound]:
             fresh,
             2 if any(one.is_guided for one in rest) else 1,
             scales,
-            () if network.markov else _capacities(len(network.blocks), layers, offsets, scales, last),
+            tuple(prefix + capacity for capacity in capacities),
         )
         known = k + 1
 
@@ -283,9 +287,11 @@ def _work(one: Bound, schedule: Schedule) -> int:
             read += len(network.blocks) * network.layer_work(new.start, new.start)
         return one.rows * (read + network.head_work(len(new)))
     depth, drawn = range(len(network.blocks)), step.scale
-    head, work = network.head_work(schedule.lengths[drawn]), 0
+    prefix = network.prefix_tokens(schedule)
+    head = network.head_work(schedule.lengths[drawn])
+    work = len(depth) * network.layer_work(prefix, prefix) if one.fresh and prefix else 0
     for k in one.scales:  # under the block-causal mask a token attends to its own scale and the coarser ones
-        context = schedule.lengths[k] if network.markov else schedule.offsets[k + 1]
+        context = prefix + (schedule.lengths[k] if network.markov else schedule.offsets[k + 1])
         each = network.layer_work(schedule.lengths[k], context)
         work += each * sum(one.layers is None or one.layers.computes(layer, k) for layer in depth)
     again = head + len(depth) * network.layer_work(schedule.lengths[drawn], schedule.lengths[drawn])

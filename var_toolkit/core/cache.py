@@ -192,7 +192,7 @@ def cache_of(
 def token_span(cache: KVCache | None, scales: Schedule, computed: range) -> tuple[int, int]:
     """Start and end of the tokens of scales `computed`. ValueError unless the cache holds exactly the tokens before."""
     begin, end = scales.offsets[computed.start], scales.offsets[computed.stop]
-    if (cache.length if cache is not None else 0) != begin:
+    if (cache.tokens if cache is not None else 0) != begin:
         raise ValueError(
             f"scales {computed.start} to {computed.stop - 1} need a cache of exactly the {begin} tokens before them"
         )

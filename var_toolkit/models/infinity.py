@@ -7,7 +7,7 @@ Letters: B images, R rows (images, twice under guidance), T text tokens, L token
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import log, sqrt
 from pathlib import Path
@@ -347,10 +347,13 @@ class Infinity(ByScale, nn.Module):
 
     def _rotation(self, scales: range, schedule: Schedule, device: torch.device) -> Rotation:
         """RoPE of the tokens of some scales, on the grid of the largest image of that aspect ratio."""
-        whole = whole_schedule(schedule) if self.config.aspect_ratios else None
-        grid = whole.maps[-1] if whole is not None else (self.config.reference_side,) * 2
         maps = schedule.maps[scales.start : scales.stop]
-        return rotation_on_places(maps, grid, self.config.embed_dim // self.config.num_heads, device)
+        return rotation_on_places(maps, self._grid(schedule), self.config.embed_dim // self.config.num_heads, device)
+
+    def _grid(self, schedule: Schedule) -> tuple[int, int]:
+        """Rows and columns on which tokens have positions: the largest map of that aspect ratio."""
+        whole = whole_schedule(schedule) if self.config.aspect_ratios else None
+        return whole.maps[-1] if whole is not None else (self.config.reference_side,) * 2
 
     @torch.no_grad()
     def init_weights(self, *, adaln_gamma: float = 5e-6, head: float = 0.02) -> None:
@@ -409,15 +412,19 @@ def sizes(tensors: Tensors) -> dict[str, Any]:
     }
 
 
-def completed(settings: dict[str, Any], tensors: Tensors, source: str) -> dict[str, Any]:
-    """The sizes completed by the maps of the published model with that file name, else of that width."""
-    if "patch_nums" not in settings:
-        known = [found for _, found in published("infinity")]
-        named = [one for one in known if Path(one.files["backbone"][1]).name in Path(source).parts[-2:]]
-        alike = [one for one in known if one.configs["backbone"]["embed_dim"] == settings["embed_dim"]]
-        configs = [one.configs["backbone"]["patch_nums"] for one in (*named, *alike)]
-        settings["patch_nums"] = next(iter(configs), SIDES)
-    return settings
+def completed_as(family: str, usual: tuple[int, ...]) -> Callable[[dict[str, Any], Tensors, str], dict[str, Any]]:
+    """How sizes are completed by the maps of the family's published model with that file name, else of that width."""
+
+    def completed(settings: dict[str, Any], tensors: Tensors, source: str) -> dict[str, Any]:
+        if "patch_nums" not in settings:
+            known = [found for _, found in published(family)]
+            named = [one for one in known if Path(one.files["backbone"][1]).name in Path(source).parts[-2:]]
+            alike = [one for one in known if one.configs["backbone"]["embed_dim"] == settings["embed_dim"]]
+            configs = [one.configs["backbone"]["patch_nums"] for one in (*named, *alike)]
+            settings["patch_nums"] = next(iter(configs), usual)
+        return settings
+
+    return completed
 
 
 FAMILY = Family(
@@ -433,7 +440,7 @@ FAMILY = Family(
     renamed=lambda name: name.replace("text_proj_for_sos.ca.", "text_pool."),
     arguments=ARGUMENTS,
     sizes=sizes,
-    completed=completed,
+    completed=completed_as("infinity", SIDES),
 )
 NETWORKS = {"Infinity": "backbone"}
 MODELS = {

@@ -123,6 +123,11 @@ class BitPyramid:
                 inputs.append(self.shrink(latent, k + 1))
         return Corrected(bits, torch.cat(inputs, dim=1))
 
+    def unquantised(self, features_BDhw: Tensor) -> Tensor:
+        """Features as they are, averaged to the cells of the finest map: (B, n, D), float32, in raster order."""
+        features, size = features_BDhw.float(), self.grids[-1]
+        return self._tokens(features if features.shape[-2:] == size else F.adaptive_avg_pool2d(features, size))
+
     def latents(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """The latent after every given scale, each (B, d, h, w)."""
         latent, after = None, []

@@ -26,6 +26,10 @@ class OwnSchedule:
             )
         return self.scales
 
+    def prefix_tokens(self, schedule: Schedule) -> int:
+        """Tokens of the condition that every layer reads and caches before those of the image, none by default."""
+        return 0
+
     def require_schedule(self, schedule: Schedule) -> None:
         """ValueError unless the schedule is its own."""
         if schedule != self.scales:

@@ -50,6 +50,12 @@ def rotation_on_places(
     return _rotation(lines, head_dim, theta)
 
 
+def rotation_beyond(grid: tuple[int, int], head_dim: int, device: torch.device, theta: float = 1e4) -> Rotation:
+    """RoPE of one more map as large as `grid` (height, width), whose rows and columns are counted on from its last."""
+    lines = [torch.arange(side, 2 * side, dtype=torch.float32, device=device) for side in grid]
+    return _rotation([lines], head_dim, theta)
+
+
 def rotation_on_span(sides: Iterable[int], span: float, head_dim: int, device: torch.device, theta: float) -> Rotation:
     """RoPE of concatenated square maps, whose first row is at 0 and the last at `span`; columns come before rows."""
     lines = [torch.arange(side, dtype=torch.float32, device=device) / max(side - 1, 1) * span for side in sides]

@@ -1,0 +1,88 @@
+"""Images that a call shows to a network besides the class or the text: the source of an edit, and control images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from var_toolkit.conditions.condition import Request
+from var_toolkit.conditions.images import CONTROL, SOURCE, image_of
+from var_toolkit.core.schedule import Schedule
+from var_toolkit.images import Given, given_image, pixels
+from var_toolkit.ranges import checked
+from var_toolkit.registry import prompt_models
+
+if TYPE_CHECKING:
+    from var_toolkit.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The images of a call. A source is made for the schedule, (1, 3, h, w) in [-1, 1]."""
+
+    source: Callable[[Schedule], Tensor] | None = None
+    control: Given = None
+    strength: float | None = None
+
+    def request(self, pipe: Pipeline, schedule: Schedule) -> Request | None:
+        """What the network makes of the image, once for all batches; None without an image.
+
+        ValueError of one line if the network does not read such an image, or needs one.
+        """
+        network = pipe.backbone
+        require_image(network, source=self.source is not None, control=self.control is not None, strength=self.strength)
+        if self.source is not None:
+            images, more = self.source(schedule), {}
+        elif self.control is not None:
+            images = control_tensor(self.control, schedule.image_size(pipe.tokenizer.downsample))[None] * 2 - 1
+            more = {} if self.strength is None else {"strength": checked("control_strength", self.strength)}
+        else:
+            return None
+        found: Request = network.image_request(images.to(pipe.device), pipe.tokenizer, schedule, **more)
+        return found
+
+
+def require_image(network: Any, *, source: bool, control: bool, strength: float | None = None) -> None:
+    """ValueError of one line if a network does not read the images of a call, or needs one."""
+    reads, name = image_of(network), type(network).__name__
+    kind = None if reads is None else reads.kind
+    if source and kind != SOURCE:
+        raise ValueError(
+            f"{name} does not edit by instructions; give a mask or expand, or a model that does: "
+            f"{', '.join(prompt_models(edits=True))}"
+        )
+    if control and kind != CONTROL:
+        raise ValueError(f"{name} reads no control image; give a model with a control adapter, such as car-canny-d16")
+    if kind == SOURCE and not source:
+        raise ValueError(f"{name} edits an image by an instruction; use `edit` with an image and an instruction")
+    if strength is not None and not (control and reads is not None and reads.strength):
+        raise ValueError(f"control_strength needs control_image, and a model with a strength (ControlAR), not {name}")
+
+
+def edits(network: Any) -> bool:
+    """Whether a network edits an image by an instruction."""
+    reads = image_of(network)
+    return reads is not None and reads.kind == SOURCE
+
+
+def control_tensor(image: Given, size: tuple[int, int]) -> Tensor:
+    """A control image, cropped in its middle to the aspect ratio of `size` (height, width) and scaled to it.
+
+    (3, height, width), float in [0, 1]. ValueError for an image that `given_image` refuses.
+    """
+    from PIL.Image import Resampling
+
+    upright, (height, width) = given_image(image), size
+    left, top, right, bottom = _middle(upright.size, width / height)
+    scaled = upright.resize((width, height), Resampling.BICUBIC, box=(left, top, right, bottom))
+    return pixels(scaled) / 255
+
+
+def _middle(size: tuple[int, int], ratio: float) -> tuple[float, float, float, float]:
+    """The largest box of an aspect ratio (width / height) in the middle of an image: left, top, right, bottom."""
+    width, height = min(size[0], size[1] * ratio), min(size[1], size[0] / ratio)
+    left, top = (size[0] - width) / 2, (size[1] - height) / 2
+    return left, top, left + width, top + height
