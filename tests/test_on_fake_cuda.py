@@ -33,10 +33,13 @@ from var_toolkit.evaluation import extractors
 from var_toolkit.heads.diffusion import losses as losses_of
 from var_toolkit.heads.flow import Flow
 from var_toolkit.kernels import pyramid_attention
+from var_toolkit.methods.distilled import in_steps
 from var_toolkit.methods.speculative import drafts, verify
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
 from var_toolkit.models import llamagen as raster_gpt
 from var_toolkit.models import star as star_models
+from var_toolkit.models.distilled_llamagen import DistilledRasterGPT, DistilledRasterGPTConfig
+from var_toolkit.models.distilled_var import DistilledVAR, DistilledVARConfig
 from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig
 from var_toolkit.models.flexvar import FlexVAR, FlexVARConfig
 from var_toolkit.models.flowar import FlowAR
@@ -166,6 +169,20 @@ def gpt(**changes):
     return on_cuda(lambda: RasterGPT(tiny_gpt_config(**changes)))
 
 
+def distilled():
+    network = on_cuda(
+        lambda: DistilledVAR(DistilledVARConfig(depth=2, embed_dim=16, num_heads=2, coded=1, jumps=(2,), **SMALL))
+    )
+    return bind(in_steps(plan_of(network), network), {BACKBONE: network}, vq())
+
+
+def distilled_gpt():
+    sizes = {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_hidden": 48, "vocab_size": 16, "side": 3}
+    steps = {"num_classes": 5, "latent_channels": 4, "coded": 3, "jumps": (4,)}
+    network = on_cuda(lambda: DistilledRasterGPT(DistilledRasterGPTConfig(**sizes, **steps)))
+    return bind(in_steps(plan_of(network), network), {BACKBONE: network}, on_cuda(tiny_vq))
+
+
 whole = run_with
 
 
@@ -252,6 +269,8 @@ PLANS = ASKED | {
     "mar-dpm": lambda: mar_plan(solver="dpm++", denoising_steps=3),
     "gpt": lambda: gpt_plan(top_p=0.9, guided_tokens=3),
     "code": code_plan,
+    "distilled-var": distilled,
+    "distilled-gpt": distilled_gpt,
     "variant": lambda: variant_of(whole(vq(), var(depth=4), guidance=1.0), subnet=2, full_scales=1),
 }
 

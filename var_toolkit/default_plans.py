@@ -9,7 +9,9 @@ from var_toolkit.core.plan import Group, Plan, Tokens, plan_of
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.guidance import weight
 from var_toolkit.heads.head import Head
+from var_toolkit.heads.one_shot import OneShot
 from var_toolkit.methods.collaborative import collaborative
+from var_toolkit.methods.distilled import in_steps, is_distilled, with_teacher
 from var_toolkit.methods.masked_passes import OFF, masked_passes
 from var_toolkit.methods.variant import variant
 from var_toolkit.strict_fields import shown
@@ -25,10 +27,14 @@ def default_plan(pipe: Pipeline, given: dict[str, Any]) -> Plan:
     defaults = pipe.sampling
     found = {"guidance": weight(given, defaults, pipe.backbone), "given_steps": "steps" in given}
     plan = _full_depth(pipe, asdict(defaults) | given | found)
+    if is_distilled(pipe.backbone):
+        plan = in_steps(plan, pipe.backbone, given.get("steps"), given.get("coded"))
     if defaults.subnet is not None or defaults.full_scales is not None:
         plan = with_subnet(plan, defaults.subnet, defaults.full_scales)
     if pipe.refiner is None:
         return plan
+    if is_distilled(pipe.backbone):
+        return with_teacher(plan, default_plan(pipe.refiner, given), first=pipe.draft_scales)
     return collaborative(plan, default_plan(pipe.refiner, given), draft_scales=pipe.draft_scales)
 
 
@@ -109,6 +115,8 @@ def _iterations(chosen: dict[str, Any], network: Any, schedule: Schedule) -> int
 def _heads(head: Head, chosen: dict[str, Any], count: int) -> list[Head]:
     """The head of each scale, with those settings that this kind of head has."""
     settings = chosen | {"interval": chosen["guidance_interval"]}
+    if isinstance(head, OneShot):  # whose settings are of the whole plan
+        return [head] * count
     own = {one.name: settings[one.name] for one in fields(head) if one.name in settings}  # type: ignore[arg-type]
     temperature = own.pop("temperature", None)
     if temperature is None:

@@ -32,6 +32,7 @@ from var_toolkit.formats.lone_tokenizers import ALONE, find_tokenizer, read_auto
 from var_toolkit.formats.text_folders import checked_encoder, read_text_encoder
 from var_toolkit.guidance import read_sampling, weight
 from var_toolkit.methods.collaborative import collaborative, require_one_tokenizer
+from var_toolkit.methods.distilled import is_distilled, with_teacher
 from var_toolkit.methods.speculative.settings import DraftModel
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.registry import CONFIG, Embedded, Entry, Hub, Sampling
@@ -302,7 +303,10 @@ def code(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
     if drafter.refiner or refiner.refiner:
         raise ValueError("one of the two is itself a pair; bind a plan of more than two models in Python (`core.bind`)")
     require_one_tokenizer(drafter.tokenizer, refiner.tokenizer)
-    collaborative(drafter.plan(), refiner.plan(), draft_scales=draft_scales)  # raises ValueError if it does not fit
+    if is_distilled(drafter.backbone):
+        with_teacher(drafter.plan(), refiner.plan(), first=draft_scales)  # raises ValueError if it does not fit
+    else:
+        collaborative(drafter.plan(), refiner.plan(), draft_scales=draft_scales)  # raises ValueError if it does not fit
     shared = Pipeline(drafter.tokenizer, refiner.backbone, refiner.sampling, refiner.named)
     ours = (drafter.tokenizer, drafter.backbone, drafter.sampling, drafter.named)
     facts, encoder = of_both(drafter.facts, refiner.facts), drafter.text_encoder

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, TypedDict, get_args, get_type_hin
 from var_toolkit.core.schedule import Schedule
 
 COUNT = 2**31 - 1  # an upper limit of counts, far above any real number of tokens, codes or images
-DISCRETE, CONTINUOUS = ("discrete tokens",), ("continuous tokens",)
+DISCRETE, CONTINUOUS, DISTILLED = ("discrete tokens",), ("continuous tokens",), ("distilled models",)
 PROPOSERS = ("jacobi", "draft", "early-exit", "ngram", "eagle")
 RULES = ("standard", "kseq", "lantern", "grouped", "decayed")
 
@@ -107,15 +107,24 @@ class SamplingSettings(TypedDict, total=False):
     steps: Annotated[
         int | None,
         Setting(
-            "FlowAR: solver steps per scale; MAR: iterations, at most one for each token",
+            "FlowAR: solver steps per scale; MAR: iterations, at most one for each token; distilled: 1 or 2",
             Range(1, 10_000, True),
             "N",
-            of=CONTINUOUS,
+            of=(*CONTINUOUS, *DISTILLED),
         ),
     ]
     denoising_steps: Annotated[
         int | None,
         Setting("MAR: solver steps of the diffusion head per token", Range(1, 1000, True), "N", of=CONTINUOUS),
+    ]
+    coded: Annotated[
+        int | None,
+        Setting(
+            "distilled models: scales (LlamaGen: tokens) that are codes; the others stay embeddings",
+            count(0),
+            "N",
+            of=DISTILLED,
+        ),
     ]
     guidance_interval: Annotated[
         tuple[float, float] | None,

@@ -13,12 +13,14 @@ from var_toolkit.core.engine import ScaleEvent
 from var_toolkit.core.plan import Plan
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.bits import Bits
+from var_toolkit.heads.one_shot import OneShot
 from var_toolkit.images import Given
 from var_toolkit.ranges import checked, flag
-from var_toolkit.setting_table import CONTINUOUS, DISCRETE, SETTINGS, Setting, Settings
+from var_toolkit.setting_table import CONTINUOUS, DISCRETE, DISTILLED, SETTINGS, Setting, Settings
 from var_toolkit.strict_fields import shown
 
 Labels = SupportsIndex | str | Iterable[SupportsIndex | str | None] | None
+GUIDING = ("cfg", "guidance_scale", "guidance_scales", "guided_tokens")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -88,7 +90,14 @@ def _is_list(value: Any) -> bool:
 def require_kind(backbones: Sequence[Any], given: dict[str, Any]) -> None:
     """Refuse settings that mean nothing for the head of any backbone."""
     known = {name for backbone in backbones for name in _taken(backbone)}
-    odd = sorted(name for name in given if SETTINGS[name].of in (CONTINUOUS, DISCRETE) and name not in known)
+    kinds = {*CONTINUOUS, *DISCRETE, *DISTILLED}
+    odd = sorted(name for name in given if kinds & {*SETTINGS[name].of} and name not in known)
+    if all(isinstance(backbone.default_head, OneShot) for backbone in backbones):
+        odd += [name for name in GUIDING if given.get(name)]
+        if odd:
+            raise ValueError(f"{odd[0]} is not for a distilled model, which draws without guidance; use steps or coded")
+    if odd and SETTINGS[odd[0]].of == DISTILLED:
+        raise ValueError(f"{odd[0]} is for distilled models, such as dd-var-d16; this is none")
     if odd and not any(backbone.default_head.continuous for backbone in backbones):
         raise ValueError(f"{odd[0]} is for continuous tokens (FlowAR, MAR); this model's are discrete")
     if odd:
@@ -102,6 +111,8 @@ def require_kind(backbones: Sequence[Any], given: dict[str, Any]) -> None:
 def _taken(backbone: Any) -> set[str]:
     """The settings of one kind of tokens that mean something for a network."""
     head = backbone.default_head
+    if isinstance(head, OneShot):
+        return {"steps", "coded"}
     if not head.continuous:
         return {name for name, setting in SETTINGS.items() if setting.of == DISCRETE}
     found = {{"interval": "guidance_interval"}.get(field.name, field.name) for field in fields(head)}

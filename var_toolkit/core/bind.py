@@ -9,15 +9,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from torch import Tensor
 
 from var_toolkit.conditions.text import reads
 from var_toolkit.core.layers import Layers
-from var_toolkit.core.plan import BACKBONE, Group, Places, Plan, Scale, Step, Tokens, plan_of
+from var_toolkit.core.plan import BACKBONE, Group, Places, Plan, Scale, Step, Together, Tokens, plan_of
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.head import Head
+from var_toolkit.heads.one_shot import OneShot
 
 
 class Backbone(Protocol):
@@ -26,9 +27,9 @@ class Backbone(Protocol):
     Its `default_head` says what kind of head it has. All kinds have `condition`; networks that draw a scale at once
     have `hidden`, those that draw token by token `next_hidden`, and those that draw groups of tokens `groups`, `order`,
     `group_hidden`, `guidance_at` and `group_work`; categorical heads need `logits`, flow heads `field`, diffusion heads
-    `denoiser`, and masked passes `refined`. One that is `markov` attends to no scale but the one it draws, so it needs
-    no prefill. One with `has_subnets` was made to skip layers. What they draw is of `config.num_classes` classes, or a
-    text network has `text` and `request` (`conditions.text`).
+    `denoiser`, and masked passes `refined`. Distilled ones draw any part of an image at once by `together`, without a
+    cache. One that is `markov` attends to no scale but the one it draws, so it needs no prefill. One with `has_subnets`
+    was made to skip layers. What they draw is of `config.num_classes` classes, or a text network has `text` and `request` (`conditions.text`).
     """
 
     scales: Schedule
@@ -188,11 +189,15 @@ def run_of(tokenizer: Any, network: Any, **settings: Any) -> Run:
 def _require_fit(step: Step, network: Any, schedule: Schedule) -> None:
     name = type(network).__name__
     network.require_schedule(schedule)
-    if type(step.head) is not type(network.default_head):
+    if not isinstance(step.head, type(network.default_head)):
         ours, theirs = type(step.head).__name__, type(network.default_head).__name__
         raise ValueError(f"{name} has a {theirs} head; a step of the plan has {ours}")
     if {type(place) for place in network.places(schedule)} != {type(step.places)}:
         raise ValueError(f"{name} draws {_unit(network, schedule)}; a step of the plan draws {step.places}")
+    if isinstance(step.places, Together):
+        _require_whole_maps(step.places, name, schedule)
+    if step.open_prefill and not network.has_subnets:
+        raise ValueError(f"open_prefill is for VAR; {name} has no such pass")
     if step.layers is not None and not network.has_subnets:
         raise ValueError(f"{name} has no subnets; VARiant needs VAR")
     if getattr(step.head, "smooth", False) and isinstance(step.places, Tokens):
@@ -202,8 +207,16 @@ def _require_fit(step: Step, network: Any, schedule: Schedule) -> None:
 
 
 def _unit(network: Any, schedule: Schedule) -> str:
-    units = {Scale: "whole scales", Tokens: "single tokens", Group: "groups of tokens"}
+    units = {Scale: "whole scales", Tokens: "single tokens", Group: "groups of tokens", Together: "everything at once"}
     return units[type(network.places(schedule)[0])]
+
+
+def _require_whole_maps(places: Together, name: str, schedule: Schedule) -> None:
+    covered = places.covered(schedule)
+    if len(schedule) > 1 and not {covered.start, covered.stop} <= set(schedule.offsets):
+        raise ValueError(
+            f"{name} draws whole maps; a step of the plan draws tokens {covered.start} to {covered.stop - 1}"
+        )
 
 
 def _require_masked(step: Step, network: Any, schedule: Schedule) -> None:
@@ -222,6 +235,9 @@ def _bound(plan: Plan, networks: Mapping[str, Any]) -> Iterator[Bound]:
     steps, offsets, known = plan.steps, plan.schedule.offsets, 0
     for index, step in enumerate(steps):
         network = networks[step.network]
+        if isinstance(step.places, Together):
+            yield Bound(step, network, None, True, 1, range(0), ())
+            continue
         fresh = index == 0 or not _continues(step, steps[index - 1], networks)
         end = index + 1
         while end < len(steps) and _continues(steps[end], steps[end - 1], networks):
@@ -280,6 +296,11 @@ def _work(one: Bound, schedule: Schedule) -> int:
     if isinstance(step.places, Group):
         drawn = step.head.rows(step.guidance, one.rows) * network.head_work(step.places.count)
         return one.rows * network.group_work(step.places, schedule) + drawn
+    if isinstance(step.places, Together):
+        new, head = step.places.covered(schedule), cast(OneShot, step.head)
+        coded = head.coded_of(new.start, len(new))
+        layers = len(network.blocks) * network.layer_work(1 + new.stop, 1 + new.stop)  # with the class
+        return int(layers + network.head_work(coded) + network.embedding_work(len(new) - coded))
     if isinstance(step.places, Tokens):
         new = step.places.covered(schedule)
         read = len(network.blocks) * network.layer_work(len(new), new.stop)
@@ -312,7 +333,10 @@ def _line(group: list[Bound], run: Run) -> str:
     ]
     if first.verify is not None:
         told.append(next(str(verification) for steps, verification in run.parts if group[0] in steps))
-    if isinstance(first.places, Tokens):
+    if isinstance(first.places, Together):
+        steps = [one.step.places.covered(run.schedule) for one in group]
+        where = " then ".join(f"tokens {each.start}-{each.stop - 1} at once" for each in steps)
+    elif isinstance(first.places, Tokens):
         covered = range(first.places.first, last.places.covered(run.schedule).stop)
         where = "scale 0" if len(covered) == run.schedule.total else f"tokens {covered.start}-{covered.stop - 1}"
         off = next((one.step.places.covered(run.schedule).start for one in group if one.step.guidance == 0), 0)

@@ -22,12 +22,14 @@ class Canvas:
         self.pyramid, self.schedule, self.preserved = pyramid, schedule, preserved
         self.latent: Tensor | None = None
         self.inputs: list[Tensor] = []  # of scales 1, 2, ... as far as they are known
+        self.codes: list[Tensor] = []  # of scales 0, 1, ... (B, n_k, C)
 
     def of(self, images: Tensor | slice) -> Canvas:
         """A canvas that begins with what some images of this one have."""
         other = copy(self)
         other.latent = None if self.latent is None else self.latent[images]
         other.inputs = [inputs_BLC[images] for inputs_BLC in self.inputs]
+        other.codes = [codes_BLC[images] for codes_BLC in self.codes]
         return other
 
     def add(self, tokens: Tensor, scale: int, codes_BLC: Tensor | None = None) -> Tensor:
@@ -35,6 +37,7 @@ class Canvas:
         found = tokens if tokens.is_floating_point() else self.pyramid.embed(tokens)
         if codes_BLC is not None:
             found = codes_BLC if self.preserved is None else self.preserved.merge_codes(scale, found, codes_BLC)
+        self.codes.append(found)
         latent: Tensor = self.pyramid.grow(self.latent, found, scale)
         self.latent = latent = latent if self.preserved is None else self.preserved.merge_latent(scale, latent)
         if scale + 1 < len(self.schedule):

@@ -5,8 +5,9 @@ Letters: B images, R rows (B, or 2B under guidance: conditional half first), L t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -20,7 +21,7 @@ from var_toolkit.core.filters import pick
 from var_toolkit.core.finite import FiniteCheck
 from var_toolkit.core.masked import redrawn
 from var_toolkit.core.noise import Noise, Stream
-from var_toolkit.core.plan import Group, Tokens
+from var_toolkit.core.plan import Group, Together, Tokens
 from var_toolkit.core.preserved import Preserved
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.core.sketch import Sketch
@@ -81,6 +82,8 @@ def decode(
         if verification is not None:
             drawing.leave()  # it makes caches of its own
             verification.draw(drawing)
+        elif isinstance(steps[0].step.places, Together):
+            _draw_together(drawing, steps[0])
         elif isinstance(steps[0].step.places, Tokens):
             _draw_tokens(drawing, steps[0])
         elif isinstance(steps[0].step.places, Group):
@@ -105,7 +108,8 @@ class Drawing:
         self.run, self.request, self.noise, self.preserved, self.on_scale = run, request, noise, preserved, on_scale
         self.canvas, self.checks = Canvas(run.pyramid, run.schedule, preserved), FiniteCheck()
         self.tokens: list[Tensor] = []  # of complete scales
-        self.begun: Tensor | None = None  # tokens of a map that is drawn one after another, (B, L)
+        self.begun: Tensor | None = None  # tokens of a map that is drawn in parts, (B, L)
+        self.begun_codes: list[Tensor] = []  # their codes, (B, n, C) of each part
         self.sketch: Sketch | None = None  # of a map that is drawn in groups
         self.condition: Any = None
         self.cache: Any = None
@@ -131,15 +135,15 @@ class Drawing:
         """Free the condition and the cache of the network at work."""
         self.cache = self.condition = None
 
-    def setting(self, one: Bound) -> Setting:
-        """The place of a step, for its head."""
+    def setting(self, one: Bound, tokens: range | None = None) -> Setting:
+        """The place of a step, for its head; its tokens are by default those of a scale."""
         schedule, k = self.run.schedule, one.step.scale
         return Setting(
             one.network,
             self.condition,
             k,
-            schedule.offsets[k],
-            schedule.lengths[k],
+            schedule.offsets[k] if tokens is None else tokens.start,
+            schedule.lengths[k] if tokens is None else len(tokens),
             schedule.progress(k),
             one.step.guidance,
             self.rows == 2,
@@ -162,11 +166,12 @@ class Drawing:
         if self.on_scale is not None:
             self.on_scale(ScaleEvent(scale, tokens, latent, self.run.tokenizer, self.run.schedule))
 
-    def put_tokens(self, tokens_BL: Tensor) -> None:
-        """Add tokens of a map that is drawn one after another."""
+    def put_tokens(self, tokens_BL: Tensor, codes_BLC: Tensor | None = None) -> None:
+        """Add tokens of the only map, a part of it; `codes` if others than theirs go to the canvas."""
         self.begun = tokens_BL if self.begun is None else torch.cat((self.begun, tokens_BL), dim=1)
+        self.begun_codes.append(self.canvas.pyramid.embed(tokens_BL) if codes_BLC is None else codes_BLC)
         if self.begun.shape[1] == self.run.schedule.total:
-            self.put(0, self.begun)
+            self.put(0, self.begun, torch.cat(self.begun_codes, dim=1))
 
     def count(self, one: Bound, passes: int, evaluations: int = 0) -> None:
         """Enter what a step took."""
@@ -191,8 +196,9 @@ def _draw_scale(drawing: Drawing, one: Bound) -> None:
     drawing.enter(one)
     canvas, schedule, k = drawing.canvas, drawing.run.schedule, one.step.scale
     inputs = canvas.inputs_of(one.scales, one.rows)
+    more = {"open_prefill": True} if one.step.open_prefill and len(one.scales) > 1 else {}
     hidden = one.network.hidden(
-        drawing.condition, inputs, scales=one.scales, schedule=schedule, cache=drawing.cache, layers=one.layers
+        drawing.condition, inputs, scales=one.scales, schedule=schedule, cache=drawing.cache, layers=one.layers, **more
     )
     at = drawing.setting(one)
     drawn = one.step.head.draw(hidden[:, -schedule.lengths[k] :], at)
@@ -204,6 +210,44 @@ def _draw_scale(drawing: Drawing, one: Bound) -> None:
         found = redrawn(one.step, first, at, canvas.inputs[k - 1], drawing.preserved)
     drawing.count(one, 1 + len(one.step.masked), one.step.head.evaluations())
     drawing.put(k, found, drawn.codes)
+
+
+def _draw_together(drawing: Drawing, one: Bound) -> None:
+    """Some maps, or a part of one, in one pass: from noise and from the codes before them, which are recomputed.
+
+    What follows has no influence on them, so it is not computed.
+    """
+    drawing.leave()
+    network, run, canvas = one.network, drawing.run, drawing.canvas
+    drawing.condition, drawing.rows = network.condition(drawing.request.rows(network, 1)), 1
+    new = one.step.places.covered(run.schedule)
+    noise = drawing.noise.normal(Stream.FLOW, new.start, len(new), network.config.latent_channels)
+    hidden = network.together(
+        drawing.condition, torch.cat((*canvas.codes, *drawing.begun_codes, noise), dim=1), new.start
+    )
+    drawn = one.step.head.draw(hidden[:, new.start :], drawing.setting(one, new))
+    codes = canvas.pyramid.embed(drawn.tokens) if drawn.codes is None else drawn.codes
+    drawing.passes += 1
+    for scale, tokens in _within_scales(new, run.schedule):
+        part = slice(tokens.start - new.start, tokens.stop - new.start)
+        found, own = drawn.tokens[:, part], codes[:, part]
+        if drawing.preserved is not None:
+            here = slice(tokens.start - run.schedule.offsets[scale], tokens.stop - run.schedule.offsets[scale])
+            found = drawing.preserved.merge_tokens(scale, found, here)
+            own = drawing.preserved.merge_codes(scale, canvas.pyramid.embed(found), own, here)
+        if len(run.schedule) == 1:
+            drawing.put_tokens(found, own)
+        else:
+            drawing.put(scale, found, own)
+    drawing.leave()
+
+
+def _within_scales(tokens: range, schedule: Schedule) -> Iterator[tuple[int, range]]:
+    """The scales that some tokens are of, each with its part of them."""
+    for scale, (begin, end) in enumerate(pairwise(schedule.offsets)):
+        part = range(max(begin, tokens.start), min(end, tokens.stop))
+        if part:
+            yield scale, part
 
 
 def _draw_tokens(drawing: Drawing, one: Bound) -> None:

@@ -86,7 +86,27 @@ class Group(Part):
         return range(begin + self.first, begin + self.first + self.count)
 
 
-Places = Scale | Tokens | Group
+@dataclass(frozen=True)
+class Together(Part):
+    """`count` tokens of the pyramid from `first` on, in one pass of a distilled network: maps, or a part of one map."""
+
+    first: int
+    count: int
+
+    def __post_init__(self) -> None:
+        Tokens(self.first, self.count)  # raises ValueError
+
+    def covered(self, schedule: Schedule) -> range:
+        """The tokens of the pyramid that are drawn."""
+        return Tokens(self.first, self.count).covered(schedule)
+
+    def cut(self, begin: int, end: int) -> Together | None:
+        """The part within some tokens of the pyramid; None if there is none."""
+        first, stop = max(self.first, begin), min(self.first + self.count, end)
+        return Together(first, stop - first) if first < stop else None
+
+
+Places = Scale | Tokens | Group | Together
 
 
 @dataclass(frozen=True)
@@ -119,7 +139,8 @@ class Step(Part):
     `guidance` is t in (1 + t) conditional - t null, of this very step: ramps over the scales are applied when a plan is
     made. 0 is off. `layers` limits the layers, None for all. `masked` are the tokens that are redrawn in each masked
     pass after the first draw (HMAR); with `clean`, their positions are set to zero in the input of these passes.
-    Consecutive steps with the same `verify` are drawn together.
+    Consecutive steps with the same `verify` are drawn together. With `open_prefill` a network that begins here reads
+    the scales before in a pass without a mask (Distilled Decoding's teacher, as published).
     """
 
     places: Places
@@ -130,13 +151,17 @@ class Step(Part):
     masked: tuple[int, ...] = ()
     clean: bool = False
     verify: Verify | None = None
+    open_prefill: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance", checked("cfg", self.guidance, "guidance"))
-        object.__setattr__(self, "clean", flag("clean", self.clean))
+        for name in ("clean", "open_prefill"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
         object.__setattr__(self, "masked", tuple(self.masked))
         if not isinstance(self.places, Places):
-            raise ValueError(f"a step draws {shown(self.places)}; its places must be a Scale, Tokens or a Group")
+            raise ValueError(
+                f"a step draws {shown(self.places)}; its places must be a Scale, Tokens, a Group or Together"
+            )
         for name, kind in (("layers", Subnet), ("verify", Verify)):
             if not isinstance(getattr(self, name), kind | None):
                 raise ValueError(f"{name} is {shown(getattr(self, name))}; it must be a {kind.__name__} or nothing")
@@ -163,8 +188,8 @@ class Step(Part):
 
     @property
     def scale(self) -> int:
-        """The scale that is drawn; 0 for single tokens, which are of the only map."""
-        return 0 if isinstance(self.places, Tokens) else self.places.index
+        """The scale that is drawn; 0 for single tokens, which are of the only map, and for several scales at once."""
+        return 0 if isinstance(self.places, Tokens | Together) else self.places.index
 
 
 @dataclass(frozen=True)
@@ -211,13 +236,23 @@ class Plan(Part):
         return cls.from_json(given, where=f"plan {path}")
 
     def within(self, scales: range) -> tuple[Step, ...]:
-        """The steps that draw some scales, from which methods build new plans. ValueError if there are no such."""
+        """The steps that draw some scales, from which methods build new plans. ValueError if there are no such.
+
+        A step that draws several at once is cut at the ends.
+        """
         count = len(self.schedule)
         if scales.start < 0 or scales.stop > count or scales.step != 1:
             raise ValueError(
                 f"a plan has no {scales}; it must be a range of consecutive scales out of 0 to {count - 1}"
             )
-        return tuple(step for step in self.steps if step.scale in scales)
+        begin, end = self.schedule.offsets[scales.start], self.schedule.offsets[scales.stop]
+        found: list[Step] = []
+        for step in self.steps:
+            if not isinstance(step.places, Together):
+                found += [step] if step.scale in scales else []
+            elif (part := step.places.cut(begin, end)) is not None:
+                found.append(replace(step, places=part))
+        return tuple(found)
 
     def changed(self, **fields: Any) -> Self:
         """The plan with some fields of every step replaced."""
@@ -272,7 +307,7 @@ def plan_of(
 
 def _split(places: Places, guided: range | None) -> list[tuple[Places, bool]]:
     """The places, cut where guidance is switched, and whether it is on."""
-    if guided is None:
+    if guided is None or isinstance(places, Together):
         return [(places, True)]
     if not isinstance(places, Tokens):
         return [(places, places.index in guided)]

@@ -39,9 +39,9 @@ class Preserved:
         given, mask = self.tokens[scale][:, positions], self.mask[scale][:, positions]
         return torch.where(mask if found.ndim == 2 else mask.unsqueeze(-1), given, found)
 
-    def merge_codes(self, scale: int, given_BLC: Tensor, codes_BLC: Tensor) -> Tensor:
-        """Codes of a scale, (B, L, C), with given ones where the tokens are preserved."""
-        return torch.where(self.mask[scale].unsqueeze(-1), given_BLC, codes_BLC)
+    def merge_codes(self, scale: int, given_BLC: Tensor, codes_BLC: Tensor, positions: slice = slice(None)) -> Tensor:
+        """Codes at some positions of a scale, (B, L, C), with given ones where the tokens are preserved."""
+        return torch.where(self.mask[scale][:, positions].unsqueeze(-1), given_BLC, codes_BLC)
 
     def merge_latent(self, scale: int, latent_BChw: Tensor) -> Tensor:
         """The latent after a scale, with that of the given image where the finest tokens are preserved.

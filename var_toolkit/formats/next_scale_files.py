@@ -48,7 +48,8 @@ def next_scale_sizes(tensors: Tensors, block: str, head: str, positions: int = 3
 def completed(settings: dict[str, Any], tensors: Tensors, source: str) -> dict[str, Any]:
     """The sizes completed by those that no tensor determines: the schedule, from its length, and the heads."""
     if "patch_nums" not in settings:
-        settings["patch_nums"] = _known_schedule(tensors, source)
+        scales, length = shape(tensors, "lvl_embed.weight", 2)[0], tensors["pos_1LC"].shape[1]
+        settings["patch_nums"] = known_schedule(scales, length, source)
     return with_heads(settings, tensors, source)
 
 
@@ -60,8 +61,8 @@ def with_heads(settings: dict[str, Any], tensors: Tensors, source: str) -> dict[
     return {"num_heads": max(settings["embed_dim"] // 64, 1), **settings}
 
 
-def _known_schedule(tensors: Tensors, source: str) -> tuple[int, ...]:
-    scales, length = shape(tensors, "lvl_embed.weight", 2)[0], tensors["pos_1LC"].shape[1]
+def known_schedule(scales: int, length: int, source: str) -> tuple[int, ...]:
+    """The published schedule of so many scales and tokens. ValueError if there is none."""
     for sides in SCHEDULES.values():
         if len(sides) == scales and Schedule(sides).total == length:
             return sides

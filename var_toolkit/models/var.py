@@ -99,8 +99,11 @@ class VAR(NextScaleTransformer):
         schedule: Schedule | None = None,
         cache: KVCache | None = None,
         layers: Layers | None = None,
+        open_prefill: bool = False,
     ) -> Tensor:
         """Features (R, L, C) of the tokens of `scales`, computed in one block-causal pass.
+
+        With `open_prefill` the pass has no mask, so that coarse tokens see finer ones.
 
         `inputs_RLc` are the tokenizer's inputs of these scales; scale 0 has none, since it starts from the class. A
         cache must hold exactly the scales before `scales`; these are appended. ValueError if it does not. Layers that
@@ -114,7 +117,7 @@ class VAR(NextScaleTransformer):
             found: Tensor = self.blocks[layer](x_RLC, condition.blocks[layer], attend, cache, layer)
             return found
 
-        x_RLC = through_layers(step, x_RLC, len(self.blocks), scales, schedule, layers)
+        x_RLC = through_layers(step, x_RLC, len(self.blocks), scales, schedule, layers, open_prefill)
         if cache is not None:
             cache.advance(end - begin)
         return x_RLC

@@ -112,6 +112,10 @@ class WholeMaps:
         """Token ids -> codes (B, L, C)."""
         return self.quantizer.embed(tokens_BL)
 
+    def nearest(self, codes_BLC: Tensor) -> Tensor:
+        """The tokens whose codes have the largest cosine with the given vectors, (B, L)."""
+        return self.quantizer.nearest(codes_BLC)
+
     def encode(self, features_BChw: Tensor) -> list[Tensor]:
         """Features, at least as large as the finest map -> K token maps (B, n_k), int64, in raster order."""
         features = features_BChw.float()

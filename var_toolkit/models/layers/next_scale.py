@@ -19,7 +19,7 @@ from var_toolkit.core.layers import Layers
 from var_toolkit.core.schedule import SCHEDULES, Schedule, increasing_sides
 from var_toolkit.heads.categorical import Categorical
 from var_toolkit.heads.head import Head
-from var_toolkit.models.layers.attention import Attend, SelfAttention, block_causal
+from var_toolkit.models.layers.attention import Attend, SelfAttention, block_causal, to_all
 from var_toolkit.models.layers.by_scale import ByScale
 from var_toolkit.models.layers.linear import Linear, linear_gelu
 
@@ -120,10 +120,20 @@ class Block(ModulatedBlock):
         return Modulation(gate1, gate2, 1 + scale1, 1 + scale2, shift1, shift2)
 
     def forward(
-        self, x_RLC: Tensor, m: Modulation, attend: Attend, cache: KVCache | None = None, layer: int = 0
+        self,
+        x_RLC: Tensor,
+        m: Modulation,
+        attend: Attend,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        *,
+        between: Tensor | None = None,
     ) -> Tensor:
+        """`between` is added between attention and MLP."""
         h = self.attn(self._modulated(x_RLC, m.scale1, m.shift1), attend, cache, layer)
         x_RLC = torch.addcmul(x_RLC, self._stochastic_depth(h), m.gate1)
+        if between is not None:
+            x_RLC = x_RLC + between
         h = self.ffn(self._modulated(x_RLC, m.scale2, m.shift2))
         return torch.addcmul(x_RLC, self._stochastic_depth(h), m.gate2)
 
@@ -227,17 +237,18 @@ def through_layers(
     scales: range,
     schedule: Schedule,
     layers: Layers | None,
+    open_prefill: bool = False,
 ) -> Tensor:
     """Features of the tokens of `scales` after all layers; `step` is a layer, by number, on the first of them.
 
     Of the `layers`, skipped layers compute only the first scales; this needs no other mask, because coarse tokens never
-    attend to finer ones.
+    attend to finer ones. With `open_prefill` they do, among the tokens computed here.
     """
     new, begin = x_RLC.shape[1], schedule.offsets[scales.start]
     for layer in range(depth):
         deep = new if layers is None else layers.depth_tokens(layer, schedule, scales)
         computed = range(scales.start, schedule.offsets.index(begin + deep))
-        attend = block_causal(schedule, computed, x_RLC.device)
+        attend = to_all if open_prefill else block_causal(schedule, computed, x_RLC.device)
         if deep == new:
             x_RLC = step(x_RLC, layer, attend)
         elif deep:
