@@ -29,7 +29,8 @@ class Backbone(Protocol):
     `group_hidden`, `guidance_at` and `group_work`; categorical heads need `logits`, flow heads `field`, diffusion heads
     `denoiser`, and masked passes `refined`. Distilled ones draw any part of an image at once by `together`, without a
     cache. One that is `markov` attends to no scale but the one it draws, so it needs no prefill. One with `has_subnets`
-    was made to skip layers. What they draw is of `config.num_classes` classes, or a text network has `text` and `request` (`conditions.text`).
+    was made to skip layers. What they draw is of `config.num_classes` classes, or a text network has `text` and
+    `request` (`conditions.text`).
     """
 
     scales: Schedule

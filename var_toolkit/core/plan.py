@@ -298,7 +298,7 @@ def plan_of(
     chosen = network.places(schedule) if iterations is None else network.groups(schedule, iterations)
     for places in chosen:
         for part, on in _split(places, guided):
-            k = 0 if isinstance(part, Tokens) else part.index
+            k = 0 if isinstance(part, Tokens | Together) else part.index
             drawn = network.head_at(by_scale[k], schedule, k)
             share = ramp[k] if constant or not isinstance(part, Group) else network.guidance_at(part, schedule)
             steps.append(Step(part, guidance=guidance * share if on else 0.0, head=drawn, masked=passes[k], **fields))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
-from var_toolkit.core.plan import Plan, Scale, Step, Together, Tokens
+from var_toolkit.core.plan import Places, Plan, Scale, Step, Together, Tokens
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.one_shot import OneShot
 from var_toolkit.methods.collaborative import refiner_role
@@ -65,9 +65,11 @@ def _cut(plan: Plan, begin: int, end: int) -> list[Step]:
     return [replace(step, places=part) for step, part in parts if part is not None]
 
 
-def _part(step: Step, schedule: Schedule, begin: int, end: int) -> Scale | Tokens | Together | None:
+def _part(step: Step, schedule: Schedule, begin: int, end: int) -> Places | None:
     covered = step.places.covered(schedule)
     first, stop = max(covered.start, begin), min(covered.stop, end)
     if first >= stop:
         return None
-    return step.places if isinstance(step.places, Scale) else type(step.places)(first, stop - first)
+    if not isinstance(step.places, Tokens | Together):
+        return step.places
+    return replace(step.places, first=first, count=stop - first)
