@@ -17,6 +17,7 @@ from small_mar import tiny_mar_config
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from var_toolkit.conditions.condition import of_labels
@@ -308,6 +309,56 @@ def test_decoding_never_waits_for_the_device(name, edited, monkeypatch):
         assert watch.copies.total() <= (name == "code")  # the mask of the refiner's prefill, once a process
         assert {tensor.device for tensor in (*decoded.tokens, decoded.latent)} == {CUDA}
         assert plan.tokenizer.decode(decoded.latent).device == CUDA
+
+
+class Calls(Watch):
+    """Counts the operators that compute or copy: not views, nor memory that is only reserved."""
+
+    # One kernel on a GPU, though fake mode would take them apart.
+    WHOLE = ("scaled_dot_product_attention", "upsample_bicubic2d", "_fused_rms_norm")
+    FREE = ("prim", "empty", "new_empty", "detach", "alias", "lift_fresh", "_unsafe_view")
+
+    def __init__(self):
+        super().__init__()
+        self.counts, self.from_host = Counter(), Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func).removeprefix("aten.")
+        if not name.startswith((*self.WHOLE, *self.FREE)):
+            with self:  # inference mode shows operators that consist of others
+                found = func.decompose(*args, **(kwargs or {}))
+            if found is not NotImplemented:
+                return found
+        found = super().__torch_dispatch__(func, types, args, kwargs)
+        if name.startswith(
+            "scaled_dot_product_attention"
+        ):  # as the kernels store it, so that heads join without a copy
+            found = found.transpose(1, 2).contiguous().transpose(1, 2)
+        if not func.is_view and not name.startswith(self.FREE):
+            self.counts[name] += 1
+            devices = {each.device.type for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)}
+            self.from_host[name] += len(devices) > 1
+        return found
+
+
+def of_meta(make):
+    """A network on the device whose weights are never computed, so that it may be large."""
+    with torch.device("meta"):
+        return make()
+
+
+def test_a_batch_of_var_d16_makes_few_calls_and_none_that_reads_the_host(monkeypatch):
+    with fake_cuda(monkeypatch):
+        tokenizer = on_cuda(lambda: of_meta(lambda: MultiScaleVQ(MultiScaleVQConfig())))
+        network = on_cuda(lambda: of_meta(lambda: VAR(VARConfig.published(16))))
+        run = whole(tokenizer, network.eval(), guidance=1.5, top_k=900, top_p=0.95)
+        labels, noise = torch.tensor([1, 2], device=CUDA), Noise([0, 1], CUDA)
+        with Calls() as calls:
+            decode(run, labels, noise)
+        assert 2000 < calls.counts.total() <= 3000
+        assert not +calls.from_host
+        assert not calls.copies
+        assert not calls.waits
 
 
 def losses():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from var_toolkit.core.noise import Noise, Stream, philox
+from var_toolkit.core.noise import Noise, RunNoise, Stream, philox
 
 
 @pytest.mark.parametrize(
@@ -101,6 +101,33 @@ def test_normal_noise_of_an_odd_width_is_as_good(width):
     sample = Noise([5]).normal(Stream.FLOW, 0, 20_000, width)
     assert sample.shape == (1, 20_000, width)
     assert stats.kstest(sample.flatten().numpy(), "norm").pvalue > 1e-3
+
+
+DRAWS = {
+    "uniform": lambda noise, first, count: noise.uniform(Stream.TOKEN, first, count),
+    "uniform-second-attempt": lambda noise, first, count: noise.uniform(Stream.REFINE, first, count, attempt=1),
+    "uniform-of-drafts": lambda noise, first, count: noise.uniform(Stream.DRAFT, first, count, attempt=3),
+    "uniforms": lambda noise, first, count: noise.uniforms(Stream.TOKEN, first, count, 18),
+    "normal": lambda noise, first, count: noise.normal(Stream.FLOW, first, count, 7),
+    "gumbel": lambda noise, first, count: noise.gumbel(Stream.SMOOTH, first, count, 33),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_noise_of_a_whole_run_has_the_same_bits_as_that_of_each_step(draw):
+    each = Noise([3, 2**62 + 1])
+    run = RunNoise(Noise([3, 2**62 + 1]), 30)
+    for first, count in ((0, 1), (1, 4), (5, 9), (14, 16)):
+        assert torch.equal(draw(run, first, count), draw(each, first, count))
+
+
+def test_noise_of_a_run_is_computed_once(monkeypatch):
+    calls, words = [], Noise.words
+    monkeypatch.setattr(Noise, "words", lambda self, *args: calls.append(args) or words(self, *args))
+    run = RunNoise(Noise([3]), 30)
+    for first, count in ((0, 1), (1, 4), (5, 9)):
+        run.uniform(Stream.TOKEN, first, count)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])

@@ -90,8 +90,8 @@ class KVCache:
         if end > capacity:
             raise ValueError(f"the cache has a capacity of {capacity} tokens in layer {layer}; {end} are needed")
         keys, values = self._keys[layer], self._values[layer]
-        keys[self._rows, :, self.length : end] = k_RHLD.to(keys.dtype)
-        values[self._rows, :, self.length : end] = v_RHLD.to(values.dtype)
+        keys[self._rows, :, self.length : end] = k_RHLD
+        values[self._rows, :, self.length : end] = v_RHLD
         return keys[self._rows, :, :end], values[self._rows, :, :end]
 
     def advance(self, tokens: int) -> None:

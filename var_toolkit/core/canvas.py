@@ -47,4 +47,6 @@ class Canvas:
     def inputs_of(self, scales: range, copies: int) -> Tensor | None:
         """The inputs of some scales as rows (copies * B, L, C); scale 0 has none."""
         parts = self.inputs[max(scales.start, 1) - 1 : scales.stop - 1]
-        return torch.cat(parts, dim=1).repeat(copies, 1, 1) if parts else None
+        if not parts:
+            return None
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).repeat(copies, 1, 1)

@@ -20,7 +20,7 @@ from var_toolkit.core.canvas import Canvas
 from var_toolkit.core.filters import pick
 from var_toolkit.core.finite import FiniteCheck
 from var_toolkit.core.masked import redrawn
-from var_toolkit.core.noise import Noise, Stream
+from var_toolkit.core.noise import Noise, RunNoise, Stream
 from var_toolkit.core.plan import Group, Together, Tokens
 from var_toolkit.core.preserved import Preserved
 from var_toolkit.core.schedule import Schedule
@@ -105,7 +105,8 @@ class Drawing:
         preserved: Preserved | None = None,
         on_scale: Callable[[ScaleEvent], None] | None = None,
     ) -> None:
-        self.run, self.request, self.noise, self.preserved, self.on_scale = run, request, noise, preserved, on_scale
+        self.run, self.request, self.preserved, self.on_scale = run, request, preserved, on_scale
+        self.noise = RunNoise(noise, run.schedule.total)
         self.canvas, self.checks = Canvas(run.pyramid, run.schedule, preserved), FiniteCheck()
         self.tokens: list[Tensor] = []  # of complete scales
         self.begun: Tensor | None = None  # tokens of a map that is drawn in parts, (B, L)

@@ -27,7 +27,7 @@ def filter_top_k_top_p(logits_BLV: Tensor, *, top_k: int = 0, top_p: float = 0.0
     if top_p > 0:
         ascending, order = logits_BLV.sort(dim=-1)
         dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-        dropped[..., -1] = False
+        dropped[..., -1:].zero_()  # on the device, where an assignment of False would be a copy
         logits_BLV = logits_BLV.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
     return logits_BLV
 

@@ -17,7 +17,7 @@ class _Noted(NamedTuple):
     what: str
     network: nn.Module
     guidance: float
-    extremes: Tensor  # smallest and largest value, (2,); NaN if any value is
+    extremes: tuple[Tensor, Tensor]  # smallest and largest value; NaN if any value is
 
 
 class FiniteCheck:
@@ -35,7 +35,7 @@ class FiniteCheck:
 
         FloatingPointError on the CPU if it is not finite.
         """
-        self._noted.append(_Noted(what, network, guidance, torch.stack(values.aminmax())))
+        self._noted.append(_Noted(what, network, guidance, values.aminmax()))
         if values.is_cpu:
             self.require()
 
@@ -44,7 +44,8 @@ class FiniteCheck:
         noted, self._noted = self._noted, []
         if not noted:
             return
-        finite = torch.stack([one.extremes for one in noted]).isfinite().all(dim=1).tolist()
+        extremes = torch.stack([extreme for one in noted for extreme in one.extremes])
+        finite = extremes.isfinite().view(-1, 2).all(dim=1).tolist()
         for one, good in zip(noted, finite, strict=True):
             if not good:
                 raise FloatingPointError(f"{one.what} are not finite; {_remedy(one.network, one.guidance)}")

@@ -10,9 +10,11 @@ Letters: B images, L tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
+from functools import partial
 from math import pi
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,12 +45,13 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     """Philox4x32-10: four counter words and two key words (int64 holding 32 bits each) -> four random words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(_ROUNDS):
-        # The 64-bit product wraps into the sign bit, hence the mask after the shift.
+    for number in range(_ROUNDS):
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
-        k0, k1 = (k0 + _KEY_STEPS[0]) & _MASK, (k1 + _KEY_STEPS[1]) & _MASK
-    return c0, c1, c2, c3
+        if number > 0:
+            k0, k1 = k0 + _KEY_STEPS[0], k1 + _KEY_STEPS[1]
+        # What is multiplied next must have 32 bits. The others may carry more: they are masked where they are used.
+        c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & _MASK, p1, ((p0 >> 32) ^ c3 ^ k1) & _MASK, p0
+    return c0, c1 & _MASK, c2, c3 & _MASK
 
 
 class Noise:
@@ -70,7 +73,7 @@ class Noise:
         """`words` of tokens at some positions, of each image (B, L), or the same of all (1, L)."""
         block = torch.arange((width + 3) // 4, device=positions_BL.device).view(1, 1, -1)
         index, zero = positions_BL.unsqueeze(-1), torch.zeros((), dtype=torch.int64, device=positions_BL.device)
-        key = (self._seeds_B11 & _MASK, (self._seeds_B11 >> 32) & _MASK)
+        key = (self._seeds_B11, self._seeds_B11 >> 32)
         words = philox((block, index, zero + int(stream), zero + attempt), key)
         return torch.stack(words, dim=-1).flatten(2)[..., :width]
 
@@ -106,6 +109,48 @@ def _normal(words: Tensor, width: int) -> Tensor:
     length = (-2 * torch.log(radius)).sqrt()
     pair = torch.cat((length * (2 * pi * angle).cos(), length * (2 * pi * angle).sin()), dim=-1)
     return pair[..., :width]
+
+
+class RunNoise(Noise):
+    """Some noise, computed at once for all tokens of a run, so that a step finds its part without an operator.
+
+    That of a draft or of an acceptance is other noise in every round, so it is computed when it is asked for, and so is
+    Gumbel noise, which is as large as the logits.
+    """
+
+    STREAMS = (Stream.TOKEN, Stream.REFINE, Stream.FLOW)
+
+    def __init__(self, noise: Noise, tokens: int) -> None:
+        self._noise, self._tokens = noise, tokens
+        self._known: dict[tuple[Any, ...], Tensor] = {}
+
+    def words(self, stream: Stream, position: int, tokens: int, width: int, attempt: int = 0) -> Tensor:
+        return self._noise.words(stream, position, tokens, width, attempt)
+
+    def gumbel(self, stream: Stream, position: int, tokens: int, width: int) -> Tensor:
+        return self._noise.gumbel(stream, position, tokens, width)
+
+    def normal_at(self, stream: Stream, positions_BL: Tensor, width: int, *, attempt: int = 0) -> Tensor:
+        return self._noise.normal_at(stream, positions_BL, width, attempt=attempt)
+
+    def order(self, first: int, count: int) -> Tensor:
+        return self._noise.order(first, count)
+
+    def uniform(self, stream: Stream, position: int, tokens: int, *, attempt: int = 0) -> Tensor:
+        return self._part(partial(self._noise.uniform, stream, attempt=attempt), position, tokens, stream, attempt)
+
+    def uniforms(self, stream: Stream, position: int, tokens: int, width: int) -> Tensor:
+        return self._part(partial(self._noise.uniforms, stream, width=width), position, tokens, stream, "many", width)
+
+    def normal(self, stream: Stream, position: int, tokens: int, width: int) -> Tensor:
+        return self._part(partial(self._noise.normal, stream, width=width), position, tokens, stream, "normal", width)
+
+    def _part(self, make: Callable[..., Tensor], position: int, tokens: int, stream: Stream, *what: Any) -> Tensor:
+        if stream not in self.STREAMS:
+            return make(position, tokens)
+        if (stream, what) not in self._known:
+            self._known[stream, what] = make(0, self._tokens)
+        return self._known[stream, what][:, position : position + tokens]
 
 
 def _unit(words: Tensor) -> Tensor:

@@ -39,13 +39,14 @@ class Categorical(Head):
 
     def filtered(self, logits_BLV: Tensor) -> Tensor:
         """Guided logits -> what the tokens are drawn from; still without the temperature, unless it comes first."""
-        if self.temperature_first:
+        if self.temperature_first and self.temperature != 1:
             logits_BLV = logits_BLV / self.temperature
         return filter_top_k_top_p(logits_BLV, top_k=self.top_k, top_p=self.top_p)
 
     def probabilities(self, filtered_BLV: Tensor) -> Tensor:
         """What the tokens are drawn from, from `filtered`, (B, L, V)."""
-        return (filtered_BLV if self.temperature_first else filtered_BLV / self.temperature).softmax(-1)
+        tempered = self.temperature_first or self.temperature == 1
+        return (filtered_BLV if tempered else filtered_BLV / self.temperature).softmax(-1)
 
     def draw(self, hidden_RLC: Tensor, at: Setting) -> Drawn:
         """The tokens of some features, from the noise of their positions."""

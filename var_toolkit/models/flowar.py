@@ -88,7 +88,7 @@ class Condition(NamedTuple):
 
     def of_rows(self, rows: Tensor | slice) -> Condition:
         """The condition of some of the rows."""
-        return Condition(self.start_RC[rows], [Modulation(*(one[rows] for one in block)) for block in self.blocks])
+        return Condition(self.start_RC[rows], [block.of_rows(rows) for block in self.blocks])
 
 
 class FlowARBlock(nn.Module):

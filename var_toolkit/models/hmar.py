@@ -32,6 +32,8 @@ from var_toolkit.models.layers.next_scale import (
     NextScaleConfig,
     NextScaleTransformer,
     drop_rates,
+    in_a_row,
+    modulations,
 )
 from var_toolkit.tokenizers.multiscale_vq import FILES
 
@@ -66,7 +68,7 @@ class Condition(NamedTuple):
     def of_rows(self, rows: Tensor | slice) -> Condition:
         """The condition of some of the rows."""
         blocks, scale, shift = self.next_scale
-        branch = Branch([Modulation(*(one[rows] for one in block)) for block in blocks], scale[rows], shift[rows])
+        branch = Branch([block.of_rows(rows) for block in blocks], scale[rows], shift[rows])
         return Condition(self.start_RC[rows], self.modulation_input[rows], branch)
 
 
@@ -117,14 +119,14 @@ class HMAR(NextScaleTransformer):
         start_RC = self.class_emb(labels_of(given, type(self).__name__))
         modulation_input = self._modulation_input(start_RC)
         return Condition(
-            start_RC, modulation_input, Branch(_steered(self.blocks, modulation_input), *self.ns_head_nm(start_RC))
+            start_RC, modulation_input, Branch(modulations(self.blocks, modulation_input), *self.ns_head_nm(start_RC))
         )
 
     def _masked_branch(self, condition: Condition, rows: int) -> Branch:
         """Modulation of the first `rows` rows. Computed on demand, since many runs have no masked pass."""
         shared = condition.next_scale.blocks[: len(self.base_blocks)]
-        base = [Modulation(*(part[:rows] for part in block)) for block in shared]
-        own = _steered(_each(self.mask_blocks), condition.modulation_input[:rows])
+        base = [block.of_rows(slice(rows)) for block in shared]
+        own = modulations(_each(self.mask_blocks), condition.modulation_input[:rows])
         return Branch(base + own, *self.mask_head_nm(condition.start_RC[:rows]))
 
     def hidden(
@@ -188,7 +190,7 @@ class HMAR(NextScaleTransformer):
     def _embed(self, start_RC: Tensor, words_RLC: Tensor | None, scales: range) -> Tensor:
         start = [start_RC.unsqueeze(1) + self.pos_start] if scales.start == 0 else []
         words = [] if words_RLC is None else [words_RLC]
-        return torch.cat([*start, *words], dim=1) + self._position_embeddings(scales, self.scales)
+        return in_a_row([*start, *words]) + self._position_embeddings(scales, self.scales)
 
     def _run(self, blocks: Sequence[Block], branch: Branch, x_RLC: Tensor, scales: range) -> Tensor:
         attend: Attend = to_all
@@ -207,10 +209,6 @@ class HMAR(NextScaleTransformer):
 
 def _each(blocks: Iterable[nn.Module]) -> list[Block]:
     return [cast(Block, block) for block in blocks]
-
-
-def _steered(blocks: Iterable[Block], modulation_input: Tensor) -> list[Modulation]:
-    return [block.modulation(modulation_input) for block in blocks]
 
 
 def sizes(tensors: Tensors) -> dict[str, Any]:

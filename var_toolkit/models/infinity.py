@@ -30,7 +30,7 @@ from var_toolkit.heads.bits import Bits
 from var_toolkit.heads.head import Head
 from var_toolkit.models.family import Family
 from var_toolkit.models.layers.aspect_ratios import schedule_ending, whole_schedule
-from var_toolkit.models.layers.attention import Attend, MemoryAttention, SelfAttention
+from var_toolkit.models.layers.attention import Attend, Constants, MemoryAttention, SelfAttention, constants_of
 from var_toolkit.models.layers.by_scale import ByScale
 from var_toolkit.models.layers.linear import Linear, linear
 from var_toolkit.models.layers.next_scale import (
@@ -39,6 +39,9 @@ from var_toolkit.models.layers.next_scale import (
     ModulatedBlock,
     Modulation,
     drop_rates,
+    in_a_row,
+    level_embeddings,
+    modulation_of,
     through_layers,
 )
 from var_toolkit.models.layers.rotary import Rotation, rotation_on_places
@@ -113,7 +116,7 @@ class Condition(NamedTuple):
 
     def of_rows(self, rows: Tensor | slice) -> Condition:
         """The condition of some of the rows."""
-        blocks = [Modulation(*(one[rows] for one in block)) for block in self.blocks]
+        blocks = [block.of_rows(rows) for block in self.blocks]
         rest = (self.head_scale, self.head_shift, self.cross, self.cross_mask)
         return Condition(self.start_RC[rows], blocks, *(part[rows] for part in rest))
 
@@ -149,10 +152,9 @@ class TextBlock(ModulatedBlock):
         self.ca = MemoryAttention(width, config.num_heads)
         self.ffn = FeedForward(width, config.hidden)
 
-    def modulation(self, shared_R16C: Tensor) -> Modulation:
+    def modulation(self, shared_R16C: Tensor, attention: Constants) -> Modulation:
         """The values that all blocks share -> those of this block."""
-        gate1, gate2, scale1, scale2, shift1, shift2 = (shared_R16C + self.ada_gss).unbind(2)
-        return Modulation(gate1, gate2, 1 + scale1, 1 + scale2, shift1, shift2)
+        return modulation_of(shared_R16C + self.ada_gss, attention)
 
     def forward(
         self,
@@ -164,7 +166,7 @@ class TextBlock(ModulatedBlock):
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        h = self.sa(self._modulated(x_RLC, m.scale1, m.shift1), attend, cache, layer, rotation)
+        h = self.sa(self._modulated(x_RLC, m.scale1, m.shift1), attend, cache, layer, rotation, m.attention)
         x_RLC = torch.addcmul(x_RLC, self._stochastic_depth(h), m.gate1)
         x_RLC = x_RLC + self._stochastic_depth(self.ca(self.ca_norm(x_RLC), *memory))
         h = self.ffn(self._modulated(x_RLC, m.scale2, m.shift2))
@@ -276,7 +278,8 @@ class Infinity(ByScale, nn.Module):
         """The parts of a request -> the modulation of every block and of the head, and what cross-attention reads."""
         pooled, cross, mask = text_of(given, "Infinity")
         shared = self.shared_ada_lin(pooled).view(-1, 1, 6, self.config.embed_dim)
-        blocks = [block.modulation(shared) for block in self._blocks]
+        constants = constants_of([block.sa for block in self._blocks])
+        blocks = [block.modulation(shared, own) for block, own in zip(self._blocks, constants, strict=True)]
         head_scale, head_shift = self.head_nm(pooled)
         return Condition(pooled, blocks, head_scale, head_shift, cross, mask)
 
@@ -342,8 +345,7 @@ class Infinity(ByScale, nn.Module):
             parts.append(condition.start_RC.unsqueeze(1) + self.pos_start)
         if inputs_RLD is not None:
             parts.append(self.word_embed(inputs_RLD.to(self.word_embed.weight.dtype)))
-        span = slice(schedule.offsets[scales.start], schedule.offsets[scales.stop])
-        return torch.cat(parts, dim=1) + self.lvl_embed(schedule.level_ids(self.pos_start.device)[span])
+        return in_a_row(parts) + level_embeddings(self.lvl_embed, schedule, scales)
 
     def _rotation(self, scales: range, schedule: Schedule, device: torch.device) -> Rotation:
         """RoPE of the tokens of some scales, on the grid of the largest image of that aspect ratio."""

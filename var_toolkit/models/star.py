@@ -32,10 +32,10 @@ from var_toolkit.formats.state_dicts import Arguments, Tensors, count, shape
 from var_toolkit.heads.categorical import Categorical
 from var_toolkit.heads.head import Head
 from var_toolkit.models.family import Family
-from var_toolkit.models.layers.attention import MAX_LOG_SCALE, Attend, SelfAttention
+from var_toolkit.models.layers.attention import MAX_LOG_SCALE, Attend, Constants, SelfAttention, constants_of
 from var_toolkit.models.layers.by_scale import ByScale
 from var_toolkit.models.layers.linear import Linear, linear
-from var_toolkit.models.layers.next_scale import FeedForward, through_layers
+from var_toolkit.models.layers.next_scale import FeedForward, in_a_row, level_embeddings, through_layers
 from var_toolkit.models.layers.rotary import Rotation, rotation_on_span
 from var_toolkit.tokenizers.multiscale_vq import FILES
 
@@ -114,8 +114,9 @@ class STARBlock(nn.Module):
         attend: Attend,
         cache: KVCache | None = None,
         layer: int = 0,
+        constants: Constants | None = None,
     ) -> Tensor:
-        x_RLC = x_RLC + self.attn(self._normed(x_RLC), attend, cache, layer, rotation)
+        x_RLC = x_RLC + self.attn(self._normed(x_RLC), attend, cache, layer, rotation, constants)
         x_RLC = x_RLC + self.cross_attn(self._normed(x_RLC), *memory)
         return x_RLC + self.ffn(self._normed(x_RLC))
 
@@ -129,10 +130,11 @@ class TextMemory(NamedTuple):
     start: Tensor  # (R, C)
     cross: Tensor  # keys and values of every block, (R, N, 2, H, T, D)
     mask: Tensor  # (R, T), bool
+    attention: list[Constants]  # of every block
 
     def of_rows(self, rows: Tensor | slice) -> TextMemory:
         """The memory of some of the rows."""
-        return TextMemory(*(part[rows] for part in self))
+        return TextMemory(self.start[rows], self.cross[rows], self.mask[rows], self.attention)
 
 
 class STAR(ByScale, nn.Module):
@@ -198,7 +200,8 @@ class STAR(ByScale, nn.Module):
     def condition(self, given: Condition) -> TextMemory:
         """The parts of a request -> the first token, and what cross-attention reads."""
         pooled, cross, mask = text_of(given, "STAR")
-        return TextMemory(self.encoder_proj(pooled), cross, mask)
+        constants = constants_of([block.attn for block in self._blocks])
+        return TextMemory(self.encoder_proj(pooled), cross, mask, constants)
 
     def hidden(
         self,
@@ -222,7 +225,8 @@ class STAR(ByScale, nn.Module):
         def step(x_RLC: Tensor, layer: int, attend: Attend) -> Tensor:
             memory = (condition.cross[:, layer], condition.mask)
             own = Rotation(*(table[: x_RLC.shape[1]] for table in rotation))
-            found: Tensor = self.blocks[layer](x_RLC, memory, own, attend, cache, layer)
+            constants = condition.attention[layer]
+            found: Tensor = self.blocks[layer](x_RLC, memory, own, attend, cache, layer, constants)
             return found
 
         x_RLC = through_layers(step, x_RLC, len(self.blocks), scales, self.scales, layers)
@@ -247,8 +251,7 @@ class STAR(ByScale, nn.Module):
         parts = [condition.start.unsqueeze(1) + self.pos_start] if scales.start == 0 else []
         if inputs_RLc is not None:
             parts.append(self.word_embed(inputs_RLc.to(self.word_embed.weight.dtype)))
-        span = slice(self.scales.offsets[scales.start], self.scales.offsets[scales.stop])
-        return torch.cat(parts, dim=1) + self.lvl_embed(self.scales.level_ids(self.pos_start.device)[span])
+        return in_a_row(parts) + level_embeddings(self.lvl_embed, self.scales, scales)
 
 
 @lru_cache(maxsize=8)

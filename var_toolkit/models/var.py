@@ -29,6 +29,8 @@ from var_toolkit.models.layers.next_scale import (
     NextScaleConfig,
     NextScaleTransformer,
     drop_rates,
+    in_a_row,
+    modulations,
     through_layers,
 )
 from var_toolkit.tokenizers.multiscale_vq import FILES
@@ -49,7 +51,7 @@ class Condition(NamedTuple):
 
     def of_rows(self, rows: Tensor | slice) -> Condition:
         """The condition of some of the rows."""
-        blocks = [Modulation(*(one[rows] for one in block)) for block in self.blocks]
+        blocks = [block.of_rows(rows) for block in self.blocks]
         return Condition(self.start_RC[rows], blocks, self.head_scale[rows], self.head_shift[rows])
 
 
@@ -86,9 +88,7 @@ class VAR(NextScaleTransformer):
         """Labels (`num_classes` is the null class) -> the modulation of every block and of the head."""
         start_RC = self.class_emb(labels_of(given, type(self).__name__))
         modulation_input = self._modulation_input(start_RC)
-        return Condition(
-            start_RC, [block.modulation(modulation_input) for block in self._blocks], *self.head_nm(start_RC)
-        )
+        return Condition(start_RC, modulations(self._blocks, modulation_input), *self.head_nm(start_RC))
 
     def hidden(
         self,
@@ -144,7 +144,7 @@ class VAR(NextScaleTransformer):
             parts.append(condition.start_RC.unsqueeze(1) + self.pos_start)
         if inputs_RLc is not None:
             parts.append(self.word_embed(inputs_RLc.to(self.word_embed.weight.dtype)))
-        return torch.cat(parts, dim=1) + self._position_embeddings(scales, schedule)
+        return in_a_row(parts) + self._position_embeddings(scales, schedule)
 
     @torch.no_grad()
     def init_weights(self, *, adaln_gamma: float = 1e-3, head: float = 0.02) -> None:

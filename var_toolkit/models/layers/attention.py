@@ -5,9 +5,10 @@ Letters: R rows, L tokens, C width, H heads, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import log, sqrt
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -76,6 +77,14 @@ def _pyramid(q: Tensor, k: Tensor, v: Tensor, scale: float, *, scales: Schedule,
     return attend_in_pyramid(q, k, v, scales, pattern=pattern, scale=scale)
 
 
+class Constants(NamedTuple):
+    """What self-attention makes of its parameters alone: the same at every step of a run."""
+
+    bias: Tensor  # of queries, keys and values, (3 C)
+    factor: Tensor | None  # of the queries of each head, (1, H, 1, 1), float32; None where they have no unit length
+    weight: Tensor | None  # (D), float32, of the RMS norm whose results have unit length; None: other operators give it
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention with query and value biases and no key bias, as published for VAR.
 
@@ -94,18 +103,23 @@ class SelfAttention(nn.Module):
         self.proj = Linear(width, width)
 
     def forward(
-        self, x_RLC: Tensor, attend: Attend, cache: KVCache | None, layer: int, rotation: Rotation | None = None
+        self,
+        x_RLC: Tensor,
+        attend: Attend,
+        cache: KVCache | None,
+        layer: int,
+        rotation: Rotation | None = None,
+        constants: Constants | None = None,
     ) -> Tensor:
         """Attend to the new tokens and, if there is a cache, to all cached ones."""
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        qkv = linear(x_RLC, self.mat_qkv.weight, bias)
-        q, k, v = rearrange(qkv, "r l (three h d) -> three r h l d", three=3, h=self.heads)
+        bias, factor, weight = constants or constants_of([self])[0]
+        qkv = linear(x_RLC, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
+        q, k, v = rearrange(qkv, "r l three h d -> three r h l d")
         scale = 0.25 / sqrt(q.shape[-1])
-        if self.l2_norm:
+        if factor is not None:
             # Normalise in float32, since half precision loses the unit length; cast to v's dtype before caching.
-            q = F.normalize(q.float(), dim=-1) * self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()
-            k = F.normalize(k.float(), dim=-1)
-            scale = 1.0
+            q, k = rearrange(_normed(qkv, weight), "r l two h d -> two r h l d")
+            q, scale = q * factor, 1.0
         if rotation is not None:
             q, k = rotation(q), rotation(k)
         q, k = q.to(v.dtype), k.to(v.dtype)
@@ -113,6 +127,31 @@ class SelfAttention(nn.Module):
             k, v = cache.append(layer, k, v)
             q = q.to(k.dtype)  # the cache keeps the dtype of the weights, also under autocast
         return self.proj(rearrange(attend(q, k, v, scale), "r h l d -> r l (h d)"))
+
+
+def constants_of(layers: Sequence[SelfAttention]) -> list[Constants]:
+    """The constants of layers of equal sizes, computed for all at once."""
+    queries = torch.stack([layer.q_bias for layer in layers])
+    values = torch.stack([layer.v_bias for layer in layers])
+    biases = torch.cat((queries, torch.zeros_like(queries), values), dim=1)
+    if not layers[0].l2_norm:
+        return [Constants(bias, None, None) for bias in biases]
+    scales = torch.stack([layer.scale_mul_1H11 for layer in layers])
+    factors = scales.float().clamp(max=MAX_LOG_SCALE).exp()
+    weight, side = None, queries.shape[1] // layers[0].heads
+    if factors.is_cuda and not torch.is_grad_enabled():
+        weight = factors.new_full((side,), side**-0.5)
+    return [Constants(bias, factor, weight) for bias, factor in zip(biases, factors, strict=True)]
+
+
+def _normed(qkv_RL3HD: Tensor, weight: Tensor | None) -> Tensor:
+    """Queries and keys with unit length, (R, L, 2, H, D), float32.
+
+    With the `weight` of `Constants` one kernel computes them; it takes the values too, since it would copy a part.
+    """
+    if weight is None:
+        return F.normalize(qkv_RL3HD[:, :, :2].float(), dim=-1)
+    return F.rms_norm(qkv_RL3HD.float(), weight.shape, weight, eps=1e-24 / len(weight))[:, :, :2]
 
 
 class RotaryAttention(nn.Module):

@@ -5,7 +5,7 @@ Letters: R rows (images, twice under guidance), L tokens, C width, V vocabulary,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import NamedTuple, Self, cast
@@ -19,7 +19,7 @@ from var_toolkit.core.layers import Layers
 from var_toolkit.core.schedule import SCHEDULES, Schedule, increasing_sides
 from var_toolkit.heads.categorical import Categorical
 from var_toolkit.heads.head import Head
-from var_toolkit.models.layers.attention import Attend, SelfAttention, block_causal, to_all
+from var_toolkit.models.layers.attention import Attend, Constants, SelfAttention, block_causal, constants_of, to_all
 from var_toolkit.models.layers.by_scale import ByScale
 from var_toolkit.models.layers.linear import Linear, linear_gelu
 
@@ -58,7 +58,11 @@ class NextScaleConfig:
 
 
 class Modulation(NamedTuple):
-    """AdaLN values of one block, each (R, 1, C): gates, scales (one already added) and shifts of attention and MLP."""
+    """What a block computes once per run.
+
+    AdaLN values, each (R, 1, C): gates, scales (one already added) and shifts of attention and MLP; and what
+    `SelfAttention`, if the block has one, makes of its parameters.
+    """
 
     gate1: Tensor
     gate2: Tensor
@@ -66,6 +70,17 @@ class Modulation(NamedTuple):
     scale2: Tensor
     shift1: Tensor
     shift2: Tensor
+    attention: Constants | None = None
+
+    def of_rows(self, rows: Tensor | slice) -> Modulation:
+        """The values of some of the rows."""
+        return Modulation(*(one[rows] for one in self[:6]), self.attention)
+
+
+def modulation_of(six_R16C: Tensor, attention: Constants) -> Modulation:
+    """Gates, scales without the one, and shifts as a linear layer gives them, (R, 1, 6, C) -> the values of a block."""
+    gate1, gate2, *_, shift1, shift2 = six_R16C.unbind(2)
+    return Modulation(gate1, gate2, *(1 + six_R16C[:, :, 2:4]).unbind(2), shift1, shift2, attention)
 
 
 class FeedForward(nn.Module):
@@ -111,13 +126,11 @@ class Block(ModulatedBlock):
         else:
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def modulation(self, condition: Tensor) -> Modulation:
-        """Class embedding (R, C), or with `shared_aln` the shared values (R, 1, 6, C) -> AdaLN values."""
-        six = (
-            condition + self.ada_gss if hasattr(self, "ada_gss") else self.ada_lin(condition).view(-1, 1, 6, self.width)
-        )
-        gate1, gate2, scale1, scale2, shift1, shift2 = six.unbind(2)
-        return Modulation(gate1, gate2, 1 + scale1, 1 + scale2, shift1, shift2)
+    def modulation(self, condition: Tensor, attention: Constants) -> Modulation:
+        """SiLU of the class embedding (R, C), or with `shared_aln` the shared values (R, 1, 6, C) -> AdaLN values."""
+        if hasattr(self, "ada_gss"):
+            return modulation_of(condition + self.ada_gss, attention)
+        return modulation_of(self.ada_lin[1](condition).view(-1, 1, 6, self.width), attention)
 
     def forward(
         self,
@@ -130,12 +143,18 @@ class Block(ModulatedBlock):
         between: Tensor | None = None,
     ) -> Tensor:
         """`between` is added between attention and MLP."""
-        h = self.attn(self._modulated(x_RLC, m.scale1, m.shift1), attend, cache, layer)
+        h = self.attn(self._modulated(x_RLC, m.scale1, m.shift1), attend, cache, layer, constants=m.attention)
         x_RLC = torch.addcmul(x_RLC, self._stochastic_depth(h), m.gate1)
         if between is not None:
             x_RLC = x_RLC + between
         h = self.ffn(self._modulated(x_RLC, m.scale2, m.shift2))
         return torch.addcmul(x_RLC, self._stochastic_depth(h), m.gate2)
+
+
+def modulations(blocks: Sequence[Block], condition: Tensor) -> list[Modulation]:
+    """The `modulation` of several blocks."""
+    constants = constants_of([block.attn for block in blocks])
+    return [block.modulation(condition, own) for block, own in zip(blocks, constants, strict=True)]
 
 
 class HeadNorm(nn.Module):
@@ -181,7 +200,7 @@ class NextScaleTransformer(ByScale, nn.Module):
     def _modulation_input(self, class_RC: Tensor) -> Tensor:
         """The input of `Block.modulation`."""
         if not self.config.shared_aln:
-            return class_RC
+            return F.silu(class_RC)  # once for all blocks
         return self.shared_ada_lin(class_RC).view(-1, 1, 6, self.config.embed_dim)
 
     def _add_positions(self) -> None:
@@ -196,8 +215,7 @@ class NextScaleTransformer(ByScale, nn.Module):
         They were trained for the schedule of the network, which `require_schedule` asks for.
         """
         span = slice(self.scales.offsets[scales.start], self.scales.offsets[scales.stop])
-        levels_L = self.scales.level_ids(self.pos_1LC.device)[span]
-        return self.lvl_embed(levels_L) + self.pos_1LC[:, span]
+        return level_embeddings(self.lvl_embed, self.scales, scales) + self.pos_1LC[:, span]
 
     def _head_logits(self, head: nn.Module, hidden_RLC: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         normed = F.layer_norm(hidden_RLC, (self.config.embed_dim,), eps=self.config.norm_eps)
@@ -228,6 +246,20 @@ class NextScaleTransformer(ByScale, nn.Module):
                 ada_lin = cast(nn.Linear, block.ada_lin[1])
                 ada_lin.weight[: 2 * width].mul_(adaln_gamma)
                 ada_lin.weight[2 * width :].mul_(0.5)
+
+
+def in_a_row(parts: Sequence[Tensor]) -> Tensor:
+    """Tokens (R, L, C) of several sources, one after another; those of a single source are not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
+
+
+def level_embeddings(table: nn.Embedding, schedule: Schedule, scales: range) -> Tensor:
+    """The embeddings of the levels of the tokens of some scales, (L, C); of a single scale one for all, (1, C)."""
+    if len(scales) == 1:
+        return table.weight[scales.start, None]
+    span = slice(schedule.offsets[scales.start], schedule.offsets[scales.stop])
+    found: Tensor = table(schedule.level_ids(table.weight.device)[span])
+    return found
 
 
 def through_layers(
