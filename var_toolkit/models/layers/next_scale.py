@@ -79,8 +79,9 @@ class Modulation(NamedTuple):
 
 def modulation_of(six_R16C: Tensor, attention: Constants) -> Modulation:
     """Gates, scales without the one, and shifts as a linear layer gives them, (R, 1, 6, C) -> the values of a block."""
-    gate1, gate2, *_, shift1, shift2 = six_R16C.unbind(2)
-    return Modulation(gate1, gate2, *(1 + six_R16C[:, :, 2:4]).unbind(2), shift1, shift2, attention)
+    gate1, gate2, _, _, shift1, shift2 = six_R16C.unbind(2)
+    scale1, scale2 = (1 + six_R16C[:, :, 2:4]).unbind(2)
+    return Modulation(gate1, gate2, scale1, scale2, shift1, shift2, attention)
 
 
 class FeedForward(nn.Module):
