@@ -8,6 +8,7 @@ from golden.recipe import fill_
 
 from var_toolkit.core.noise import Noise, Stream
 from var_toolkit.formats.published import backbone_from_tensors
+from var_toolkit.models.himar import HiMARConfig
 from var_toolkit.models.mar import MAR, MARConfig
 from var_toolkit.tokenizers.latent_pyramid import LatentPyramid
 
@@ -31,7 +32,7 @@ def counts(text):
 
 def tokenizer_of(network) -> SimpleNamespace:
     """Latents alone, without an autoencoder."""
-    pyramid = LatentPyramid(network.scales, patch=network.config.patch_size)
+    pyramid = LatentPyramid(network.scales, patch=getattr(network.config, "patch_size", 1))
     return SimpleNamespace(scales=network.scales, pyramid_of=lambda schedule: pyramid, pyramid=pyramid)
 
 
@@ -49,6 +50,16 @@ def tiny_mar(salt: str = "", **changes) -> MAR:
     network = MAR(tiny_mar_config(**changes))
     fill_(network.state_dict(), salt)
     return network.eval()
+
+
+def tiny_himar_config(**changes) -> HiMARConfig:
+    """Five classes, sixteen pivots and 25 tokens of four channels."""
+    sizes = {
+        "embed_dim": 32, "encoder_depth": 1, "decoder_depth": 2, "num_heads": 2, "side": 5, "pivot_side": 4,
+        "latent_channels": 4, "buffer_size": 2, "head_depth": 1, "head_width": 16, "map_depth": 1, "map_width": 16,
+        "map_heads": 2,
+    }  # fmt: skip
+    return HiMARConfig(**{"num_classes": 5, **sizes, **changes})
 
 
 class StoredNoise(Noise):

@@ -13,7 +13,7 @@ import torch
 from runs import code_of, run_with, variant_of
 from small_flowar import tiny_config, tiny_kl
 from small_llamagen import tiny_gpt_config, tiny_vq
-from small_mar import tiny_mar_config
+from small_mar import tiny_himar_config, tiny_mar_config
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -44,6 +44,7 @@ from var_toolkit.models.distilled_var import DistilledVAR, DistilledVARConfig
 from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig
 from var_toolkit.models.flexvar import FlexVAR, FlexVARConfig
 from var_toolkit.models.flowar import FlowAR
+from var_toolkit.models.himar import HiMAR
 from var_toolkit.models.hmar import HMAR, HMARConfig
 from var_toolkit.models.infinity import Infinity, InfinityConfig
 from var_toolkit.models.layers import linear
@@ -195,6 +196,11 @@ def mar():
     return on_cuda(lambda: MAR(tiny_mar_config()))
 
 
+def himar_plan():
+    network = on_cuda(lambda: HiMAR(tiny_himar_config()))
+    return whole(on_cuda(lambda: tiny_kl(4, 5)), network, guidance=2.0, denoising_steps=3)
+
+
 def mar_plan(**head):
     return whole(on_cuda(lambda: tiny_kl(3)), mar(), guidance=2.0, **head)
 
@@ -267,6 +273,7 @@ PLANS = ASKED | {
     "flexvar": flexvar_plan,
     "flowar": flowar_plan,
     "mar": lambda: mar_plan(denoising_steps=3),
+    "himar": himar_plan,
     "mar-dpm": lambda: mar_plan(solver="dpm++", denoising_steps=3),
     "gpt": lambda: gpt_plan(top_p=0.9, guided_tokens=3),
     "code": code_plan,
@@ -292,6 +299,8 @@ def test_decoding_never_waits_for_the_device(name, edited, monkeypatch):
         if name in OF_IMAGES:
             asked = with_image(plan, asked)
         noise = Noise([0, 1], CUDA)
+        if edited and name == "himar":
+            pytest.skip("it draws whole images only")
         if edited:
             size = plan.schedule.image_size(plan.tokenizer.downsample)
             with torch.no_grad():

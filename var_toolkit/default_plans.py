@@ -25,7 +25,12 @@ CFG_SCHEDULES = ("linear", "constant")
 def default_plan(pipe: Pipeline, given: dict[str, Any]) -> Plan:
     """The plan for some settings, with the model's default number of layers, and its refiner if it has one."""
     defaults = pipe.sampling
-    found = {"guidance": weight(given, defaults, pipe.backbone), "given_steps": "steps" in given}
+    found = {
+        "guidance": weight(given, defaults, pipe.backbone),
+        "given_steps": "steps" in given,
+        "given_cfg": "cfg" in given or "guidance_scale" in given,
+        "given_pivot_cfg": "pivot_cfg" in given,
+    }
     plan = _full_depth(pipe, asdict(defaults) | given | found)
     if is_distilled(pipe.backbone):
         plan = in_steps(plan, pipe.backbone, given.get("steps"), given.get("coded"))
@@ -89,7 +94,7 @@ def _full_depth(pipe: Pipeline, chosen: dict[str, Any]) -> Plan:
     return plan_of(
         network,
         schedule=schedule,
-        guidance=chosen["guidance"],
+        guidance=_guidance(chosen, network),
         heads=heads,
         masked=masked_passes(chosen["refine"], schedule) if refined else None,
         clean=refined and chosen["refine_clean"],
@@ -97,6 +102,17 @@ def _full_depth(pipe: Pipeline, chosen: dict[str, Any]) -> Plan:
         constant=_is_constant(chosen["cfg_schedule"]),
         iterations=_iterations(chosen, network, schedule),
     )
+
+
+def _guidance(chosen: dict[str, Any], network: Any) -> float | tuple[float, ...]:
+    """The weight of guidance, or of networks with pivots those of pivots and tokens."""
+    strength: float = chosen["guidance"]
+    if not hasattr(network.config, "pivot_side"):
+        if chosen["given_pivot_cfg"]:
+            raise ValueError(f"pivot_cfg is of pivots, which {type(network).__name__} has not; use cfg")
+        return strength
+    given = chosen["pivot_cfg"] if chosen["given_pivot_cfg"] or not chosen["given_cfg"] else None
+    return (strength if given is None else given - 1, strength)
 
 
 def _is_constant(name: str) -> bool:

@@ -67,6 +67,10 @@ class SamplingSettings(TypedDict, total=False):
         float | None,
         Setting("instead, as diffusers counts for every model: 1 is off", Range(1, 1e4, meaning="off"), "SCALE"),
     ]
+    pivot_cfg: Annotated[
+        float | None,
+        Setting("Hi-MAR: guidance of the pivots, 1 is off; where only cfg is given, as that", Range(1, 1e4), "SCALE"),
+    ]
     cfg_schedule: Annotated[
         str | None,
         Setting("linear: guidance grows with the scales or tokens drawn, as published; or constant", metavar="NAME"),
@@ -99,7 +103,7 @@ class SamplingSettings(TypedDict, total=False):
     solver: Annotated[
         str | None,
         Setting(
-            "FlowAR: published, euler, midpoint or heun; MAR: published, ddpm, ddim or dpm++",
+            "FlowAR: published, euler, midpoint or heun; MAR, Hi-MAR: published, ddpm, ddim or dpm++",
             metavar="NAME",
             of=CONTINUOUS,
         ),

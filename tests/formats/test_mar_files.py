@@ -6,15 +6,17 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_mar import tiny_mar
+from small_mar import tiny_himar_config, tiny_mar
 
 from var_toolkit.cli import main
 from var_toolkit.formats.published import backbone_from_tensors, published_sampling
 from var_toolkit.loading import load
+from var_toolkit.models.himar import HiMAR
 from var_toolkit.registry import entry
 
 TOLD = {"encoder_num_heads": 2, "decoder_num_heads": 2}
 CHANNELS = 16  # of KL-16
+TABLES = {f"cond_diffloss.net.{name}": torch.zeros(1, 25, 16) for name in ("pos_embed", "c_pos_embed")}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,21 @@ def test_a_configuration_that_disagrees_is_refused_by_name(told, words):
     tensors = tiny_mar(latent_channels=CHANNELS).state_dict()
     with pytest.raises(ValueError, match=words):
         backbone_from_tensors("mar", tensors, told, "checkpoint-last.pth")
+
+
+def test_a_checkpoint_of_himar_becomes_the_network_it_is(published, tmp_path, kl16_tensors):
+    network = HiMAR(tiny_himar_config(latent_channels=CHANNELS, num_classes=1000))
+    torch.save({"model_ema": network.state_dict() | TABLES}, tmp_path / "checkpoint-last.pth")
+    told = {"backbone": {"encoder_num_heads": 2, "decoder_num_heads": 2, "head": 2}}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    files = ["--backbone", str(tmp_path / "checkpoint-last.pth"), "--tokenizer", str(published / "kl16.ckpt")]
+    options = ["--config", str(tmp_path / "config.json"), "--out", str(tmp_path / "model")]
+    assert main(["convert", "--family", "himar", *files, *options]) == 0
+    pipe = load(tmp_path / "model", device="cpu")
+    assert pipe.backbone.config == network.config
+    assert pipe.sampling == entry("himar-base").sampling
+    drawn = pipe(207, seeds=0, steps=2, solver="dpm++", denoising_steps=2, pivot_cfg=1.0, output_type="latent")
+    assert drawn.images.shape == (1, CHANNELS, 5, 5)
 
 
 @pytest.mark.parametrize(("decoder", "patch"), [(48, 1), (32, 2)])

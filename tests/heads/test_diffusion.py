@@ -104,7 +104,7 @@ class Oracle:
 
         return at
 
-    def given(self, x, chain, k):
+    def given(self, x, start, chain, k):
         return x
 
 

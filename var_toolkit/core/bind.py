@@ -26,11 +26,11 @@ class Backbone(Protocol):
 
     Its `default_head` says what kind of head it has. All kinds have `condition`; networks that draw a scale at once
     have `hidden`, those that draw token by token `next_hidden`, and those that draw groups of tokens `groups`, `order`,
-    `group_hidden`, `guidance_at` and `group_work`; categorical heads need `logits`, flow heads `field`, diffusion heads
-    `denoiser`, and masked passes `refined`. Distilled ones draw any part of an image at once by `together`, without a
-    cache. One that is `markov` attends to no scale but the one it draws, so it needs no prefill. One with `has_subnets`
-    was made to skip layers. What they draw is of `config.num_classes` classes, or a text network has `text` and
-    `request` (`conditions.text`).
+    `preserves`, `group_hidden`, `guidance_at`, `group_work` and `group_head_work`; categorical heads need `logits`,
+    flow heads `field`, diffusion heads `denoiser`, and masked passes `refined`. Distilled ones draw any part of an
+    image at once by `together`, without a cache. One that is `markov` attends to no scale but the one it draws, so it
+    needs no prefill. One with `has_subnets` was made to skip layers. What they draw is of `config.num_classes` classes,
+    or a text network has `text` and `request` (`conditions.text`).
     """
 
     scales: Schedule
@@ -295,7 +295,7 @@ def _passes(one: Bound) -> int:
 def _work(one: Bound, schedule: Schedule) -> int:
     network, step = one.network, one.step
     if isinstance(step.places, Group):
-        drawn = step.head.rows(step.guidance, one.rows) * network.head_work(step.places.count)
+        drawn = step.head.rows(step.guidance, one.rows) * network.group_head_work(step.places, schedule)
         return one.rows * network.group_work(step.places, schedule) + drawn
     if isinstance(step.places, Together):
         new, head = step.places.covered(schedule), cast(OneShot, step.head)

@@ -274,7 +274,7 @@ def plan_of(
     network: Any,
     *,
     schedule: Schedule | None = None,
-    guidance: float = 0.0,
+    guidance: float | tuple[float, ...] = 0.0,
     head: Head | None = None,
     heads: Iterable[Head] | None = None,
     masked: Iterable[tuple[int, ...]] | None = None,
@@ -286,13 +286,14 @@ def plan_of(
     """The plan by which a network draws an image of a schedule on its own; default: the schedule of the network.
 
     `guidance` is that of the last scale, which the ramp of the network lowers for the others unless it is `constant`;
-    it acts on the scales (for a network that draws token by token: the tokens) in `guided`. `heads` and `masked` have
-    one entry per scale. `iterations` are those of a network that draws groups of tokens. `fields` are further fields of
-    every step.
+    it acts on the scales (for a network that draws token by token: the tokens) in `guided`; several numbers are of each
+    map. `heads` and `masked` have one entry per scale. `iterations` are those of a network that draws groups of tokens.
+    `fields` are further fields of every step.
     """
     schedule = schedule or network.scales
     head = head or network.default_head
     ramp, steps = (1.0,) * len(schedule) if constant else network.guidance_ramp(schedule), []
+    strength = guidance if isinstance(guidance, tuple) else (guidance,) * len(schedule)
     by_scale = list(heads) if heads is not None else [head] * len(schedule)
     passes = list(masked) if masked is not None else [()] * len(schedule)
     chosen = network.places(schedule) if iterations is None else network.groups(schedule, iterations)
@@ -301,7 +302,9 @@ def plan_of(
             k = 0 if isinstance(part, Tokens | Together) else part.index
             drawn = network.head_at(by_scale[k], schedule, k)
             share = ramp[k] if constant or not isinstance(part, Group) else network.guidance_at(part, schedule)
-            steps.append(Step(part, guidance=guidance * share if on else 0.0, head=drawn, masked=passes[k], **fields))
+            steps.append(
+                Step(part, guidance=strength[k] * share if on else 0.0, head=drawn, masked=passes[k], **fields)
+            )
     return Plan(schedule, tuple(steps))
 
 

@@ -28,15 +28,17 @@ class Sketch:
     def begun(cls, network: Any, schedule: Schedule, scale: int, noise: Noise, preserved: Preserved | None) -> Sketch:
         """A map of which only what is preserved is known.
 
-        Networks of any order take preserved tokens as drawn before all others; those of a fixed order draw them, too,
-        and they are written over what was drawn.
+        Networks that preserve tokens "first" take them as drawn before all others; those that have them "written over"
+        draw them, too. ValueError for a network that does neither.
         """
         order_BL = network.order(schedule, scale, noise)
         tokens_BLc = torch.zeros(*order_BL.shape, network.channels, device=order_BL.device)
         if preserved is None:
             return cls(order_BL, tokens_BLc, 0)
+        if network.preserves is None:
+            raise ValueError(f"{type(network).__name__} draws whole images only; edit with MAR or another model")
         tokens_BLc = preserved.merge_tokens(scale, tokens_BLc)
-        if not network.any_order:
+        if network.preserves == "written over":
             return cls(order_BL, tokens_BLc, 0)
         drawn_BL = ~preserved.mask[scale].expand_as(order_BL).gather(1, order_BL)
         ranks = drawn_BL.long().argsort(dim=1, stable=True)

@@ -181,6 +181,10 @@ class Diffusion(Head):
         """The head with the solver that "published" stands for in a network."""
         return replace(self, solver=solver) if self.solver == "published" else self
 
+    def with_steps(self, count: int) -> Self:
+        """The head with another number of steps."""
+        return replace(self, denoising_steps=count)
+
     def chain(self, schedule: str) -> Chain:
         """The steps that the solver takes of a training schedule."""
         counts = self.denoising_steps
@@ -195,7 +199,8 @@ class Diffusion(Head):
         with torch.autocast(hidden_RLC.device.type, enabled=False):
             denoiser = at.network.denoiser(hidden_RLC, at)
             chain, channels = self.chain(denoiser.schedule), at.network.channels
-            x = at.noise.normal_at(Stream.DIFFUSION, at.positions, channels)
+            where, again = denoiser.places(at), at.attempt if denoiser.whole else 0
+            x = at.noise.normal_at(Stream.DIFFUSION, where, channels, attempt=again)
 
             def predicted(state: Tensor, k: int) -> Prediction:
                 found = denoiser(state.repeat(2, 1, 1) if at.guided else state, chain.indices[k])
@@ -205,10 +210,11 @@ class Diffusion(Head):
 
             if self.solver == "ddpm":
                 width = channels * len(chain.indices)
-                added = at.noise.normal_at(Stream.DIFFUSION_STEPS, at.positions, width)
+                added = at.noise.normal_at(Stream.DIFFUSION_STEPS, where, width, attempt=again)
                 found = ddpm(chain, predicted, x, added * self.temperature, denoiser)
             else:
                 found = {"ddim": ddim, "dpm++": dpm}[self.solver](chain, predicted, x, denoiser)
+            found = denoiser.kept(found)
         return Drawn(found, found, None)
 
     def evaluations(self) -> int:
@@ -232,13 +238,22 @@ class Denoiser(Protocol):
 
     schedule: str  # of betas, that it was trained with
     prediction: str
+    whole: bool  # whether each group's chain is of the whole map, again and again
+
+    def places(self, at: Setting) -> Tensor:
+        """Positions of the tokens that are denoised, in the pyramid, (B, N)."""
+        ...
+
+    def kept(self, x_BNc: Tensor) -> Tensor:
+        """Those of the denoised tokens that a group draws."""
+        ...
 
     def __call__(self, x_RNc: Tensor, index: int) -> Prediction:
         """What it says of states, float32, at a training step."""
         ...
 
-    def given(self, x_BNc: Tensor, chain: Chain, k: int) -> Tensor:
-        """The state before a step of a chain; what is known is written over it where a whole map is denoised."""
+    def given(self, x_BNc: Tensor, start_BNc: Tensor, chain: Chain, k: int) -> Tensor:
+        """The state before a step of a chain that began with `start_BNc`, with what is known written over it."""
         ...
 
 
@@ -254,9 +269,10 @@ def guided(found: Prediction, guidance: float) -> Prediction:
 
 def ddpm(chain: Chain, predicted: Predicted, x: Tensor, added_BNTc: Tensor, denoiser: Denoiser) -> Tensor:
     """Ancestral sampling with noise of T steps, (B, N, T c), the first of which is for the noisiest state."""
+    start = x
     steps = added_BNTc.unflatten(-1, (len(chain.indices), -1)).unbind(2)
     for k, added in zip(reversed(range(len(chain.indices))), steps, strict=True):
-        x = denoiser.given(x, chain, k)
+        x = denoiser.given(x, start, chain, k)
         found = predicted(x, k)
         mean, log_variance = posterior(chain, x, found, k, denoiser.prediction)
         x = mean if k == 0 else mean + torch.exp(0.5 * log_variance) * added
@@ -275,8 +291,9 @@ def posterior(chain: Chain, x: Tensor, found: Prediction, k: int, prediction: st
 
 def ddim(chain: Chain, predicted: Predicted, x: Tensor, denoiser: Denoiser) -> Tensor:
     """The deterministic solver of first order (arXiv 2010.02502)."""
+    start = x
     for k in reversed(range(len(chain.indices))):
-        x = denoiser.given(x, chain, k)
+        x = denoiser.given(x, start, chain, k)
         value = predicted(x, k).value
         data, noise = (part(x, value, k, denoiser.prediction) for part in (chain.clean, chain.noise))
         x = sqrt(chain.before[k]) * data + sqrt(1 - chain.before[k]) * noise
@@ -289,9 +306,10 @@ def dpm(chain: Chain, predicted: Predicted, x: Tensor, denoiser: Denoiser) -> Te
     Not by diffusers' scheduler, which it agrees with: that holds the state of one draw and is made anew for each, and
     looks every step up in a tensor.
     """
+    start = x
     last, before = None, 0.0  # data and half the logarithm of the signal-to-noise ratio, one step earlier
     for k in reversed(range(len(chain.indices))):
-        x = denoiser.given(x, chain, k)
+        x = denoiser.given(x, start, chain, k)
         data = chain.clean(x, predicted(x, k).value, k, denoiser.prediction)
         if k == 0:
             return data

@@ -19,20 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.conditions.condition import Condition as Given
-from var_toolkit.conditions.condition import labels_of
-from var_toolkit.core.cache import KVCache
-from var_toolkit.core.noise import Noise
 from var_toolkit.core.plan import Group
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.core.sketch import Sketch
 from var_toolkit.formats.state_dicts import Arguments, Tensors, count, shape
-from var_toolkit.heads.diffusion import PREDICTIONS, Diffusion
-from var_toolkit.heads.head import Head, Setting
+from var_toolkit.heads.diffusion import PREDICTIONS
+from var_toolkit.heads.head import Setting
 from var_toolkit.models.family import Family
-from var_toolkit.models.layers.by_scale import OwnSchedule
 from var_toolkit.models.layers.diffusion_head import DiffusionMLP, TokenDenoiser, under
 from var_toolkit.models.layers.linear import Linear
-from var_toolkit.models.layers.masked_order import cosine_groups, drawn_share
+from var_toolkit.models.layers.masked_order import Condition, RandomOrder, block_work, cosine_groups, taken
 from var_toolkit.models.layers.vit_block import EPS, ViTBlock
 from var_toolkit.tokenizers.kl16 import FILES
 
@@ -81,16 +77,13 @@ class MARConfig:
         return self.encoder_depth + self.decoder_depth
 
 
-class MAR(OwnSchedule, nn.Module):
+class MAR(RandomOrder, nn.Module):
     """Class and known tokens -> features of hidden tokens -> a denoiser of each.
 
     `forward` is the training pass; decoding calls `condition` once, then `group_hidden` and `denoiser` group by group.
     """
 
-    markov = True  # nothing is cached: each pass reads all that is known
-    has_subnets = False
-    any_order = True
-    default_head = Diffusion("ddpm")
+    preserves = "first"
 
     def __init__(self, config: MARConfig) -> None:
         super().__init__()
@@ -138,39 +131,14 @@ class MAR(OwnSchedule, nn.Module):
         """The groups of the default number of iterations."""
         return self.groups(schedule, min(DEFAULT_ITERATIONS, schedule.lengths[0]))
 
-    def guidance_ramp(self, schedule: Schedule) -> tuple[float, ...]:
-        """Guidance of the only map; `guidance_at` lowers it."""
-        return (1.0,)
-
-    def guidance_at(self, group: Group, schedule: Schedule) -> float:
-        """What guidance is multiplied with at a group."""
-        return drawn_share(group, schedule)
-
-    def head_at(self, head: Head, schedule: Schedule, scale: int) -> Head:
-        """The head, with the solver of the authors where that is asked for."""
-        return head.published_as("ddpm") if isinstance(head, Diffusion) else head
-
-    def order(self, schedule: Schedule, scale: int, noise: Noise) -> Tensor:
-        """The random order of each image, (B, L)."""
-        return noise.order(schedule.offsets[scale], schedule.lengths[scale])
-
-    def new_cache(self, rows: int, capacities: Any = None) -> KVCache:
-        """A cache without layers."""
-        weight = self.mask_token
-        return KVCache((), rows=rows, heads=1, head_dim=1, dtype=weight.dtype, device=weight.device)
-
-    def cache_values(self, tokens: int) -> int:
-        """Nothing is cached."""
-        return 0
-
     def layer_work(self, new: int, context: int) -> int:
         """Multiply-adds per layer of the decoder and row of `new` tokens that attend to `context` tokens."""
-        return _block_work(self.config.decoder_embed_dim, self.config.mlp_ratio, new, context)
+        return block_work(self.config.decoder_embed_dim, self.config.mlp_ratio, new, context)
 
     def group_work(self, group: Group, schedule: Schedule) -> int:
         """Multiply-adds of both stacks for the features of a group, a row."""
         c, seen, every = self.config, self.config.buffer_size + group.first, self.config.buffer_size + schedule.total
-        encoder = c.encoder_depth * _block_work(c.embed_dim, c.mlp_ratio, seen, seen)
+        encoder = c.encoder_depth * block_work(c.embed_dim, c.mlp_ratio, seen, seen)
         decoder = (c.decoder_depth - 1) * self.layer_work(every, every) + self.layer_work(group.count, every)
         rest = 2 * (every - group.count) * c.decoder_embed_dim**2  # keys and values of the last block
         return encoder + decoder + rest + seen * c.embed_dim * c.decoder_embed_dim
@@ -180,13 +148,7 @@ class MAR(OwnSchedule, nn.Module):
         c, width = self.config, self.config.head_width
         return drawn * ((5 * c.head_depth + 2) * width**2 + 3 * width * self.channels)
 
-    def condition(self, given: Given) -> Condition:
-        """Labels (`num_classes` is the null class) -> the vector of each row."""
-        labels = labels_of(given, type(self).__name__)
-        known = self.class_emb(labels.clamp(max=self.config.num_classes - 1))
-        return Condition(torch.where((labels == self.config.num_classes).unsqueeze(-1), self.fake_latent, known))
-
-    def group_hidden(self, condition: Condition, sketch: Sketch, end: int, *, scale: int, cache: KVCache) -> Tensor:
+    def group_hidden(self, condition: Condition, sketch: Sketch, end: int, *, scale: int, cache: Any) -> Tensor:
         """Features of the tokens from the first unknown one up to rank `end`, (R, N, C)."""
         copies = len(condition.rows_RC) // len(sketch.order_BL)
         order, tokens = sketch.order_BL.repeat(copies, 1), sketch.tokens_BLc.repeat(copies, 1, 1)
@@ -195,7 +157,7 @@ class MAR(OwnSchedule, nn.Module):
     def encoded(self, condition: Condition, tokens_RLc: Tensor, order_RL: Tensor, known: int) -> Tensor:
         """The encoder's output for the buffer and the first `known` tokens of an order, (R, buffer + known, C)."""
         seen_RK, buffer = order_RL[:, :known], self.config.buffer_size
-        x = self.z_proj(_at(tokens_RLc, seen_RK).to(self.z_proj.weight.dtype))
+        x = self.z_proj(taken(tokens_RLc, seen_RK).to(self.z_proj.weight.dtype))
         places, first = self.encoder_pos_embed_learned, condition.rows_RC.unsqueeze(1)
         x = torch.cat((first + places[:, :buffer], x + places[0, buffer:][seen_RK]), dim=1)
         x = self.z_proj_ln(x)
@@ -249,25 +211,6 @@ class MAR(OwnSchedule, nn.Module):
         ):  # fmt: skip
             nn.init.normal_(table, std=0.02)
         self.head.init_weights()
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What depends on the labels: the vector that fills the buffer of each row."""
-
-    rows_RC: Tensor  # noqa: N815
-
-    def of_rows(self, rows: Tensor | slice) -> Condition:
-        """The condition of some of the rows."""
-        return Condition(self.rows_RC[rows])
-
-
-def _at(tokens_RLc: Tensor, positions_RN: Tensor) -> Tensor:
-    return tokens_RLc.gather(1, positions_RN.unsqueeze(-1).expand(-1, -1, tokens_RLc.shape[-1]))
-
-
-def _block_work(width: int, ratio: float, new: int, context: int) -> int:
-    return round(new * ((4 + 2 * ratio) * width**2 + 2 * context * width))
 
 
 ARGUMENTS = Arguments(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.heads.diffusion import Chain, Prediction
+from var_toolkit.heads.head import Setting
 from var_toolkit.models.layers.flow_head import StepEmbedding
 from var_toolkit.models.layers.linear import Linear, linear_silu
 
@@ -103,7 +104,7 @@ class DiffusionMLP(InFloat32):
 class TokenDenoiser:
     """The MLP with the features of some tokens (`heads.diffusion.Denoiser`)."""
 
-    schedule = "cosine"
+    schedule, whole = "cosine", False
 
     def __init__(self, net: DiffusionMLP, hidden_RNC: Tensor, prediction: str) -> None:
         self.net, self.prediction = net, prediction
@@ -114,11 +115,20 @@ class TokenDenoiser:
         value, variance = self.net(x_RNc, step, self.embedded).chunk(2, dim=-1)
         return Prediction(value, (variance + 1) / 2)
 
-    def given(self, x_BNc: Tensor, chain: Chain, k: int) -> Tensor:
+    def places(self, at: Setting) -> Tensor:
+        """The positions of the group."""
+        assert at.positions is not None
+        return at.positions
+
+    def kept(self, x_BNc: Tensor) -> Tensor:
+        """All of them."""
+        return x_BNc
+
+    def given(self, x_BNc: Tensor, start_BNc: Tensor, chain: Chain, k: int) -> Tensor:
         """The state as it is: every token is unknown."""
         return x_BNc
 
 
-def under(net: DiffusionMLP) -> nn.ModuleDict:
+def under(net: nn.Module) -> nn.ModuleDict:
     """The network under its published name."""
     return nn.ModuleDict({"net": net})
