@@ -97,7 +97,7 @@ def test_a_rule_of_another_package_is_read_where_it_was_imported_and_nothing_is_
         (lambda told: told["steps"][1].update(guidance=-1), "steps: 1: guidance is -1"),
         (lambda told: told["steps"][1].update(guidence=1), "unknown key 'guidence'"),
         (lambda told: told["steps"].pop(), "the schedule has 30"),
-        (lambda told: told["steps"][0].update(places={"kind": "Flow"}), "must be a Scale, Tokens or a Group"),
+        (lambda told: told["steps"][0].update(places={"kind": "Flow"}), "must be a Scale, Tokens"),
         (lambda told: told["steps"][0].update(head={"kind": "Scale", "index": 1}), "must be a head"),
         (lambda told: told["steps"][0].update(verify={"kind": "Scale", "index": 1}), "verify"),
         (lambda told: told["steps"][0].update(layers={"kind": "Scale", "index": 1}), "layers"),
