@@ -75,6 +75,7 @@ MODELS = {
     "classifier": {"widths": [8, 8]},
     "scene-detector": {"widths": [8, 8, 8, 8]},
     "variant": DEEPER,
+    "distilled-decoding": VAR | {"coded": 1, "jumps": [2]},
     "hmar": HMAR,
     "hmar-mask": HMAR,
 }  # VAR for the others
@@ -138,7 +139,7 @@ def settings(parts: Path) -> Callable[..., dict[str, Any]]:
         values = copy.deepcopy({"objective": objective, "model": model, **COMMON, "objective_options": options})
         if objective in ("scene-detector", "infinity"):
             values["data"] = {"kind": "scenes", "count": 24, "validation_count": 8}
-        if objective in DRAFTERS:
+        if objective in (*DRAFTERS, "distilled-decoding"):
             values["data"] = {"kind": "samples", "count": 24, "validation_count": 8}
         if objective not in ("tokenizer", "raster-tokenizer", "bits-tokenizer", "kl", "classifier", "scene-detector"):
             values["tokenizer"] = str(parts / TOKENIZERS.get(objective, "tokenizer"))
@@ -157,6 +158,7 @@ def _options(parts: Path) -> dict[str, dict[str, Any]]:
         "refiner": drafter | {"teacher": str(parts / "teacher")},
         "hmar-mask": {"initial": str(parts / "hmar")},
         "cca": {"initial": str(parts / "var")},
+        "distilled-decoding": {"teacher": str(parts / "var"), "solver": "euler", "flow_steps": 4},
         **{name: {"teacher": str(parts / "raster-teacher")} for name in DRAFTERS},
         "infinity": {"text_heads": 2, "text_depth": 1},
         "variant": {"subnets": [2], "full_scales": 1, "subnet_probability": [0.5, 0.5]},

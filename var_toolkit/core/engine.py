@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from var_toolkit.conditions.condition import Asked, of_labels
 from var_toolkit.core.bind import Bound, Run
 from var_toolkit.core.canvas import Canvas
-from var_toolkit.core.filters import pick
 from var_toolkit.core.finite import FiniteCheck
 from var_toolkit.core.masked import redrawn
 from var_toolkit.core.noise import Noise, RunNoise, Stream
@@ -256,16 +255,16 @@ def _draw_tokens(drawing: Drawing, one: Bound) -> None:
     drawing.enter(one)
     at, head, cache = drawing.setting(one), cast(Categorical, one.step.head), drawing.cache
     new = one.step.places.covered(drawing.run.schedule)
-    uniform_BL = drawing.noise.uniform(Stream.TOKEN, new.start, len(new))
-    before = drawing.begun if drawing.begun is not None else uniform_BL.new_empty(len(uniform_BL), 0, dtype=torch.int64)
+    picked, first = head.picker(at, new.start, len(new)), drawing.condition.tokens
+    count = len(drawing.request)
+    before = drawing.begun if drawing.begun is not None else first.new_empty(count, 0, dtype=torch.int64)
     unread, found = before[:, cache.tokens :], []
     for position in new:
         hidden = one.network.next_hidden(
             drawing.condition.tokens if cache.length == 0 else None, unread.repeat(one.rows, 1), cache=cache
         )
         logits = one.network.logits(drawing.condition, hidden[:, -1:])
-        probabilities = head.probabilities(head.choices(logits, at, f"the logits of token {position}"))
-        unread = pick(probabilities, uniform_BL[:, position - new.start, None])
+        unread = picked(head.choices(logits, at, f"the logits of token {position}"), position - new.start)
         if drawing.preserved is not None:
             unread = drawing.preserved.merge_tokens(0, unread, slice(position, position + 1))
         found.append(unread)

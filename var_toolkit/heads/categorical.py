@@ -5,6 +5,7 @@ Letters: B images, R rows (B, or 2B under guidance: conditional half first), L t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,11 +52,20 @@ class Categorical(Head):
     def draw(self, hidden_RLC: Tensor, at: Setting) -> Drawn:
         """The tokens of some features, from the noise of their positions."""
         logits = self.choices(at.network.logits(at.condition, hidden_RLC), at)
-        tokens = pick(self.probabilities(logits), at.noise.uniform(Stream.TOKEN, at.first, at.count))
+        tokens = self.picker(at, at.first, at.count)(logits, 0)
         if not self.smooth:
             return Drawn(tokens, None, logits)
         gumbel = at.noise.gumbel(Stream.SMOOTH, at.first, at.count, logits.shape[-1])
         return Drawn(tokens, soft_codes(logits, gumbel, at.pyramid.codebook(), progress=at.progress), logits)
+
+    def picker(self, at: Setting, first: int, count: int) -> Callable[[Tensor, int], Tensor]:
+        """What draws tokens from `filtered` logits: those of a position, of `count` from `first` on, and after it."""
+        uniform_BL = at.noise.uniform(Stream.TOKEN, first, count)
+
+        def picked(filtered_BLV: Tensor, position: int) -> Tensor:
+            return pick(self.probabilities(filtered_BLV), uniform_BL[:, position : position + filtered_BLV.shape[1]])
+
+        return picked
 
     def choices(self, logits_RLV: Tensor, at: Setting, what: str = "") -> Tensor:
         """Logits of the rows -> those of the images, guided and filtered. `what` names the logits where several are."""

@@ -22,6 +22,7 @@ class Batch(NamedTuple):
     features: Tensor | None = None  # (B, C, h, w) float32, latents before quantisation
     damaged: tuple[str, ...] = ()  # files that were replaced by other images of their classes
     captions: tuple[str, ...] | None = None  # one for each image, of data that has them
+    noise: Tensor | None = None  # (B, L, C) float32, that led to the tokens (`heads.flowed`)
 
 
 Caption = Callable[[int, int], str]  # the number of an image, and an epoch -> a caption of the image

@@ -188,6 +188,8 @@ def class_names_of(data: Data, source: Source) -> Named:
     """The class names that what is trained on these images is delivered with."""
     if isinstance(data, StillLifesData):
         return "still-lifes"
+    if isinstance(data, SamplesData):
+        return data.class_names
     if isinstance(data, FoldersData) and isinstance(source, FileImages) and isinstance(source.files, ClassFolders):
         return _named(data, source.files.classes)
     return None

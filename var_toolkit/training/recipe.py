@@ -97,6 +97,7 @@ class SamplesData:
     kind: Literal["samples"] = "samples"
     count: int = 6_000
     validation_count: int = 500
+    class_names: Literal["imagenet", "still-lifes"] | None = None  # of the teacher, which its weights do not tell
 
     def __post_init__(self) -> None:
         _require(self.count > 0, f"count is {self.count}; expected a number above 0")

@@ -10,7 +10,12 @@ from var_toolkit import registry
 Registered = TypeVar("Registered", bound=type)
 _REGISTRY: dict[str, Any] = {}
 ROOMS = ("var_toolkit.training", "var_toolkit.still_life")
-OF_ANY_FAMILY = ("var", "raster-gpt", "cca")  # objectives that ask of a network only what its family has in common
+OF_ANY_FAMILY = (
+    "var",
+    "raster-gpt",
+    "cca",
+    "distilled-decoding",
+)  # objectives that ask of a network only what its family has in common
 
 
 def objective(name: str) -> Callable[[Registered], Registered]:

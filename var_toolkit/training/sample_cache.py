@@ -1,6 +1,6 @@
-"""Samples of a next-token model that its proposers are trained on, drawn once and stored on disk as tokens.
+"""Samples of a model that other networks are trained on, drawn once and stored on disk as tokens.
 
-Letters: N images, L tokens.
+Letters: B images of a batch, N images, L tokens of all maps, C channels of a code.
 """
 
 import json
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from var_toolkit.core.bind import Run
+from var_toolkit.core.noise import Noise, Stream
 from var_toolkit.pipeline import Pipeline
+from var_toolkit.training.batches import Batch, TokenArray
 from var_toolkit.training.code_cache import Stored, cached, hash_of, token_dtype
 from var_toolkit.training.draws import derived
 
@@ -32,15 +34,30 @@ def cached_samples(
     labels = spread_labels(count, backbone.config.num_classes, split)
     plan = json.dumps(run.plan.to_json(), sort_keys=True)
     name = f"samples-{split}-{count}-{hash_of(backbone.state_dict(), plan)}"
-    stored = Stored(name, (backbone.config.tokens,), token_dtype(backbone.config.vocab_size), "drawing")
+    stored = Stored(name, (run.schedule.total,), token_dtype(backbone.config.vocab_size), "drawing")
     pipe, first = Pipeline(run.tokenizer, backbone), FIRST_SEEDS[split]
 
     def tokens(start: int) -> Iterator[Tensor]:
         seeds = range(first + start, first + count)
         for batch in pipe.stream(labels[start:], seeds=seeds, plan=run.plan, batch_size=BATCH, output_type="latent"):
-            yield batch.tokens[0]
+            yield torch.cat(batch.tokens, dim=1)
 
     return cached(stored, count, tokens, directory, progress=progress), labels.numpy()
+
+
+class Trajectories(TokenArray):
+    """Tokens of `cached_samples` with the noise that led to them, which is computed again from the seeds."""
+
+    def __init__(
+        self, tokens: np.ndarray, labels: np.ndarray, device: torch.device, *, split: str, channels: int
+    ) -> None:
+        super().__init__(tokens, labels, device)
+        self.first, self.channels = FIRST_SEEDS[split], channels
+
+    def _batch(self, numbers: Tensor, places: Tensor, epoch: int) -> Batch:
+        noise = Noise((numbers + self.first).tolist(), self.device)
+        values = noise.normal(Stream.FLOW, 0, self.values.shape[1], self.channels)
+        return super()._batch(numbers, places, epoch)._replace(noise=values)
 
 
 def spread_labels(count: int, classes: int, split: str) -> Tensor:
