@@ -23,7 +23,7 @@ LEVELS = (
     ("methods",),
     (
         "pipeline", "streaming", "loading", "saving", "output", "default_plans", "settings", "editing",
-        "formats.model_card", "wanted", "image_conditions",
+        "formats.model_card", "wanted", "image_conditions", "precision",
     ),
     (
         "evaluation", "training", "still_life.quality", "still_life.editing_quality", "still_life.data_set",

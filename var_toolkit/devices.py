@@ -41,13 +41,23 @@ def processor_features() -> frozenset[str]:
     return frozenset(next(words, []))
 
 
+UNITS = {
+    "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
+    "int8": {"avx512_vnni", "avx_vnni", "amx_int8"},
+}  # of processors, by what they multiply
+
+
+def has_units(name: str) -> bool:
+    """Whether the processor is known to have units for a precision."""
+    return bool(processor_features() & UNITS[name])
+
+
 def slow_dtype(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a dtype is slow on the processor, in one line; None if it is not, or if that cannot be found out."""
-    units = {torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"}, torch.float16: {"avx512_fp16", "amx_fp16", "asimdhp"}}
-    features = processor_features()
-    if device.type != "cpu" or dtype not in units or not features or features & units[dtype]:
-        return None
     name = str(dtype).removeprefix("torch.")
+    if device.type != "cpu" or name not in UNITS or not processor_features() or has_units(name):
+        return None
     return f"this processor has no {name} units, so {name} is several times as slow as float32; use float32"
 
 

@@ -35,6 +35,7 @@ from var_toolkit.methods.collaborative import collaborative, require_one_tokeniz
 from var_toolkit.methods.distilled import is_distilled, with_teacher
 from var_toolkit.methods.speculative.settings import DraftModel
 from var_toolkit.pipeline import Pipeline
+from var_toolkit.precision import precision_of
 from var_toolkit.registry import CONFIG, Embedded, Entry, Hub, Sampling
 from var_toolkit.tokenizers.codebook import CodebookTokenizer
 from var_toolkit.tokenizers.kl import KLTokenizer
@@ -80,7 +81,7 @@ def load(
     draft_model: str | Path | None = None,
     revision: str | None = None,
     device: str = "auto",
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = torch.float32,
 ) -> Pipeline:
     """A pipeline from a zoo name, a model directory, a hub id user/name or user/name@revision, or a pair of these.
 
@@ -88,10 +89,12 @@ def load(
 
     An existing directory has precedence over a name. For a model of continuous tokens, `tokenizer` replaces its own by
     any AutoencoderKL of diffusers with the same number of channels: a directory, a hub id, or a name. A `revision` of a
-    hub id is a branch, a tag or a commit. `device` "auto" is CUDA if available, else the CPU. ValueError in one line
-    for a source that does not exist, is damaged or does not fit.
+    hub id is a branch, a tag or a commit. `device` "auto" is CUDA if available, else the CPU. `dtype` may also be
+    "int8" (`Pipeline.quantize`) or "auto", the fastest precision of the device (`precision`); a model that was saved in
+    int8 stays so. ValueError in one line for a source that does not exist, is damaged or does not fit.
     """
     where = find_device(device)
+    precision = precision_of(dtype, where)
     if revision is not None:
         source = at_revision(str(source), revision)
     if draft_model is not None:
@@ -100,7 +103,10 @@ def load(
         skeleton(
             source, tokenizer=tokenizer
         )  # raises ValueError for parts that do not fit, before any weights are read
-    return _opened(source, tokenizer, weights=True).to(where, dtype)
+    pipe = _opened(source, tokenizer, weights=True)
+    if precision.quantized:
+        pipe.quantize()
+    return pipe.to(where, precision.wide)
 
 
 def skeleton(source: Source, *, tokenizer: str | Path | None = None) -> Pipeline:

@@ -37,8 +37,10 @@ from var_toolkit.images import Given, as_output, given_square
 from var_toolkit.methods.by_name import apply_method
 from var_toolkit.methods.collaborative import refiner_role
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
+from var_toolkit.models.layers.int8_linear import is_quantized, quantize_linears
 from var_toolkit.models.layers.linear import pack_linears
 from var_toolkit.output import PipelineOutput, joined
+from var_toolkit.precision import require_int8
 from var_toolkit.registry import Sampling
 from var_toolkit.saving import parts, push, save
 from var_toolkit.setting_table import SETTINGS, Settings, SpeculationSettings
@@ -98,7 +100,7 @@ class Pipeline:
         what = f"{self.backbone.config.num_classes} classes" if self.text is None else "text"
         return (
             f"Pipeline({networks}, {tokenizer}, {what}, {side} x {side} pixels, "
-            f"{self.device}, {str(self.dtype).removeprefix('torch.')})"
+            f"{self.device}, {self.precision})"
         )
 
     @property
@@ -144,8 +146,13 @@ class Pipeline:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the networks."""
+        """The dtype of the networks, and of a quantised backbone all that is not quantised."""
         return next(self.backbone.parameters()).dtype
+
+    @property
+    def precision(self) -> str:
+        """The precision of the backbone by name: "int8" if it is quantised, else its dtype."""
+        return "int8" if is_quantized(self.backbone) else str(self.dtype).removeprefix("torch.")
 
     def to(
         self,
@@ -159,6 +166,8 @@ class Pipeline:
         weights would become infinite in the dtype. Plans made before still fit: they hold the same networks.
         """
         device, dtype = destination(*places, device, dtype)
+        if device is not None and any(map(is_quantized, self.networks)):
+            require_int8(device)
         for network in self.networks:
             require_fit(network.state_dict(), dtype, type(network).__name__)
         self.tokenizer.place(device, dtype)
@@ -166,6 +175,20 @@ class Pipeline:
             network.to(device=device, dtype=dtype)
         if self.text_encoder is not None and device is not None:
             self.text_encoder.to(device)
+        return self
+
+    def quantize(self, precision: str = "int8") -> Pipeline:
+        """Compute the linear layers of the transformer blocks in 8 bits from here on, in place: for inference only.
+
+        Weights have a scale for each output channel, inputs one for each token. Heads, norms, what reads the condition
+        and the tokenizer keep their dtype. Saved so, a model is loaded so. ValueError for another precision than
+        "int8", for a device that cannot compute in it, and for a network in which no layer can be quantised.
+        """
+        if precision != "int8":
+            raise ValueError(f"precision is {precision!r}; networks can be quantised to 'int8' only")
+        require_int8(self.device)
+        for network in self.networks:
+            quantize_linears(network)
         return self
 
     def pack(self) -> Pipeline:
@@ -426,7 +449,7 @@ class Pipeline:
         draft_model: str | Path | None = None,
         revision: str | None = None,
         device: str = "auto",
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = torch.float32,
     ) -> Pipeline:
         """The same as `load`."""
         from var_toolkit import load  # by name, since loading makes pipelines

@@ -25,13 +25,15 @@ from var_toolkit.formats.eight_bits import unpacked
 from var_toolkit.formats.json_files import read_json, write_json
 from var_toolkit.formats.limits import check_parameters, network_config
 from var_toolkit.formats.safetensors_files import read_folder, read_safetensors
+from var_toolkit.models.layers.int8_linear import is_quantized, quantize_linears
 from var_toolkit.modules import imported
-from var_toolkit.registry import CONFIG, WEIGHTS
+from var_toolkit.registry import CONFIG, SCALE, WEIGHTS
 
 INDEX = "model_index.json"  # of a model directory, which holds a folder for each part
 PARTS = ("tokenizer", "backbone")  # which every model has
 TEXT_FOLDERS = ("text_encoder", "text_tokenizer")  # of models that take prompts
 FOLDERS = (*PARTS, "refiner", *TEXT_FOLDERS)  # which a model may have
+QUANTIZED = "_quantized"  # in `config.json`, says that the linear layers of blocks are in int8
 OF_DIFFUSERS = ("AutoencoderKL",)
 
 
@@ -56,8 +58,10 @@ def write_network(network: nn.Module, folder: Path, dtype: torch.dtype | None = 
     tensors = network.state_dict()
     require_fit(tensors, dtype, type(network).__name__)
     if dtype is not None:
-        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-    write_json(folder / CONFIG, {"_class_name": type(network).__name__, **_settings(network)})
+        wide = {name for name, t in tensors.items() if t.is_floating_point() and not name.endswith(SCALE)}
+        tensors = {name: t.to(dtype) if name in wide else t for name, t in tensors.items()}
+    quantized = {QUANTIZED: "int8"} if is_quantized(network) else {}
+    write_json(folder / CONFIG, {"_class_name": type(network).__name__, **quantized, **_settings(network)})
     write_tensors(folder / WEIGHTS, tensors)
 
 
@@ -89,7 +93,7 @@ def load_network(directory: Path | str, dtype: torch.dtype = torch.float32) -> n
         return pretrained(cls, folder, dtype)
     network = _skeleton(cls, facts, folder)
     tensors, source = read_folder(folder, read_safetensors)
-    fill(network, unpacked(tensors, str(source)), source=str(source))
+    fill(network, tensors if is_quantized(network) else unpacked(tensors, str(source)), source=str(source))
     return network.to(dtype).eval()
 
 
@@ -101,7 +105,13 @@ def empty_network(folder: Path) -> nn.Module:
 
 def _skeleton(cls: type[nn.Module], facts: Mapping[str, Any], folder: Path) -> nn.Module:
     """A network on the meta device, from a complete configuration."""
-    return build(cls, _public(facts) if is_ours(cls) else facts, source=str(folder / CONFIG), complete=True)
+    source = str(folder / CONFIG)
+    network = build(cls, _public(facts) if is_ours(cls) else facts, source=source, complete=True)
+    if QUANTIZED in facts:
+        if facts[QUANTIZED] != "int8":
+            raise ValueError(f"{source}: {QUANTIZED} is {strict_fields.shown(facts[QUANTIZED])}; it can be int8 only")
+        quantize_linears(network)
+    return network
 
 
 def network_class(name: object, folder: Path) -> type[nn.Module]:

@@ -21,7 +21,7 @@ from var_toolkit.core.cache import KVCache
 from var_toolkit.formats.llamagen_arguments import TEXT_ARGUMENTS
 from var_toolkit.formats.state_dicts import Tensors, shape
 from var_toolkit.models.family import Family
-from var_toolkit.models.layers.linear import Linear, linear_gelu
+from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.raster_positions import Branches
 from var_toolkit.models.llamagen import RasterBlock, RasterSizes, RasterTransformer, completed, transformer_sizes
 from var_toolkit.tokenizers.raster_vq import FILES
@@ -47,7 +47,7 @@ class _TextMLP(nn.Module):
         self.fc1, self.fc2 = Linear(channels, width, bias=False), Linear(width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(linear_gelu(x, self.fc1.weight, None))
+        return self.fc2(self.fc1.gelu(x))
 
 
 class _TextEmbedding(nn.Module):

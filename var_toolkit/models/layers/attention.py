@@ -113,7 +113,7 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """Attend to the new tokens and, if there is a cache, to all cached ones."""
         bias, factor, weight = constants or constants_of([self])[0]
-        qkv = linear(x_RLC, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
+        qkv = self.mat_qkv.with_bias(x_RLC, bias).unflatten(-1, (3, self.heads, -1))
         q, k, v = rearrange(qkv, "r l three h d -> three r h l d")
         scale = 0.25 / sqrt(q.shape[-1])
         if factor is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from var_toolkit.models.layers.linear import Linear, linear_gelu
+from var_toolkit.models.layers.linear import Linear
 
 EPS = 1e-6
 
@@ -42,7 +42,7 @@ class GatedMLP(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = linear_gelu(x, self.fc1_g.weight, self.fc1_g.bias, "none")
+        gate = self.fc1_g.gelu(x, "none")
         return self.drop(self.fc2(self.drop(gate * self.fc1_x(x))))
 
 

@@ -49,6 +49,18 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
+    def with_bias(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The product and another bias than the layer's own."""
+        return linear(x, self.weight, bias)
+
+    def gelu(self, x: Tensor, approximate: str = "tanh") -> Tensor:
+        """GELU of the layer; `approximate` is torch's, "tanh" or "none"."""
+        return linear_gelu(x, self.weight, self.bias, approximate)
+
+    def silu(self, x: Tensor) -> Tensor:
+        """SiLU of the layer."""
+        return linear_silu(x, self.weight, self.bias)
+
     def pack(self) -> None:
         """Reorder the weight to oneDNN's layout in place, where supported. A packed weight has no gradient."""
         if not self.weight.is_mkldnn and _supported(self.weight):

@@ -21,7 +21,7 @@ from var_toolkit.heads.categorical import Categorical
 from var_toolkit.heads.head import Head
 from var_toolkit.models.layers.attention import Attend, Constants, SelfAttention, block_causal, constants_of, to_all
 from var_toolkit.models.layers.by_scale import ByScale
-from var_toolkit.models.layers.linear import Linear, linear_gelu
+from var_toolkit.models.layers.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class FeedForward(nn.Module):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(linear_gelu(x, self.fc1.weight, self.fc1.bias))
+        return self.fc2(self.fc1.gelu(x))
 
 
 class ModulatedBlock(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from var_toolkit.core.cache import KVCache
 from var_toolkit.models.layers.attention import Attend
-from var_toolkit.models.layers.linear import Linear, linear_silu
+from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.rotary import Rotation
 
 
@@ -42,4 +42,4 @@ class RasterMLP(nn.Module):
         self.ffn_dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ffn_dropout(self.w2(linear_silu(x, self.w1.weight, None) * self.w3(x)))
+        return self.ffn_dropout(self.w2(self.w1.silu(x) * self.w3(x)))

@@ -1,0 +1,184 @@
+"""Linear layers in 8 bits: whole weights with a scale for each output channel, inputs quantised for each token.
+
+Rows are quantised alone, and products of whole numbers are exact, so no result depends on the other rows of a batch.
+On x86 processors oneDNN multiplies, through the operators of torch.compile; elsewhere, and on CUDA, `torch._int_mm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from var_toolkit.models.layers.linear import Linear
+from var_toolkit.registry import SCALE
+
+LARGEST = 127
+SMALLEST_SCALE = 1e-12  # of a row of zeros
+MULTIPLE = 8  # of both sizes of a weight that CUDA multiplies
+FEWEST_ROWS = 24  # of inputs that CUDA multiplies: more than 16, and a multiple of 8
+CONDITIONS = ("ada_lin", "mat_kv")  # layers of a block that read the condition, once for an image: they stay wide
+
+
+class Int8Linear(nn.Module):
+    """The layer that `Linear` becomes by `quantize_linears`: for inference only; the result has the input's dtype."""
+
+    weight: Tensor  # int8, (outputs, inputs); in oneDNN's layout once it is packed
+    scale: Tensor  # float32, (outputs): the value of one step of the weight
+    bias: nn.Parameter | None
+
+    def __init__(self, wide: Linear) -> None:
+        super().__init__()
+        weight = wide.weight.detach()
+        values = (weight.to_dense() if weight.is_mkldnn else weight).float()
+        scale = values.abs().amax(dim=1).clamp(min=SMALLEST_SCALE) / LARGEST
+        self.register_buffer("weight", (values / scale[:, None]).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.bias = wide.bias
+        super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.with_bias(x, self.bias)
+
+    def with_bias(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The product and another bias than the layer's own."""
+        rows = x.reshape(-1, x.shape[-1]).float()
+        row_scale = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1, keepdim=True).div(LARGEST)
+        row_scale = row_scale.clamp(min=SMALLEST_SCALE)
+        product = self._product(rows, row_scale.reciprocal())
+        if bias is None:
+            product = product.mul_(row_scale)
+        else:
+            product = torch.addcmul(bias.float(), product, row_scale)
+        return product.view(*x.shape[:-1], -1).to(x.dtype)
+
+    def gelu(self, x: Tensor, approximate: str = "tanh") -> Tensor:
+        """GELU of the layer; `approximate` is torch's, "tanh" or "none"."""
+        return F.gelu(self(x), approximate=approximate)
+
+    def silu(self, x: Tensor) -> Tensor:
+        """SiLU of the layer."""
+        return F.silu(self(x), inplace=True)
+
+    def _product(self, rows: Tensor, inverse: Tensor) -> Tensor:
+        """Rows / their scales, rounded, times the scaled weight: (rows, outputs), float32."""
+        if self.weight.is_mkldnn:
+            # oneDNN is fast for unsigned inputs only. The half rounds, since the conversion cuts off.
+            moved = torch.addcmul(rows.new_tensor(ZERO_POINT + 0.5), rows, inverse).to(torch.uint8)
+            return _qlinear(moved, self.weight, self.scale)
+        whole = (rows * inverse).round().to(torch.int8)
+        if rows.is_cuda and len(rows) < FEWEST_ROWS:
+            whole = F.pad(whole, (0, 0, 0, FEWEST_ROWS - len(rows)))
+        return torch._int_mm(whole, self.weight.t())[: len(rows)] * self.scale
+
+    def pack(self) -> None:
+        """Reorder the weight to oneDNN's layout in place, where supported."""
+        if not self.weight.is_mkldnn and self.weight.device.type == "cpu" and has_int8_operators():
+            self.weight = torch.ops.onednn.qlinear_prepack(self.weight, None)
+
+    def unpack(self) -> None:
+        """Undo `pack`."""
+        self.weight = _unpacked(self.weight)
+
+    def train(self, mode: bool = True) -> Int8Linear:
+        if mode:
+            raise ValueError("a network in int8 cannot be trained; load a model that was not saved in int8")
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
+        self.unpack()
+        scale = self.scale
+        super()._apply(fn, recurse)
+        moved = self.scale  # whose dtype may have changed with that of the wide weights
+        self.scale = moved.float() if scale.is_meta else scale.to(moved.device)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_buffers": {**self._buffers, "weight": _unpacked(self.weight)}}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """As `formats.eight_bits` stores weights."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = _unpacked(destination[prefix + "weight"])
+        destination[prefix + "weight" + SCALE] = destination.pop(prefix + "scale")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if prefix + "weight" + SCALE in state_dict:
+            state_dict[prefix + "scale"] = state_dict.pop(prefix + "weight" + SCALE)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def quantize_linears(network: nn.Module) -> None:
+    """Replace the linear layers of a network's transformer blocks by `Int8Linear`, in place.
+
+    Those that read the condition stay, and those whose sizes are not multiples of 8. A network that is quantised
+    already does not change. ValueError if nothing is left.
+    """
+    for block in _blocks(network):
+        for parent_name, parent in list(block.named_modules()):
+            for name, layer in list(parent.named_children()):
+                if isinstance(layer, Linear) and _fits(f"{parent_name}.{name}", layer):
+                    setattr(parent, name, Int8Linear(layer))
+    if not is_quantized(network):
+        raise ValueError(
+            f"{type(network).__name__} has no linear layers in blocks whose sizes are multiples of {MULTIPLE}, so it "
+            "cannot be quantised to int8; use float32"
+        )
+
+
+def is_quantized(network: nn.Module) -> bool:
+    """Whether a network has layers in 8 bits."""
+    return any(isinstance(module, Int8Linear) for module in network.modules())
+
+
+def _blocks(network: Any) -> Iterator[nn.Module]:
+    """The transformer blocks: of a backbone, of its masked branch, of a draft head."""
+    yield from getattr(network, "blocks", ())
+    yield from getattr(network, "masked_path", ())
+    if hasattr(network, "block"):
+        yield network.block
+
+
+def _fits(name: str, layer: Linear) -> bool:
+    reads_condition = any(part in CONDITIONS for part in name.split("."))
+    return not reads_condition and layer.in_features % MULTIPLE == layer.out_features % MULTIPLE == 0
+
+
+def _unpacked(weight: Tensor) -> Tensor:
+    return weight.to_dense().t().contiguous() if weight.is_mkldnn else weight
+
+
+ZERO_POINT = 128  # of inputs, which oneDNN wants unsigned
+
+
+def _qlinear(moved: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    zero = torch.zeros(len(scale), dtype=torch.int32)
+    operator = torch.ops.onednn.qlinear_pointwise
+    found: Tensor = operator(moved, 1.0, ZERO_POINT, weight, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
+    return found
+
+
+@torch.compiler.assume_constant_result
+@cache
+def has_int8_operators() -> bool:
+    """Whether torch has these private operators and they compute what they should, as `linear` asks for its own."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
+        return False
+    try:
+        return _operators_agree()
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+def _operators_agree() -> bool:
+    """Try the operators once on a small product, with inputs at both ends of their range."""
+    whole, weight = torch.arange(-127, 128, 2).view(4, 32), torch.arange(-127, 128, 2).view(32, 4).t().contiguous()
+    scale = torch.tensor([0.5, 1.0, 2.0, 0.25])
+    packed = torch.ops.onednn.qlinear_prepack(weight.to(torch.int8), None)
+    wanted = (whole @ weight.t()) * scale
+    found = _qlinear((whole + ZERO_POINT).to(torch.uint8), packed, scale)
+    return torch.allclose(found, wanted) and torch.equal(_unpacked(packed), weight.to(torch.int8))

@@ -1,0 +1,70 @@
+"""What a precision by name means on a device, and which one is the fastest there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from var_toolkit.devices import has_units, processor_features
+from var_toolkit.models.layers.int8_linear import has_int8_operators
+
+FLOATS = ("float32", "bfloat16", "float16")
+PRECISIONS = (*FLOATS, "int8", "auto")
+INT8_DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How networks compute: the dtype of all that is not quantised, and whether linear layers are in 8 bits."""
+
+    wide: torch.dtype
+    quantized: bool
+    why: str
+
+    @property
+    def name(self) -> str:
+        """One of `PRECISIONS`, but never "auto"."""
+        return "int8" if self.quantized else str(self.wide).removeprefix("torch.")
+
+
+def precision_of(wanted: str | torch.dtype, device: torch.device) -> Precision:
+    """What is wanted by name or as a dtype, "auto" settled for the device.
+
+    In int8 the rest is float32 on the CPU and bfloat16 on CUDA. ValueError in one line for other names, and for int8
+    on a device that cannot compute in it.
+    """
+    name = str(wanted).removeprefix("torch.")
+    if name == "auto":
+        return _fastest(device)
+    if name == "int8":
+        require_int8(device)
+        return _int8(device, "as asked")
+    if name not in FLOATS and not (isinstance(wanted, torch.dtype) and wanted.is_floating_point):
+        raise ValueError(f"dtype is {wanted!r}; it must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
+    return Precision(getattr(torch, name), False, "as asked")
+
+
+def require_int8(device: torch.device) -> None:
+    """ValueError in one line for a device that cannot multiply in int8."""
+    if device.type not in (*INT8_DEVICES, "meta"):
+        raise ValueError(f"int8 is not supported on {device.type}; use device {' or '.join(INT8_DEVICES)}, or float32")
+
+
+def _fastest(device: torch.device) -> Precision:
+    """By the units that the processor is known to have, so that the same machine always draws the same images."""
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision(torch.bfloat16, False, "the GPU has bfloat16 units")
+        return Precision(torch.float32, False, "the GPU has no bfloat16 units")
+    if device.type != "cpu" or not processor_features():
+        return Precision(torch.float32, False, f"the units of {device.type} are not known")
+    if has_units("int8") and has_int8_operators():
+        return _int8(device, "the processor has int8 units")
+    if has_units("bfloat16"):
+        return Precision(torch.bfloat16, False, "the processor has bfloat16 units, and no int8 units that torch uses")
+    return Precision(torch.float32, False, "the processor has neither int8 nor bfloat16 units that torch uses")
+
+
+def _int8(device: torch.device, why: str) -> Precision:
+    return Precision(torch.bfloat16 if device.type == "cuda" else torch.float32, True, why)
