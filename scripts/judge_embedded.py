@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -48,19 +49,22 @@ def main() -> None:
         default=[None],
         help="guidance to compare, as its authors count it (default: the model's own)",
     )
+    parser.add_argument("--dtype", nargs="*", default=["float32"], help="precisions to compare")
+    parser.add_argument("--images", type=int, default=1000, help="of each model, of classes spread over the thousand")
     args = parser.parse_args()
     images, labels = torch.cat(list(fresh_batches(2000))), torch.arange(2000) % 1000
     print(f"classifier on 2000 fresh renderings: {verdict(images, labels)}")
     print(f"tokenizer on these: PSNR {psnr(load(args.models[0], device='cpu'), images):.2f} dB")
-    for name in args.models:
-        pipe = load(name, device="cpu")
+    drawn_labels = torch.arange(args.images) * 1000 // args.images
+    for name, dtype in product(args.models, args.dtype):
+        pipe = load(name, device="cpu", dtype=dtype).pack()
         for cfg in args.cfg:
             began = time.perf_counter()
-            drawn = pipe(range(1000), seeds=range(1000), cfg=cfg, batch_size=BATCH, output_type="pt")
+            drawn = pipe(drawn_labels.tolist(), seeds=range(args.images), cfg=cfg, batch_size=BATCH, output_type="pt")
             seconds = time.perf_counter() - began
-            found = verdict(to_uint8(drawn.images), torch.arange(1000))
-            setting = "default guidance" if cfg is None else f"cfg {cfg:g}"
-            print(f"{name}, {setting}: class agreement {found}; {1000 / seconds:.1f} images/s", flush=True)
+            found = verdict(to_uint8(drawn.images), drawn_labels)
+            setting = f"{dtype}, " + ("default guidance" if cfg is None else f"cfg {cfg:g}")
+            print(f"{name}, {setting}: class agreement {found}; {args.images / seconds:.1f} images/s", flush=True)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from var_toolkit.images import Given, as_output, given_square
 from var_toolkit.methods.by_name import apply_method
 from var_toolkit.methods.collaborative import refiner_role
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
-from var_toolkit.models.layers.int8_linear import is_quantized, quantize_linears
+from var_toolkit.models.layers.int8_linear import has_blocks, is_quantized, quantize_linears
 from var_toolkit.models.layers.linear import pack_linears
 from var_toolkit.output import PipelineOutput, joined
 from var_toolkit.precision import require_int8
@@ -98,10 +98,7 @@ class Pipeline:
         )
         side, tokenizer = self.tokenizer.image_side, type(parts(self)["tokenizer"]).__name__
         what = f"{self.backbone.config.num_classes} classes" if self.text is None else "text"
-        return (
-            f"Pipeline({networks}, {tokenizer}, {what}, {side} x {side} pixels, "
-            f"{self.device}, {self.precision})"
-        )
+        return f"Pipeline({networks}, {tokenizer}, {what}, {side} x {side} pixels, {self.device}, {self.precision})"
 
     @property
     def backbone(self) -> Any:
@@ -180,15 +177,17 @@ class Pipeline:
     def quantize(self, precision: str = "int8") -> Pipeline:
         """Compute the linear layers of the transformer blocks in 8 bits from here on, in place: for inference only.
 
-        Weights have a scale for each output channel, inputs one for each token. Heads, norms, what reads the condition
-        and the tokenizer keep their dtype. Saved so, a model is loaded so. ValueError for another precision than
+        Weights have a scale for each output channel, inputs one for each token. Heads, norms, embeddings and the
+        tokenizer keep their dtype. Saved so, a model is loaded so. ValueError for another precision than
         "int8", for a device that cannot compute in it, and for a network in which no layer can be quantised.
         """
         if precision != "int8":
             raise ValueError(f"precision is {precision!r}; networks can be quantised to 'int8' only")
         require_int8(self.device)
-        for network in self.networks:
+        for network in self.backbones:
             quantize_linears(network)
+        if self.draft_model is not None and has_blocks(self.draft_model.network):
+            quantize_linears(self.draft_model.network)
         return self
 
     def pack(self) -> Pipeline:

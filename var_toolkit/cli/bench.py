@@ -41,8 +41,6 @@ def run(args: argparse.Namespace) -> int:
     from contextlib import suppress
     from dataclasses import replace
 
-    import torch
-
     from var_toolkit.devices import find_device, tell_slow_dtype
     from var_toolkit.evaluation.bench.report import as_text, report, write_report
     from var_toolkit.evaluation.bench.rounds import measure, steps
@@ -54,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
     table = replace(table, rounds=args.rounds) if args.rounds else table
     if args.out:
         check_writable(args.out)
-    for device, dtype in dict.fromkeys((row.device, row.dtype) for row in table.rows):
+    for device, dtype in dict.fromkeys((row.device, row.wide) for row in table.rows):
         with suppress(ValueError):  # a device that is not there is an error of its rows
-            tell_slow_dtype(find_device(device), getattr(torch, dtype))
+            tell_slow_dtype(find_device(device), dtype)
     from var_toolkit.progress import Progress
 
     with Progress(steps(table), "turns", leave=False) as bar:

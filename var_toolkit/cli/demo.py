@@ -33,12 +33,10 @@ def run(args: argparse.Namespace) -> None:
     from var_toolkit.demo.server import address, listening, serve
 
     with listening(args.host, args.port) as on:
-        import torch
-
         from var_toolkit.demo.page import CSS, build, theme
         from var_toolkit.demo.studio import Studio, model_names
 
-        studio = Studio(model_names(args.model), device=args.device, dtype=getattr(torch, args.dtype))
+        studio = Studio(model_names(args.model), device=args.device, dtype=args.dtype)
         page = build(studio, args.model)
         studio.pipeline(args.model)
         print(f"vargen demo: {address(on, args.host)} (Ctrl-C ends it)", flush=True)

@@ -27,11 +27,11 @@ from var_toolkit.sheets import enlarged, grid
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from var_toolkit.core.bind import Run
     from var_toolkit.core.engine import ScaleEvent
     from var_toolkit.core.plan import Plan
     from var_toolkit.methods.speculative.tally import Tally
     from var_toolkit.pipeline import Pipeline, PipelineOutput
+    from var_toolkit.precision import Precision
 
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp")
 # Meant as the name of a file, in formats that are not written.
@@ -99,29 +99,31 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     """Check, draw batch by batch, write each batch once it is done, report."""
     _check_names(args)
     settle_subject(args)
-    import torch
-
     from var_toolkit.devices import find_device, tell_slow_dtype
     from var_toolkit.loading import load, skeleton
+    from var_toolkit.precision import precision_of
 
     device = find_device(args.device)
+    precision = precision_of(args.dtype, device)
     # Sizes alone: what cannot be drawn is refused before anything is downloaded.
     shape = skeleton(model_of(args), tokenizer=args.tokenizer)
+    if precision.quantized:
+        shape.quantize()
     subjects = subjects_of(args, shape)
     place_encoder(args, shape)
     _check_count(args, len(subjects))
     plan = _plan(args, shape)
     facts = task.check(shape, plan)
     if args.dry_run:
-        _show_plan(args, shape.bind(plan), subjects)
+        _show_plan(args, shape, plan, subjects, precision)
         return
     _check_places(args)
     if shape.text is None:
         tell_label_order(shape.class_names, shape.facts)
-    tell_slow_dtype(device, getattr(torch, args.dtype))
+    tell_slow_dtype(device, precision.wide)
 
     began = time.perf_counter()
-    pipe = load(model_of(args), tokenizer=args.tokenizer, device=args.device, dtype=getattr(torch, args.dtype)).pack()
+    pipe = load(model_of(args), tokenizer=args.tokenizer, device=args.device, dtype=args.dtype).pack()
     place_encoder(args, pipe)
     loading = time.perf_counter() - began
     drawn = _draw(pipe, args, task, subjects)
@@ -289,7 +291,7 @@ def _report(
             "velocity_evaluations": drawn.velocity_evaluations,
             "speculation": _told(drawn.tallies),
             "device": str(pipe.device),
-            "dtype": args.dtype,
+            "dtype": pipe.precision,
             **more,
         }
         print(json.dumps(facts))
@@ -315,17 +317,16 @@ def _told(tallies: list[Tally]) -> dict[str, Any] | None:
     return whole.as_json() if whole else None
 
 
-def _show_plan(args: argparse.Namespace, run: Run, subjects: Subjects) -> None:
-    import torch
-
+def _show_plan(args: argparse.Namespace, shape: Pipeline, plan: Plan, subjects: Subjects, precision: Precision) -> None:
     from var_toolkit.core.forecast import forecast
     from var_toolkit.devices import find_device, slow_dtype
     from var_toolkit.guidance import counted
 
-    images = len(subjects) * args.n
-    told = forecast(run, images=images, batch=args.batch_size, dtype=args.dtype)
+    images, run, wide = len(subjects) * args.n, shape.bind(plan), precision.wide
+    told = forecast(run, images=images, batch=args.batch_size, dtype=str(wide).removeprefix("torch."))
+    told["precision"] = _chosen(shape, precision)
     facts = {"model": str(model_of(args)), **subjects.facts(), "images": images, **counted(run), **told}
-    if (slow := slow_dtype(find_device(args.device), getattr(torch, args.dtype))) is not None:
+    if (slow := slow_dtype(find_device(args.device), wide)) is not None:
         facts["note"] = slow
     if args.json:
         print(json.dumps(facts))
@@ -333,3 +334,10 @@ def _show_plan(args: argparse.Namespace, run: Run, subjects: Subjects) -> None:
     for name, value in facts.items():
         if name != "plan":  # which is for machines; people read it in words
             print(f"{name.replace('_', ' '):28} {value}")
+
+
+def _chosen(shape: Pipeline, precision: Precision) -> str:
+    """The precision, and why."""
+    if shape.precision == "int8" and not precision.quantized:
+        return "int8 (the model was saved in it)"
+    return f"{precision.name} ({precision.why})"

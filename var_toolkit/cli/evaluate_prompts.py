@@ -58,14 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draw, judge and print."""
     asked = None if args.prompts is None else _asked(args)
-    import torch
-
     from var_toolkit.devices import find_device
     from var_toolkit.evaluation.clip_score import ClipScore
     from var_toolkit.loading import load
 
     clip = ClipScore(args.clip_score, find_device(args.device)) if args.clip_score else None
-    pipe = load(model_of(args), tokenizer=args.tokenizer, device=args.device, dtype=getattr(torch, args.dtype))
+    pipe = load(model_of(args), tokenizer=args.tokenizer, device=args.device, dtype=args.dtype)
     found = _of_scenes(args, pipe, clip) if asked is None else _of_file(args, pipe, clip, asked)
     print(json.dumps(found.facts) if args.json else "\n".join(found.lines))
 

@@ -46,8 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw the missing images, then print a summary."""
-    import torch
-
     from var_toolkit.evaluation.sample_set import draw_set
 
     drawn = draw_set(
@@ -60,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         settings=sampling_settings(args),
         batch_size=args.batch_size,
         device=args.device,
-        dtype=getattr(torch, args.dtype),
+        dtype=args.dtype,
         npz=args.npz,
         shards=args.shards,
     )

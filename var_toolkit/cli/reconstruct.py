@@ -33,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Encode and decode, write both images side by side, print the PSNR."""
+    if args.dtype == "int8":
+        raise ValueError("--dtype int8 is for transformers, and this command uses a tokenizer alone; use float32")
     out = args.out or Path(f"{args.image.stem}_reconstruction.png")
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out} must end in .png")
@@ -45,8 +47,10 @@ def run(args: argparse.Namespace) -> None:
     from var_toolkit.devices import find_device
     from var_toolkit.images import as_output, given_square
     from var_toolkit.loading import load_tokenizer
+    from var_toolkit.precision import precision_of
 
-    tokenizer = load_tokenizer(args.model, device=args.device, dtype=getattr(torch, args.dtype))
+    precision = precision_of(args.dtype, find_device(args.device))
+    tokenizer = load_tokenizer(args.model, device=args.device, dtype=precision.wide)
     side = tokenizer.image_side
     before = given_square(image, side, least=side // tokenizer.scales.finest)
     after = tokenizer.reconstruct(before.unsqueeze(0).to(find_device(args.device)) * 2 - 1).cpu()

@@ -10,6 +10,7 @@ import torch
 from var_toolkit.core.bind import Run
 from var_toolkit.core.plan import Tokens
 from var_toolkit.core.schedule import Schedule
+from var_toolkit.models.layers.int8_linear import weights_of
 
 WARM_UP = 3
 TRIALS = 5
@@ -18,12 +19,15 @@ TRIALS = 5
 def forecast(run: Run, *, images: int, batch: int, dtype: str) -> dict[str, Any]:
     """A run and its cost in words and numbers, with a guess at the time on this CPU. The networks may be skeletons.
 
+    `dtype` is that of all that is not in 8 bits.
     There is no guess for next-token models: single tokens are bound by memory and calls, not by multiply-adds.
     """
     counted, decoder = run.cost(), decoder_multiply_adds(run.tokenizer, run.schedule)
-    width = torch.tensor([], dtype=getattr(torch, dtype)).element_size()
+    wide = getattr(torch, dtype)
     networks: list[Any] = [run.tokenizer, *run.unique_networks]
-    weights = sum({id(p): p.numel() for network in networks for p in network.parameters()}.values())
+    held = {id(p): p for network in networks for p in weights_of(network)}.values()
+    product = torch.int8 if any(p.dtype == torch.int8 for p in held) else wide
+    weights = sum(p.numel() * (1 if p.dtype == torch.int8 else wide.itemsize) for p in held)
     told = {
         "plan": run.plan.to_json(),
         "plan_in_words": "; ".join(str(run).splitlines()),
@@ -31,11 +35,11 @@ def forecast(run: Run, *, images: int, batch: int, dtype: str) -> dict[str, Any]
         **({"velocity_evaluations_per_batch": counted.evaluations} if counted.evaluations else {}),
         "giga_multiply_adds_per_image": round(counted.multiply_adds / 1e9, 3),
         "decoder_giga_multiply_adds": round(decoder / 1e9, 3),
-        "weights_megabytes": round(weights * width / 1e6, 1),
-        "cache_megabytes_per_batch": round(counted.cache_values * width * min(batch, images) / 1e6, 1),
+        "weights_megabytes": round(weights / 1e6, 1),
+        "cache_megabytes_per_batch": round(counted.cache_values * wide.itemsize * min(batch, images) / 1e6, 1),
     }
     if not any(isinstance(step.places, Tokens) for step in run.plan.steps):
-        seconds = images * (counted.multiply_adds + decoder) / _speed(getattr(torch, dtype))
+        seconds = images * (counted.multiply_adds / _speed(product) + decoder / _speed(wide))
         told["seconds_on_this_cpu_about"] = float(f"{seconds:.2g}")
     return told
 
@@ -57,9 +61,10 @@ def _speed(dtype: torch.dtype) -> float:
     """Multiply-adds a second of a matrix product of a transformer's shape, the median of a few."""
     m, k, n = 64, 512, 1024  # small enough for processors that emulate the dtype: those take 100 times as long
     a, b = torch.ones(m, k, dtype=dtype), torch.ones(k, n, dtype=dtype)
+    multiply = torch._int_mm if dtype == torch.int8 else torch.mm
     seconds = []
     for _ in range(WARM_UP + TRIALS):
         began = time.perf_counter()
-        a @ b
+        multiply(a, b)
         seconds.append(time.perf_counter() - began)
     return m * k * n / sorted(seconds[WARM_UP:])[TRIALS // 2]

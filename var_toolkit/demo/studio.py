@@ -103,7 +103,9 @@ class Studio:
     Drawing is for one thread at a time, such as `worker`'s: its methods tell what they do while they do it.
     """
 
-    def __init__(self, models: Sequence[str], *, device: str = "auto", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, models: Sequence[str], *, device: str = "auto", dtype: str | torch.dtype = torch.float32
+    ) -> None:
         self.models = tuple(models)
         self.device, self.dtype = find_device(device), dtype
         self.worker = Worker()

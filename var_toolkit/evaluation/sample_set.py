@@ -32,6 +32,7 @@ from var_toolkit.files import check_writable
 from var_toolkit.guidance import counted
 from var_toolkit.loading import load, skeleton
 from var_toolkit.pipeline import Pipeline
+from var_toolkit.precision import precision_of
 from var_toolkit.processes import team_of_this_process
 from var_toolkit.progress import Progress
 
@@ -140,7 +141,7 @@ def draw_set(
     settings: Mapping[str, Any] | None = None,
     batch_size: int = 8,
     device: str = "auto",
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = torch.float32,
     npz: Path | str | None = None,
     shards: int | None = None,
 ) -> Drawn:
@@ -162,17 +163,18 @@ def draw_set(
     run = shape.bind(shape.plan(**chosen))
     check_name(npz)
     with team_of_this_process(device) as team, _one_thread(team.device), ExitStack() as held:
-        facts = _facts(model, tokenizer, run, wanted, team.device, dtype)
+        precision = precision_of(dtype, team.device)
+        facts = _facts(model, tokenizer, run, wanted, team.device, precision.name)
         team.led(lambda: held.enter_context(_places(out, npz, facts, wanted)))
         there = numbers_there(out, wanted.numbers_in)  # by every process, before any of them adds to it
         own = range(team.rank, wanted.parts, team.size)
         lacking = [i for i in own if not all(there.issuperset(numbers) for numbers in wanted.part(i))]
         if team.leads:
             _tell(out, len(there), wanted.count)
-            tell_slow_dtype(team.device, dtype)
+            tell_slow_dtype(team.device, precision.wide)
         pipe = None
         if lacking or team.leads:
-            pipe = load(model, tokenizer=tokenizer, device=str(team.device), dtype=dtype)
+            pipe = load(model, tokenizer=tokenizer, device=str(team.device), dtype=precision.name)
         team.led(
             lambda: write_settings(out, {**facts, "weights": run_fingerprint(_run(cast(Pipeline, pipe), chosen))}),
         )
@@ -232,7 +234,7 @@ def _facts(
     run: Run,
     wanted: ImageList,
     device: torch.device,
-    dtype: torch.dtype,
+    precision: str,
 ) -> dict[str, Any]:
     """Everything that determines the images except the weights."""
     return {
@@ -247,7 +249,7 @@ def _facts(
         **counted(run),
         "plan": run.plan.to_json(),
         "plan_in_words": "; ".join(str(run).splitlines()),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": precision,
         "device": device.type,
         "versions": {"var_toolkit": __version__, "torch": torch.__version__},
     }

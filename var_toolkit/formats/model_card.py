@@ -12,6 +12,7 @@ from torch import nn
 from var_toolkit.files import write_whole
 from var_toolkit.formats.facts import SIGNATURE, Facts
 from var_toolkit.guidance import counted
+from var_toolkit.models.layers.int8_linear import weights_of
 from var_toolkit.registry import CARD, family_of
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def _title(backbone: nn.Module) -> str:
 
 
 def _parameters(network: nn.Module) -> str:
-    return f"{sum(p.numel() for p in network.parameters()) / 1e6:,.1f} M parameters"
+    return f"{sum(p.numel() for p in weights_of(network)) / 1e6:,.1f} M parameters"
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:

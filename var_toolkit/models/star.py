@@ -34,7 +34,7 @@ from var_toolkit.heads.head import Head
 from var_toolkit.models.family import Family
 from var_toolkit.models.layers.attention import MAX_LOG_SCALE, Attend, Constants, SelfAttention, constants_of
 from var_toolkit.models.layers.by_scale import ByScale
-from var_toolkit.models.layers.linear import Linear, linear
+from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.next_scale import FeedForward, in_a_row, level_embeddings, through_layers
 from var_toolkit.models.layers.rotary import Rotation, rotation_on_span
 from var_toolkit.tokenizers.multiscale_vq import FILES
@@ -83,7 +83,7 @@ class NormedMemoryAttention(nn.Module):
     def keys_and_values(self, text_RTX: Tensor) -> Tensor:
         """Keys and values of a text, (R, 2, H, T, D)."""
         bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
-        found = linear(text_RTX, self.mat_kv.weight, bias)
+        found = self.mat_kv.with_bias(text_RTX, bias)
         k, v = rearrange(found, "r t (two h d) -> two r h t d", two=2, h=self.heads)
         return torch.stack((F.normalize(k.float(), dim=-1).to(v.dtype), v), dim=1)
 

@@ -12,19 +12,22 @@ from var_toolkit.conditions.text import TextInput
 from var_toolkit.devices import find_device
 from var_toolkit.loading import Source, skeleton
 from var_toolkit.pipeline import Pipeline
+from var_toolkit.precision import precision_of
 
 # A prime, so that repeating the block over a matrix does not make two of its rows equal.
 BLOCK = 1_000_003
 TOKENS = 32  # of a prompt: a sentence or two
 
 
-def random_pipeline(source: Source, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Pipeline:
+def random_pipeline(source: Source, *, device: str = "auto", dtype: str | torch.dtype = torch.float32) -> Pipeline:
     """The pipeline that `load` returns, with fixed random weights instead of its own; nothing is downloaded."""
-    pipe, where = skeleton(source).to(dtype=dtype), find_device(device)
+    where = find_device(device)
+    precision = precision_of(dtype, where)
+    pipe = skeleton(source).to(dtype=precision.wide)
     networks: tuple[Any, ...] = (pipe.tokenizer, *pipe.networks)
     for network in networks:
         randomise(network.to_empty(device=where).eval())
-    return pipe
+    return pipe.quantize() if precision.quantized else pipe
 
 
 def random_prompts(text: TextInput, count: int) -> PromptEmbeds:

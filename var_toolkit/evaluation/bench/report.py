@@ -9,8 +9,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from var_toolkit.evaluation.bench.machine import machine, threads
 from var_toolkit.evaluation.bench.rounds import Measured
 from var_toolkit.evaluation.bench.table import Table
@@ -63,7 +61,7 @@ def _row(one: Measured, first: Measured) -> dict[str, Any]:
             "forward_passes": counted.forward_passes,
             "multiply_adds": counted.multiply_adds,
             "decoder_multiply_adds": one.size.decoder_multiply_adds,
-            "cache_bytes_per_image": counted.cache_bytes(getattr(torch, one.row.dtype)),
+            "cache_bytes_per_image": counted.cache_bytes(one.row.wide),
             "ratio": _work(first) / _work(one),
             "transformer_ratio": first.size.cost.multiply_adds / counted.multiply_adds,
         },

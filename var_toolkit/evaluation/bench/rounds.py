@@ -24,6 +24,7 @@ from var_toolkit.evaluation.bench.quality import judge, prompts_of
 from var_toolkit.evaluation.bench.table import Row, Table
 from var_toolkit.files import check_writable
 from var_toolkit.loading import skeleton
+from var_toolkit.models.layers.int8_linear import weights_of
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.still_life import scene_drawing
 
@@ -70,15 +71,19 @@ def size_of(row: Row) -> Size:
     """Check a row and count its work, from configurations alone; ValueError in one line if it cannot be measured."""
     try:
         shape = skeleton(row.source)
+        if row.dtype == "int8":
+            shape.quantize()
         run = shape.bind(shape.plan(**row.plan))
         _require_subjects(row, shape)
     except (TypeError, ValueError) as error:  # a setting of the wrong type is compared with a number
         raise ValueError(f"row {row.name!r}: {error}") from None
-    counted, dtype = run.cost(), getattr(torch, row.dtype)
+    counted = run.cost()
     words = "; ".join(str(run).splitlines())
-    parameters = sum({id(p): p.numel() for network in run.unique_networks for p in network.parameters()}.values())
+    weights = list({id(p): p for network in run.unique_networks for p in weights_of(network)}.values())
     tokenizer = sum(p.numel() for p in shape.tokenizer.parameters())
-    held = dtype.itemsize * (parameters + tokenizer) + row.batch * counted.cache_bytes(dtype)
+    parameters = sum(p.numel() for p in weights)
+    sizes = (p.numel() * (1 if p.dtype == torch.int8 else row.wide.itemsize) for p in weights)
+    held = sum(sizes) + row.wide.itemsize * tokenizer + row.batch * counted.cache_bytes(row.wide)
     return Size(words, counted, decoder_multiply_adds(run.tokenizer, run.schedule), parameters, tokenizer, held)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any, Literal, get_type_hints
 
+import torch
+
 from var_toolkit.config_files import find_config, read_yaml
 from var_toolkit.loading import Drafting, Pair
 from var_toolkit.setting_table import SETTINGS, Settings
@@ -25,7 +27,7 @@ class Row:
     model: Any  # a name, a directory or a hub id; or a mapping: drafter, refiner, draft_scales; or model, draft_model
     weights: Literal["own", "random"] = "own"  # random: for speed and memory; nothing is downloaded
     plan: Any = field(default_factory=dict)  # keywords of `Pipeline.plan`
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
     device: str = "auto"
     batch: int = 8
     quality: int = 0  # how many images are judged, of classes 0, 1, ... or prompts of scenes; 0 is off
@@ -61,6 +63,14 @@ class Row:
         drafting = isinstance(self.model, Mapping) and "draft_model" in self.model
         two: type[Pair] | type[Drafting] = Drafting if drafting else Pair
         return build(two, self.model, where="model")
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The dtype of what is not in 8 bits."""
+        cuda = self.device.startswith("cuda") or (self.device == "auto" and torch.cuda.is_available())
+        name = self.dtype if self.dtype != "int8" else "bfloat16" if cuda else "float32"
+        found: torch.dtype = getattr(torch, name)
+        return found
 
     @property
     def images_key(self) -> str:

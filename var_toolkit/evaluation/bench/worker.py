@@ -107,7 +107,7 @@ class Worker:
 
 def _pipeline(row: Row) -> Pipeline:
     open_it = random_pipeline if row.weights == "random" else load
-    return open_it(row.source, device=row.device, dtype=getattr(torch, row.dtype))
+    return open_it(row.source, device=row.device, dtype=row.dtype)
 
 
 def _prompts(pipe: Pipeline, row: Row) -> dict[str, PromptEmbeds] | None:

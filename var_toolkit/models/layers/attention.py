@@ -19,7 +19,7 @@ from var_toolkit.core.cache import KVCache
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.kernels.pyramid_attention import attention as attend_in_pyramid
 from var_toolkit.kernels.tiles import Pattern
-from var_toolkit.models.layers.linear import Linear, linear
+from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.rotary import Rotation
 
 MAX_LOG_SCALE = log(100)
@@ -211,7 +211,7 @@ class MemoryAttention(nn.Module):
     def keys_and_values(self, memory_RTC: Tensor) -> Tensor:
         """Keys and values of the memory, (R, 2, H, T, D)."""
         bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
-        found = linear(memory_RTC, self.mat_kv.weight, bias)
+        found = self.mat_kv.with_bias(memory_RTC, bias)
         return rearrange(found, "r t (two h d) -> r two h t d", two=2, h=self.heads)
 
     def forward(self, x_RLC: Tensor, memory_R2HTD: Tensor, mask_RT: Tensor) -> Tensor:

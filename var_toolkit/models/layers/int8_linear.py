@@ -14,24 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_toolkit.models.layers.linear import Linear
 from var_toolkit.registry import SCALE
 
 LARGEST = 127
+ZERO_POINT = 128  # of inputs for oneDNN, which multiplies unsigned ones
 SMALLEST_SCALE = 1e-12  # of a row of zeros
-MULTIPLE = 8  # of both sizes of a weight that CUDA multiplies
+MULTIPLE = 8  # of both sizes of a weight that CUDA multiplies in int8
 FEWEST_ROWS = 24  # of inputs that CUDA multiplies: more than 16, and a multiple of 8
-CONDITIONS = ("ada_lin", "mat_kv")  # layers of a block that read the condition, once for an image: they stay wide
 
 
 class Int8Linear(nn.Module):
-    """The layer that `Linear` becomes by `quantize_linears`: for inference only; the result has the input's dtype."""
+    """What `quantize_linears` makes of a linear layer, for inference only. The result has the input's dtype."""
 
     weight: Tensor  # int8, (outputs, inputs); in oneDNN's layout once it is packed
     scale: Tensor  # float32, (outputs): the value of one step of the weight
     bias: nn.Parameter | None
 
-    def __init__(self, wide: Linear) -> None:
+    def __init__(self, wide: nn.Linear) -> None:
         super().__init__()
         weight = wide.weight.detach()
         values = (weight.to_dense() if weight.is_mkldnn else weight).float()
@@ -50,10 +49,7 @@ class Int8Linear(nn.Module):
         row_scale = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1, keepdim=True).div(LARGEST)
         row_scale = row_scale.clamp(min=SMALLEST_SCALE)
         product = self._product(rows, row_scale.reciprocal())
-        if bias is None:
-            product = product.mul_(row_scale)
-        else:
-            product = torch.addcmul(bias.float(), product, row_scale)
+        product = product.mul_(row_scale) if bias is None else torch.addcmul(bias.float(), product, row_scale)
         return product.view(*x.shape[:-1], -1).to(x.dtype)
 
     def gelu(self, x: Tensor, approximate: str = "tanh") -> Tensor:
@@ -67,13 +63,15 @@ class Int8Linear(nn.Module):
     def _product(self, rows: Tensor, inverse: Tensor) -> Tensor:
         """Rows / their scales, rounded, times the scaled weight: (rows, outputs), float32."""
         if self.weight.is_mkldnn:
-            # oneDNN is fast for unsigned inputs only. The half rounds, since the conversion cuts off.
+            # For signed inputs oneDNN is very slow. The half rounds, since the conversion cuts off.
             moved = torch.addcmul(rows.new_tensor(ZERO_POINT + 0.5), rows, inverse).to(torch.uint8)
             return _qlinear(moved, self.weight, self.scale)
-        whole = (rows * inverse).round().to(torch.int8)
+        whole = (rows * inverse).round()
+        if rows.is_cuda and any(size % MULTIPLE for size in self.weight.shape):
+            return F.linear(whole, self.weight.float()) * self.scale
         if rows.is_cuda and len(rows) < FEWEST_ROWS:
             whole = F.pad(whole, (0, 0, 0, FEWEST_ROWS - len(rows)))
-        return torch._int_mm(whole, self.weight.t())[: len(rows)] * self.scale
+        return torch._int_mm(whole.to(torch.int8), self.weight.t())[: len(rows)] * self.scale
 
     def pack(self) -> None:
         """Reorder the weight to oneDNN's layout in place, where supported."""
@@ -115,24 +113,33 @@ class Int8Linear(nn.Module):
 def quantize_linears(network: nn.Module) -> None:
     """Replace the linear layers of a network's transformer blocks by `Int8Linear`, in place.
 
-    Those that read the condition stay, and those whose sizes are not multiples of 8. A network that is quantised
-    already does not change. ValueError if nothing is left.
+    A network that is quantised already does not change. ValueError if it has none.
     """
     for block in _blocks(network):
-        for parent_name, parent in list(block.named_modules()):
+        for parent in list(block.modules()):
             for name, layer in list(parent.named_children()):
-                if isinstance(layer, Linear) and _fits(f"{parent_name}.{name}", layer):
+                if isinstance(layer, nn.Linear):
                     setattr(parent, name, Int8Linear(layer))
     if not is_quantized(network):
         raise ValueError(
-            f"{type(network).__name__} has no linear layers in blocks whose sizes are multiples of {MULTIPLE}, so it "
-            "cannot be quantised to int8; use float32"
+            f"{type(network).__name__} has no linear layers in transformer blocks, which int8 is for; use float32"
         )
+
+
+def has_blocks(network: nn.Module) -> bool:
+    """Whether a network has transformer blocks; some draft heads have none."""
+    return any(True for _ in _blocks(network))
 
 
 def is_quantized(network: nn.Module) -> bool:
     """Whether a network has layers in 8 bits."""
     return any(isinstance(module, Int8Linear) for module in network.modules())
+
+
+def weights_of(network: nn.Module) -> Iterator[Tensor]:
+    """The parameters of a network, and its weights in 8 bits."""
+    yield from network.parameters()
+    yield from (module.weight for module in network.modules() if isinstance(module, Int8Linear))
 
 
 def _blocks(network: Any) -> Iterator[nn.Module]:
@@ -143,16 +150,8 @@ def _blocks(network: Any) -> Iterator[nn.Module]:
         yield network.block
 
 
-def _fits(name: str, layer: Linear) -> bool:
-    reads_condition = any(part in CONDITIONS for part in name.split("."))
-    return not reads_condition and layer.in_features % MULTIPLE == layer.out_features % MULTIPLE == 0
-
-
 def _unpacked(weight: Tensor) -> Tensor:
     return weight.to_dense().t().contiguous() if weight.is_mkldnn else weight
-
-
-ZERO_POINT = 128  # of inputs, which oneDNN wants unsigned
 
 
 def _qlinear(moved: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

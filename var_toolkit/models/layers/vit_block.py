@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.models.layers.attention import to_all
-from var_toolkit.models.layers.linear import Linear, linear_gelu
+from var_toolkit.models.layers.linear import Linear
 
 EPS = 1e-6
 
@@ -44,7 +44,7 @@ class ViTMLP(nn.Module):
         self.fc1, self.fc2, self.drop = Linear(width, hidden), Linear(hidden, width), nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(linear_gelu(x, self.fc1.weight, self.fc1.bias, "none"))))
+        return self.drop(self.fc2(self.drop(self.fc1.gelu(x, "none"))))
 
 
 class ViTBlock(nn.Module):
