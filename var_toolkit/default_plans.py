@@ -12,6 +12,7 @@ from var_toolkit.heads.head import Head
 from var_toolkit.heads.one_shot import OneShot
 from var_toolkit.methods.collaborative import collaborative
 from var_toolkit.methods.distilled import in_steps, is_distilled, with_teacher
+from var_toolkit.methods.fewer_tokens import fastvar, scalekv, without_last
 from var_toolkit.methods.masked_passes import OFF, masked_passes
 from var_toolkit.methods.variant import variant
 from var_toolkit.strict_fields import shown
@@ -66,6 +67,18 @@ def with_subnet(plan: Plan, subnet: int | None, full_scales: int | None) -> Plan
             "subnet (layers of the finer scales) and full_scales (scales with all layers) go together; give both"
         )
     return variant(plan, subnet=subnet, full_scales=full_scales)
+
+
+def with_fewer_tokens(plan: Plan, given: dict[str, Any]) -> Plan:
+    """The plan with the settings of `FewerSettings`. ValueError for one that acts on another that is not given."""
+    for name, needed in (("prune_layers", "prune_tokens"), ("key_layers", "key_share")):
+        if name in given and needed not in given:
+            raise ValueError(f"{name} are layers of {needed}; give {needed} as well")
+    if given.get("skip_scales"):
+        plan = without_last(plan, given["skip_scales"])
+    if "prune_tokens" in given:
+        plan = fastvar(plan, given["prune_tokens"], given.get("prune_layers", (None, None)))
+    return scalekv(plan, given["key_share"], given.get("key_layers", ())) if "key_share" in given else plan
 
 
 def require_masked_passes(pipe: Pipeline, plan: Plan, given: dict[str, Any]) -> None:

@@ -27,7 +27,13 @@ from var_toolkit.core.preserved import (
     require_scale,
 )
 from var_toolkit.core.schedule import Schedule
-from var_toolkit.default_plans import default_plan, require_masked_passes, schedule_of, with_subnet
+from var_toolkit.default_plans import (
+    default_plan,
+    require_masked_passes,
+    schedule_of,
+    with_fewer_tokens,
+    with_subnet,
+)
 from var_toolkit.devices import destination
 from var_toolkit.editing import as_image, on_canvas, prepare
 from var_toolkit.formats.facts import Facts
@@ -43,7 +49,7 @@ from var_toolkit.output import PipelineOutput, joined
 from var_toolkit.precision import require_int8
 from var_toolkit.registry import Sampling
 from var_toolkit.saving import parts, push, save
-from var_toolkit.setting_table import SETTINGS, Settings, SpeculationSettings
+from var_toolkit.setting_table import SETTINGS, FewerSettings, Settings, SpeculationSettings
 from var_toolkit.settings import Drawing, Labels, checked_settings, listed, require_kind
 from var_toolkit.signatures import show_keywords
 from var_toolkit.streaming import batches, chosen_plan
@@ -250,6 +256,7 @@ class Pipeline:
             raise TypeError(f"{unknown.pop()!r} is no setting; settings are {', '.join(SETTINGS)}")
         given = checked_settings(settings)
         depth: dict[str, Any] = {name: given.pop(name) for name in ("subnet", "full_scales") if name in given}
+        fewer = {name: given.pop(name) for name in FewerSettings.__annotations__ if name in given}
         drafts = {name: given.pop(name) for name in SpeculationSettings.__annotations__ if name in given}
         method, options = given.pop("method", None), given.pop("method_options", None)
         require_kind(self.backbones, given)
@@ -258,6 +265,7 @@ class Pipeline:
         if depth:
             given_depth = {"subnet": self.sampling.subnet, "full_scales": self.sampling.full_scales, **depth}
             plan = with_subnet(plan, **given_depth)
+        plan = with_fewer_tokens(plan, fewer)
         if drafts:
             plan = speculative(plan, drafts, self)
         if method is not None:

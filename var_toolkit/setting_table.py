@@ -155,6 +155,33 @@ class SamplingSettings(TypedDict, total=False):
     refine_clean: Annotated[bool | None, Setting("HMAR: also hide masked tokens from visible ones")]
 
 
+class FewerSettings(TypedDict, total=False):
+    """Fewer tokens and keys at the finest scales."""
+
+    skip_scales: Annotated[
+        int | None, Setting("leave out the last N scales: what is there is decoded", count(0, "off"), "N")
+    ]
+    prune_tokens: Annotated[
+        tuple[float, ...] | None,
+        Setting(
+            "FastVAR: share of the tokens that each of the last scales skips, such as 0.4,0.5",
+            Range(0, 0.99, meaning="off"),
+            "SHARE,...",
+        ),
+    ]
+    prune_layers: Annotated[
+        tuple[int | None, int | None] | None,
+        Setting("FastVAR: skip them only in the layers from A to before B, such as 3:28", metavar="A:B"),
+    ]
+    key_share: Annotated[
+        float | None,
+        Setting("ScaleKV: share of an image's keys that a layer holds; it evicts the others", Range(1e-6, 1), "SHARE"),
+    ]
+    key_layers: Annotated[
+        tuple[int, ...] | None, Setting("ScaleKV: layers that hold all keys, such as 0,23", count(0), "N,N,...")
+    ]
+
+
 class SpeculationSettings(TypedDict, total=False):
     """Speculative decoding: proposer, acceptance rule and draft length."""
 
@@ -218,7 +245,7 @@ class SpeculationSettings(TypedDict, total=False):
     ]
 
 
-class Settings(SamplingSettings, SpeculationSettings, total=False):
+class Settings(SamplingSettings, FewerSettings, SpeculationSettings, total=False):
     """How images are drawn. None means the model's own default."""
 
     method: Annotated[

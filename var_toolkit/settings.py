@@ -52,22 +52,26 @@ def _checked(name: str, value: Any) -> Any:
     setting = SETTINGS[name]
     if setting.types == (bool,):
         return flag(name, value)
-    readers = {"guidance_scales": _span, "schedule": _schedule, "size": _size}
+    readers = {"guidance_scales": _span, "prune_layers": _layer_span, "schedule": _schedule, "size": _size}
     if name in readers:
         return readers[name](value)
     # What reads these knows more: what is off for the model, and which end is which.
     if setting.range is None or name in ("cfg", "guidance_scale", "guidance_interval"):
         return value
-    if tuple[float, ...] in setting.types and _is_list(value):
+    if _is_list(value) and {tuple[float, ...], tuple[int, ...]} & set(setting.types):
         return tuple(checked(name, one) for one in value)
     return value if name == "draft_length" and value == "auto" else checked(name, value)
 
 
-def _span(value: Any) -> tuple[int | None, int | None]:
+def _span(value: Any, name: str = "guidance_scales", what: str = "scales") -> tuple[int | None, int | None]:
     ends = tuple(value) if _is_list(value) else (value,)
     if len(ends) != 2 or not all(end is None or (type(end) is int and end >= 0) for end in ends):
-        raise ValueError(f"guidance_scales is {shown(value)}; it must be two scales, (first, end), such as (0, 9)")
+        raise ValueError(f"{name} is {shown(value)}; it must be two {what}, (first, end), such as (0, 9)")
     return ends
+
+
+def _layer_span(value: Any) -> tuple[int | None, int | None]:
+    return _span(value, "prune_layers", "layers")
 
 
 def _schedule(value: Any) -> Schedule:

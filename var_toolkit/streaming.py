@@ -63,6 +63,8 @@ def batches(
     run = pipe.bind(chosen_plan(pipe, plan, settings))
     texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
     every, network = wanted(pipe, class_labels, *texts, seeds, generator, batch_size), pipe.backbone
+    if preserve is not None and run.plan.skipped:
+        raise ValueError("skip_scales leaves out detail that a given image has; leave it out to edit or to vary one")
     preserved = None if preserve is None else preserve(run.schedule)
     image = Shown(source, control_image, control_strength).request(pipe, run.schedule)
 

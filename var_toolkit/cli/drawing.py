@@ -184,7 +184,9 @@ def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, subjects: Subjec
 
     drawn, size, plan = Drawn(), args.batch_size, _plan(args, pipe)
     count = len(subjects) * args.n
-    with Progress(-(-count // size) * len(plan.schedule), "scales", what="drawing", leave=False) as bar:
+    with Progress(
+        -(-count // size) * (len(plan.schedule) - plan.skipped), "scales", what="drawing", leave=False
+    ) as bar:
 
         def on_scale(event: ScaleEvent) -> None:
             bar.update()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from var_toolkit.registry import DEFAULT, find_entry
-from var_toolkit.setting_table import SETTINGS, Setting, SpeculationSettings
+from var_toolkit.setting_table import SETTINGS, FewerSettings, Setting, SpeculationSettings
 
 if TYPE_CHECKING:
     from var_toolkit.loading import Drafting, Pair
@@ -100,7 +100,10 @@ def model_of(args: argparse.Namespace) -> str | Pair | Drafting:
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """The settings of `setting_table`, which default to those of the model, and the networks that some of them need."""
+    fewer = parser.add_argument_group("fewer tokens and keys")
     speculation = parser.add_argument_group("speculative decoding")
+    groups = dict.fromkeys(FewerSettings.__annotations__, fewer)
+    groups |= dict.fromkeys(SpeculationSettings.__annotations__, speculation)
     for name, setting in SETTINGS.items():
         if name == "subnet":
             parser.add_argument(
@@ -113,7 +116,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
                 "--draft-model", metavar="MODEL", help="the smaller model or the trained head: a name or a directory"
             )
         if name not in ("method", "method_options"):
-            _add_setting(speculation if name in SpeculationSettings.__annotations__ else parser, name, setting)
+            _add_setting(groups.get(name, parser), name, setting)
     parser.add_argument("--drafter", metavar="MODEL", help="CoDe, instead of --model: draws the first scales")
     parser.add_argument("--refiner", metavar="MODEL", help="CoDe: draws the other scales")
     parser.add_argument(
@@ -133,16 +136,17 @@ def _add_setting(group: argparse._ActionsContainer, name: str, setting: Setting)
 
 
 def _reader(setting: Setting) -> Callable[[str], Any]:
-    kind = setting.types[0]
+    kind, low = setting.types[0], int(setting.range.low) if setting.range else 1
+    whole = at_least(low)
     if kind is int:
-        whole = at_least(int(setting.range.low) if setting.range else 0)
         return (lambda text: text if text == "auto" else whole(text)) if str in setting.types else whole
     by_type: dict[Any, Callable[[str], Any]] = {
         str: str,
         float: float,
         tuple[float, float]: float,
         tuple[int, int]: _size,
-        tuple[int, ...]: lambda text: tuple(map(at_least(1), text.split(","))),
+        tuple[int, ...]: lambda text: tuple(map(whole, text.split(","))),
+        tuple[float, ...]: lambda text: tuple(map(float, text.split(","))),
         tuple[int | None, int | None]: _span,
     }
     return by_type[kind]

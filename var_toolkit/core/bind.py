@@ -15,7 +15,7 @@ from torch import Tensor
 
 from var_toolkit.conditions.text import reads
 from var_toolkit.core.layers import Layers
-from var_toolkit.core.plan import BACKBONE, Group, Places, Plan, Scale, Step, Together, Tokens, plan_of
+from var_toolkit.core.plan import BACKBONE, Group, Places, Plan, Pruned, Scale, Step, Together, Tokens, plan_of
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.head import Head
 from var_toolkit.heads.one_shot import OneShot
@@ -29,14 +29,16 @@ class Backbone(Protocol):
     `preserves`, `group_hidden`, `guidance_at`, `group_work` and `group_head_work`; categorical heads need `logits`,
     flow heads `field`, diffusion heads `denoiser`, and masked passes `refined`. Distilled ones draw any part of an
     image at once by `together`, without a cache. One that is `markov` attends to no scale but the one it draws, so it
-    needs no prefill. One with `has_subnets` was made to skip layers. What they draw is of `config.num_classes` classes,
-    or a text network has `text` and `request` (`conditions.text`).
+    needs no prefill. One with `has_subnets` was made to skip layers; `sublayers` are those that can compute some
+    tokens of a scale, for which `hidden` takes a `pruned` pass. What they draw is of `config.num_classes` classes, or a
+    text network has `text` and `request` (`conditions.text`).
     """
 
     scales: Schedule
     config: Any
     markov: bool
     has_subnets: bool
+    sublayers: tuple[str, ...]
     default_head: Head
 
     @property
@@ -86,11 +88,27 @@ class Cost(NamedTuple):
     forward_passes: int
     evaluations: int  # of the small head of a backbone of continuous tokens
     multiply_adds: int  # of the backbones' matrix products
-    cache_values: int  # keys and values held at the largest pass
+    cache_values: int  # keys and values held at the largest pass, and outputs that pruned tokens are restored from
 
     def cache_bytes(self, dtype: Any) -> int:
         """The same in bytes, for a torch dtype."""
         return int(self.cache_values * dtype.itemsize)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """What a step computes and holds where tokens are pruned or keys evicted, in this step or others of its network."""
+
+    kept: tuple[int, ...]  # tokens of the scale that each layer computes
+    held: tuple[int, ...]  # keys that each layer holds before the step
+    sources: tuple[
+        tuple[int, tuple[int, ...]], ...
+    ]  # scales whose outputs this or later steps need, and of which layers
+
+    @property
+    def outputs(self) -> tuple[tuple[int, int], ...]:
+        """The scales whose outputs are held, and of how many layers."""
+        return tuple((scale, len(layers)) for scale, layers in self.sources)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -103,7 +121,8 @@ class Bound:
     fresh: bool  # whether the network begins here, with an empty cache
     rows: int  # that it computes for each image: 2 where the null half is needed here or later
     scales: range  # that it reads; the last of them is drawn
-    capacities: tuple[int, ...]  # tokens that each layer's cache has to hold from here on
+    capacities: tuple[int, ...]  # tokens that each layer's cache has to hold from here on; where sparse, after the step
+    sparse: Sparse | None = None  # None: every layer computes and holds everything
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -153,13 +172,16 @@ class Run:
             forward_passes=sum(map(_passes, self.steps)),
             evaluations=sum(one.step.head.evaluations() for one in self.steps),
             multiply_adds=sum(_work(one, self.schedule) for one in self.steps),
-            cache_values=max(one.rows * sum(map(one.network.cache_values, one.capacities)) for one in self.steps),
+            cache_values=max(one.rows * _held(one, self.schedule) for one in self.steps),
         )
 
     def __repr__(self) -> str:
         """A line for each group of steps with the same settings."""
-        alike = groupby(self.steps, key=lambda one: replace(one.step, places=Scale(0), guidance=0.0, masked=()))
-        return "\n".join(_line(list(group), self) for _, group in alike)
+        same: dict[str, Any] = {"places": Scale(0), "guidance": 0.0, "masked": (), "pruned": None}
+        alike = groupby(self.steps, key=lambda one: replace(one.step, **same))
+        lines = [_line(list(group), self) for _, group in alike]
+        count = len(self.schedule)
+        return "\n".join([*lines, *(f"scale {k}: skipped" for k in range(count - self.plan.skipped, count))])
 
 
 def bind(plan: Plan, networks: Mapping[str, Any], tokenizer: Any) -> Run:
@@ -168,7 +190,12 @@ def bind(plan: Plan, networks: Mapping[str, Any], tokenizer: Any) -> Run:
         if role not in networks:
             raise ValueError(f"the plan names a network {role!r}; this model has {', '.join(networks)}")
     used = {role: networks[role] for role in plan.roles}
-    tokenizer.pyramid_of(plan.schedule)  # raises ValueError for a schedule that it has not
+    pyramid = tokenizer.pyramid_of(plan.schedule)  # raises ValueError for a schedule that it has not
+    if plan.skipped and not getattr(pyramid, "residual", False):
+        raise ValueError(
+            f"skip_scales leaves out what the last maps add, and each of {type(tokenizer).__name__} is a whole image; "
+            "leave it out, or give a schedule of fewer maps"
+        )
     for step in plan.steps:
         _require_fit(step, used[step.network], plan.schedule)
     if len({reads(used[step.network]) for step in plan.steps}) > 1:
@@ -205,6 +232,22 @@ def _require_fit(step: Step, network: Any, schedule: Schedule) -> None:
         raise ValueError(f"{name} draws one token after another; smooth mixes the codes of whole maps")
     if step.masked:
         _require_masked(step, network, schedule)
+    if step.pruned is not None or step.keys is not None:
+        _require_sparse(step, network)
+
+
+def _require_sparse(step: Step, network: Any) -> None:
+    name, setting = type(network).__name__, "prune_tokens" if step.pruned is not None else "key_share"
+    if not getattr(network, "sublayers", ()):
+        raise ValueError(f"{setting} needs VAR, FlexVAR, HMAR, STAR or Infinity, not {name}")
+    if step.keys is not None and network.markov:
+        raise ValueError(f"key_share evicts cached keys; {name} caches none: leave it out")
+    if step.keys is not None and any(layer >= len(network.blocks) for layer in step.keys.whole):
+        raise ValueError(
+            f"key_layers is {list(step.keys.whole)}; {name} has layers 0 to {len(network.blocks) - 1} here"
+        )
+    if step.verify is not None:
+        raise ValueError(f"{setting} changes what a draft is verified against; leave it out, or speculate")
 
 
 def _unit(network: Any, schedule: Schedule) -> str:
@@ -248,18 +291,72 @@ def _bound(plan: Plan, networks: Mapping[str, Any]) -> Iterator[Bound]:
         scales = range(k if network.markov else known, k + 1)
         layers = _layers(step, network)
         last = offsets[steps[end - 1].scale + 1]
-        capacities = () if network.markov else _capacities(len(network.blocks), layers, offsets, scales, last)
+        if fresh:
+            depth, began = len(network.blocks), scales.start
+            is_sparse = any(one.pruned is not None or one.keys is not None for one in steps[index:end])
+            held = (0,) * depth
+        sparse = None
+        if is_sparse:
+            sparse = _sparse(plan.schedule, steps[index:end], network, held, scales, range(began, scales.start))
+            held = () if network.markov else _held_after(step, sparse, layers, scales, plan.schedule)
+        dense = () if network.markov or is_sparse else _capacities(depth, layers, offsets, scales, last)
         prefix = network.prefix_tokens(plan.schedule)
-        yield Bound(
-            step,
-            network,
-            layers,
-            fresh,
-            2 if any(one.is_guided for one in rest) else 1,
-            scales,
-            tuple(prefix + capacity for capacity in capacities),
-        )
+        rows = 2 if any(one.is_guided for one in rest) else 1
+        capacities = held if is_sparse else tuple(prefix + capacity for capacity in dense)
+        yield Bound(step, network, layers, fresh, rows, scales, capacities, sparse)
         known = k + 1
+
+
+def _sparse(
+    schedule: Schedule, steps: tuple[Step, ...], network: Any, held: tuple[int, ...], scales: range, before: range
+) -> Sparse:
+    """What the first of some steps of a network computes. ValueError if it is to restore from a scale it has not.
+
+    A pass that prefills, over several scales, computes all of them.
+    """
+    step, depth, tokens = steps[0], range(len(network.blocks)), schedule.lengths[steps[0].scale]
+    pruned = step.pruned if len(scales) == 1 else None
+    if pruned is not None and pruned.source not in before:
+        raise ValueError(
+            f"prune_tokens: scale {step.scale} restores tokens from scale {pruned.source}, which "
+            f"{type(network).__name__} has not computed before; prune fewer of the last scales"
+        )
+    kept = tuple(tokens if pruned is None else pruned.kept(layer, tokens) for layer in depth)
+    needs: dict[int, set[int]] = {}
+    for one in steps if pruned is not None else steps[1:]:
+        if one.pruned is not None and one.pruned.source < scales.stop:
+            needs.setdefault(one.pruned.source, set()).update(_restoring(one, one.pruned, network, schedule))
+    return Sparse(kept, held or (0,) * len(depth), tuple((k, tuple(sorted(needs[k]))) for k in sorted(needs)))
+
+
+def _restoring(step: Step, pruned: Pruned, network: Any, schedule: Schedule) -> list[int]:
+    """The layers that restore tokens of a step."""
+    layers, tokens = _layers(step, network), schedule.lengths[step.scale]
+    computed = [k for k in range(len(network.blocks)) if layers is None or layers.computes(k, step.scale)]
+    return [layer for layer in computed if pruned.kept(layer, tokens) < tokens]
+
+
+def _held_after(
+    step: Step, sparse: Sparse, layers: Layers | None, scales: range, schedule: Schedule
+) -> tuple[int, ...]:
+    """The keys that each layer holds after a step; a layer that a subnet skips from here on holds none."""
+    more = schedule.offsets[scales.stop - 1] - schedule.offsets[scales.start]  # of scales that are prefilled
+    found = []
+    for layer, (held, kept) in enumerate(zip(sparse.held, sparse.kept, strict=True)):
+        computed = layers is None or layers.computes(layer, step.scale)
+        count = held + more + kept if computed else 0
+        limited = step.keys is not None and layer not in step.keys.whole
+        found.append(min(count, step.keys.count) if step.keys is not None and limited else count)
+    return tuple(found)
+
+
+def _held(one: Bound, schedule: Schedule) -> int:
+    """Values that a row holds at a step: keys, values, and outputs that pruned tokens are restored from."""
+    found: int = sum(map(one.network.cache_values, one.capacities))
+    if one.sparse is not None:
+        each = len(one.network.sublayers) * one.network.config.embed_dim
+        found += sum(each * layers * schedule.lengths[scale] for scale, layers in one.sparse.outputs)
+    return found
 
 
 def _continues(step: Step, before: Step, networks: Mapping[str, Any]) -> bool:
@@ -313,9 +410,13 @@ def _work(one: Bound, schedule: Schedule) -> int:
     head = network.head_work(schedule.lengths[drawn])
     work = len(depth) * network.layer_work(prefix, prefix) if one.fresh and prefix else 0
     for k in one.scales:  # under the block-causal mask a token attends to its own scale and the coarser ones
-        context = prefix + (schedule.lengths[k] if network.markov else schedule.offsets[k + 1])
-        each = network.layer_work(schedule.lengths[k], context)
-        work += each * sum(one.layers is None or one.layers.computes(layer, k) for layer in depth)
+        computed = [layer for layer in depth if one.layers is None or one.layers.computes(layer, k)]
+        if one.sparse is not None and len(one.scales) == 1:
+            kept, held = one.sparse.kept, one.sparse.held
+            work += sum(network.layer_work(kept[layer], held[layer] + kept[layer]) for layer in computed)
+        else:
+            context = prefix + (schedule.lengths[k] if network.markov else schedule.offsets[k + 1])
+            work += network.layer_work(schedule.lengths[k], context) * len(computed)
     again = head + len(depth) * network.layer_work(schedule.lengths[drawn], schedule.lengths[drawn])
     # Masked passes run without guidance.
     return one.rows * work + step.head.rows(step.guidance, one.rows) * head + len(step.masked) * again
@@ -331,6 +432,7 @@ def _line(group: list[Bound], run: Run) -> str:
         _guidance_in_words(group),
         *last.head.shown(max(one.step.guidance for one in group)),
         *_masked_in_words(group, run.schedule.lengths),
+        *_sparse_in_words(group),
     ]
     if first.verify is not None:
         told.append(next(str(verification) for steps, verification in run.parts if group[0] in steps))
@@ -365,6 +467,18 @@ def _layers_in_words(group: list[Bound]) -> list[str]:
         return []
     since = f" from scale {layers.full_scales} on" if layers.full_scales > first else ""
     return [f"{len(layers.active)} layers{since}"]
+
+
+def _sparse_in_words(group: list[Bound]) -> list[str]:
+    told, keys = [], group[0].step.keys
+    pruned = [(one.step.scale, one.step.pruned) for one in group if one.step.pruned is not None]
+    if pruned:
+        listed = ", ".join(f"{how.share:g} of scale {k} as at {how.source}" for k, how in pruned)
+        told.append(f"tokens pruned ({listed})")
+    if keys is not None:
+        but = f" but all in layers {','.join(map(str, keys.whole))}" if keys.whole else ""
+        told.append(f"{keys.count} keys a layer{but}")
+    return told
 
 
 def _masked_in_words(group: list[Bound], lengths: tuple[int, ...]) -> list[str]:

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from math import sqrt
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from var_toolkit.core.schedule import Schedule
+
+OBSERVED_SIDE = 4  # of the grid of tokens whose queries judge the keys of a layer
+POOL = 5  # neighbouring keys that share the highest of their scores
 
 
 class KVCache:
@@ -112,6 +117,87 @@ class KVCache:
     def nbytes(self) -> int:
         """Allocated memory of all keys and values, in bytes."""
         return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
+
+
+class SparseCache(KVCache):
+    """A cache whose layers hold some of the tokens of the image: the others were pruned, or evicted (`evict`).
+
+    `length` counts the tokens of the image. Each layer has memory for what it holds and no more. `outputs` are those of
+    sub-layers that pruned tokens are restored from, (R, L, C), by scale, layer and name (`core.pruning`).
+    """
+
+    def __init__(self, depth: int, **shape: Any) -> None:
+        super().__init__((0,) * depth, **shape)
+        self.outputs: dict[tuple[int, int, str], Tensor] = {}
+        self._budget: Sequence[int] = (0,) * depth
+        self._map = (1, 1)
+
+    @classmethod
+    def instead_of(cls, empty: KVCache, depth: int) -> Self:
+        """A cache for the rows of another, which holds nothing."""
+        (rows, heads, head_dim), like = empty._shape, empty._like
+        return cls(depth, rows=rows, heads=heads, head_dim=head_dim, dtype=like.dtype, device=like.device)
+
+    def begin(self, budget: Sequence[int], size: tuple[int, int], sources: Sequence[int]) -> None:
+        """Ready for a step: what each layer may hold after it (0 frees the layer), and the map that it draws.
+
+        Outputs of other scales than `sources` are dropped.
+        """
+        self._budget, self._map = budget, size
+        self.outputs = {key: output for key, output in self.outputs.items() if key[0] in sources}
+        for layer, count in enumerate(budget):
+            if count == 0:
+                self._keys[layer], self._values[layer] = self._allocate(0), self._allocate(0)
+
+    def keep_rows(self, count: int) -> None:
+        """Drop all but the first `count` rows, a tensor at a time."""
+        super().keep_rows(count)
+        for key, output in self.outputs.items():
+            self.outputs[key] = output[:count].clone()
+
+    def append(self, layer: int, k_RHLD: Tensor, v_RHLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Append new keys and values, of any number of tokens; return all that the layer holds."""
+        for stored, new_RHLD in ((self._keys, k_RHLD), (self._values, v_RHLD)):
+            stored[layer] = torch.cat((stored[layer], new_RHLD.to(stored[layer].dtype)), dim=2)
+        return self._keys[layer], self._values[layer]
+
+    def observed(self, new: int) -> Tensor:
+        """Which of `new` tokens of a pass judge the keys: the centres of a grid of 4 x 4 over the map that is drawn.
+
+        Of a pruned map they are the first ones, which differ most from the mean.
+        """
+        height, width = self._map
+        if new < height * width:
+            return torch.arange(min(new, OBSERVED_SIDE**2), device=self._like.device)
+        rows, columns = (_centres(side, self._like.device) for side in self._map)
+        return new - height * width + (rows[:, None] * width + columns).flatten()
+
+    def evict(self, layer: int, q_RHOD: Tensor, observed_O: Tensor, new: int) -> None:
+        """Drop keys of a layer beyond its budget: of each row and head those that matter least to some queries.
+
+        Scores are summed over the queries of the `observed` ones of the last `new` tokens, and a key is as important as
+        its most important neighbour among five. Observed tokens stay (ScaleKV, arXiv 2505.19602).
+        """
+        keys_RHLD, budget = self._keys[layer], self._budget[layer]
+        held = keys_RHLD.shape[2]
+        if held <= budget:
+            return
+        scores_RHL = (keys_RHLD.float() @ q_RHOD.float().sum(2).unsqueeze(-1)).squeeze(-1) / sqrt(keys_RHLD.shape[-1])
+        scores_RHL = F.max_pool1d(scores_RHL, POOL, stride=1, padding=POOL // 2)
+        scores_RHL[:, :, held - new + observed_O] = torch.inf
+        stays_RHL = scores_RHL.topk(budget, dim=-1).indices.sort(dim=-1).values
+        for stored in (self._keys, self._values):
+            stored[layer] = stored[layer].take_along_dim(stays_RHL.unsqueeze(-1), dim=2)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all keys, values and outputs of sub-layers, in bytes."""
+        return super().nbytes + sum(output.numel() * output.element_size() for output in self.outputs.values())
+
+
+def _centres(side: int, device: torch.device) -> Tensor:
+    """The middles of four equal parts of a side; fewer where it is shorter."""
+    return ((torch.arange(OBSERVED_SIDE, device=device) + 0.5) * side / OBSERVED_SIDE).long().unique()
 
 
 class RaggedCache(KVCache):

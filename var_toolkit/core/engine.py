@@ -15,13 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from var_toolkit.conditions.condition import Asked, of_labels
-from var_toolkit.core.bind import Bound, Run
+from var_toolkit.core.bind import Bound, Run, Sparse
+from var_toolkit.core.cache import SparseCache
 from var_toolkit.core.canvas import Canvas
 from var_toolkit.core.finite import FiniteCheck
 from var_toolkit.core.masked import redrawn
 from var_toolkit.core.noise import Noise, RunNoise, Stream
 from var_toolkit.core.plan import Group, Together, Tokens
 from var_toolkit.core.preserved import Preserved
+from var_toolkit.core.pruning import PrunedPass
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.core.sketch import Sketch
 from var_toolkit.heads.categorical import Categorical
@@ -121,7 +123,10 @@ class Drawing:
         count = one.rows * len(self.request)
         if one.fresh:
             self.leave()  # before the next network makes its own
-            self.cache = one.network.new_cache(count, one.capacities)
+            if one.sparse is None:
+                self.cache = one.network.new_cache(count, one.capacities)
+            else:
+                self.cache = SparseCache.instead_of(one.network.new_cache(count, ()), len(one.sparse.kept))
             self.condition = one.network.condition(self.request.rows(one.network, one.rows))
         elif one.rows < self.rows:
             self.condition = self.condition.of_rows(slice(count))
@@ -129,7 +134,11 @@ class Drawing:
         elif one.rows > self.rows:  # of a network that caches nothing
             self.condition = one.network.condition(self.request.rows(one.network, one.rows))
         self.rows = one.rows
-        self.cache.resize(one.capacities)
+        if one.sparse is None:
+            self.cache.resize(one.capacities)
+        else:
+            needed = [scale for scale, _ in one.sparse.sources]
+            self.cache.begin(one.capacities, self.run.schedule.maps[one.step.scale], needed)
 
     def leave(self) -> None:
         """Free the condition and the cache of the network at work."""
@@ -196,7 +205,8 @@ def _draw_scale(drawing: Drawing, one: Bound) -> None:
     drawing.enter(one)
     canvas, schedule, k = drawing.canvas, drawing.run.schedule, one.step.scale
     inputs = canvas.inputs_of(one.scales, one.rows)
-    more = {"open_prefill": True} if one.step.open_prefill and len(one.scales) > 1 else {}
+    more: dict[str, Any] = {"open_prefill": True} if one.step.open_prefill and len(one.scales) > 1 else {}
+    more |= {} if one.sparse is None else {"pruned": _pruned_pass(drawing, one, one.sparse)}
     hidden = one.network.hidden(
         drawing.condition, inputs, scales=one.scales, schedule=schedule, cache=drawing.cache, layers=one.layers, **more
     )
@@ -210,6 +220,12 @@ def _draw_scale(drawing: Drawing, one: Bound) -> None:
         found = redrawn(one.step, first, at, canvas.inputs[k - 1], drawing.preserved)
     drawing.count(one, 1 + len(one.step.masked), one.step.head.evaluations())
     drawing.put(k, found, drawn.codes)
+
+
+def _pruned_pass(drawing: Drawing, one: Bound, sparse: Sparse) -> PrunedPass:
+    source = one.step.pruned.source if one.step.pruned is not None else None
+    sources = {scale: layers for scale, layers in sparse.sources if scale in one.scales}
+    return PrunedPass(drawing.cache, drawing.run.schedule, one.scales, sparse.kept, source, sources)
 
 
 def _draw_together(drawing: Drawing, one: Bound) -> None:

@@ -120,6 +120,46 @@ class Subnet(Part):
     full_scales: int
 
 
+@dataclass(frozen=True)
+class Pruned(Part):
+    """A share of the tokens of a scale that sub-layers skip; their outputs are restored from those at scale `source`.
+
+    In the layers from `first` to before `end`, None for the last (FastVAR, arXiv 2503.23367).
+    """
+
+    share: float
+    source: int
+    first: int = 0
+    end: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "share", checked("prune_tokens", self.share, "share"))
+        for name in ("source", "first"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be 0 or more")
+
+    def kept(self, layer: int, tokens: int) -> int:
+        """How many tokens of a scale a layer computes."""
+        inside = self.first <= layer and (self.end is None or layer < self.end)
+        return tokens - int(tokens * self.share) if inside else tokens
+
+
+@dataclass(frozen=True)
+class Keys(Part):
+    """The most keys that a layer holds after a step; the `whole` layers hold all (ScaleKV, arXiv 2505.19602)."""
+
+    count: int
+    whole: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "whole", tuple(self.whole))
+        for number in (self.count - 1, *self.whole):
+            if type(number) is not int or number < 0:
+                raise ValueError(
+                    f"keys are {self.count!r} but in layers {list(self.whole)!r}; use whole numbers, 1 or more"
+                )
+
+
 class Verify(Part):
     """Drafts that the network verifies (`methods.speculative`), in place of one pass for each scale or token."""
 
@@ -139,6 +179,7 @@ class Step(Part):
     `guidance` is t in (1 + t) conditional - t null, of this very step: ramps over the scales are applied when a plan is
     made. 0 is off. `layers` limits the layers, None for all. `masked` are the tokens that are redrawn in each masked
     pass after the first draw (HMAR); with `clean`, their positions are set to zero in the input of these passes.
+    `pruned` says how many tokens the layers compute, and `keys` how many keys they hold afterwards, None for all.
     Consecutive steps with the same `verify` are drawn together. With `open_prefill` a network that begins here reads
     the scales before in a pass without a mask (Distilled Decoding's teacher, as published).
     """
@@ -152,6 +193,8 @@ class Step(Part):
     clean: bool = False
     verify: Verify | None = None
     open_prefill: bool = False
+    pruned: Pruned | None = None
+    keys: Keys | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance", checked("cfg", self.guidance, "guidance"))
@@ -162,11 +205,15 @@ class Step(Part):
             raise ValueError(
                 f"a step draws {shown(self.places)}; its places must be a Scale, Tokens, a Group or Together"
             )
-        for name, kind in (("layers", Subnet), ("verify", Verify)):
+        for name, kind in (("layers", Subnet), ("verify", Verify), ("pruned", Pruned), ("keys", Keys)):
             if not isinstance(getattr(self, name), kind | None):
                 raise ValueError(f"{name} is {shown(getattr(self, name))}; it must be a {kind.__name__} or nothing")
         if not isinstance(self.head, Head):
             raise ValueError(f"a step has head {shown(self.head)}; it must be a head, such as a Categorical or a Flow")
+        if self.pruned is not None and self.pruned.source >= self.scale:
+            raise ValueError(
+                f"scale {self.scale} restores tokens from scale {self.pruned.source}; it must be an earlier one"
+            )
         if self.masked and (not isinstance(self.places, Scale) or getattr(self.head, "smooth", False)):
             raise ValueError(
                 "smooth mixes codes and masked passes redraw single codes; remove smooth, or set refine off"
@@ -194,21 +241,31 @@ class Step(Part):
 
 @dataclass(frozen=True)
 class Plan(Part):
-    """The steps of one image. Together they cover every token of the schedule once, in order."""
+    """The steps of one image. Together they cover every token of the schedule once, in order.
+
+    The last `skipped` scales are not drawn: what is there is decoded, as if they had nothing to add.
+    """
 
     schedule: Schedule
     steps: tuple[Step, ...]
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
-        at = 0
+        scales = len(self.schedule)
+        if type(self.skipped) is not int or not 0 <= self.skipped < scales:
+            raise ValueError(
+                f"skip_scales is {self.skipped!r}; it must be from 0 (off) to {scales - 1}, of {scales} scales"
+            )
+        at, end = 0, self.schedule.offsets[scales - self.skipped]
         for step in self.steps:
             covered = step.places.covered(self.schedule)
             if covered.start != at:
                 raise ValueError(f"token {at} is to be drawn next, but a step of the plan draws {_spoken(covered)}")
             at = covered.stop
-        if at != self.schedule.total:
-            raise ValueError(f"the steps of the plan draw {at} tokens; the schedule has {self.schedule.total}")
+        if at != end:
+            without = f", {end} without the {self.skipped} that are skipped" if self.skipped else ""
+            raise ValueError(f"the steps of the plan draw {at} tokens; the schedule has {self.schedule.total}{without}")
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values."""

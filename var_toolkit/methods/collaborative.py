@@ -31,7 +31,8 @@ def collaborative(drafter: Plan, refiner: Plan, *, draft_scales: int) -> Plan:
     if isinstance(draft_scales, bool) or not 1 <= draft_scales <= count - 1:
         raise ValueError(f"draft_scales is {draft_scales}; it must be from 1 to {count - 1}, of {count} scales")
     renamed = refiner.with_roles({role: refiner_role(role) for role in refiner.roles})
-    return Plan(drafter.schedule, drafter.within(range(draft_scales)) + renamed.within(range(draft_scales, count)))
+    steps = drafter.within(range(draft_scales)) + renamed.within(range(draft_scales, count))
+    return Plan(drafter.schedule, steps, refiner.skipped)
 
 
 def refiner_role(role: str) -> str:

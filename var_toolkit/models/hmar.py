@@ -19,6 +19,7 @@ from var_toolkit.conditions.condition import Condition as Given
 from var_toolkit.conditions.condition import labels_of
 from var_toolkit.core.cache import KVCache
 from var_toolkit.core.layers import Layers
+from var_toolkit.core.pruning import PrunedPass, sublayers
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats import next_scale_files as files
 from var_toolkit.formats.state_dicts import Tensors, count
@@ -138,13 +139,16 @@ class HMAR(NextScaleTransformer):
         schedule: Schedule | None = None,
         cache: KVCache | None = None,
         layers: Layers | None = None,
+        pruned: PrunedPass | None = None,
     ) -> Tensor:
-        """Features (R, L, C) of the tokens of `scales`, each scale on its own; the cache is not used.
+        """Features (R, L, C) of the tokens of `scales`, each scale on its own; of the cache only outputs are used.
 
         `inputs_RLc` are the tokenizer's inputs of these scales; scale 0 has none, since it starts from the class.
+        In a `pruned` pass layers compute some tokens.
         """
         words = None if inputs_RLc is None else self._words(inputs_RLc) + self.word_embed_bias
-        return self._run(self.blocks, condition.next_scale, self._embed(condition.start_RC, words, scales), scales)
+        x_RLC = self._embed(condition.start_RC, words, scales)
+        return self._run(self.blocks, condition.next_scale, x_RLC, scales, pruned)
 
     def logits(self, condition: Condition, hidden_RLC: Tensor) -> Tensor:
         """Features -> logits (R, L, V), float32."""
@@ -192,12 +196,14 @@ class HMAR(NextScaleTransformer):
         words = [] if words_RLC is None else [words_RLC]
         return in_a_row([*start, *words]) + self._position_embeddings(scales, self.scales)
 
-    def _run(self, blocks: Sequence[Block], branch: Branch, x_RLC: Tensor, scales: range) -> Tensor:
+    def _run(
+        self, blocks: Sequence[Block], branch: Branch, x_RLC: Tensor, scales: range, pruned: PrunedPass | None = None
+    ) -> Tensor:
         attend: Attend = to_all
         if len(scales) > 1:
             attend = within_pyramid(Schedule(self.scales.patch_nums[scales.start : scales.stop]), "block-diagonal")
-        for block, modulation in zip(blocks, branch.blocks, strict=True):
-            x_RLC = block(x_RLC, modulation, attend)
+        for layer, (block, modulation) in enumerate(zip(blocks, branch.blocks, strict=True)):
+            x_RLC = block(x_RLC, modulation, attend, None, layer, sublayers(pruned, layer))
         return x_RLC
 
     @torch.no_grad()

@@ -24,6 +24,7 @@ from var_toolkit.conditions.prompt_embeds import PromptEmbeds
 from var_toolkit.conditions.text import TextInput, as_one_length
 from var_toolkit.core.cache import KVCache, cache_of, token_span
 from var_toolkit.core.layers import Layers
+from var_toolkit.core.pruning import PrunedPass, Sublayer, sublayers, whole
 from var_toolkit.core.schedule import Schedule, increasing_sides
 from var_toolkit.formats.state_dicts import Arguments, Tensors, count, shape
 from var_toolkit.heads.bits import Bits
@@ -165,11 +166,25 @@ class TextBlock(ModulatedBlock):
         attend: Attend,
         cache: KVCache | None = None,
         layer: int = 0,
+        run: Sublayer = whole,
     ) -> Tensor:
-        h = self.sa(self._modulated(x_RLC, m.scale1, m.shift1), attend, cache, layer, rotation, m.attention)
+        def attended(x_RLC: Tensor, kept_RL: Tensor | None) -> Tensor:
+            own = rotation if kept_RL is None else rotation.at(kept_RL)
+            found: Tensor = self.sa(self._modulated(x_RLC, m.scale1, m.shift1), attend, cache, layer, own, m.attention)
+            return found
+
+        def of_text(x_RLC: Tensor, _: Tensor | None) -> Tensor:
+            found: Tensor = self.ca(self.ca_norm(x_RLC), *memory)
+            return found
+
+        def fed_forward(x_RLC: Tensor, _: Tensor | None) -> Tensor:
+            found: Tensor = self.ffn(self._modulated(x_RLC, m.scale2, m.shift2))
+            return found
+
+        h = run(x_RLC, "sa", attended)
         x_RLC = torch.addcmul(x_RLC, self._stochastic_depth(h), m.gate1)
-        x_RLC = x_RLC + self._stochastic_depth(self.ca(self.ca_norm(x_RLC), *memory))
-        h = self.ffn(self._modulated(x_RLC, m.scale2, m.shift2))
+        x_RLC = x_RLC + self._stochastic_depth(run(x_RLC, "ca", of_text))
+        h = run(x_RLC, "ffn", fed_forward)
         return torch.addcmul(x_RLC, self._stochastic_depth(h), m.gate2)
 
 
@@ -184,6 +199,7 @@ class Infinity(ByScale, nn.Module):
     markov = False
     has_subnets = True
     default_head: Head = Bits()
+    sublayers: tuple[str, ...] = ("sa", "ca", "ffn")
 
     def __init__(self, config: InfinityConfig) -> None:
         super().__init__()
@@ -292,12 +308,13 @@ class Infinity(ByScale, nn.Module):
         schedule: Schedule | None = None,
         cache: KVCache | None = None,
         layers: Layers | None = None,
+        pruned: PrunedPass | None = None,
     ) -> Tensor:
         """Features (R, L, C) of the tokens of `scales`, computed in one block-causal pass.
 
         `inputs_RLD` are the tokenizer's inputs of these scales; scale 0 has none, since it starts from the text. A
         cache must hold exactly the scales before `scales`; these are appended. ValueError if it does not. Layers that
-        `layers` skip compute only the first scales (`through_layers`).
+        `layers` skip compute only the first scales (`through_layers`); in a `pruned` pass layers compute some tokens.
         """
         schedule = schedule or self.scales
         begin, end = token_span(cache, schedule, scales)
@@ -307,7 +324,8 @@ class Infinity(ByScale, nn.Module):
         def step(x_RLC: Tensor, layer: int, attend: Attend) -> Tensor:
             count, memory = x_RLC.shape[1], (condition.cross[:, layer], condition.cross_mask)
             modulation, rotation = condition.blocks[layer], Rotation(cos[:count], sin[:count])
-            found: Tensor = self.blocks[layer](x_RLC, modulation, memory, rotation, attend, cache, layer)
+            run = sublayers(pruned, layer)
+            found: Tensor = self.blocks[layer](x_RLC, modulation, memory, rotation, attend, cache, layer, run)
             return found
 
         x_RLC = through_layers(step, x_RLC, len(self.blocks), scales, schedule, layers)

@@ -25,6 +25,7 @@ from var_toolkit.conditions.prompt_embeds import PromptEmbeds
 from var_toolkit.conditions.text import TextInput, as_one_length
 from var_toolkit.core.cache import KVCache, cache_of, token_span
 from var_toolkit.core.layers import Layers
+from var_toolkit.core.pruning import PrunedPass, Sublayer, sublayers, whole
 from var_toolkit.core.schedule import SCHEDULES, Schedule, increasing_sides
 from var_toolkit.entries import TextSource
 from var_toolkit.formats.next_scale_files import with_heads
@@ -115,10 +116,16 @@ class STARBlock(nn.Module):
         cache: KVCache | None = None,
         layer: int = 0,
         constants: Constants | None = None,
+        run: Sublayer = whole,
     ) -> Tensor:
-        x_RLC = x_RLC + self.attn(self._normed(x_RLC), attend, cache, layer, rotation, constants)
-        x_RLC = x_RLC + self.cross_attn(self._normed(x_RLC), *memory)
-        return x_RLC + self.ffn(self._normed(x_RLC))
+        def attended(x_RLC: Tensor, kept_RL: Tensor | None) -> Tensor:
+            own = rotation if kept_RL is None else rotation.at(kept_RL)
+            found: Tensor = self.attn(self._normed(x_RLC), attend, cache, layer, own, constants)
+            return found
+
+        x_RLC = x_RLC + run(x_RLC, "attn", attended)
+        x_RLC = x_RLC + run(x_RLC, "cross_attn", lambda x_RLC, _: self.cross_attn(self._normed(x_RLC), *memory))
+        return x_RLC + run(x_RLC, "ffn", lambda x_RLC, _: self.ffn(self._normed(x_RLC)))
 
     def _normed(self, x_RLC: Tensor) -> Tensor:
         return F.layer_norm(x_RLC, (self.width,), eps=EPS)
@@ -143,6 +150,7 @@ class STAR(ByScale, nn.Module):
     config: STARConfig
     markov = False
     default_head: Head = Categorical()
+    sublayers = ("attn", "cross_attn", "ffn")
 
     def __init__(self, config: STARConfig) -> None:
         super().__init__()
@@ -212,11 +220,13 @@ class STAR(ByScale, nn.Module):
         schedule: Schedule | None = None,
         cache: KVCache | None = None,
         layers: Layers | None = None,
+        pruned: PrunedPass | None = None,
     ) -> Tensor:
         """Features (R, L, C) of the tokens of `scales`, computed in one block-causal pass.
 
         `inputs_RLc` are the tokenizer's inputs of these scales; scale 0 has none, since it starts from the text. A
-        cache must hold exactly the scales before `scales`; these are appended. ValueError if it does not.
+        cache must hold exactly the scales before `scales`; these are appended. ValueError if it does not. In a
+        `pruned` pass layers compute some tokens.
         """
         begin, end = token_span(cache, self.scales, scales)
         x_RLC = self._embed(condition, inputs_RLc, scales)
@@ -226,7 +236,8 @@ class STAR(ByScale, nn.Module):
             memory = (condition.cross[:, layer], condition.mask)
             own = Rotation(*(table[: x_RLC.shape[1]] for table in rotation))
             constants = condition.attention[layer]
-            found: Tensor = self.blocks[layer](x_RLC, memory, own, attend, cache, layer, constants)
+            run = sublayers(pruned, layer)
+            found: Tensor = self.blocks[layer](x_RLC, memory, own, attend, cache, layer, constants, run)
             return found
 
         x_RLC = through_layers(step, x_RLC, len(self.blocks), scales, self.scales, layers)

@@ -16,6 +16,7 @@ from var_toolkit.conditions.condition import Condition as Given
 from var_toolkit.conditions.condition import labels_of
 from var_toolkit.core.cache import KVCache, cache_of, token_span
 from var_toolkit.core.layers import Layers
+from var_toolkit.core.pruning import PrunedPass, sublayers
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats import next_scale_files as files
 from var_toolkit.formats.state_dicts import Tensors, count
@@ -100,6 +101,7 @@ class VAR(NextScaleTransformer):
         cache: KVCache | None = None,
         layers: Layers | None = None,
         open_prefill: bool = False,
+        pruned: PrunedPass | None = None,
     ) -> Tensor:
         """Features (R, L, C) of the tokens of `scales`, computed in one block-causal pass.
 
@@ -107,14 +109,15 @@ class VAR(NextScaleTransformer):
 
         `inputs_RLc` are the tokenizer's inputs of these scales; scale 0 has none, since it starts from the class. A
         cache must hold exactly the scales before `scales`; these are appended. ValueError if it does not. Layers that
-        `layers` skip compute only the first scales (`through_layers`).
+        `layers` skip compute only the first scales (`through_layers`); in a `pruned` pass layers compute some tokens.
         """
         schedule = schedule or self.scales
         begin, end = token_span(cache, schedule, scales)
         x_RLC = self._embed(condition, inputs_RLc, scales, schedule)
 
         def step(x_RLC: Tensor, layer: int, attend: Attend) -> Tensor:
-            found: Tensor = self.blocks[layer](x_RLC, condition.blocks[layer], attend, cache, layer)
+            run = sublayers(pruned, layer)
+            found: Tensor = self.blocks[layer](x_RLC, condition.blocks[layer], attend, cache, layer, run)
             return found
 
         x_RLC = through_layers(step, x_RLC, len(self.blocks), scales, schedule, layers, open_prefill)

@@ -58,6 +58,7 @@ class VAREdit(Infinity):
 
     config: VAREditConfig
     has_subnets = False
+    sublayers = ()
     image = ImageInput(SOURCE)
 
     def __init__(self, config: VAREditConfig) -> None:

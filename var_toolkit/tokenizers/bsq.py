@@ -77,6 +77,8 @@ class Corrected(NamedTuple):
 class BitPyramid:
     """A schedule of maps of bits. The bits of a token are (B, L, D), uint8."""
 
+    residual = True  # the maps add up, so that the last may be left out
+
     def __init__(self, scales: Schedule, bits: int, patch: int) -> None:
         self.scales, self.bits, self.patch = scales, bits, patch
         self.grids = tuple((height * patch, width * patch) for height, width in scales.maps)  # of cells

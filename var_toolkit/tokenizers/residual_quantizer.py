@@ -57,6 +57,8 @@ class ResidualQuantizer(nn.Module):
     `share_quant_resi`: 0 is one phi per scale, 1 is one for all scales, n > 1 is n phis shared by the scales.
     """
 
+    residual = True  # the maps add up, so that the last may be left out
+
     ema_vocab_hit_SV: Tensor  # noqa: N815
 
     def __init__(

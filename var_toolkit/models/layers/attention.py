@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_toolkit.core.cache import KVCache
+from var_toolkit.core.cache import KVCache, SparseCache
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.kernels.pyramid_attention import attention as attend_in_pyramid
 from var_toolkit.kernels.tiles import Pattern
@@ -126,6 +126,11 @@ class SelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.append(layer, k, v)
             q = q.to(k.dtype)  # the cache keeps the dtype of the weights, also under autocast
+            if isinstance(cache, SparseCache):
+                observed = cache.observed(qkv.shape[1])
+                # Scored, as published, by queries without bias, norm or rotation.
+                plain_ROHD = qkv[:, observed, 0] - self.q_bias.view(self.heads, -1)
+                cache.evict(layer, plain_ROHD.transpose(1, 2), observed, qkv.shape[1])
         return self.proj(rearrange(attend(q, k, v, scale), "r h l d -> r l (h d)"))
 
 

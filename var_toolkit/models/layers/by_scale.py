@@ -11,6 +11,7 @@ class OwnSchedule:
     """A network that draws the schedule that its positions were trained for, and no other."""
 
     scales: Schedule
+    sublayers: tuple[str, ...] = ()
 
     def head_at(self, head: Head, schedule: Schedule, scale: int) -> Head:
         """How a scale is drawn where this head is asked for: by it."""

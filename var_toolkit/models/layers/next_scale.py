@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from var_toolkit.core.cache import KVCache
 from var_toolkit.core.layers import Layers
+from var_toolkit.core.pruning import Sublayer, whole
 from var_toolkit.core.schedule import SCHEDULES, Schedule, increasing_sides
 from var_toolkit.heads.categorical import Categorical
 from var_toolkit.heads.head import Head
@@ -140,15 +141,27 @@ class Block(ModulatedBlock):
         attend: Attend,
         cache: KVCache | None = None,
         layer: int = 0,
+        run: Sublayer = whole,
         *,
         between: Tensor | None = None,
     ) -> Tensor:
         """`between` is added between attention and MLP."""
-        h = self.attn(self._modulated(x_RLC, m.scale1, m.shift1), attend, cache, layer, constants=m.attention)
+
+        def attended(x_RLC: Tensor, _: Tensor | None) -> Tensor:
+            found: Tensor = self.attn(
+                self._modulated(x_RLC, m.scale1, m.shift1), attend, cache, layer, constants=m.attention
+            )
+            return found
+
+        def fed_forward(x_RLC: Tensor, _: Tensor | None) -> Tensor:
+            found: Tensor = self.ffn(self._modulated(x_RLC, m.scale2, m.shift2))
+            return found
+
+        h = run(x_RLC, "attn", attended)
         x_RLC = torch.addcmul(x_RLC, self._stochastic_depth(h), m.gate1)
         if between is not None:
             x_RLC = x_RLC + between
-        h = self.ffn(self._modulated(x_RLC, m.scale2, m.shift2))
+        h = run(x_RLC, "ffn", fed_forward)
         return torch.addcmul(x_RLC, self._stochastic_depth(h), m.gate2)
 
 
@@ -175,6 +188,7 @@ class NextScaleTransformer(ByScale, nn.Module):
 
     config: NextScaleConfig
     default_head: Head = Categorical()
+    sublayers = ("attn", "ffn")
 
     def __init__(self, config: NextScaleConfig, *, word_bias: bool) -> None:
         super().__init__()

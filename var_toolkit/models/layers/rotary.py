@@ -18,6 +18,10 @@ class Rotation(NamedTuple):
     cos: Tensor
     sin: Tensor
 
+    def at(self, kept_RL: Tensor) -> Rotation:
+        """The rotation of the tokens at some positions, other ones in each row: (R, 1, L, D / 2) each."""
+        return Rotation(self.cos[kept_RL].unsqueeze(1), self.sin[kept_RL].unsqueeze(1))
+
     def __call__(self, x_RHLD: Tensor) -> Tensor:
         """Apply RoPE to queries or keys, in their own dtype."""
         pairs = x_RHLD.float().unflatten(-1, (-1, 2))
