@@ -10,15 +10,17 @@ from var_toolkit import devices
 from var_toolkit.cli import doctor, main
 from var_toolkit.cli.memory import ran_out_of_memory
 from var_toolkit.core import forecast
+from var_toolkit.devices import find_device
 from var_toolkit.evaluation import sample_set
-from var_toolkit.evaluation.bench import rounds
+from var_toolkit.evaluation.bench import machine, rounds
 from var_toolkit.models.layers import linear
+from var_toolkit.precision import precision_of
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(doctor, "SECONDS", 1e-6)
-    monkeypatch.setattr(doctor, "SIZE", 32)
+    monkeypatch.setattr(machine, "SECONDS", 1e-6)
+    monkeypatch.setattr(machine, "SIZE", 32)
 
 
 def test_facts_are_told_in_words_and_as_json(capsys):
@@ -32,6 +34,19 @@ def test_facts_are_told_in_words_and_as_json(capsys):
     for part, values in facts.items():
         for name in (part, *values):
             assert name in told
+
+
+def test_rates_of_the_machine_are_told_in_words_and_as_json(capsys):
+    assert main(["bench", "machine", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert all("FLOP" in facts[name] or "not supported" in facts[name] for name in ("float32", "bfloat16", "int8"))
+    assert facts["auto"].startswith(precision_of("auto", find_device("auto")).name)
+    assert main(["bench", "machine"]) == 0
+    told = capsys.readouterr().out
+    assert "int8" in told
+    assert "auto" in told
+    assert main(["bench", "machine", "--rounds", "2"]) == 2
+    assert "--rounds" in capsys.readouterr().err
 
 
 def test_why_a_path_is_used_is_told(monkeypatch, capsys):

@@ -17,12 +17,17 @@ from var_toolkit.user_folders import default_cache
 
 SUMMARY = "measure speed, memory and quality of methods side by side"
 A_ROW_FAILED = 1
+MACHINE = "machine"  # instead of a table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen bench`."""
     parser.epilog = f"tables: {', '.join(configs('bench'))}"
-    parser.add_argument("table", metavar="TABLE", help="a YAML file, or the name of a table in configs/bench/")
+    parser.add_argument(
+        "table",
+        metavar="TABLE",
+        help="a YAML file, or the name of a table in configs/bench/; machine: how fast the processor multiplies",
+    )
     parser.add_argument("--rounds", type=at_least(1), help="how often each row is measured (default: as in the table)")
     parser.add_argument("--only", nargs="+", metavar="ROW", help='rows to measure, such as "var-d16*"')
     parser.add_argument(
@@ -38,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read and check the table, measure, print, write."""
+    if args.table == MACHINE:
+        _tell_machine(args)
+        return 0
     from contextlib import suppress
     from dataclasses import replace
 
@@ -72,3 +80,21 @@ def run(args: argparse.Namespace) -> int:
     if told["interrupted"]:
         raise KeyboardInterrupt
     return A_ROW_FAILED if any(row["error"] or row["quality_error"] for row in told["rows"]) else 0
+
+
+def _tell_machine(args: argparse.Namespace) -> None:
+    """Print the machine, how fast it multiplies, and the precision that this makes the fastest."""
+    given = [name for name in ("rounds", "only", "out", "allow_code") if getattr(args, name)]
+    if given:
+        raise ValueError(f"--{given[0].replace('_', '-')} is for tables; remove it, or give a table")
+    from var_toolkit.devices import find_device
+    from var_toolkit.evaluation.bench.machine import machine, rates
+    from var_toolkit.precision import precision_of
+
+    fastest = precision_of("auto", find_device("auto"))
+    facts = {**machine(), **rates(), "auto": f"{fastest.name} ({fastest.why})"}
+    if args.json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' '):16} {value}")

@@ -31,7 +31,6 @@ UNITS = (
     "bf16",
     "i8mm",
 )
-SIZE, SECONDS = 512, 0.3  # of the square matrices whose product is timed, and for how long each dtype is tried
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,11 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the facts."""
+    from var_toolkit.evaluation.bench.machine import rates
+
     facts = {
         "installed": _installed(),
         "machine": _machine(),
         "used": _used(),
-        "rates": _rates(),
+        "rates": rates(),
         "folders": _folders(),
     }
     if args.json:
@@ -105,8 +106,10 @@ def _used() -> dict[str, str]:
 
     from var_toolkit.devices import find_device, slow_dtype
     from var_toolkit.models.layers.linear import _has_onednn
+    from var_toolkit.precision import precision_of
 
     device = find_device("auto")
+    fastest = precision_of("auto", device)
     why = (
         "torch finds a GPU" if device.type == "cuda" else "torch finds no CUDA GPU; on a Mac, --device mps may be used"
     )
@@ -115,7 +118,7 @@ def _used() -> dict[str, str]:
         linear = "oneDNN, packed" if _has_onednn() else "torch's own: its oneDNN operators are missing or differ"
     return {
         "device": f"{device.type} ({why})",
-        "precision": "float32, unless --dtype says otherwise",
+        "precision": f"float32, unless --dtype says otherwise; --dtype auto is {fastest.name}: {fastest.why}",
         "bfloat16": slow_dtype(device, torch.bfloat16) or "supported at full speed, or its units are not known",
         "attention": _attention(device),
         "linear layers": linear,
@@ -134,37 +137,6 @@ def _attention(device: torch.device) -> str:
     if reason is not None:
         return f"scaled_dot_product_attention: {reason}"
     return "Triton in bfloat16 and float16, scaled_dot_product_attention in float32"
-
-
-def _rates() -> dict[str, str]:
-    """Multiply-adds a second of the processor, measured."""
-    import torch
-
-    from var_toolkit.devices import clock
-
-    def rate(product: Any) -> str:
-        cpu = torch.device("cpu")
-        product()
-        began, count = clock(cpu), 0
-        while clock(cpu) - began < SECONDS:
-            product()
-            count += 1
-        return f"{SIZE**3 * count / (clock(cpu) - began) / 1e9:.1f} G multiply-adds/s"
-
-    a = torch.ones(SIZE, SIZE)
-    half, whole = a.bfloat16(), a.to(torch.int8)
-    products = {
-        "float32": lambda: a @ a,
-        "bfloat16": lambda: half @ half,
-        "int8": lambda: torch._int_mm(whole, whole),
-    }
-    found = {}
-    for name, product in products.items():
-        try:
-            found[name] = rate(product)
-        except (AttributeError, RuntimeError) as error:
-            found[name] = f"not supported by this torch: {str(error).splitlines()[0]}"
-    return found
 
 
 def _folders() -> dict[str, str]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import var_toolkit
+from var_toolkit.devices import clock
+
+SIZE, SECONDS = 512, 0.3  # of the square matrices whose product is timed, and for how long each precision is tried
 
 
 def machine() -> dict[str, Any]:
@@ -24,6 +28,34 @@ def machine() -> dict[str, Any]:
         "torch": str(torch.__version__),
         "var_toolkit": var_toolkit.__version__,
     }
+
+
+def rates() -> dict[str, str]:
+    """How fast the processor multiplies matrices in each precision; a multiply-add counts as two operations."""
+    a = torch.ones(SIZE, SIZE)
+    half, whole = a.bfloat16(), a.to(torch.int8)
+    products: dict[str, Callable[[], Any]] = {
+        "float32": lambda: a @ a,
+        "bfloat16": lambda: half @ half,
+        "int8": lambda: torch._int_mm(whole, whole),
+    }
+    found = {}
+    for name, product in products.items():
+        try:
+            found[name] = f"{_rate(product):.1f} GFLOP/s"
+        except (AttributeError, RuntimeError) as error:
+            found[name] = f"not supported by this torch: {str(error).splitlines()[0]}"
+    return found
+
+
+def _rate(product: Callable[[], Any]) -> float:
+    cpu = torch.device("cpu")
+    product()
+    began, count = clock(cpu), 0
+    while clock(cpu) - began < SECONDS:
+        product()
+        count += 1
+    return 2 * SIZE**3 * count / (clock(cpu) - began) / 1e9
 
 
 def threads(count: int) -> str:
