@@ -8,6 +8,7 @@ from golden.recipe import fill_
 
 from var_toolkit.core.noise import Noise, Stream
 from var_toolkit.formats.published import backbone_from_tensors
+from var_toolkit.models.acdit import ACDiTConfig
 from var_toolkit.models.himar import HiMARConfig
 from var_toolkit.models.mar import MAR, MARConfig
 from var_toolkit.tokenizers.latent_pyramid import LatentPyramid
@@ -32,7 +33,8 @@ def counts(text):
 
 def tokenizer_of(network) -> SimpleNamespace:
     """Latents alone, without an autoencoder."""
-    pyramid = LatentPyramid(network.scales, patch=getattr(network.config, "patch_size", 1))
+    patch, channel_last = getattr(network.config, "patch_size", 1), getattr(network, "channel_last_patches", False)
+    pyramid = LatentPyramid(network.scales, patch=patch, channel_last=channel_last)
     return SimpleNamespace(scales=network.scales, pyramid_of=lambda schedule: pyramid, pyramid=pyramid)
 
 
@@ -60,6 +62,12 @@ def tiny_himar_config(**changes) -> HiMARConfig:
         "map_heads": 2,
     }  # fmt: skip
     return HiMARConfig(**{"num_classes": 5, **sizes, **changes})
+
+
+def tiny_acdit_config(**changes) -> ACDiTConfig:
+    """Five classes, four blocks of four tokens of four channels."""
+    sizes = {"embed_dim": 64, "depth": 2, "side": 4, "block_side": 2, "latent_channels": 4}
+    return ACDiTConfig(**{"num_classes": 5, **sizes, **changes})
 
 
 class StoredNoise(Noise):

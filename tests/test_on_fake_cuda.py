@@ -13,7 +13,7 @@ import torch
 from runs import code_of, run_with, variant_of
 from small_flowar import tiny_config, tiny_kl
 from small_llamagen import tiny_gpt_config, tiny_vq
-from small_mar import tiny_himar_config, tiny_mar_config
+from small_mar import tiny_acdit_config, tiny_himar_config, tiny_mar_config
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,6 +39,7 @@ from var_toolkit.methods.speculative import drafts, verify
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
 from var_toolkit.models import llamagen as raster_gpt
 from var_toolkit.models import star as star_models
+from var_toolkit.models.acdit import ACDiT
 from var_toolkit.models.distilled_llamagen import DistilledRasterGPT, DistilledRasterGPTConfig
 from var_toolkit.models.distilled_var import DistilledVAR, DistilledVARConfig
 from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig
@@ -196,6 +197,14 @@ def mar():
     return on_cuda(lambda: MAR(tiny_mar_config()))
 
 
+def acdit():
+    return on_cuda(lambda: ACDiT(tiny_acdit_config()))
+
+
+def acdit_plan():
+    return whole(on_cuda(lambda: tiny_kl(4)), acdit(), guidance=2.0, denoising_steps=3)
+
+
 def himar_plan():
     network = on_cuda(lambda: HiMAR(tiny_himar_config()))
     return whole(on_cuda(lambda: tiny_kl(4, 5)), network, guidance=2.0, denoising_steps=3)
@@ -273,6 +282,7 @@ PLANS = ASKED | {
     "flexvar": flexvar_plan,
     "flowar": flowar_plan,
     "mar": lambda: mar_plan(denoising_steps=3),
+    "acdit": acdit_plan,
     "himar": himar_plan,
     "mar-dpm": lambda: mar_plan(solver="dpm++", denoising_steps=3),
     "gpt": lambda: gpt_plan(top_p=0.9, guided_tokens=3),
@@ -305,7 +315,7 @@ def test_decoding_never_waits_for_the_device(name, edited, monkeypatch):
             size = plan.schedule.image_size(plan.tokenizer.downsample)
             with torch.no_grad():
                 images = torch.zeros(1, 3, *size, device=CUDA)
-                if name.startswith(("flowar", "mar")):
+                if name.startswith(("flowar", "mar", "acdit")):
                     tokens = plan.tokenizer.scales.split(plan.tokenizer.pyramid.maps(plan.tokenizer.encode(images)))
                 else:
                     features = plan.tokenizer.features(images, plan.schedule)
@@ -385,6 +395,8 @@ def losses():
     flow = flowar()
     maps = torch.zeros(2, flow.scales.total, 4, device=CUDA)
     yield flow, lambda: flow(labels, maps[:, 1:], maps, torch.zeros(2, 3, device=CUDA)).sum()
+    blocks, clean = acdit(), torch.zeros(2, 16, 4, device=CUDA)
+    yield blocks, lambda: blocks(labels, clean, clean, torch.zeros(2, 4, dtype=torch.int64, device=CUDA)).sum()
     masked, order = mar(), torch.arange(9, device=CUDA).repeat(2, 1)
     steps = torch.zeros(2, 2, 5, dtype=torch.int64, device=CUDA)
     states, given = torch.zeros(2, 2, 5, 4, device=CUDA), torch.zeros(2, 9, 4, device=CUDA)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from var_toolkit.core.plan import Group, Plan, Tokens, plan_of
+from var_toolkit.core.plan import Plan, Tokens, plan_of
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.guidance import weight
 from var_toolkit.heads.head import Head
@@ -136,7 +136,7 @@ def _is_constant(name: str) -> bool:
 
 def _iterations(chosen: dict[str, Any], network: Any, schedule: Schedule) -> int | None:
     """Those of a network that draws groups of tokens; a default above the number of tokens is lowered to it."""
-    if not isinstance(network.places(schedule)[0], Group):
+    if not hasattr(network, "groups"):
         return None
     return int(chosen["steps"] if chosen["given_steps"] else min(chosen["steps"], schedule.lengths[-1]))
 

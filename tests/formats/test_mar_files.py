@@ -5,14 +5,18 @@ import json
 
 import pytest
 import torch
+from golden.recipe import fill_
 from safetensors.torch import save_file
-from small_mar import tiny_himar_config, tiny_mar
+from small_mar import tiny_acdit_config, tiny_himar_config, tiny_mar
 
 from var_toolkit.cli import main
+from var_toolkit.formats.directory import save_network
 from var_toolkit.formats.published import backbone_from_tensors, published_sampling
 from var_toolkit.loading import load
+from var_toolkit.models.acdit import ACDiT
 from var_toolkit.models.himar import HiMAR
 from var_toolkit.registry import entry
+from var_toolkit.tokenizers.kl import KLConfig
 
 TOLD = {"encoder_num_heads": 2, "decoder_num_heads": 2}
 CHANNELS = 16  # of KL-16
@@ -86,6 +90,29 @@ def test_a_checkpoint_of_himar_becomes_the_network_it_is(published, tmp_path, kl
     assert pipe.sampling == entry("himar-base").sampling
     drawn = pipe(207, seeds=0, steps=2, solver="dpm++", denoising_steps=2, pivot_cfg=1.0, output_type="latent")
     assert drawn.images.shape == (1, CHANNELS, 5, 5)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_a_checkpoint_of_acdit_becomes_the_network_it_is(tmp_path, patch):
+    network = ACDiT(tiny_acdit_config(patch_size=patch))
+    args = argparse.Namespace(model="ACDiT-XL", ar_len=4)
+    torch.save({"model": fill_(network.state_dict()), "args": args}, tmp_path / "ACDiT-XL-img.pt")
+    save_network(KLConfig((8, 8), 1, 4, 4, 8 * patch).build(0.18215), tmp_path / "vae")
+    told = {"backbone": {"spatial_len": 16, "block_size": 4, "ar_len": 4, "patch_size": patch}}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    files = ["--backbone", str(tmp_path / "ACDiT-XL-img.pt"), "--tokenizer", str(tmp_path / "vae")]
+    options = ["--config", str(tmp_path / "config.json"), "--out", str(tmp_path / "model")]
+    assert main(["convert", "--family", "acdit", *files, *options]) == 0
+    pipe = load(tmp_path / "model", device="cpu")
+    assert pipe.backbone.config == network.config
+    assert (pipe.sampling.cfg, pipe.sampling.denoising_steps) == (1.5, 25)
+    drawn = pipe(3, seeds=0, denoising_steps=2, output_type="pt")
+    assert drawn.images.shape == (1, 3, 8 * patch, 8 * patch)
+    edited = pipe.edit(drawn.images[0], (0, 0, 4, 4), 3, seeds=1, denoising_steps=2, output_type="latent")
+    given = pipe.tokenizer.encode(drawn.images * 2 - 1)  # the edit has read it as bytes
+    torch.testing.assert_close(edited.images[..., -patch:], given[..., -patch:], atol=5e-3, rtol=0)
+    with pytest.raises(ValueError, match=r"^steps is for [^\n]*$"):
+        pipe.plan(steps=4)
 
 
 @pytest.mark.parametrize(("decoder", "patch"), [(48, 1), (32, 2)])

@@ -13,6 +13,7 @@ from var_toolkit.core.bind import bind, run_of
 from var_toolkit.core.engine import decode
 from var_toolkit.core.noise import Noise
 from var_toolkit.core.plan import plan_of
+from var_toolkit.core.preserved import preserved_outside
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.diffusion import Diffusion, losses, noisy
 from var_toolkit.loading import skeleton
@@ -166,3 +167,16 @@ def test_the_cost_counts_what_is_computed():
         patch.setattr(linear, "_has_onednn", lambda: False)
         decode(run, torch.tensor([1]), Noise([0]))
     assert run.cost().multiply_adds == pytest.approx(counter.get_total_flops() / 2, rel=0.1)
+
+
+def test_preserved_tokens_count_as_drawn_first():
+    network = tiny_mar()
+    tokenizer = tokenizer_of(network)
+    run = run_of(tokenizer, network, head=Diffusion("dpm++", 2), iterations=9)
+    drawn = torch.zeros(3, 3, dtype=torch.bool)
+    drawn[:2, :2] = True
+    preserved = preserved_outside(drawn, [torch.ones(1, 9, 4)], tokenizer, network.scales)
+    decoded = decode(run, torch.tensor([1, 2]), Noise([0, 1]), preserved=preserved)
+    kept = (decoded.tokens[0] == 1).all(dim=-1)
+    assert torch.equal(kept, ~drawn.flatten().expand(2, -1))
+    assert decoded.forward_passes == 4

@@ -300,6 +300,7 @@ def _draw_group(drawing: Drawing, one: Bound) -> None:
             drawing.setting(one),
             positions=sketch.asked(end) + drawing.run.schedule.offsets[k],
             sketch=sketch,
+            cache=drawing.cache,
             attempt=group.first,
             place=f"tokens {group.first} to {end - 1} of map {k}",
         )

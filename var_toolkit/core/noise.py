@@ -61,6 +61,16 @@ class Noise:
         known = [checked("seed", seed) for seed in seeds]
         self._seeds_B11 = torch.tensor(known, dtype=torch.int64, device=device).view(-1, 1, 1)
 
+    @property
+    def images(self) -> int:
+        """How many images there are."""
+        return len(self._seeds_B11)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the noise is."""
+        return self._seeds_B11.device
+
     def words(self, stream: Stream, position: int, tokens: int, width: int, attempt: int = 0) -> Tensor:
         """Independent uniform 32-bit words, int64 (B, tokens, width), of the tokens from `position` on.
 
@@ -121,7 +131,7 @@ class RunNoise(Noise):
     STREAMS = (Stream.TOKEN, Stream.REFINE, Stream.FLOW)
 
     def __init__(self, noise: Noise, tokens: int) -> None:
-        self._noise, self._tokens = noise, tokens
+        self._noise, self._tokens, self._seeds_B11 = noise, tokens, noise._seeds_B11
         self._known: dict[tuple[Any, ...], Tensor] = {}
 
     def words(self, stream: Stream, position: int, tokens: int, width: int, attempt: int = 0) -> Tensor:

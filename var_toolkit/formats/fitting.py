@@ -47,6 +47,7 @@ def fitted(tokenizer: nn.Module, backbone: Any, sources: tuple[str, str]) -> Any
         backbone.scales,
         getattr(backbone.config, "input_side", None),
         getattr(backbone.config, "patch_size", 1),
+        channel_last=getattr(backbone, "channel_last_patches", False),
     )
 
 

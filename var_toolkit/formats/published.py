@@ -54,7 +54,7 @@ def published_sampling(family: str, config: Any, file: str) -> Sampling:
     known = [(entry.sampling, source) for entry, source in registry.published(family) if not entry.draft_scales]
     named = [sampling for sampling, source in known if PurePosixPath(source.files["backbone"][1]).name == file]
     alike = [found for found, source in known if source.configs["backbone"].get("embed_dim") == config.embed_dim]
-    return next(iter([*named, *alike, *(sampling for sampling, _ in known)]), Sampling())
+    return next(iter([*named, *alike, *(sampling for sampling, _ in known)]), registry.family(family).sampling)
 
 
 def _schedule(told: Mapping[str, Any]) -> tuple[int, ...]:

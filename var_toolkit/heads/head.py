@@ -31,6 +31,7 @@ class Setting:
     note: Any  # function that records whether values are finite
     positions: Tensor | None = None  # (B, N): of a group of tokens, in the pyramid
     sketch: Any = None  # the map that they are of (`core.sketch.Sketch`)
+    cache: Any = None  # of the network, of heads that are the whole network
     attempt: int = 0  # their first rank, of heads that draw the whole map again for each group
     place: str = ""  # in words
 

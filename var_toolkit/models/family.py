@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 from torch import nn
 
-from var_toolkit.entries import TextSource
+from var_toolkit.entries import Sampling, TextSource
 from var_toolkit.formats.state_dicts import Arguments, Tensors
 from var_toolkit.tokenizers.files import TokenizerFiles
 
@@ -30,6 +30,7 @@ class Family:
     paper: str = ""  # on arXiv, such as 2404.02905
     cfg_off: float = 0.0  # the number at which its authors count guidance as off, 0 or 1
     text_encoder: TextSource | None = None  # of a family of text whose models are not in the table of its file
+    sampling: Sampling = field(default_factory=Sampling)  # the published settings, where no table of models has them
     way: str = ""  # how it draws: what follows "a model of" in the card
     required: tuple[str, ...] = ()  # names of tensors by which its published files are known
     dropped: tuple[str, ...] = ()  # endings of the names of tensors that can be computed

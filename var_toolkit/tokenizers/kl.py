@@ -74,17 +74,23 @@ class KLTokenizer(nn.Module):
     """Images to latents and back. Images are float in [-1, 1], (B, 3, h, w); latents have a variance of about 1.
 
     `autoencoder` is an AutoencoderKL. Without `scales` the pyramid has a single scale, the latent of an image of
-    `sample_size`; `side` and `patch` are those of `LatentPyramid`.
+    `sample_size`; `side`, `patch` and `channel_last` are those of `LatentPyramid`.
     """
 
     def __init__(
-        self, autoencoder: Any, scales: Schedule | None = None, side: int | None = None, patch: int = 1
+        self,
+        autoencoder: Any,
+        scales: Schedule | None = None,
+        side: int | None = None,
+        patch: int = 1,
+        *,
+        channel_last: bool = False,
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder.to(memory_format=torch.channels_last)
         self.patch = patch
         self.scales = scales or Schedule((autoencoder.config.sample_size // self.downsample,))
-        self.pyramid = LatentPyramid(self.scales, side, patch)
+        self.pyramid = LatentPyramid(self.scales, side, patch, channel_last=channel_last)
 
     @property
     def channels(self) -> int:

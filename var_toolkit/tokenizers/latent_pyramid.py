@@ -19,15 +19,20 @@ class LatentPyramid:
 
     A map is enlarged to `side` before it is resized to the next scale; default: the side of the finest scale, as in
     training. The published sampler uses 16 for every schedule. With a `patch` above 1, of MAR, the tokens of the only
-    scale are patches of so many latent positions along a side: channel, then row, then column.
+    scale are patches of so many latent positions along a side: channel, then row, then column; of ACDiT, with
+    `channel_last`, row, column, channel.
     """
 
-    def __init__(self, scales: Schedule, side: int | None = None, patch: int = 1) -> None:
-        self.scales, self.side, self.patch = scales, side or scales.finest, patch
+    def __init__(
+        self, scales: Schedule, side: int | None = None, patch: int = 1, *, channel_last: bool = False
+    ) -> None:
+        self.scales, self.side, self.patch, self.channel_last = scales, side or scales.finest, patch, channel_last
 
     def maps(self, latent_BChw: Tensor) -> Tensor:
         """The tokens of every scale, area-averaged from the finest, (B, L, C)."""
         latent_BChw = F.pixel_unshuffle(latent_BChw, self.patch)
+        if self.channel_last:
+            latent_BChw = latent_BChw.unflatten(1, (-1, self.patch**2)).transpose(1, 2).flatten(1, 2)
         return torch.cat([sequence(_averaged(latent_BChw, side)) for side in self.scales.patch_nums], dim=1)
 
     def teacher_inputs(self, latent_BChw: Tensor) -> Tensor:
@@ -39,6 +44,8 @@ class LatentPyramid:
     def grow(self, latent: Tensor | None, codes_BLC: Tensor, scale: int) -> Tensor:
         """The latent after a scale, (B, C, p, p): its map, which replaces the previous one."""
         side = self.scales.patch_nums[scale]
+        if self.channel_last:
+            codes_BLC = codes_BLC.unflatten(2, (self.patch**2, -1)).transpose(2, 3).flatten(2, 3)
         return F.pixel_shuffle(codes_BLC.transpose(1, 2).unflatten(2, (side, side)), self.patch)
 
     def latents(self, tokens: Sequence[Tensor]) -> list[Tensor]:
