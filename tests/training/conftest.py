@@ -67,6 +67,7 @@ MODELS = {
     "raster-gpt": RASTER_GPT,
     "raster-distil": RASTER_GPT | {"depth": 1},
     "flexvar": FLEXVAR,
+    "sar": FLEXVAR,
     "eagle-head": HEAD,
     "exit-head": HEAD | {"layers": 1},
     "kl": KL,
@@ -85,7 +86,7 @@ TOKENIZERS = {
     "flowar": "kl",
     "mar": "kl",
     "infinity": "bits-tokenizer",
-    **dict.fromkeys(("raster-gpt", "flexvar", *DRAFTERS), "raster-tokenizer"),
+    **dict.fromkeys(("raster-gpt", "flexvar", "sar", *DRAFTERS), "raster-tokenizer"),
 }
 COMMON = {
     "data": {"kind": "still-lifes", "count": 24, "validation_count": 8},

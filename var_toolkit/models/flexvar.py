@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from var_toolkit.conditions.condition import Condition as Given
+from var_toolkit.core.layers import Layers
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats import next_scale_files as files
 from var_toolkit.formats.state_dicts import Tensors, count, shape
@@ -64,6 +66,23 @@ class FlexVAR(VAR):
         """Position embeddings of the tokens of some scales, averaged over the area of each, (1, L, C)."""
         tables = [F.interpolate(self.pos_1LC, size=schedule.maps[k], mode="area") for k in scales]
         return torch.cat([table.flatten(2).transpose(1, 2) for table in tables], dim=1)
+
+    def forward(
+        self,
+        labels_B: Tensor,
+        inputs_BLc: Tensor,
+        layers: Layers | None = None,
+        schedule: Schedule | None = None,
+        *,
+        bare_start: bool = False,
+    ) -> Tensor:
+        """VAR's training pass. With `bare_start` the first token lacks `pos_start`, as in the second pass of SAR."""
+        if not bare_start:
+            return super().forward(labels_B, inputs_BLc, layers, schedule)
+        condition, schedule = self.condition(Given(labels=labels_B)), schedule or self.scales
+        condition = condition._replace(start_RC=condition.start_RC - self.pos_start[:, 0])  # which is added again
+        hidden = self.hidden(condition, inputs_BLc, scales=range(len(schedule)), schedule=schedule, layers=layers)
+        return self.logits(condition, hidden)
 
     def require_schedule(self, schedule: Schedule) -> None:
         """ValueError unless the first map has one token."""
