@@ -4,12 +4,14 @@ import errno
 import os
 import subprocess
 import sys
+from functools import partial as bound
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 
 import pytest
 
 from var_toolkit import locks
-from var_toolkit.files import allocate, check_writable, made, partial, sweep, write_whole, written_whole
+from var_toolkit.files import Writers, allocate, check_writable, made, partial, sweep, write_whole, written_whole
 
 KILLED = """
 import os, signal, sys
@@ -241,3 +243,69 @@ def test_a_file_is_locked_through_a_descriptor_that_can_write_as_network_file_sy
         descriptor = locks.acquire(path)
         assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == how
         os.close(descriptor)
+
+
+def put(content, file):
+    file.write_bytes(content)
+
+
+def test_threads_write_every_file_with_the_rights_of_any_other(tmp_path):
+    plain = tmp_path / "plain"
+    plain.write_bytes(b"x")
+    mask = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "one", bound(put, b"x"))
+        with Writers(threads=4) as writers:
+            for number in range(200):
+                writers.write(tmp_path / "some" / f"{number}.png", bound(put, b"%d" % number))
+        assert os.umask(mask) == 0o027
+    finally:
+        os.umask(mask)
+    found = {path.name: path for path in (tmp_path / "some").iterdir()}
+    assert sorted(found) == sorted(f"{number}.png" for number in range(200))
+    assert all(path.read_bytes() == name.removesuffix(".png").encode() for name, path in found.items())
+    assert {path.stat().st_mode for path in found.values()} == {(tmp_path / "one").stat().st_mode}
+
+
+def test_files_are_written_while_the_caller_goes_on(tmp_path):
+    asked, seen = Event(), []
+
+    def write(file):
+        seen.append(current_thread() is main_thread())
+        assert asked.wait(60)
+        file.write_bytes(b"x")
+
+    with Writers(threads=1) as writers:
+        writers.write(tmp_path / "a", write)
+        assert not (tmp_path / "a").exists()
+        asked.set()
+    assert (tmp_path / "a").exists()
+    assert seen == [False]
+
+
+def test_an_interruption_loses_no_file_that_was_handed_over(tmp_path):
+    def interrupted():
+        with Writers(threads=1) as writers:
+            for number in range(20):
+                writers.write(tmp_path / str(number), bound(put, b"x"))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(list(tmp_path.iterdir())) == 20
+
+
+@pytest.mark.parametrize("more", [0, 500], ids=["at-the-end", "at-the-next-file"])
+def test_the_first_error_of_a_writer_reaches_the_caller(more, tmp_path):
+    def fails(file):
+        raise OSError(errno.ENOSPC, "disk full")
+
+    def written():
+        with Writers(threads=1) as writers:
+            writers.write(tmp_path / "bad", fails)
+            for number in range(more):
+                writers.write(tmp_path / str(number), bound(put, b"x"))
+
+    with pytest.raises(OSError, match=r"\bbad\b"):
+        written()
+    assert len(list(tmp_path.iterdir())) <= more

@@ -13,11 +13,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Queue
+from threading import BoundedSemaphore, Lock
+from typing import Self
 
 from var_toolkit.locks import acquire
 
 ENDING = ".partial"
 PARTIAL = re.compile(r"\..+-\w{8}\.partial")
+_ASKING = Lock()  # two threads that read the umask of the process at once would leave it at 0
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -29,6 +33,49 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         temporary.chmod(0o666 & ~_umask())  # the temporary file was made private
         os.replace(temporary, path)
+
+
+class Writers:
+    """Threads that encode and write files, each whole or not at all, while other work goes on.
+
+    The block ends once all files that were handed over are written, also after an error or Ctrl-C. OSError of the file
+    that failed first is raised where the next file is handed over, or at the end of the block.
+    """
+
+    WAITING = 64  # files, which bounds the memory that their contents take
+
+    def __init__(self, threads: int | None = None) -> None:
+        from concurrent.futures import ThreadPoolExecutor  # late, for what writes nothing
+
+        count = threads or min(4, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="writer")
+        self._places, self._failed = BoundedSemaphore(self.WAITING), Queue[BaseException]()
+
+    def write(self, path: Path, write: Callable[[Path], object]) -> None:
+        """`write_whole` in one of the threads; waits while too many files are waiting."""
+        self._raise_first()
+        self._places.acquire()
+        self._pool.submit(self._written, path, write)
+
+    def _written(self, path: Path, write: Callable[[Path], object]) -> None:
+        try:
+            write_whole(path, write)
+        except BaseException as error:
+            self._failed.put(error)
+        finally:
+            self._places.release()
+
+    def _raise_first(self) -> None:
+        if not self._failed.empty():
+            raise self._failed.get()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
+        self._pool.shutdown(wait=True)
+        if kind is None:
+            self._raise_first()
 
 
 @contextmanager
@@ -188,6 +235,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _ASKING:
+        mask = os.umask(0)  # which is also the only way to read it
+        os.umask(mask)
     return mask

@@ -289,13 +289,14 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def as_output(images_B3hw: Tensor, output_type: str) -> Any:
-    """Images in [-1, 1] in an output type: "pt", "np" or "pil"."""
+    """Images in [-1, 1], on any device, in an output type on the CPU: "pt", "np" or "pil"."""
     unit = (images_B3hw + 1) / 2
     if output_type == "pt":
-        return unit
+        return unit.cpu()
     last = unit.permute(0, 2, 3, 1).contiguous()
     if output_type == "np":
-        return last.numpy()
+        return last.cpu().numpy()
     from PIL.Image import fromarray
 
-    return [fromarray(image) for image in to_uint8(last).numpy()]
+    # Bytes before they leave the device: a quarter of what the numbers would be.
+    return [fromarray(image) for image in to_uint8(last).cpu().numpy()]

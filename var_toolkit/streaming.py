@@ -77,7 +77,7 @@ def batches(
         drawn = decode(run, asked, noise, preserved=preserved, on_scale=callback_on_scale_end)
         images = latents = drawn.latent.cpu()
         if output_type != "latent":
-            pixels = require_finite(pipe.tokenizer.decode(drawn.latent).cpu(), "the decoder's images")
+            pixels = require_finite(pipe.tokenizer.decode(drawn.latent), "the decoder's images")
             images = finish(pixels, output_type)
         return PipelineOutput(
             images=images,

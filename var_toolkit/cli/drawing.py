@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from var_toolkit.cli.options import (
     sampling_settings,
 )
 from var_toolkit.cli.subjects import Subjects, place_encoder, settle_subject, subjects_of
-from var_toolkit.files import check_writable, write_whole
+from var_toolkit.files import Writers, check_writable, write_whole
 from var_toolkit.sheets import enlarged, grid
 
 if TYPE_CHECKING:
@@ -179,14 +180,13 @@ def _is_file(out: Path) -> bool:
 
 
 def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, subjects: Subjects) -> Drawn:
-    """Draw the seeds of each subject, and write each image once its batch is done."""
+    """Draw the seeds of each subject, and write each image once its batch is done, while the next one is drawn."""
     from var_toolkit.progress import Progress
 
     drawn, size, plan = Drawn(), args.batch_size, _plan(args, pipe)
     count = len(subjects) * args.n
-    with Progress(
-        -(-count // size) * (len(plan.schedule) - plan.skipped), "scales", what="drawing", leave=False
-    ) as bar:
+    turns = -(-count // size) * (len(plan.schedule) - plan.skipped)
+    with Writers() as writers, Progress(turns, "scales", what="drawing", leave=False) as bar:
 
         def on_scale(event: ScaleEvent) -> None:
             bar.update()
@@ -199,12 +199,14 @@ def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, subjects: Subjec
         began = time.perf_counter()
         for batch in task.draw(pipe, labels, **settings):
             drawn.seconds += time.perf_counter() - began
-            _keep(args, task, subjects, drawn, batch)
+            _keep(args, task, subjects, drawn, batch, writers)
             began = time.perf_counter()
     return drawn
 
 
-def _keep(args: argparse.Namespace, task: Task, subjects: Subjects, drawn: Drawn, output: PipelineOutput) -> None:
+def _keep(
+    args: argparse.Namespace, task: Task, subjects: Subjects, drawn: Drawn, output: PipelineOutput, writers: Writers
+) -> None:
     numbers = range(len(drawn.seeds), len(drawn.seeds) + len(output.seeds))
     drawn.seeds += output.seeds
     drawn.forward_passes += output.forward_passes
@@ -220,7 +222,7 @@ def _keep(args: argparse.Namespace, task: Task, subjects: Subjects, drawn: Drawn
     for image, number, seed in zip(output.images, numbers, output.seeds, strict=True):
         name = f"{task.prefix}{subjects.files[number // args.n]}_seed-{seed}.png"
         path = args.out if _is_file(args.out) else args.out / name
-        _save(image, path)
+        writers.write(path, partial(_encode, image, path))
         drawn.files.append(path)
 
 
@@ -231,7 +233,7 @@ def _write_sheets(args: argparse.Namespace, task: Task, pipe: Pipeline, drawn: D
     columns = args.n if args.n > 1 else min(len(drawn.seeds), COLUMNS)
     if args.grid:
         path = args.out if _is_file(args.out) else args.out / f"{task.prefix}grid_seed-{args.seed}.png"
-        _save(grid(drawn.images, columns), path)
+        write_whole(path, partial(_encode, grid(drawn.images, columns), path))
         drawn.files.append(path)
     if args.save_tokens:
         from var_toolkit.formats.directory import write_tensors
@@ -257,9 +259,9 @@ def _write_trace(path: Path, frames: list[tuple[int, Tensor]], columns: int) -> 
     )
 
 
-def _save(image: Any, path: Path) -> None:
-    kind = {".jpg": "jpeg"}.get(path.suffix.lower(), path.suffix.lower()[1:])
-    write_whole(path, lambda temporary: image.save(temporary, format=kind))
+def _encode(image: Any, path: Path, temporary: Path) -> None:
+    """Write an image in the format that its name asks for."""
+    image.save(temporary, format={".jpg": "jpeg"}.get(path.suffix.lower(), path.suffix.lower()[1:]))
 
 
 def _report(

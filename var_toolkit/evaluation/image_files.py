@@ -46,11 +46,6 @@ def contents(shard: Path) -> tuple[list[Member], list[Member]]:
     return images, others
 
 
-def write_image(path: Path, image: Image) -> None:
-    """A PNG file, whole or not at all."""
-    write_whole(path, lambda temporary: image.save(temporary, format="png"))
-
-
 def write_shard(path: Path, images: Iterable[tuple[str, int, Image]]) -> None:
     """A shard of images with their file names and labels, whole or not at all. Each is drawn as it is written."""
     write_whole(path, lambda temporary: _fill(temporary, images))

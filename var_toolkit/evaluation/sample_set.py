@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,9 +27,9 @@ from var_toolkit.core.bind import Run
 from var_toolkit.devices import find_device, tell_slow_dtype
 from var_toolkit.evaluation.adm_npz import check_name, write_images
 from var_toolkit.evaluation.fingerprint import fingerprint
-from var_toolkit.evaluation.image_files import IMAGE, SHARD, members, write_image, write_shard
+from var_toolkit.evaluation.image_files import IMAGE, SHARD, members, write_shard
 from var_toolkit.evaluation.sample_folder import numbers_there, opened, write_settings
-from var_toolkit.files import check_writable
+from var_toolkit.files import Writers, check_writable
 from var_toolkit.guidance import counted
 from var_toolkit.loading import load, skeleton
 from var_toolkit.pipeline import Pipeline
@@ -306,14 +307,15 @@ def _draw(
         # Assume that the other processes have made the same progress.
         bar.update(bar.first + round((bar.total - bar.first) * done / len(batches)) - bar.n)
 
-    for index in lacking:
-        drawn = (image for numbers in wanted.part(index) for image in images(numbers))
-        if wanted.shards:
-            write_shard(out / wanted.shard(index), drawn)
-            continue
-        for name, _, image in drawn:
-            if not (out / name).exists() or (out / name).stat().st_size == 0:
-                write_image(out / name, image)
+    with Writers() as writers:
+        for index in lacking:
+            drawn = (image for numbers in wanted.part(index) for image in images(numbers))
+            if wanted.shards:
+                write_shard(out / wanted.shard(index), drawn)
+                continue
+            for name, _, image in drawn:
+                if not (out / name).exists() or (out / name).stat().st_size == 0:
+                    writers.write(out / name, partial(image.save, format="png"))
 
 
 def _pack(npz: Path, out: Path, wanted: ImageList) -> None:

@@ -75,7 +75,8 @@ class Modulation(NamedTuple):
 
     def of_rows(self, rows: Tensor | slice) -> Modulation:
         """The values of some of the rows."""
-        return Modulation(*(one[rows] for one in self[:6]), self.attention)
+        gate1, gate2, scale1, scale2, shift1, shift2 = (one[rows] for one in self[:6])
+        return Modulation(gate1, gate2, scale1, scale2, shift1, shift2, self.attention)
 
 
 def modulation_of(six_R16C: Tensor, attention: Constants) -> Modulation:
