@@ -151,7 +151,7 @@ def test_the_options_are_the_documented_ones():
     assert options["evaluate prompts"] == machine | drawing | plans | {
         "-n", "--model", "--seed", "--sheet", "--prompts", "--clip-score", "--json",
     }  # fmt: skip
-    assert options["bench"] == {"-h", "--help", "--rounds", "--only", "--out", "--json", "--allow-code"}
+    assert options["bench"] == {"-h", "--help", "--rounds", "--only", "--out", "--json", "--allow-code", "--published"}
     assert options["demo"] == machine | {"--model", "--host", "--port"}
     assert options["push"] == {"-h", "--help", "--private", "--revision", "--license", "--dtype", "--json"}
     assert options["train"] == {"-h", "--help", "--out", "--cache", "--device", "--skip-damaged"}

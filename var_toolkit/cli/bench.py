@@ -2,6 +2,8 @@
 
 If a row or its quality fails, the other rows are still measured, and the exit status is 1. After Ctrl-C the report
 holds what has been measured and lists the unfinished rows (exit status 130).
+
+The table `peers` is another measurement: published code, from a checkout that --published names, beside ours.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "table",
         metavar="TABLE",
-        help="a YAML file, or the name of a table in configs/bench/; machine: how fast the processor multiplies",
+        help="a YAML file, or the name of a table in configs/bench/; machine: how fast the processor multiplies; "
+        "peers: published code beside ours",
     )
     parser.add_argument("--rounds", type=at_least(1), help="how often each row is measured (default: as in the table)")
     parser.add_argument("--only", nargs="+", metavar="ROW", help='rows to measure, such as "var-d16*"')
@@ -38,11 +41,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, help="a folder for the report as JSON and Markdown, and the plot of quality against speed"
     )
+    parser.add_argument(
+        "--published",
+        type=Path,
+        metavar="FOLDER",
+        help="for peers: a checkout of FoundationVision/VAR, which is run",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
     """Read and check the table, measure, print, write."""
+    if args.table == "peers":
+        return _peers(args)
+    if args.published is not None:
+        raise ValueError(f"--published is for the table peers, not {args.table}")
     if args.table == MACHINE:
         _tell_machine(args)
         return 0
@@ -98,3 +111,24 @@ def _tell_machine(args: argparse.Namespace) -> None:
         return
     for name, value in facts.items():
         print(f"{name.replace('_', ' '):16} {value}")
+
+
+def _peers(args: argparse.Namespace) -> int:
+    """Published code beside ours."""
+    from var_toolkit.evaluation.bench.peer_rows import chosen, require_checkout
+
+    if args.out:
+        raise ValueError("--out does not go with peers; redirect standard output, or use --json")
+    folder, peers, rounds = require_checkout(args.published), chosen(args.only), args.rounds or 5
+    from var_toolkit.evaluation.bench.peers import as_text, compare
+    from var_toolkit.progress import Progress
+
+    with Progress(2 * (rounds + 1) * len(peers), "turns", leave=False) as bar:
+
+        def on_turn(what: str) -> None:
+            bar.describe(what)
+            bar.update()
+
+        rows = compare(folder, peers, rounds, on_turn)
+    print(json.dumps({"rows": rows}) if args.json else as_text(rows))
+    return 0
