@@ -40,6 +40,7 @@ from var_toolkit.methods.speculative.settings import DraftModel, speculative
 from var_toolkit.models import llamagen as raster_gpt
 from var_toolkit.models import star as star_models
 from var_toolkit.models.acdit import ACDiT
+from var_toolkit.models.car import CAR, CARConfig
 from var_toolkit.models.distilled_llamagen import DistilledRasterGPT, DistilledRasterGPTConfig
 from var_toolkit.models.distilled_var import DistilledVAR, DistilledVARConfig
 from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig
@@ -258,6 +259,10 @@ def varedit():
     return on_cuda(lambda: VAREdit(VAREditConfig(**sizes, **maps)))
 
 
+def car():
+    return on_cuda(lambda: CAR(CARConfig(depth=2, embed_dim=16, num_heads=2, control_channels=(4,) * 5, **SMALL)))
+
+
 def prompts():
     """Two prompts of different lengths, and as many negative ones."""
     mask = torch.ones(2, 3, dtype=torch.bool, device=CUDA)
@@ -272,6 +277,7 @@ OF_TEXT = {
 }
 # Of networks that read an image too.
 OF_IMAGES = {
+    "car": lambda: whole(vq(), car(), guidance=2.0, top_k=5),
     "varedit": lambda: whole(bsq(), varedit(), guidance=2.0, top_p=0.9),
 }
 ASKED = OF_TEXT | OF_IMAGES

@@ -29,6 +29,7 @@ from var_toolkit.formats.facts import Facts, of_both, of_entry, read_facts
 from var_toolkit.formats.fitting import AnyTokenizer, fitted
 from var_toolkit.formats.hub import at_revision, is_hub_id, snapshot, with_revision
 from var_toolkit.formats.lone_tokenizers import ALONE, find_tokenizer, read_autoencoder, read_tokenizer
+from var_toolkit.formats.published import ADAPTER
 from var_toolkit.formats.text_folders import checked_encoder, read_text_encoder
 from var_toolkit.guidance import read_sampling, weight
 from var_toolkit.methods.collaborative import collaborative, require_one_tokenizer
@@ -283,6 +284,8 @@ def _published_sizes(source: Hub, parts: Sequence[str]) -> dict[str, Part]:
     family = registry.family(source.family)
     found = {}
     for part in parts:
+        if part == ADAPTER:
+            continue
         config, file = source.configs[part], source.files[part][1]
         empty = family.tokenizer.empty(config, file) if part == "tokenizer" else build(family.network, config, file)
         found[part] = Part(empty, file)

@@ -139,7 +139,7 @@ def test_the_options_are_the_documented_ones():
     assert options["classes"] == {"-h", "--help", "--model", "--json"}
     assert options["models"] == {"-h", "--help", "--json"}
     assert options["convert"] == {
-        "-h", "--help", "--tokenizer", "--backbone", "--config", "--out", "--half", "--weights",
+        "-h", "--help", "--tokenizer", "--backbone", "--adapter", "--config", "--out", "--half", "--weights",
     }  # fmt: skip
     assert options["evaluate sample"] == machine | drawing | plans | {
         "--model", "--out", "--classes", "--per-class", "--seed", "--npz", "--shards", "--json",

@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backbone", type=Path, metavar="FILE", help=f"{KINDS}; without it only the tokenizer is converted"
     )
     parser.add_argument(
+        "--adapter", type=Path, metavar="FILE", help=f"{KINDS}; of a control adapter, beside the backbone (CAR)"
+    )
+    parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE.json",
@@ -117,11 +120,13 @@ def _write_tokenizer(args: argparse.Namespace, network: Any, dtype: Any) -> None
 def _networks(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
     """The networks of the given files; the tokenizer may also be a directory."""
     from var_toolkit.formats.lone_tokenizers import Place, read_tokenizer
-    from var_toolkit.formats.published import networks_from_tensors, required
+    from var_toolkit.formats.published import ADAPTER, networks_from_tensors, required
     from var_toolkit.formats.weight_files import read_checkpoints
     from var_toolkit.registry import CONFIG
 
-    files = {part: getattr(args, part) for part in NETWORKS if getattr(args, part) is not None}
+    if args.adapter is not None and args.backbone is None:
+        raise ValueError(f"--adapter {args.adapter} belongs to a backbone; give --backbone as well")
+    files = {part: getattr(args, part) for part in (*NETWORKS, ADAPTER) if getattr(args, part) is not None}
     if unused := [part for part in config if part not in files]:
         raise ValueError(f"{args.config} has settings of the {unused[0]}; give --{unused[0]} as well")
     found: dict[str, Any] = {}

@@ -52,6 +52,9 @@ class Backbone(Protocol):
 
     def schedule_for(self, height: int, width: int) -> Schedule: ...
 
+    @property
+    def cached_layers(self) -> int: ...
+
     def prefix_tokens(self, schedule: Schedule) -> int: ...
 
     def require_schedule(self, schedule: Schedule) -> None: ...
@@ -299,7 +302,9 @@ def _bound(plan: Plan, networks: Mapping[str, Any]) -> Iterator[Bound]:
         if is_sparse:
             sparse = _sparse(plan.schedule, steps[index:end], network, held, scales, range(began, scales.start))
             held = () if network.markov else _held_after(step, sparse, layers, scales, plan.schedule)
-        dense = () if network.markov or is_sparse else _capacities(depth, layers, offsets, scales, last)
+        dense: tuple[int, ...] = ()
+        if not (network.markov or is_sparse):
+            dense = _capacities(network.cached_layers, layers, offsets, scales, last)
         prefix = network.prefix_tokens(plan.schedule)
         rows = 2 if any(one.is_guided for one in rest) else 1
         capacities = held if is_sparse else tuple(prefix + capacity for capacity in dense)
@@ -405,7 +410,7 @@ def _work(one: Bound, schedule: Schedule) -> int:
         if one.fresh and new.start > 0:  # the tokens before, in one pass
             read += len(network.blocks) * network.layer_work(new.start, new.start)
         return one.rows * (read + network.head_work(len(new)))
-    depth, drawn = range(len(network.blocks)), step.scale
+    depth, drawn = range(network.cached_layers), step.scale
     prefix = network.prefix_tokens(schedule)
     head = network.head_work(schedule.lengths[drawn])
     work = len(depth) * network.layer_work(prefix, prefix) if one.fresh and prefix else 0

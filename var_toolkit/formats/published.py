@@ -13,11 +13,15 @@ from var_toolkit.formats.directory import build, fill
 from var_toolkit.formats.state_dicts import Tensors, Told, require, sizes_of
 from var_toolkit.strict_fields import convert
 
+ADAPTER = "adapter"  # the part of a model that joins its backbone
+
 
 def required(family: str, part: str) -> tuple[str, ...]:
     """Names of tensors that identify the files of a part."""
     kind = registry.family(family)
-    return kind.tokenizer.required if part == "tokenizer" else kind.required
+    if part == ADAPTER and not kind.adapter:
+        raise ValueError(f"family {family} has no adapter; its backbone is one file")
+    return {"tokenizer": kind.tokenizer.required, ADAPTER: kind.adapter}.get(part, kind.required)
 
 
 def backbone_from_tensors(family: str, tensors: Tensors, given: Mapping[str, Any], source: str) -> Any:
@@ -25,6 +29,8 @@ def backbone_from_tensors(family: str, tensors: Tensors, given: Mapping[str, Any
     kind = registry.family(family)
     told = Told.read(given, kind.config, kind.arguments, "the configuration of the backbone")
     require(tensors, kind.required, source)
+    if lacking := [name for name in kind.adapter if name not in tensors]:
+        raise ValueError(f"{source} lacks {lacking[0]!r}; give the file of the adapter as well")
     ours = {kind.renamed(name): tensor for name, tensor in kind.unchunked(tensors).items()}
     settings = kind.completed(told.merged(sizes_of(kind.sizes, ours, source)), ours, source)
     network = build(kind.network, settings, source)
@@ -35,7 +41,10 @@ def backbone_from_tensors(family: str, tensors: Tensors, given: Mapping[str, Any
 def networks_from_tensors(
     family: str, tensors: Mapping[str, Tensors], config: Mapping[str, Any], sources: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The networks of a published model by part, of those parts whose tensors are given."""
+    """The networks of a published model by part, of those parts whose tensors are given; an adapter is none."""
+    if ADAPTER in tensors:
+        joined = {**tensors["backbone"], **tensors[ADAPTER]}
+        tensors = {**{part: found for part, found in tensors.items() if part != ADAPTER}, "backbone": joined}
     networks = {
         part: backbone_from_tensors(family, found, config.get(part, {}), sources[part])
         for part, found in tensors.items()

@@ -33,6 +33,7 @@ class Family:
     sampling: Sampling = field(default_factory=Sampling)  # the published settings, where no table of models has them
     way: str = ""  # how it draws: what follows "a model of" in the card
     required: tuple[str, ...] = ()  # names of tensors by which its published files are known
+    adapter: tuple[str, ...] = ()  # likewise of the file of an adapter, whose tensors join those of the backbone
     dropped: tuple[str, ...] = ()  # endings of the names of tensors that can be computed
     unchunked: Callable[[Tensors], Tensors] = lambda tensors: tensors  # with layers counted from the first to the last
     renamed: Callable[[str], str] = lambda name: name  # our name of a published tensor; what follows is by our names

@@ -142,12 +142,16 @@ class VAR(NextScaleTransformer):
         return self.logits(condition, hidden)
 
     def _embed(self, condition: Condition, inputs_RLc: Tensor | None, scales: range, schedule: Schedule) -> Tensor:
+        return self._tokens(condition, inputs_RLc, scales) + self._position_embeddings(scales, schedule)
+
+    def _tokens(self, condition: Condition, inputs_RLc: Tensor | None, scales: range) -> Tensor:
+        """The inputs of some scales as features, without their positions."""
         parts = []
         if scales.start == 0:
             parts.append(condition.start_RC.unsqueeze(1) + self.pos_start)
         if inputs_RLc is not None:
             parts.append(self.word_embed(inputs_RLc.to(self.word_embed.weight.dtype)))
-        return in_a_row(parts) + self._position_embeddings(scales, schedule)
+        return in_a_row(parts)
 
     @torch.no_grad()
     def init_weights(self, *, adaln_gamma: float = 1e-3, head: float = 0.02) -> None:

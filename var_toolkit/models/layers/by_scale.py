@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from var_toolkit.core.plan import Scale
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.head import Head
@@ -12,6 +14,12 @@ class OwnSchedule:
 
     scales: Schedule
     sublayers: tuple[str, ...] = ()
+    blocks: Any
+
+    @property
+    def cached_layers(self) -> int:
+        """Layers that cache keys and values; a branch beside the blocks adds its own."""
+        return len(self.blocks)
 
     def head_at(self, head: Head, schedule: Schedule, scale: int) -> Head:
         """How a scale is drawn where this head is asked for: by it."""
