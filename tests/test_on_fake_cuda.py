@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import code_of, run_with, variant_of
+from runs import code_of, rebound, run_with, variant_of
 from small_flowar import tiny_config, tiny_kl
 from small_llamagen import tiny_gpt_config, tiny_vq
 from small_mar import tiny_acdit_config, tiny_himar_config, tiny_mar_config
@@ -35,6 +35,7 @@ from var_toolkit.heads.diffusion import losses as losses_of
 from var_toolkit.heads.flow import Flow
 from var_toolkit.kernels import pyramid_attention
 from var_toolkit.methods.distilled import in_steps
+from var_toolkit.methods.fewer_tokens import fastvar, scalekv
 from var_toolkit.methods.speculative import drafts, verify
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
 from var_toolkit.models import llamagen as raster_gpt
@@ -281,6 +282,13 @@ OF_IMAGES = {
     "varedit": lambda: whole(bsq(), varedit(), guidance=2.0, top_p=0.9),
 }
 ASKED = OF_TEXT | OF_IMAGES
+
+
+def fewer_plan():
+    run = whole(vq(), var(), guidance=1.0)
+    return rebound(run, scalekv(fastvar(run.plan, (0.5,)), 0.5))
+
+
 PLANS = ASKED | {
     "var": lambda: whole(vq(), var(), guidance=2.0, top_k=5, top_p=0.9),
     "var-smooth": lambda: whole(vq(), var(), smooth=True),
@@ -296,6 +304,7 @@ PLANS = ASKED | {
     "distilled-var": distilled,
     "distilled-gpt": distilled_gpt,
     "variant": lambda: variant_of(whole(vq(), var(depth=4), guidance=1.0), subnet=2, full_scales=1),
+    "fewer": fewer_plan,
 }
 
 

@@ -197,7 +197,8 @@ class SparseCache(KVCache):
 
 def _centres(side: int, device: torch.device) -> Tensor:
     """The middles of four equal parts of a side; fewer where it is shorter."""
-    return ((torch.arange(OBSERVED_SIDE, device=device) + 0.5) * side / OBSERVED_SIDE).long().unique()
+    parts = min(side, OBSERVED_SIDE)
+    return (2 * torch.arange(parts, device=device) + 1) * side // (2 * parts)
 
 
 class RaggedCache(KVCache):
