@@ -12,7 +12,6 @@ from var_toolkit.conditions.condition import Request
 from var_toolkit.conditions.images import CONTROL, SOURCE, image_of
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.images import Given, given_image, pixels
-from var_toolkit.ranges import checked
 from var_toolkit.registry import prompt_models
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ class Shown:
 
     source: Callable[[Schedule], Tensor] | None = None
     control: Given = None
-    strength: float | None = None
 
     def request(self, pipe: Pipeline, schedule: Schedule) -> Request | None:
         """What the network makes of the image, once for all batches; None without an image.
@@ -33,19 +31,18 @@ class Shown:
         ValueError of one line if the network does not read such an image, or needs one.
         """
         network = pipe.backbone
-        require_image(network, source=self.source is not None, control=self.control is not None, strength=self.strength)
+        require_image(network, source=self.source is not None, control=self.control is not None)
         if self.source is not None:
-            images, more = self.source(schedule), {}
+            images = self.source(schedule)
         elif self.control is not None:
             images = control_tensor(self.control, schedule.image_size(pipe.tokenizer.downsample))[None] * 2 - 1
-            more = {} if self.strength is None else {"strength": checked("control_strength", self.strength)}
         else:
             return None
-        found: Request = network.image_request(images.to(pipe.device), pipe.tokenizer, schedule, **more)
+        found: Request = network.image_request(images.to(pipe.device), pipe.tokenizer, schedule)
         return found
 
 
-def require_image(network: Any, *, source: bool, control: bool, strength: float | None = None) -> None:
+def require_image(network: Any, *, source: bool, control: bool) -> None:
     """ValueError of one line if a network does not read the images of a call, or needs one."""
     reads, name = image_of(network), type(network).__name__
     kind = None if reads is None else reads.kind
@@ -58,8 +55,6 @@ def require_image(network: Any, *, source: bool, control: bool, strength: float 
         raise ValueError(f"{name} reads no control image; give a model with a control adapter, such as car-canny-d16")
     if kind == SOURCE and not source:
         raise ValueError(f"{name} edits an image by an instruction; use `edit` with an image and an instruction")
-    if strength is not None and not (control and reads is not None and reads.strength):
-        raise ValueError(f"control_strength needs control_image, and a model with a strength (ControlAR), not {name}")
 
 
 def edits(network: Any) -> bool:

@@ -11,7 +11,6 @@ from var_toolkit.strict_fields import shown
 RANGES = {name: setting.range for name, setting in SETTINGS.items() if setting.range is not None} | {
     "batch_size": count(1),
     "seed": Range(0, 2**63 - 1, True),
-    "control_strength": Range(0, 1e4, meaning="off"),
 }
 
 

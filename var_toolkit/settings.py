@@ -34,7 +34,6 @@ class Drawing(Settings, total=False):
     control_image: Annotated[
         Given, Setting("of models with a control adapter: edges, depth or such, cropped to the size")
     ]
-    control_strength: Annotated[float | None, Setting("of ControlAR: the weight of the control image, 1 by default")]
     seeds: Annotated[int | Iterable[int] | None, Setting("one per image")]
     generator: Annotated[torch.Generator | Sequence[torch.Generator] | None, Setting("of seeds that are not given")]
     plan: Annotated[Plan | None, Setting("instead of settings")]

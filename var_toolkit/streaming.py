@@ -43,7 +43,6 @@ def batches(
     prompt_embeds: PromptEmbeds | None = None,
     negative_prompt_embeds: PromptEmbeds | None = None,
     control_image: Given = None,
-    control_strength: float | None = None,
     seeds: int | Iterable[int] | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     plan: Plan | None = None,
@@ -66,7 +65,7 @@ def batches(
     if preserve is not None and run.plan.skipped:
         raise ValueError("skip_scales leaves out detail that a given image has; leave it out to edit or to vary one")
     preserved = None if preserve is None else preserve(run.schedule)
-    image = Shown(source, control_image, control_strength).request(pipe, run.schedule)
+    image = Shown(source, control_image).request(pipe, run.schedule)
 
     def batch(one: Wanted) -> PipelineOutput:
         noise = Noise(one.seeds, pipe.device)

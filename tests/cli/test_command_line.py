@@ -131,7 +131,7 @@ def test_the_options_are_the_documented_ones():
         "-n", "--seed", "--model", "--out", "--grid", "--trace", "--save-tokens", "--plan", "--dry-run",
         "--json",
     }  # fmt: skip
-    assert options["sample"] == images | {"--control", "--control-strength"}
+    assert options["sample"] == images | {"--control"}
     assert options["edit"] == images | {"--mask", "--expand", "--instruction", "--keep-pixels"}
     assert options["vary"] == images | {"--from-scale"}
     assert options["embed"] == encoder | {"-h", "--help", "--model", "--out", "--device"}

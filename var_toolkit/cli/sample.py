@@ -23,9 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--control",
         type=Path,
         metavar="FILE",
-        help="models with a control adapter: an image of edges, depth or such (`vargen control`), cropped to the size",
+        help="models with a control adapter: an image of edges, depth or such, cropped to the size",
     )
-    parser.add_argument("--control-strength", type=float, metavar="X", help="ControlAR: its weight (default 1)")
     add_drawing_options(parser)
 
 
@@ -36,15 +35,11 @@ def run(args: argparse.Namespace) -> None:
         from var_toolkit.images import read_image
 
         more["control_image"] = read_image(args.control)
-    if args.control_strength is not None:
-        from var_toolkit.ranges import checked
-
-        more["control_strength"] = checked("control_strength", args.control_strength, "--control-strength")
 
     def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
         from var_toolkit.image_conditions import require_image
 
-        require_image(shape.backbone, source=False, control=args.control is not None, strength=args.control_strength)
+        require_image(shape.backbone, source=False, control=args.control is not None)
         return {} if args.control is None else {"control": str(args.control)}
 
     def draw(pipe: Pipeline, labels: list[int] | None, **drawing: Any) -> Any:

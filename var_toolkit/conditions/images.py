@@ -19,7 +19,6 @@ class ImageInput:
     """The image that a network reads, of the size that it draws."""
 
     kind: str  # SOURCE, which is edited, or CONTROL, which steers
-    strength: bool = False  # whether the weight of a control image can be set
 
 
 @dataclass(frozen=True, eq=False)
