@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from var_toolkit.cli import main
 from var_toolkit.core.bind import bind
 from var_toolkit.core.engine import decode
+from var_toolkit.core.noise import Noise
 from var_toolkit.core.plan import BACKBONE, Plan, plan_of
 from var_toolkit.formats.published import backbone_from_tensors
 from var_toolkit.heads.categorical import Categorical
@@ -32,17 +33,15 @@ NAMES = ["dd-var-d16", "dd-var-d20", "dd-var-d24", "dd-llamagen-b", "dd-llamagen
 VAR_RUNS = [name for name, told in VAR_CASE.facts["runs"].items() if "t_list" in told]
 
 
-class GivenNoise:
+class GivenNoise(Noise):
     """The noise of a case. Nothing else is random there: the teachers are greedy."""
 
     def __init__(self, noise):
+        super().__init__(range(len(noise)))
         self.noise = noise
 
     def normal(self, stream, position, tokens, width):
         return self.noise[:, position : position + tokens]
-
-    def uniform(self, stream, position, tokens):
-        return torch.full((len(self.noise), tokens), 0.5)
 
 
 def weights(case: Case, part: str) -> dict[str, torch.Tensor]:
