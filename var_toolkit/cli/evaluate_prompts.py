@@ -57,14 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw, judge and print."""
-    asked = None if args.prompts is None else _asked(args)
+    asked = _asked(args)
     from var_toolkit.devices import find_device
     from var_toolkit.evaluation.clip_score import ClipScore
     from var_toolkit.loading import load
 
     clip = ClipScore(args.clip_score, find_device(args.device)) if args.clip_score else None
     pipe = load(model_of(args), tokenizer=args.tokenizer, device=args.device, dtype=args.dtype)
-    found = _of_scenes(args, pipe, clip) if asked is None else _of_file(args, pipe, clip, asked)
+    found = _of_scenes(args, pipe, clip) if clip is None or asked is None else _of_file(args, pipe, clip, asked)
     print(json.dumps(found.facts) if args.json else "\n".join(found.lines))
 
 
@@ -73,8 +73,10 @@ class _Found(NamedTuple):
     lines: list[str]
 
 
-def _asked(args: argparse.Namespace) -> list[str]:
-    """The lines of a file of prompts. ValueError if there are none, or nothing is to judge them."""
+def _asked(args: argparse.Namespace) -> list[str] | None:
+    """The lines of a file of prompts, where one is given. ValueError if it has none, or nothing is to judge them."""
+    if args.prompts is None:
+        return None
     if args.clip_score is None:
         raise ValueError("--prompts needs --clip-score: the detector knows only prompts of scenes")
     try:
@@ -96,7 +98,7 @@ def _of_scenes(args: argparse.Namespace, pipe: Pipeline, clip: ClipScore | None)
     count, settings = args.n or SCENES, sampling_settings(args)
     report = prompt_report(pipe, count, seed=args.seed, batch_size=args.batch_size, settings=settings)
     columns = {name: asdict(scores) for name, scores in report.columns.items()}
-    facts = {"prompts": count, **columns, "psnr": report.psnr, "edge_f1": report.edge_f1}
+    facts: dict[str, Any] = {"prompts": count, **columns, "psnr": report.psnr, "edge_f1": report.edge_f1}
     lines = _lines(report)
     if clip is not None:
         asked = prompts(count)

@@ -39,7 +39,11 @@ def compare(folder: Path, peers: list[Peer], rounds: int, on_turn: Callable[[str
                 "ours": _ours(tokenizer, network, peer, device),
                 "published": _theirs(tokenizer, network, peer, device),
             }
-            seconds = in_turns(both, rounds, lambda what, peer=peer: on_turn(f"{peer.name}: {what}"))
+
+            def told(what: str, name: str = peer.name) -> None:
+                on_turn(f"{name}: {what}")
+
+            seconds = in_turns(both, rounds, told)
         rows.append({"row": peer.name, "device": str(device), **summary(seconds)})
     return rows
 
@@ -94,7 +98,7 @@ def _published(folder: Path, depth: int, device: torch.device) -> Iterator[tuple
     finally:
         sys.path.remove(str(folder))
         for kind, reset in before:  # the published code replaces them for good
-            kind.reset_parameters = reset  # type: ignore[method-assign,assignment]
+            kind.reset_parameters = reset  # type: ignore[method-assign]
         for name in set(sys.modules) - known:
             if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
                 del sys.modules[name]
@@ -119,7 +123,7 @@ def _ours(tokenizer: nn.Module, network: nn.Module, peer: Peer, device: torch.de
 
     def draw(seed: int) -> object:
         seeds = range(seed * peer.batch, (seed + 1) * peer.batch)
-        return pipe([CLASS] * peer.batch, seeds=seeds, batch_size=peer.batch, output_type="pt", **SETTINGS).images
+        return pipe([CLASS] * peer.batch, seeds=seeds, batch_size=peer.batch, output_type="pt", **SETTINGS)
 
     return draw
 

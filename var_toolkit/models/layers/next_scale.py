@@ -189,7 +189,7 @@ class NextScaleTransformer(ByScale, nn.Module):
 
     config: NextScaleConfig
     default_head: Head = Categorical()
-    sublayers = ("attn", "ffn")
+    sublayers: tuple[str, ...] = ("attn", "ffn")
 
     def __init__(self, config: NextScaleConfig, *, word_bias: bool) -> None:
         super().__init__()
