@@ -42,6 +42,7 @@ from var_toolkit.models import llamagen as raster_gpt
 from var_toolkit.models import star as star_models
 from var_toolkit.models.acdit import ACDiT
 from var_toolkit.models.car import CAR, CARConfig
+from var_toolkit.models.controlar import ControlAR, ControlARConfig
 from var_toolkit.models.distilled_llamagen import DistilledRasterGPT, DistilledRasterGPTConfig
 from var_toolkit.models.distilled_var import DistilledVAR, DistilledVARConfig
 from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig
@@ -264,6 +265,12 @@ def car():
     return on_cuda(lambda: CAR(CARConfig(depth=2, embed_dim=16, num_heads=2, control_channels=(4,) * 5, **SMALL)))
 
 
+def controlar():
+    sizes = {"depth": 3, "embed_dim": 32, "num_heads": 2, "mlp_hidden": 48, "side": 3, "text_tokens": 8}
+    encoder = {"encoder_width": 16, "encoder_depth": 1, "encoder_heads": 2, "encoder_side": 2}
+    return on_cuda(lambda: ControlAR(ControlARConfig(**sizes, **encoder, **TEXT)))
+
+
 def prompts():
     """Two prompts of different lengths, and as many negative ones."""
     mask = torch.ones(2, 3, dtype=torch.bool, device=CUDA)
@@ -279,6 +286,7 @@ OF_TEXT = {
 # Of networks that read an image too.
 OF_IMAGES = {
     "car": lambda: whole(vq(), car(), guidance=2.0, top_k=5),
+    "controlar": lambda: whole(on_cuda(tiny_vq), controlar(), guidance=2.0, top_k=4, guided_tokens=3),
     "varedit": lambda: whole(bsq(), varedit(), guidance=2.0, top_p=0.9),
 }
 ASKED = OF_TEXT | OF_IMAGES
@@ -320,7 +328,7 @@ def with_image(run, asked):
 def test_decoding_never_waits_for_the_device(name, edited, monkeypatch):
     with fake_cuda(monkeypatch):
         plan, preserved = PLANS[name](), None
-        asked = prompts() if name in OF_TEXT or name == "varedit" else torch.tensor([1, 2], device=CUDA)
+        asked = prompts() if name in OF_TEXT or name in ("controlar", "varedit") else torch.tensor([1, 2], device=CUDA)
         if name in OF_IMAGES:
             asked = with_image(plan, asked)
         noise = Noise([0, 1], CUDA)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from var_toolkit.conditions.condition import Request
 from var_toolkit.conditions.images import CONTROL, SOURCE, image_of
+from var_toolkit.core.plan import Plan
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.images import Given, given_image, pixels
 from var_toolkit.registry import prompt_models
@@ -25,13 +26,13 @@ class Shown:
     source: Callable[[Schedule], Tensor] | None = None
     control: Given = None
 
-    def request(self, pipe: Pipeline, schedule: Schedule) -> Request | None:
+    def request(self, pipe: Pipeline, plan: Plan) -> Request | None:
         """What the network makes of the image, once for all batches; None without an image.
 
         ValueError of one line if the network does not read such an image, or needs one.
         """
-        network = pipe.backbone
-        require_image(network, source=self.source is not None, control=self.control is not None)
+        network, schedule = pipe.backbone, plan.schedule
+        require_image(network, plan, source=self.source is not None, control=self.control is not None)
         if self.source is not None:
             images = self.source(schedule)
         elif self.control is not None:
@@ -39,11 +40,11 @@ class Shown:
         else:
             return None
         found: Request = network.image_request(images.to(pipe.device), pipe.tokenizer, schedule)
-        return found
+        return found if plan.control_strength == 1 else found.weighed(plan.control_strength)
 
 
-def require_image(network: Any, *, source: bool, control: bool) -> None:
-    """ValueError of one line if a network does not read the images of a call, or needs one."""
+def require_image(network: Any, plan: Plan | None = None, *, source: bool, control: bool) -> None:
+    """ValueError of one line if a network, or a plan, does not read the images of a call, or needs one."""
     reads, name = image_of(network), type(network).__name__
     kind = None if reads is None else reads.kind
     if source and kind != SOURCE:
@@ -53,6 +54,8 @@ def require_image(network: Any, *, source: bool, control: bool) -> None:
         )
     if control and kind != CONTROL:
         raise ValueError(f"{name} reads no control image; give a model with a control adapter, such as car-canny-d16")
+    if plan is not None and plan.control_strength != 1 and not control:
+        raise ValueError("control_strength is the weight of a control image, and there is none; give one")
     if kind == SOURCE and not source:
         raise ValueError(f"{name} edits an image by an instruction; use `edit` with an image and an instruction")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -268,6 +269,8 @@ class Pipeline:
         plan = with_fewer_tokens(plan, fewer)
         if drafts:
             plan = speculative(plan, drafts, self)
+        if "control_strength" in given:
+            plan = replace(plan, control_strength=given["control_strength"])
         if method is not None:
             plan = apply_method(plan, method, options or {})
         elif options is not None:

@@ -153,6 +153,9 @@ class SamplingSettings(TypedDict, total=False):
         Setting('HMAR: masked passes of each scale: published, off, or "1;1,3;1,1,2,5;..."', metavar="LISTS"),
     ]
     refine_clean: Annotated[bool | None, Setting("HMAR: also hide masked tokens from visible ones")]
+    control_strength: Annotated[
+        float | None, Setting("ControlAR: weight of the control image; 1 is as trained", Range(0, 100, meaning="off"))
+    ]
 
 
 class FewerSettings(TypedDict, total=False):

@@ -65,7 +65,7 @@ def batches(
     if preserve is not None and run.plan.skipped:
         raise ValueError("skip_scales leaves out detail that a given image has; leave it out to edit or to vary one")
     preserved = None if preserve is None else preserve(run.schedule)
-    image = Shown(source, control_image).request(pipe, run.schedule)
+    image = Shown(source, control_image).request(pipe, run.plan)
 
     def batch(one: Wanted) -> PipelineOutput:
         noise = Noise(one.seeds, pipe.device)

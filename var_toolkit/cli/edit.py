@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     expand = args.expand and (args.expand[0] if len(args.expand) == 1 else args.expand)
 
     def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
-        require_image(shape.backbone, source=False, control=False)
+        require_image(shape.backbone, plan, source=False, control=False)
         with named(args.image):
             side = plan.schedule.finest * shape.tokenizer.downsample
             edit = prepare(image, mask, expand, side=side, whole=args.keep_pixels)
@@ -101,7 +101,7 @@ def _run_instructions(args: argparse.Namespace) -> None:
     image = read_image(args.image)
 
     def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
-        require_image(shape.backbone, source=True, control=False)
+        require_image(shape.backbone, plan, source=True, control=False)
         with named(args.image):
             on_canvas(image, plan.schedule.finest * shape.tokenizer.downsample)
         return {"image": str(args.image)}

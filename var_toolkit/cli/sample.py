@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
         from var_toolkit.image_conditions import require_image
 
-        require_image(shape.backbone, source=False, control=args.control is not None)
+        require_image(shape.backbone, plan, source=False, control=args.control is not None)
         return {} if args.control is None else {"control": str(args.control)}
 
     def draw(pipe: Pipeline, labels: list[int] | None, **drawing: Any) -> Any:

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     image = read_image(args.image)
 
     def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
-        require_image(shape.backbone, source=False, control=False)
+        require_image(shape.backbone, plan, source=False, control=False)
         require_scale(args.from_scale, plan.schedule)
         with named(args.image):
             as_image(image, plan.schedule.finest * shape.tokenizer.downsample)

@@ -84,6 +84,14 @@ class Request:
     def __len__(self) -> int:
         return len(self.condition)
 
+    def weighed(self, strength: float) -> Request:
+        """The request with its additions multiplied by a number."""
+        halves = [
+            replace(half, additions={layer: strength * added for layer, added in half.additions.items()})
+            for half in (self.condition, self.null)
+        ]
+        return Request(*halves)
+
     def rows(self, network: Any, copies: int) -> Condition:
         """The condition of the images (1), or of the images and their null twins (2), the same for every network."""
         return self.condition if copies == 1 else self.condition.with_null(self.null)

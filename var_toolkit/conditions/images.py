@@ -19,6 +19,7 @@ class ImageInput:
     """The image that a network reads, of the size that it draws."""
 
     kind: str  # SOURCE, which is edited, or CONTROL, which steers
+    weighed: bool = False  # whether a control image may count less or more, by the setting `control_strength`
 
 
 @dataclass(frozen=True, eq=False)

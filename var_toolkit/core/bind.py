@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from torch import Tensor
 
+from var_toolkit.conditions.images import image_of
 from var_toolkit.conditions.text import reads
 from var_toolkit.core.layers import Layers
 from var_toolkit.core.plan import BACKBONE, Group, Places, Plan, Pruned, Scale, Step, Together, Tokens, plan_of
@@ -184,7 +185,9 @@ class Run:
         alike = groupby(self.steps, key=lambda one: replace(one.step, **same))
         lines = [_line(list(group), self) for _, group in alike]
         count = len(self.schedule)
-        return "\n".join([*lines, *(f"scale {k}: skipped" for k in range(count - self.plan.skipped, count))])
+        lines += [f"scale {k}: skipped" for k in range(count - self.plan.skipped, count)]
+        strength = self.plan.control_strength
+        return "\n".join(lines if strength == 1 else [*lines, f"control image: strength {strength:g}"])
 
 
 def bind(plan: Plan, networks: Mapping[str, Any], tokenizer: Any) -> Run:
@@ -201,6 +204,10 @@ def bind(plan: Plan, networks: Mapping[str, Any], tokenizer: Any) -> Run:
         )
     for step in plan.steps:
         _require_fit(step, used[step.network], plan.schedule)
+    if plan.control_strength != 1 and not any(_weighs_control(network) for network in used.values()):
+        raise ValueError(
+            "control_strength weighs what is added for a control image (ControlAR); this model adds none: leave it out"
+        )
     if len({reads(used[step.network]) for step in plan.steps}) > 1:
         raise ValueError("the networks of a plan must have the same classes, or read the text of the same encoder")
     counts = [(step.layers.count, len(used[step.network].blocks)) for step in plan.steps if step.layers is not None]
@@ -215,6 +222,11 @@ def bind(plan: Plan, networks: Mapping[str, Any], tokenizer: Any) -> Run:
 def run_of(tokenizer: Any, network: Any, **settings: Any) -> Run:
     """The run in which one network draws the images alone; the settings are those of `core.plan.plan_of`."""
     return bind(plan_of(network, **settings), {BACKBONE: network}, tokenizer)
+
+
+def _weighs_control(network: Any) -> bool:
+    reads = image_of(network)
+    return reads is not None and reads.weighed
 
 
 def _require_fit(step: Step, network: Any, schedule: Schedule) -> None:

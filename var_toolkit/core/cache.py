@@ -5,7 +5,7 @@ Letters: R rows (images, twice under guidance), H heads, L tokens, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from math import sqrt
 from typing import Any, Self
@@ -29,6 +29,7 @@ class KVCache:
     even = True  # every row holds the same number of tokens
     prefix = 0  # slots of the condition, before those of the image
     first: Tensor | None = None  # (R,): the logarithm of how many equal keys the first slot represents; None: one each
+    additions: Mapping[int, Tensor] | None = None  # by layer: what is added to its inputs, (R, L, C)
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class KVCache:
         view = copy(self)
         view._rows, view.length = rows, length
         view.first = None if self.first is None else self.first[rows]
+        view.additions = self.additions and {layer: added[rows] for layer, added in self.additions.items()}
         return view
 
     @property
@@ -63,6 +65,7 @@ class KVCache:
         """Drop all but the first `count` rows, a tensor at a time."""
         self._shape = (count, *self._shape[1:])
         self.first = None if self.first is None else self.first[:count]
+        self.additions = self.additions and {layer: added[:count] for layer, added in self.additions.items()}
         for tensors in (self._keys, self._values):
             for layer, tensor in enumerate(tensors):
                 tensors[layer] = tensor[:count].clone()

@@ -271,9 +271,11 @@ def _draw_tokens(drawing: Drawing, one: Bound) -> None:
     drawing.enter(one)
     at, head, cache = drawing.setting(one), cast(Categorical, one.step.head), drawing.cache
     new = one.step.places.covered(drawing.run.schedule)
-    picked, first = head.picker(at, new.start, len(new)), drawing.condition.tokens
-    count = len(drawing.request)
-    before = drawing.begun if drawing.begun is not None else first.new_empty(count, 0, dtype=torch.int64)
+    picked = head.picker(at, new.start, len(new))
+    before = drawing.begun
+    if before is None:
+        device = next(one.network.parameters()).device
+        before = torch.empty(len(drawing.request), 0, dtype=torch.int64, device=device)
     unread, found = before[:, cache.tokens :], []
     for position in new:
         hidden = one.network.next_hidden(

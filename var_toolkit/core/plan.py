@@ -243,14 +243,17 @@ class Step(Part):
 class Plan(Part):
     """The steps of one image. Together they cover every token of the schedule once, in order.
 
-    The last `skipped` scales are not drawn: what is there is decoded, as if they had nothing to add.
+    The last `skipped` scales are not drawn: what is there is decoded, as if they had nothing to add. What a network
+    makes of a control image is multiplied by `control_strength`.
     """
 
     schedule: Schedule
     steps: tuple[Step, ...]
     skipped: int = 0
+    control_strength: float = 1.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "control_strength", checked("control_strength", self.control_strength))
         object.__setattr__(self, "steps", tuple(self.steps))
         scales = len(self.schedule)
         if type(self.skipped) is not int or not 0 <= self.skipped < scales:

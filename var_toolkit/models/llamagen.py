@@ -27,7 +27,7 @@ from var_toolkit.models.layers.by_scale import OwnSchedule
 from var_toolkit.models.layers.gated_mlp import RMSNorm
 from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.raster_layers import RasterAttention, RasterMLP
-from var_toolkit.models.layers.raster_positions import Branches, rotation_and_attend, rotation_with_class
+from var_toolkit.models.layers.raster_positions import Branches, additions_at, rotation_and_attend, rotation_with_class
 from var_toolkit.models.layers.rotary import Rotation
 from var_toolkit.tokenizers.raster_vq import FILES
 
@@ -110,7 +110,7 @@ class RasterBlock(nn.Module):
         return x_RLC + self.feed_forward(self.ffn_norm(x_RLC))
 
 
-class _ClassEmbedding(nn.Module):
+class ClassEmbedding(nn.Module):
     """One row per class, and one for the null class of guidance."""
 
     def __init__(self, rows: int, width: int) -> None:
@@ -198,7 +198,9 @@ class RasterTransformer(OwnSchedule, nn.Module):
         parts = [] if prefix_RTC is None else [prefix_RTC]
         x_RLC = self.tok_dropout(torch.cat([*parts, self.tok_embeddings(tokens_RL)], dim=1))
         rotation, attend = rotation_and_attend(self.rotation(), cache, x_RLC.shape[1], branches)
+        additions = additions_at(cache, x_RLC.shape[1], branches)
         for layer, block in enumerate(self.blocks):
+            x_RLC = x_RLC + additions[layer] if layer in additions else x_RLC
             x_RLC = block(x_RLC, rotation, attend, cache, layer)
         if cache is not None:
             cache.advance(x_RLC.shape[1])
@@ -232,10 +234,10 @@ class RasterGPT(RasterTransformer):
     """Labels and the tokens so far -> logits of the next token. The null class of guidance is `num_classes`."""
 
     config: RasterGPTConfig
-    cls_embedding: _ClassEmbedding
+    cls_embedding: ClassEmbedding
 
     def __init__(self, config: RasterGPTConfig) -> None:
-        super().__init__(config, _ClassEmbedding(config.num_classes + 1, config.embed_dim))
+        super().__init__(config, ClassEmbedding(config.num_classes + 1, config.embed_dim))
 
     @property
     def class_emb(self) -> nn.Embedding:

@@ -9,6 +9,7 @@ Letters: R rows, T text tokens, L image tokens, C width, N layers, H heads, D he
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -41,23 +42,26 @@ class TextRasterGPTConfig(RasterSizes):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive integer")
 
 
-class _TextMLP(nn.Module):
+class TextMLP(nn.Module):
+    """Two layers without biases."""
+
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.fc1, self.fc2 = Linear(channels, width, bias=False), Linear(width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features of `channels` -> features of `width`."""
         return self.fc2(self.fc1.gelu(x))
 
 
-class _TextEmbedding(nn.Module):
+class TextEmbedding(nn.Module):
     """The MLP of text features, and the features of the null twin."""
 
     uncond_embedding: Tensor
 
     def __init__(self, channels: int, width: int, tokens: int) -> None:
         super().__init__()
-        self.cap_proj = _TextMLP(channels, width)
+        self.cap_proj = TextMLP(channels, width)
         self.register_buffer("uncond_embedding", torch.zeros(tokens, channels))  # published untrained, as noise
 
 
@@ -67,6 +71,7 @@ class TextPrefix(NamedTuple):
     features: Tensor  # (R, 1, C): predict the first token of the image
     values: Tensor  # (R, N, H, D): the mean of the text's values in each layer
     log_count: Tensor  # (R,): the logarithm of the number of text tokens
+    additions: Mapping[int, Tensor]  # (R, L, C) by layer: what is added to the features that predict each token
 
     @property
     def tokens(self) -> TextPrefix:
@@ -75,17 +80,18 @@ class TextPrefix(NamedTuple):
 
     def of_rows(self, rows: Tensor | slice) -> TextPrefix:
         """The prefix of some of the rows."""
-        return TextPrefix(*(part[rows] for part in self))
+        additions = {layer: added[rows] for layer, added in self.additions.items()}
+        return TextPrefix(self.features[rows], self.values[rows], self.log_count[rows], additions)
 
 
 class TextRasterGPT(RasterTransformer):
     """Text features and the tokens so far -> logits of the next token."""
 
     config: TextRasterGPTConfig
-    cls_embedding: _TextEmbedding
+    cls_embedding: TextEmbedding
 
     def __init__(self, config: TextRasterGPTConfig) -> None:
-        super().__init__(config, _TextEmbedding(config.text_channels, config.embed_dim, config.text_tokens))
+        super().__init__(config, TextEmbedding(config.text_channels, config.embed_dim, config.text_tokens))
 
     @property
     def text(self) -> TextInput:
@@ -111,13 +117,18 @@ class TextRasterGPT(RasterTransformer):
         """Read a text. ValueError for a condition of another kind."""
         if given.prefix is None or given.prefix_mask is None:
             raise ValueError(f"{type(self).__name__} takes text as its condition")
-        x_RTC, values = self.cls_embedding.cap_proj(given.prefix), []
-        mask_RT1 = given.prefix_mask.unsqueeze(-1)
+        return self.read(self.cls_embedding.cap_proj(given.prefix), given.prefix_mask, given.additions)
+
+    def read(self, x_RTC: Tensor, mask_RT: Tensor, additions: Mapping[int, Tensor]) -> TextPrefix:
+        """Read a prefix, padded on the left. Of `additions` its last token takes the first, as it predicts token 0."""
+        mask_RT1, values = mask_RT.unsqueeze(-1), []
         count_RT1 = mask_RT1.cumsum(dim=1).clamp(min=1)
-        for block in self.blocks:
+        for layer, block in enumerate(self.blocks):
+            if layer in additions:
+                x_RTC = torch.cat((x_RTC[:, :-1], x_RTC[:, -1:] + additions[layer][:, :1]), dim=1)
             x_RTC, last_RC = _read(block, x_RTC, mask_RT1, count_RT1)
             values.append(last_RC.unflatten(-1, (self.config.num_heads, -1)))
-        return TextPrefix(x_RTC[:, -1:], torch.stack(values, dim=1), count_RT1[:, -1, 0].float().log())
+        return TextPrefix(x_RTC[:, -1:], torch.stack(values, dim=1), count_RT1[:, -1, 0].float().log(), additions)
 
     def next_hidden(
         self,
@@ -138,7 +149,7 @@ class TextRasterGPT(RasterTransformer):
         for layer in range(self.config.depth):
             values_RHLD = prefix_RTC.values[:, layer].unsqueeze(2)
             cache.append(layer, torch.zeros_like(values_RHLD), values_RHLD)
-        cache.first = prefix_RTC.log_count
+        cache.first, cache.additions = prefix_RTC.log_count, prefix_RTC.additions
         cache.advance(1)
         if tokens_RL.shape[1] == 0:
             return prefix_RTC.features

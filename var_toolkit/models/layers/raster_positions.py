@@ -40,6 +40,19 @@ def rotation_and_attend(
     return Rotation(*(table[on_map_RL].unsqueeze(1) for table in rotation)), attend
 
 
+def additions_at(cache: KVCache | None, new: int, branches: Branches | None = None) -> dict[int, Tensor]:
+    """What is added to the features of `new` tokens that follow a cache before some layers, (R, L, C), by layer."""
+    if cache is None or not cache.additions:
+        return {}
+    some_RLC = next(iter(cache.additions.values()))
+    if branches is None and cache.even:
+        positions = (cache.length + torch.arange(new, device=some_RLC.device)).unsqueeze(0)
+    else:
+        positions = (branches or _behind(cast(RaggedCache, cache), new, some_RLC.device)).positions
+    at_RL1 = positions.clamp(max=some_RLC.shape[1] - 1).unsqueeze(-1)  # the last token predicts none
+    return {layer: added.take_along_dim(at_RL1, dim=1) for layer, added in cache.additions.items()}
+
+
 def _causal(begin: int, new: int, device: torch.device, first_R: Tensor | None) -> Attend:
     if first_R is not None:
         mask = torch.ones(new, begin + new, dtype=torch.bool, device=device).tril(begin) if new > 1 else None
