@@ -124,7 +124,15 @@ def test_the_options_are_the_documented_ones():
         "--jacobi-start", "--jacobi-keep", "--exit-layers", "--delta", "--lambda", "--neighbours", "--raw-codes",
         "--group", "--boost", "--decay", "--method",
     }  # fmt: skip
-    plans |= {"--control-strength", "--skip-scales", "--prune-tokens", "--prune-layers", "--key-share", "--key-layers"}
+    plans |= {
+        "--coded",
+        "--control-strength",
+        "--skip-scales",
+        "--prune-tokens",
+        "--prune-layers",
+        "--key-share",
+        "--key-layers",
+    }
     encoder = {"--text-device", "--text-bits"}
     images = machine | drawing | plans | encoder | {
         "--class", "--prompt", "--prompt-embeds", "--negative-prompt",
