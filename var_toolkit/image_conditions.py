@@ -53,7 +53,9 @@ def require_image(network: Any, plan: Plan | None = None, *, source: bool, contr
             f"{', '.join(prompt_models(edits=True))}"
         )
     if control and kind != CONTROL:
-        raise ValueError(f"{name} reads no control image; give a model with a control adapter, such as car-canny-d16")
+        raise ValueError(
+            f"{name} reads no control image; give a model that does, such as car-canny-d16 or controlar-canny"
+        )
     if plan is not None and plan.control_strength != 1 and not control:
         raise ValueError("control_strength is the weight of a control image, and there is none; give one")
     if kind == SOURCE and not source:
