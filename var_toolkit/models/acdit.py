@@ -35,7 +35,7 @@ from var_toolkit.models.layers.attention import to_all
 from var_toolkit.models.layers.by_scale import OwnSchedule
 from var_toolkit.models.layers.flow_head import StepEmbedding
 from var_toolkit.models.layers.gated_mlp import RMSNorm
-from var_toolkit.models.layers.linear import Linear, linear_gelu
+from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.masked_order import Condition, block_work, taken
 from var_toolkit.tokenizers.kl16 import FILES
 
@@ -158,7 +158,7 @@ class BlockMLP(nn.Module):
         self.fc1, self.fc2 = Linear(width, hidden), Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.fc2(linear_gelu(x, self.fc1.weight, self.fc1.bias, "tanh")))
+        return cast(Tensor, self.fc2(self.fc1.gelu(x)))
 
 
 class ACDiTBlock(nn.Module):

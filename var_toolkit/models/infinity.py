@@ -33,7 +33,7 @@ from var_toolkit.models.family import Family
 from var_toolkit.models.layers.aspect_ratios import schedule_ending, whole_schedule
 from var_toolkit.models.layers.attention import Attend, Constants, MemoryAttention, SelfAttention, constants_of
 from var_toolkit.models.layers.by_scale import ByScale
-from var_toolkit.models.layers.linear import Linear, linear
+from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.next_scale import (
     FeedForward,
     HeadNorm,
@@ -134,7 +134,7 @@ class TextPool(nn.Module):
         self.proj = Linear(width, width)
 
     def forward(self, text_RTC: Tensor, mask_RT: Tensor) -> Tensor:
-        found = linear(text_RTC, self.mat_kv.weight, torch.cat((torch.zeros_like(self.v_bias), self.v_bias)))
+        found = self.mat_kv.with_bias(text_RTC, torch.cat((torch.zeros_like(self.v_bias), self.v_bias)))
         k, v = rearrange(found, "r t (two h d) -> two r h t d", two=2, h=self.heads)
         q = self.mat_q[:, :, None].expand(len(k), -1, -1, -1).to(k.dtype)
         pooled = F.scaled_dot_product_attention(q, k, v, mask_RT[:, None, None])

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from var_toolkit.heads.diffusion import Chain, Prediction
 from var_toolkit.heads.head import Setting
 from var_toolkit.models.layers.flow_head import StepEmbedding
-from var_toolkit.models.layers.linear import Linear, linear_silu
+from var_toolkit.models.layers.linear import Linear
 
 EPS = 1e-6
 
@@ -51,7 +51,7 @@ class ResidualBlock(nn.Module):
         """`active` is SiLU of the conditioning."""
         shift, scale, gate = self.adaLN_modulation[1](active).chunk(3, dim=-1)
         first = cast(Linear, self.mlp[0])
-        h = linear_silu(torch.addcmul(shift, self.in_ln(x), 1 + scale), first.weight, first.bias)
+        h = first.silu(torch.addcmul(shift, self.in_ln(x), 1 + scale))
         return torch.addcmul(x, gate, self.mlp[2](h))
 
 

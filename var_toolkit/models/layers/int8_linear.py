@@ -143,9 +143,9 @@ def weights_of(network: nn.Module) -> Iterator[Tensor]:
 
 
 def _blocks(network: Any) -> Iterator[nn.Module]:
-    """The transformer blocks: of a backbone, of its masked branch, of a draft head."""
-    yield from getattr(network, "blocks", ())
-    yield from getattr(network, "masked_path", ())
+    """The transformer blocks: of a backbone, of its masked or control branch, of a draft head."""
+    for name in ("blocks", "masked_path", "car_blocks"):
+        yield from getattr(network, name, ())
     if hasattr(network, "block"):
         yield network.block
 

@@ -17,7 +17,7 @@ from var_toolkit.heads.diffusion import Chain, Prediction
 from var_toolkit.heads.head import Setting
 from var_toolkit.models.layers.diffusion_head import InFloat32, LastLayer, modulated_norm
 from var_toolkit.models.layers.flow_head import LONGEST, StepEmbedding
-from var_toolkit.models.layers.linear import Linear, linear, linear_gelu
+from var_toolkit.models.layers.linear import Linear, linear
 from var_toolkit.models.layers.masked_order import taken
 from var_toolkit.models.layers.vit_block import ViTAttention, ViTMLP
 
@@ -45,8 +45,7 @@ class MapBlock(nn.Module):
         """`active` is SiLU of the conditioning, (R, L, W)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation[1](active).chunk(6, dim=-1)
         x = torch.addcmul(x, gate1, self.attn(modulated_norm(x, scale1, shift1)))
-        first = self.mlp.fc1
-        h = linear_gelu(modulated_norm(x, scale2, shift2), first.weight, first.bias, "tanh")
+        h = self.mlp.fc1.gelu(modulated_norm(x, scale2, shift2))
         return torch.addcmul(x, gate2, self.mlp.fc2(h))
 
 
