@@ -53,7 +53,7 @@ def test_seeded_tokens_are_the_published_ones_with_guidance_that_ends(golden, te
     case = load_case("llamagen-generate-seeded")
     facts, tensors = case.facts["sampling"], case.tensors
     noise = iter(tensors["noise"].unbind(1))
-    monkeypatch.setattr(engine, "pick", lambda mass, uniform: (mass[:, 0] / next(noise)).argmax(-1, keepdim=True))
+    monkeypatch.setattr(categorical, "pick", lambda mass, uniform: (mass[:, 0] / next(noise)).argmax(-1, keepdim=True))
     settings = {name: facts[name] for name in ("temperature", "top_k", "top_p")}
     guided = facts["cfg_interval"] + 2
     plan = plan_of(*golden, guidance=facts["cfg_scale"] - 1, guided_tokens=guided, **settings)

@@ -146,6 +146,18 @@ def test_a_published_file_becomes_a_model_that_draws_by_a_control_image(converte
     assert wide.latents.shape[-2:] == (2, 4)
 
 
+def test_the_encoder_has_the_published_names_and_reads_those_of_any_transformers(network):
+    tensors, unused = backbone_file(), ("condition_embeddings.weight", "condition_mlp.uncond_embedding")
+    assert network.state_dict().keys() == tensors.keys() - {*unused}
+    names = {"attention.attention.query": "attention.q_proj", "attention.attention.key": "attention.k_proj"}
+    names |= {"attention.attention.value": "attention.v_proj", "attention.output.dense": "attention.o_proj"}
+    for published, newer in names.items():
+        tensors = {name.replace(published, newer): tensor for name, tensor in tensors.items()}
+    assert not tensors.keys() >= network.state_dict().keys()
+    found = networks_from_tensors("controlar", {"backbone": tensors}, {"backbone": told()}, {"backbone": "case"})
+    assert_close(found["backbone"].state_dict(), network.state_dict())
+
+
 def test_classes_are_drawn_by_a_control_image_from_the_command_line(converted, capsys):
     model = converted(class_file(), model_type="c2i", cls_token_num=1)
     edges().save("edges.png")

@@ -40,9 +40,17 @@ RESIZE: dict[str, dict[str, Any]] = {
 }
 NEAREST = ("canny", "seg")  # published types of control that have no values between two others
 ENCODER = "adapter.model."
-# Names of DINOv2's tensors in transformers 4, as published, and since.
-RENAMED = {f".attention.attention.{part}.": f".attention.{part[0]}_proj." for part in ("query", "key", "value")}
-RENAMED[".attention.output.dense."] = ".attention.o_proj."
+# Names of DINOv2's tensors in later releases of transformers 5, and before, as published.
+RENAMED = {f".attention.{part[0]}_proj.": f".attention.attention.{part}." for part in ("query", "key", "value")}
+RENAMED[".attention.o_proj."] = ".attention.output.dense."
+
+
+def published_name(name: str) -> str:
+    """The published name of a tensor, which may have that of a later release of transformers."""
+    if name.startswith("adapter."):
+        for newer, published in RENAMED.items():
+            name = name.replace(newer, published)
+    return name
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,10 @@ class ControlARConfig(TextRasterGPTConfig):
 
 
 class _Encoder(nn.Module):
-    """DINOv2 without its class token: images (B, 3, 14 h, 14 w) -> features (B, h w, E)."""
+    """DINOv2 without its class token: images (B, 3, 14 h, 14 w) -> features (B, h w, E).
+
+    Its state dict has the published names, whatever names the release of transformers has.
+    """
 
     def __init__(self, config: ControlARConfig) -> None:
         super().__init__()
@@ -96,8 +107,22 @@ class _Encoder(nn.Module):
             )
         )
 
+        self.register_state_dict_post_hook(_with_published_names)
+        self.register_load_state_dict_pre_hook(_with_installed_names)
+
     def forward(self, images_B3hw: Tensor) -> Tensor:
         return cast(Tensor, self.model(images_B3hw).last_hidden_state[:, 1:])
+
+
+def _with_published_names(module: nn.Module, tensors: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in [name for name in tensors if name.startswith(prefix)]:
+        tensors[published_name(name)] = tensors.pop(name)
+
+
+def _with_installed_names(module: nn.Module, tensors: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, _tensor in (*module.named_parameters(prefix[:-1]), *module.named_buffers(prefix[:-1])):
+        if published_name(name) in tensors:
+            tensors[name] = tensors.pop(published_name(name))
 
 
 class _ConditionMLP(nn.Module):
@@ -181,14 +206,6 @@ class ControlAR(TextRasterGPT):
         return schedule
 
 
-def renamed(name: str) -> str:
-    """Our name of a published tensor."""
-    if name.startswith(ENCODER):
-        for theirs, ours in RENAMED.items():
-            name = name.replace(theirs, ours)
-    return name
-
-
 def sizes(tensors: Tensors) -> dict[str, Any]:
     """The sizes of a ControlAR."""
     if "cls_embedding.embedding_table.weight" in tensors:
@@ -238,7 +255,7 @@ FAMILY = Family(
     way="next-token prediction, steered by a control image at every token",
     required=("tok_embeddings.weight", "output.weight", "adapter_mlp.fc1.weight", "condition_layers.0.fc1.weight"),
     dropped=("freqs_cis", "condition_embeddings.weight", "condition_mlp.uncond_embedding", "condition_norm.weight"),
-    renamed=renamed,
+    renamed=published_name,
     arguments=replace(
         TEXT_ARGUMENTS,
         ignored=TEXT_ARGUMENTS.ignored - {"num_classes"} | {"adapter_size", "condition_token_num", "image_size"},
