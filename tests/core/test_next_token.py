@@ -10,7 +10,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from var_toolkit.core import engine
 from var_toolkit.core.bind import run_of
 from var_toolkit.core.engine import decode
 from var_toolkit.core.noise import Noise
