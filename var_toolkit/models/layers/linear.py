@@ -132,7 +132,9 @@ def _dense(weight: Tensor) -> Tensor:
 def _onednn_takes(x: Tensor, weight: Tensor) -> bool:
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
-    return weight.is_mkldnn or _supported(x)  # no weight is packed unless it is supported
+    if weight.is_mkldnn:  # no weight is packed unless it is supported
+        return True
+    return not torch.compiler.is_compiling() and _supported(x)  # the compiler refuses weights that are no constants
 
 
 def _cublas_takes(x: Tensor, weight: Tensor) -> bool:
