@@ -11,7 +11,7 @@ REPOSITORY, COMMIT = "https://github.com/FoundationVision/VAR", "78b95394fc58961
 
 @dataclass(frozen=True)
 class Peer:
-    """A comparison: VAR of a depth, images at once, and the precision of both."""
+    """A comparison: VAR of a depth, images at once, and the precision of both; "best" is the fastest of each there."""
 
     depth: int
     batch: int
@@ -23,7 +23,7 @@ class Peer:
         return f"var-d{self.depth}-batch-{self.batch}-{self.dtype}"
 
 
-PEERS = tuple(Peer(16, batch, dtype) for batch in (1, 8) for dtype in ("float32", "bfloat16"))
+PEERS = tuple(Peer(16, batch, dtype) for batch in (1, 8) for dtype in ("float32", "bfloat16", "best"))
 
 
 def chosen(patterns: list[str] | None) -> list[Peer]:

@@ -19,10 +19,11 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from var_toolkit.devices import find_device
+from var_toolkit.devices import find_device, has_units
 from var_toolkit.evaluation.bench.peer_rows import Peer
 from var_toolkit.models.var import VAR, VARConfig
 from var_toolkit.pipeline import Pipeline
+from var_toolkit.precision import precision_of
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
 
 Draw = Callable[[int], object]  # images from a seed, on the CPU or complete on the device
@@ -119,7 +120,9 @@ def _ours(tokenizer: nn.Module, network: nn.Module, peer: Peer, device: torch.de
     for module, weights in ((backbone, network.state_dict()), (own, tokenizer.state_dict())):
         module.load_state_dict({name: weights[name].clone() for name in module.state_dict()}, assign=module is backbone)
         module.eval().requires_grad_(False)
-    pipe = Pipeline(own, backbone).to(device, getattr(torch, peer.dtype)).pack()
+    precision = precision_of("auto" if peer.dtype == "best" else peer.dtype, device)
+    pipe = Pipeline(own, backbone).to(device, precision.wide)
+    pipe = (pipe.quantize("int8") if precision.quantized else pipe).pack()
 
     def draw(seed: int) -> object:
         seeds = range(seed * peer.batch, (seed + 1) * peer.batch)
@@ -130,12 +133,13 @@ def _ours(tokenizer: nn.Module, network: nn.Module, peer: Peer, device: torch.de
 
 def _theirs(tokenizer: nn.Module, network: nn.Module, peer: Peer, device: torch.device) -> Draw:
     """The published sampler as its demonstration calls it, which decodes the images too."""
-    autocast = peer.dtype != "float32"
+    half = has_units("bfloat16") if device.type == "cpu" else torch.cuda.is_bf16_supported(including_emulation=False)
+    autocast = half if peer.dtype == "best" else peer.dtype != "float32"
 
     @torch.inference_mode()
     def draw(seed: int) -> object:
         labels = torch.full((peer.batch,), CLASS, device=device)
-        with torch.autocast(device.type, getattr(torch, peer.dtype)) if autocast else nullcontext():
+        with torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():
             return network.autoregressive_infer_cfg(B=peer.batch, label_B=labels, g_seed=seed, **SETTINGS).cpu()  # type: ignore[operator]
 
     return draw
