@@ -91,6 +91,7 @@ class PublishedNoise(Noise):
     """The published draw, argmax of p / noise over the two values of a bit, as one uniform number a bit."""
 
     def __init__(self, noise_BLd2):
+        super().__init__([0] * len(noise_BLd2))
         zero, one = noise_BLd2.unbind(-1)
         self.uniform_BLd = one / (zero + one)
 

@@ -290,7 +290,7 @@ def test_settings_of_codes_are_refused_for_continuous_tokens(continuous, setting
 
 @pytest.mark.parametrize("settings", [{"solver": "euler"}, {"steps": 5}, {"guidance_interval": (0.0, 1.0)}])
 def test_settings_of_the_solver_are_refused_for_codes(pipe, settings):
-    with pytest.raises(ValueError, match=rf"{next(iter(settings))} is for continuous tokens \(FlowAR\)"):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} is for continuous tokens"):
         pipe.plan(**settings)
 
 

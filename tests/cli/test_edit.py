@@ -69,7 +69,7 @@ def test_a_dry_run_shows_the_plan_and_draws_nothing(model, image, tmp_path, caps
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["edit", "photo.png"], "one of the arguments --mask --expand is required"),
+        (["edit", "photo.png"], "one of the arguments --mask --expand --instruction is required"),
         (["edit", "photo.png", "--mask", "1,2,3"], "--mask '1,2,3' is neither a file nor a box x,y,w,h"),
         (["edit", "photo.png", "--mask", "70,2,30,4"], "not within the image, 80 x 64 pixels"),
         (["edit", "photo.png", "--mask", "small.png"], "the mask is 64 x 64 pixels, the image 80 x 64"),

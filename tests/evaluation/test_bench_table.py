@@ -30,7 +30,7 @@ BAD = [
     ({"rows": [a_row("two\nlines")]}, "name is 'two"),
     ({"rows": [a_row(model=3)]}, "row 'plain': model: expected a mapping of settings"),
     ({"rows": [a_row(model={"drafter": "a", "refiner": "b"})]}, "model: missing key 'draft_scales'"),
-    ({"rows": [a_row(dtype="int8")]}, "row 'plain': dtype is 'int8'; allowed: float32, bfloat16, float16"),
+    ({"rows": [a_row(dtype="int4")]}, "row 'plain': dtype is 'int4'; allowed: float32, bfloat16, float16"),
     ({"rows": [a_row(batch=0)]}, "batch is 0"),
     ({"rows": [a_row(batch="many")]}, "batch is 'many'; expected a whole number"),
     ({"rows": [a_row(weights="none")]}, "allowed: own, random"),

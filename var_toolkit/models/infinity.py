@@ -153,7 +153,7 @@ class TextBlock(ModulatedBlock):
         self.ca = MemoryAttention(width, config.num_heads)
         self.ffn = FeedForward(width, config.hidden)
 
-    def modulation(self, shared_R16C: Tensor, attention: Constants) -> Modulation:
+    def modulation(self, shared_R16C: Tensor, attention: Constants | None) -> Modulation:
         """The values that all blocks share -> those of this block."""
         return modulation_of(shared_R16C + self.ada_gss, attention)
 

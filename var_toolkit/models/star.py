@@ -137,7 +137,7 @@ class TextMemory(NamedTuple):
     start: Tensor  # (R, C)
     cross: Tensor  # keys and values of every block, (R, N, 2, H, T, D)
     mask: Tensor  # (R, T), bool
-    attention: list[Constants]  # of every block
+    attention: list[Constants] | list[None]  # of every block
 
     def of_rows(self, rows: Tensor | slice) -> TextMemory:
         """The memory of some of the rows."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import log, sqrt
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from var_toolkit.core.cache import KVCache, SparseCache
 from var_toolkit.core.schedule import Schedule
@@ -112,7 +113,7 @@ class SelfAttention(nn.Module):
         constants: Constants | None = None,
     ) -> Tensor:
         """Attend to the new tokens and, if there is a cache, to all cached ones."""
-        bias, factor, weight = constants or constants_of([self])[0]
+        bias, factor, weight = constants or cast(Constants, constants_of([self])[0])
         qkv = self.mat_qkv.with_bias(x_RLC, bias).unflatten(-1, (3, self.heads, -1))
         q, k, v = rearrange(qkv, "r l three h d -> three r h l d")
         scale = 0.25 / sqrt(q.shape[-1])
@@ -134,8 +135,13 @@ class SelfAttention(nn.Module):
         return self.proj(rearrange(attend(q, k, v, scale), "r h l d -> r l (h d)"))
 
 
-def constants_of(layers: Sequence[SelfAttention]) -> list[Constants]:
-    """The constants of layers of equal sizes, computed for all at once."""
+def constants_of(layers: Sequence[SelfAttention]) -> list[Constants] | list[None]:
+    """The constants of layers of equal sizes, computed for all at once.
+
+    None of a sharded network, whose parameters are whole in the pass of their own layer alone.
+    """
+    if is_traceable_wrapper_subclass(layers[0].q_bias):
+        return [None] * len(layers)
     queries = torch.stack([layer.q_bias for layer in layers])
     values = torch.stack([layer.v_bias for layer in layers])
     biases = torch.cat((queries, torch.zeros_like(queries), values), dim=1)

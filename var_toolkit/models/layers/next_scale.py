@@ -79,7 +79,7 @@ class Modulation(NamedTuple):
         return Modulation(gate1, gate2, scale1, scale2, shift1, shift2, self.attention)
 
 
-def modulation_of(six_R16C: Tensor, attention: Constants) -> Modulation:
+def modulation_of(six_R16C: Tensor, attention: Constants | None) -> Modulation:
     """Gates, scales without the one, and shifts as a linear layer gives them, (R, 1, 6, C) -> the values of a block."""
     gate1, gate2, _, _, shift1, shift2 = six_R16C.unbind(2)
     scale1, scale2 = (1 + six_R16C[:, :, 2:4]).unbind(2)
@@ -129,7 +129,7 @@ class Block(ModulatedBlock):
         else:
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def modulation(self, condition: Tensor, attention: Constants) -> Modulation:
+    def modulation(self, condition: Tensor, attention: Constants | None) -> Modulation:
         """SiLU of the class embedding (R, C), or with `shared_aln` the shared values (R, 1, 6, C) -> AdaLN values."""
         if hasattr(self, "ada_gss"):
             return modulation_of(condition + self.ada_gss, attention)
