@@ -182,7 +182,7 @@ def test_an_unknown_kind_of_quantisation_in_a_file_is_refused(small_tokenizer, s
 @pytest.mark.parametrize(
     ("units", "name"),
     [
-        (["avx512_vnni", "avx512_bf16"], "int8"),
+        (["avx512_vnni", "avx512_bf16"], "bfloat16"),
         (["avx_vnni"], "int8"),
         (["amx_bf16"], "bfloat16"),
         (["avx2"], "float32"),
