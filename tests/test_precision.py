@@ -1,4 +1,4 @@
-"""Models in int8 draw by every plan and are saved as such; a precision by name is settled by the device's units."""
+"""Models in int8 draw by every plan and are saved as such; a precision by name is chosen by the device's units."""
 
 import json
 from copy import deepcopy

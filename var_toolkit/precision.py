@@ -29,7 +29,7 @@ class Precision:
 
 
 def precision_of(wanted: str | torch.dtype, device: torch.device) -> Precision:
-    """What is wanted by name or as a dtype, "auto" settled for the device.
+    """What is wanted by name or as a dtype, with "auto" resolved for the device.
 
     In int8 the rest is float32 on the CPU and bfloat16 on CUDA. ValueError in one line for other names, and for int8
     on a device that cannot compute in it.

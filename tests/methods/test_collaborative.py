@@ -85,7 +85,7 @@ def test_the_drafter_may_leave_the_device_at_the_hand_over(small_tokenizer, smal
 
 
 def test_two_networks_of_continuous_tokens_draw_one_image_with_and_without_a_cache():
-    """The refiner takes in what the drafter drew; here every pass begins anew in place of going on with a cache."""
+    """The refiner reads what the drafter drew; here each pass begins at the start and uses no cache."""
     tokenizer, labels, noise = tiny_kl(1, 2, 3, 4), torch.tensor([1, 4]), Noise([0, 1])
     networks = tiny_flowar(patch_nums=(1, 2, 3, 4)), tiny_flowar(patch_nums=(1, 2, 3, 4), encoder_depth=2, embed_dim=64)
     halves = [

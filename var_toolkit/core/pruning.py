@@ -52,7 +52,7 @@ class PrunedPass:
     """A pass of a network over `scales` of which each layer computes `kept` tokens, if they are one scale.
 
     The others are restored from the outputs at scale `source`. Those of the scales in `sources`, of the layers named
-    there, go to the cache for later passes. Each sub-layer ranks the tokens anew, and each row has its own.
+    there, go to the cache for later passes. Each sub-layer and each row has a ranking of its own.
     """
 
     cache: SparseCache

@@ -154,7 +154,7 @@ class Diffusion(Head):
     "ddpm" is the ancestral chain with the variance that the network learned, at `denoising_steps` of the 1000 steps of
     training; several numbers are as published for each of as many equal sections of them. `temperature` multiplies its
     noise, except the noise that a chain starts from. "ddim" and "dpm++" (arXiv 2010.02502, 2211.01095: second order
-    over two steps) add none, and need a tenth of the steps. "published" stands for that of the network's authors, which
+    over two steps) add none, and need a tenth of the steps. "published" means that of the network's authors, which
     `head_at` of the network puts in its place.
     """
 
@@ -178,7 +178,7 @@ class Diffusion(Head):
         object.__setattr__(self, "denoising_steps", found)
 
     def published_as(self, solver: str) -> Self:
-        """The head with the solver that "published" stands for in a network."""
+        """The head with the solver that "published" means in a network."""
         return replace(self, solver=solver) if self.solver == "published" else self
 
     def with_steps(self, count: int) -> Self:
@@ -303,7 +303,7 @@ def ddim(chain: Chain, predicted: Predicted, x: Tensor, denoiser: Denoiser) -> T
 def dpm(chain: Chain, predicted: Predicted, x: Tensor, denoiser: Denoiser) -> Tensor:
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), with a last step of first order, to the data.
 
-    Not by diffusers' scheduler, which it agrees with: that holds the state of one draw and is made anew for each, and
+    Not by diffusers' scheduler, which it agrees with: that holds the state of one draw and has to be made for each, and
     looks every step up in a tensor.
     """
     start = x

@@ -6,7 +6,6 @@ c channels of a code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, cast
@@ -15,15 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.conditions.condition import Condition
-from var_toolkit.core.plan import Together
-from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats.llamagen_arguments import ARGUMENTS
 from var_toolkit.formats.state_dicts import Tensors, shape
 from var_toolkit.heads.head import Head
 from var_toolkit.heads.one_shot import OneShot
 from var_toolkit.models import llamagen
 from var_toolkit.models.family import Family
-from var_toolkit.models.layers.embedding_head import EmbeddingHead, is_data
+from var_toolkit.models.layers.embedding_head import EmbeddingHead, Student, is_data
 from var_toolkit.models.layers.raster_positions import rotation_and_attend
 from var_toolkit.models.llamagen import Prefix, RasterGPT, RasterGPTConfig
 from var_toolkit.tokenizers.raster_vq import FILES
@@ -49,7 +46,7 @@ class DistilledRasterGPTConfig(RasterGPTConfig):
             raise ValueError(f"jumps is {list(self.jumps)}; it must be growing numbers from 1 to {self.tokens - 1}")
 
 
-class DistilledRasterGPT(RasterGPT):
+class DistilledRasterGPT(Student, RasterGPT):
     """Labels and the codes or noise of every token -> logits and an embedding of every token, causally."""
 
     config: DistilledRasterGPTConfig
@@ -73,26 +70,6 @@ class DistilledRasterGPT(RasterGPT):
         if tokens > self.config.tokens:
             raise ValueError(f"coded is {tokens}; it must be from 0 to {self.config.tokens}, the tokens of an image")
         return tokens
-
-    def places(self, schedule: Schedule) -> tuple[Any, ...]:
-        """What its steps draw: everything at once."""
-        return (Together(0, schedule.total),)
-
-    def guidance_ramp(self, schedule: Schedule) -> tuple[float, ...]:
-        """None at all."""
-        return (0.0,)
-
-    def new_cache(self, rows: int, capacities: Sequence[int] | None = None) -> Any:
-        """None: everything is computed in each step."""
-        raise ValueError(f"{type(self).__name__} has no cache")
-
-    def cache_values(self, tokens: int) -> int:
-        """Number of cached values: 0 for any number of tokens."""
-        return 0
-
-    def embedding_work(self, drawn: int) -> int:
-        """Multiply-adds of the embeddings of `drawn` tokens."""
-        return drawn * self.config.embed_dim * self.config.latent_channels
 
     def together(self, condition: Prefix, codes_RLc: Tensor, kept: int | Tensor) -> Tensor:
         """Features (R, L, C) of the first L tokens, from their codes.

@@ -6,7 +6,6 @@ c latent channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, cast
@@ -15,15 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.conditions.condition import Condition as Given
-from var_toolkit.core.plan import Together
-from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats import next_scale_files as files
 from var_toolkit.formats.state_dicts import Tensors, count, shape
 from var_toolkit.heads.head import Head
 from var_toolkit.heads.one_shot import OneShot
 from var_toolkit.models.family import Family
 from var_toolkit.models.layers.attention import to_allowed
-from var_toolkit.models.layers.embedding_head import EmbeddingHead, is_data
+from var_toolkit.models.layers.embedding_head import EmbeddingHead, Student, is_data
 from var_toolkit.models.var import VAR, Condition, VARConfig
 from var_toolkit.tokenizers.multiscale_vq import FILES
 
@@ -48,7 +45,7 @@ class DistilledVARConfig(VARConfig):
             raise ValueError(f"jumps is {list(self.jumps)}; it must be growing numbers of scales from 1 to {last}")
 
 
-class DistilledVAR(VAR):
+class DistilledVAR(Student, VAR):
     """Labels and the raw codes or noise of every token -> logits and an embedding of every token.
 
     The class is a level of its own before the first scale. A token sees itself and the coarser levels, not the others
@@ -84,26 +81,6 @@ class DistilledVAR(VAR):
         if scales > len(self.scales):
             raise ValueError(f"coded is {scales}; it must be from 0 to {len(self.scales)}, the number of scales")
         return self.scales.offsets[scales]
-
-    def places(self, schedule: Schedule) -> tuple[Any, ...]:
-        """What its steps draw: everything at once."""
-        return (Together(0, schedule.total),)
-
-    def guidance_ramp(self, schedule: Schedule) -> tuple[float, ...]:
-        """None at any scale."""
-        return (0.0,) * len(schedule)
-
-    def new_cache(self, rows: int, capacities: Sequence[int] | None = None) -> Any:
-        """None: everything is computed in each step."""
-        raise ValueError(f"{type(self).__name__} has no cache")
-
-    def cache_values(self, tokens: int) -> int:
-        """Number of cached values: 0 for any number of tokens."""
-        return 0
-
-    def embedding_work(self, drawn: int) -> int:
-        """Multiply-adds of the embeddings of `drawn` tokens."""
-        return drawn * self.config.embed_dim * self.config.latent_channels
 
     def together(self, condition: Condition, codes_RLc: Tensor, kept: int | Tensor) -> Tensor:
         """Features (R, L, C) of the first L tokens, from their codes.
@@ -152,7 +129,7 @@ class DistilledVAR(VAR):
     def start_from_teacher(self, teacher: VAR) -> None:
         """Take all weights that a teacher of the same sizes has; the level and the position of the first scale are new.
 
-        The release draws the embedding of class 1 anew in place of the level, by mistake; that is not followed.
+        The release draws the embedding of class 1 again in place of the level, by mistake; that is not followed.
         """
         self._init_own()
         ours = self.state_dict()

@@ -351,11 +351,15 @@ class Infinity(ByScale, nn.Module):
         Images that are `dropped`, bool, are trained without their text. `schedule` is the network's own by default.
         """
         schedule = schedule or self.scales
-        if dropped_B is not None:
-            text_BTC = torch.where(dropped_B[:, None, None], self._null_text(text_BTC), text_BTC)
-        condition = self.condition(self._given(text_BTC, mask_BT))
+        condition = self._read(text_BTC, mask_BT, dropped_B)
         hidden = self.hidden(condition, inputs_BLD, scales=range(len(schedule)), schedule=schedule)
         return self.logits(condition, hidden)
+
+    def _read(self, text_BTC: Tensor, mask_BT: Tensor, dropped_B: Tensor | None) -> Condition:
+        """The condition of texts, the learned null text in place of those that are dropped."""
+        if dropped_B is not None:
+            text_BTC = torch.where(dropped_B[:, None, None], self._null_text(text_BTC), text_BTC)
+        return Infinity.condition(self, self._given(text_BTC, mask_BT))
 
     def _embed(self, condition: Condition, inputs_RLD: Tensor | None, scales: range, schedule: Schedule) -> Tensor:
         parts = []

@@ -153,9 +153,7 @@ class VAREdit(Infinity):
         Images that are `dropped`, bool, are trained without their text. `schedule` is the network's own by default.
         """
         schedule = schedule or self.scales
-        if dropped_B is not None:
-            text_BTC = torch.where(dropped_B[:, None, None], self._null_text(text_BTC), text_BTC)
-        condition = EditCondition(super().condition(self._given(text_BTC, mask_BT)), source_BSD)
+        condition = EditCondition(self._read(text_BTC, mask_BT, dropped_B), source_BSD)
         hidden = self.hidden(condition, inputs_BLD, scales=range(len(schedule)), schedule=schedule)
         return self.logits(condition, hidden)
 

@@ -52,7 +52,7 @@ class MARObjective(LatentObjective):
 
     options_type = MAROptions
     network, preview_head, not_decayed = MAR, Diffusion("ddpm", 50), "diffloss."
-    log_note = "the loss settles early while images go on to improve"
+    log_note = "the loss soon changes little, while images go on to improve"
 
     @classmethod
     def config_type(cls) -> type:

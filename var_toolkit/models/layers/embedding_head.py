@@ -5,13 +5,45 @@ Letters: R rows, L tokens, C width, c channels of a code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from var_toolkit.core.plan import Together
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.models.layers.linear import Linear
 
 EPS = 1e-6
+
+
+class Student:
+    """What students tell plans: each step draws everything at once, without guidance and without a cache."""
+
+    config: Any
+
+    def places(self, schedule: Schedule) -> tuple[Any, ...]:
+        """What its steps draw: everything at once."""
+        return (Together(0, schedule.total),)
+
+    def guidance_ramp(self, schedule: Schedule) -> tuple[float, ...]:
+        """None at any scale."""
+        return (0.0,) * len(schedule)
+
+    def new_cache(self, rows: int, capacities: Sequence[int] | None = None) -> Any:
+        """None: everything is computed in each step."""
+        raise ValueError(f"{type(self).__name__} has no cache")
+
+    def cache_values(self, tokens: int) -> int:
+        """Number of cached values: 0 for any number of tokens."""
+        return 0
+
+    def embedding_work(self, drawn: int) -> int:
+        """Multiply-adds of the embeddings of `drawn` tokens."""
+        work: int = drawn * self.config.embed_dim * self.config.latent_channels
+        return work
 
 
 class EmbeddingHead(nn.Module):
