@@ -99,9 +99,12 @@ class PublishedNoise(Noise):
         return self.uniform_BLd[:, position : position + tokens]
 
 
-def plan_of_run(schedule, told):
+def plan_of_run(schedule, told, depth):
     """The plan of a published run: guidance and temperature are one number, or one for each scale."""
     count = len(schedule)
     cfg, tau = (told[name] if isinstance(told[name], list) else [told[name]] * count for name in ("cfg", "tau"))
     heads = [Bits(told["top_k"], told["top_p"], one) for one in tau]
-    return Plan(schedule, tuple(Step(Scale(k), guidance=cfg[k] - 1, head=heads[k]) for k in range(count)))
+    (mixed,) = told["cfg_insertion_layer"]  # 0: logits; -n: features, after the layer that is the n-th from the end
+    layer = range(depth)[mixed] if mixed else None
+    steps = (Step(Scale(k), guidance=cfg[k] - 1, head=heads[k], mixed_after=layer) for k in range(count))
+    return Plan(schedule, tuple(steps))

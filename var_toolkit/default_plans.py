@@ -114,7 +114,15 @@ def _full_depth(pipe: Pipeline, chosen: dict[str, Any]) -> Plan:
         guided=_guided(chosen, network, schedule),
         constant=_is_constant(chosen["cfg_schedule"]),
         iterations=_iterations(chosen, network, schedule),
+        mixed_after=_mixed_after(chosen.get("guidance_layer"), len(network.blocks)),
     )
+
+
+def _mixed_after(layer: int | None, depth: int) -> int | None:
+    """The number of a layer that may be counted from the end."""
+    if layer is None or -depth <= layer < depth:
+        return layer if layer is None else layer % depth
+    raise ValueError(f"guidance_layer is {layer}; this model has {depth} layers: give {-depth} to {depth - 1}")
 
 
 def _guidance(chosen: dict[str, Any], network: Any) -> float | tuple[float, ...]:

@@ -143,6 +143,14 @@ class SamplingSettings(TypedDict, total=False):
         tuple[int | None, int | None] | None,
         Setting("guide only the scales from A to before B, such as 0:9", metavar="A:B"),
     ]
+    guidance_layer: Annotated[
+        int | None,
+        Setting(
+            "Infinity: mix the halves of guidance after this layer, -1 for the last, instead of the logits",
+            Range(-1000, 1000, True),
+            "N",
+        ),
+    ]
     guided_tokens: Annotated[
         int | None, Setting("next-token models: guide only the first N tokens", count(0), "N", of=DISCRETE)
     ]

@@ -13,6 +13,7 @@ from small_infinity import (
     schedule_of,
     small_bsq,
     small_infinity,
+    words_pipeline,
 )
 from torch.testing import assert_close
 
@@ -27,17 +28,13 @@ from var_toolkit.formats.json_files import read_json
 from var_toolkit.heads.bits import Bits, log_odds
 from var_toolkit.models.infinity import InfinityConfig
 from var_toolkit.models.layers.aspect_ratios import BY_RATIO, SIZES
+from var_toolkit.pipeline import Pipeline
 
 PUBLISHED = read_json(FOLDER / "infinity-published-settings" / "case.json")
 CASES = {
     name: load_case(name) for name in ("infinity-generate", "infinity-generate-seeded", "infinity-generate-patchify")
 }
-RUNS = [
-    pytest.param(name, run, id=f"{name}-{run}")
-    for name, case in CASES.items()
-    for run, told in case.facts["runs"].items()
-    if told["cfg_insertion_layer"] == [0]
-]
+RUNS = [pytest.param(name, run, id=f"{name}-{run}") for name, case in CASES.items() for run in case.facts["runs"]]
 
 
 @cache
@@ -64,7 +61,7 @@ def test_bits_and_images_are_those_of_the_published_sampler(name, run, monkeypat
     choices = Bits.choices
     monkeypatch.setattr(Bits, "choices", lambda *given: found.append(choices(*given)) or found[-1])
     noise = PublishedNoise(tensors[f"{run}.noise"]) if f"{run}.noise" in tensors else Noise([0] * len(prompt))
-    plan = bind(plan_of_run(schedule, told), {BACKBONE: backbone}, tokenizer)
+    plan = bind(plan_of_run(schedule, told, len(backbone.blocks)), {BACKBONE: backbone}, tokenizer)
     drawn = decode(plan, backbone.request(prompt, null), noise)
     assert torch.equal(torch.cat(drawn.tokens, dim=1), tensors[f"{run}.bits"])
     tolerance = case.facts["tolerance"]["logits_atol"][run]
@@ -213,3 +210,19 @@ def test_tokens_outside_a_mask_are_preserved(bits):
     assert not torch.equal(drawn.tokens[-1], tokens[-1])
     cells = mask.repeat_interleave(tokenizer.quantize.patch, 0).repeat_interleave(tokenizer.quantize.patch, 1)
     assert_close(drawn.latent[..., ~cells], preserved.latents[-1][..., ~cells])
+
+
+def test_guidance_within_the_layers_is_a_setting():
+    pipe = words_pipeline()
+    settings = {"prompt": "red cube", "seeds": 1, "cfg": 3.0, "output_type": "latent"}
+    steps = pipe.plan(cfg=3.0, guidance_layer=-2).steps
+    assert [step.mixed_after for step in steps] == [0] * len(steps)
+    at_logits, early = (pipe(**settings, **more).images for more in ({}, {"guidance_layer": 0}))
+    assert not torch.equal(at_logits, early)
+    with pytest.raises(ValueError, match=r"guidance_layer is 2; .* 2 layers.* -2 to 1"):
+        pipe.plan(guidance_layer=2)
+
+
+def test_other_networks_refuse_guidance_within_the_layers(small_var, small_tokenizer):
+    with pytest.raises(ValueError, match=r"guidance_layer.*VAR"):
+        Pipeline(small_tokenizer, small_var).plan(guidance_layer=-1)

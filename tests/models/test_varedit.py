@@ -66,7 +66,7 @@ def drawn_as_published(name, run, copies, monkeypatch):
     choices = Bits.choices
     monkeypatch.setattr(Bits, "choices", lambda *given: found.append(choices(*given)) or found[-1])
     noise = PublishedNoise(tensors[f"{run}.noise"]) if f"{run}.noise" in tensors else Noise([0] * copies)
-    plan = bind(plan_of_run(schedule, told), {BACKBONE: backbone}, tokenizer)
+    plan = bind(plan_of_run(schedule, told, len(backbone.blocks)), {BACKBONE: backbone}, tokenizer)
     drawn = decode(plan, WithImage(Prompts(prompt), source_of(tensors, tokenizer, schedule)), noise)
     return drawn, torch.cat(found, dim=1)
 

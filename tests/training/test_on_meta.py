@@ -41,7 +41,7 @@ def test_a_training_step_stays_on_the_device(name, build, monkeypatch):
     terms = state.train_step(Batch(*map(moved, batch)), Draws(0, step, 0, 1, 8, META))
     assert f"grad_norm_{state.main}" in terms
     assert {value.device for value in terms.values()} == {META}
-    moments = [each for optimiser in state.optimisers.values() for each in optimiser.state.values()]
+    moments = [each for one in state.optimisers.values() for optimiser in one for each in optimiser.state.values()]
     assert moments
     assert {each["exp_avg"].device for each in moments} == {META}
 

@@ -25,12 +25,17 @@ def assert_same_bits(a, b):
 
 # The loop is the same; `tokenizer` and `var` stay among the quick ones.
 LONG = ("kl", "raster-tokenizer", "bits-tokenizer", "infinity", "flowar", "mar")
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in objective_names()]
+RUNS = [
+    *(pytest.param(name, "adamw", marks=[pytest.mark.slow] * (name in LONG)) for name in objective_names()),
+    ("var", "muon"),
+]
 
 
-@pytest.mark.parametrize("objective", NAMES)
-def test_a_stopped_run_ends_like_an_uninterrupted_one(tiny, cache, tmp_path, weights, monkeypatch, objective):
-    recipe = tiny(objective)
+@pytest.mark.parametrize(("objective", "optimiser"), RUNS)
+def test_a_stopped_run_ends_like_an_uninterrupted_one(
+    tiny, cache, tmp_path, weights, monkeypatch, objective, optimiser
+):
+    recipe = tiny(objective, optimiser={"lr": 1e-3, "kind": optimiser})
     whole = train(recipe, tmp_path / "whole", cache_dir=cache, device="cpu")
     cls = objective_class(objective)
     upkeep = cls.after_step
@@ -125,6 +130,19 @@ def test_another_length_is_noted_once_and_the_log_before_stays(tiny, cache, tmp_
     assert after.startswith(before)
     notes = [json.loads(line) for line in after.splitlines() if "steps changed" in line]
     assert notes == [{"step": 2, "note": "steps changed from 2 to 3; the schedule follows the new length from here"}]
+
+
+def test_a_checkpoint_from_before_there_were_kinds_of_optimisers_is_continued(tiny, cache, tmp_path, capsys):
+    short, long = (tiny("var", steps=n) for n in (2, 3))
+    train(short, tmp_path, cache_dir=cache, device="cpu")
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    recipe = json.loads(content["recipe"])
+    del recipe["optimiser"]["kind"]
+    torch.save(content | {"recipe": json.dumps(recipe)}, tmp_path / "checkpoint.pt")
+    train(long, tmp_path, cache_dir=cache, device="cpu")
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
+    with pytest.raises(ValueError, match=r"optimiser.kind = 'adamw'.*'muon'"):
+        train(tiny("var", optimiser={"lr": 1e-3, "kind": "muon"}), tmp_path, cache_dir=cache, device="cpu")
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"pickle"])

@@ -31,7 +31,8 @@ class Backbone(Protocol):
     flow heads `field`, diffusion heads `denoiser`, and masked passes `refined`. Distilled ones draw any part of an
     image at once by `together`, without a cache. One that is `markov` attends to no scale but the one it draws, so it
     needs no prefill. One with `has_subnets` was made to skip layers; `sublayers` are those that can compute some
-    tokens of a scale, for which `hidden` takes a `pruned` pass. What they draw is of `config.num_classes` classes, or a
+    tokens of a scale, for which `hidden` takes a `pruned` pass; one that `mixes_within` takes the layer and weight of
+    guidance as `mixed`. What they draw is of `config.num_classes` classes, or a
     text network has `text` and `request` (`conditions.text`).
     """
 
@@ -247,8 +248,18 @@ def _require_fit(step: Step, network: Any, schedule: Schedule) -> None:
         raise ValueError(f"{name} draws one token after another; smooth mixes the codes of whole maps")
     if step.masked:
         _require_masked(step, network, schedule)
+    if step.mixed_after is not None:
+        _require_mixing(step.mixed_after, network)
     if step.pruned is not None or step.keys is not None:
         _require_sparse(step, network)
+
+
+def _require_mixing(layer: int, network: Any) -> None:
+    name, count = type(network).__name__, len(network.blocks)
+    if not getattr(network, "mixes_within", False):
+        raise ValueError(f"guidance_layer is for Infinity; {name} mixes logits only: leave it out")
+    if layer >= count:
+        raise ValueError(f"a step mixes features after layer {layer}; {name} has layers 0 to {count - 1} here")
 
 
 def _require_sparse(step: Step, network: Any) -> None:
@@ -471,6 +482,8 @@ def _line(group: list[Bound], run: Run) -> str:
 
 def _guidance_in_words(group: list[Bound]) -> str:
     values = [one.step.guidance for one in group]
+    if group[0].step.mixed_after is not None:
+        return f"guidance {max(values):g} after layer {group[0].step.mixed_after}"
     if min(values) == max(values) or isinstance(group[0].step.places, Tokens):  # whose end is told in tokens
         return f"guidance {max(values):g}"
     last = max(one.step.scale for one in group if one.step.guidance == max(values))

@@ -147,6 +147,7 @@ class Drawing:
     def setting(self, one: Bound, tokens: range | None = None) -> Setting:
         """The place of a step, for its head; its tokens are by default those of a scale."""
         schedule, k = self.run.schedule, one.step.scale
+        guidance = one.step.guidance if one.step.mixed_after is None else 0.0  # the features are mixed already
         return Setting(
             one.network,
             self.condition,
@@ -154,7 +155,7 @@ class Drawing:
             schedule.offsets[k] if tokens is None else tokens.start,
             schedule.lengths[k] if tokens is None else len(tokens),
             schedule.progress(k),
-            one.step.guidance,
+            guidance,
             self.rows == 2,
             self.canvas.pyramid,
             self.noise,
@@ -206,6 +207,8 @@ def _draw_scale(drawing: Drawing, one: Bound) -> None:
     canvas, schedule, k = drawing.canvas, drawing.run.schedule, one.step.scale
     inputs = canvas.inputs_of(one.scales, one.rows)
     more: dict[str, Any] = {"open_prefill": True} if one.step.open_prefill and len(one.scales) > 1 else {}
+    if one.step.mixed_after is not None and one.step.is_guided:
+        more["mixed"] = (one.step.mixed_after, one.step.guidance)
     more |= {} if one.sparse is None else {"pruned": _pruned_pass(drawing, one, one.sparse)}
     hidden = one.network.hidden(
         drawing.condition, inputs, scales=one.scales, schedule=schedule, cache=drawing.cache, layers=one.layers, **more

@@ -181,7 +181,8 @@ class Step(Part):
     pass after the first draw (HMAR); with `clean`, their positions are set to zero in the input of these passes.
     `pruned` says how many tokens the layers compute, and `keys` how many keys they hold afterwards, None for all.
     Consecutive steps with the same `verify` are drawn together. With `open_prefill` a network that begins here reads
-    the scales before in a pass without a mask (Distilled Decoding's teacher, as published).
+    the scales before in a pass without a mask (Distilled Decoding's teacher, as published). Guidance mixes logits, or
+    with `mixed_after` the features after that layer, from which on both halves have the mix (Infinity).
     """
 
     places: Places
@@ -195,6 +196,7 @@ class Step(Part):
     open_prefill: bool = False
     pruned: Pruned | None = None
     keys: Keys | None = None
+    mixed_after: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance", checked("cfg", self.guidance, "guidance"))
@@ -210,6 +212,10 @@ class Step(Part):
                 raise ValueError(f"{name} is {shown(getattr(self, name))}; it must be a {kind.__name__} or nothing")
         if not isinstance(self.head, Head):
             raise ValueError(f"a step has head {shown(self.head)}; it must be a head, such as a Categorical or a Flow")
+        if self.mixed_after is not None and (type(self.mixed_after) is not int or self.mixed_after < 0):
+            raise ValueError(f"mixed_after is {shown(self.mixed_after)}; it must be the number of a layer, or nothing")
+        if self.mixed_after is not None and self.verify is not None:
+            raise ValueError("guidance_layer mixes features, which drafts are not verified with; leave out one of them")
         if self.pruned is not None and self.pruned.source >= self.scale:
             raise ValueError(
                 f"scale {self.scale} restores tokens from scale {self.pruned.source}; it must be an earlier one"

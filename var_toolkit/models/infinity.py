@@ -23,6 +23,7 @@ from var_toolkit.conditions.condition import Request, text_of
 from var_toolkit.conditions.prompt_embeds import PromptEmbeds
 from var_toolkit.conditions.text import TextInput, as_one_length
 from var_toolkit.core.cache import KVCache, cache_of, token_span
+from var_toolkit.core.filters import guide
 from var_toolkit.core.layers import Layers
 from var_toolkit.core.pruning import PrunedPass, Sublayer, sublayers, whole
 from var_toolkit.core.schedule import Schedule, increasing_sides
@@ -198,6 +199,7 @@ class Infinity(ByScale, nn.Module):
     config: InfinityConfig
     markov = False
     has_subnets = True
+    mixes_within = True
     default_head: Head = Bits()
     sublayers: tuple[str, ...] = ("sa", "ca", "ffn")
 
@@ -309,12 +311,14 @@ class Infinity(ByScale, nn.Module):
         cache: KVCache | None = None,
         layers: Layers | None = None,
         pruned: PrunedPass | None = None,
+        mixed: tuple[int, float] | None = None,
     ) -> Tensor:
         """Features (R, L, C) of the tokens of `scales`, computed in one block-causal pass.
 
         `inputs_RLD` are the tokenizer's inputs of these scales; scale 0 has none, since it starts from the text. A
         cache must hold exactly the scales before `scales`; these are appended. ValueError if it does not. Layers that
         `layers` skip compute only the first scales (`through_layers`); in a `pruned` pass layers compute some tokens.
+        After the layer of `mixed` both halves of the rows have the features that guidance of its weight makes of them.
         """
         schedule = schedule or self.scales
         begin, end = token_span(cache, schedule, scales)
@@ -326,7 +330,7 @@ class Infinity(ByScale, nn.Module):
             modulation, rotation = condition.blocks[layer], Rotation(cos[:count], sin[:count])
             run = sublayers(pruned, layer)
             found: Tensor = self.blocks[layer](x_RLC, modulation, memory, rotation, attend, cache, layer, run)
-            return found
+            return guide(found, mixed[1]).repeat(2, 1, 1) if mixed is not None and mixed[0] == layer else found
 
         x_RLC = through_layers(step, x_RLC, len(self.blocks), scales, schedule, layers)
         if cache is not None:

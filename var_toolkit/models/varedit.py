@@ -58,6 +58,7 @@ class VAREdit(Infinity):
 
     config: VAREditConfig
     has_subnets = False
+    mixes_within = False
     sublayers = ()
     image = ImageInput(SOURCE)
 

@@ -57,7 +57,9 @@ def read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any] | None:
 def _decisive(recipe: dict[str, Any]) -> dict[str, Any]:
     """The part of a recipe that must be the same for a run to be resumed."""
     fixed = {name: value for name, value in recipe.items() if name not in FREE_TO_CHANGE}
-    return fixed | {"data": {name: value for name, value in recipe["data"].items() if name not in FREE_IN_DATA}}
+    data = {name: value for name, value in recipe["data"].items() if name not in FREE_IN_DATA}
+    optimiser = {"kind": "adamw"} | recipe["optimiser"]  # older checkpoints have no kind
+    return fixed | {"data": data, "optimiser": optimiser}
 
 
 def as_json(recipe: Recipe) -> str:

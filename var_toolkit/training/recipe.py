@@ -116,8 +116,12 @@ DATA: dict[str, type[Data]] = {
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """AdamW. Give `lr` (absolute) or `base_lr` (peak = base_lr * batch_size / 256, as papers quote it)."""
+    """AdamW, or Muon for the matrices of hidden layers and AdamW for the rest (`optimisers.py`).
 
+    Give `lr` (absolute) or `base_lr` (peak = base_lr * batch_size / 256, as papers quote it).
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float | None = None
     base_lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
@@ -187,6 +191,10 @@ class Recipe:
         _require(self.checkpoint_minutes >= 0, f"checkpoint_minutes is {self.checkpoint_minutes}; expected 0 or more")
         _require(self.ema is None or 0 < self.ema < 1, f"ema is {self.ema}; expected a decay in (0, 1), or null")
         _require(self.grad_clip is None or self.grad_clip > 0, f"grad_clip is {self.grad_clip}; expected > 0, or null")
+        _require(
+            self.optimiser.kind == "adamw" or self.parallel == "ddp",
+            "optimiser: kind is muon, which needs whole matrices; take parallel: ddp, or kind: adamw",
+        )
         count = getattr(self.data, "count", self.batch_size)  # of folders it is not known yet
         _require(self.batch_size <= count, f"batch_size is {self.batch_size}, but there are only {count} images")
 

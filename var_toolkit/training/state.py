@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from var_toolkit.training.batches import Batch
 from var_toolkit.training.checkpoint import as_json
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.objectives import Objective, Phase
+from var_toolkit.training.optimisers import optimisers
 from var_toolkit.training.recipe import Recipe
 
 ParamList = tuple[Tensor, ...] | list[Tensor]
@@ -47,7 +49,7 @@ class TrainingState:
             objective.networks[name] = parallel.wrapped(network, recipe.parallel, team)
         if parallel.is_sharded(self.networks[self.main]):
             self.trainable = {n: [p for p in net.parameters() if p.requires_grad] for n, net in self.networks.items()}
-        self.optimisers = {name: self._optimiser(network) for name, network in self.networks.items()}
+        self.optimisers = {name: self._optimisers(network) for name, network in self.networks.items()}
         self.scaler = torch.amp.GradScaler(
             team.device.type, FIRST_SCALE, growth_interval=SCALE_INTERVAL, enabled=recipe.precision == "fp16"
         )
@@ -59,11 +61,9 @@ class TrainingState:
             parallel.shard(average.module)
         return average
 
-    def _optimiser(self, network: nn.Module) -> torch.optim.AdamW:
-        config = self.recipe.optimiser
-        groups = [group for group in self.objective.param_groups(network) if group["params"]]
-        return torch.optim.AdamW(groups, lr=config.peak(self.recipe.batch_size), betas=config.betas, eps=config.eps,
-                                 weight_decay=config.weight_decay, fused=True)  # fmt: skip
+    def _optimisers(self, network: nn.Module) -> list[torch.optim.Optimizer]:
+        config, groups = self.recipe.optimiser, self.objective.param_groups(network)
+        return optimisers(config, network, groups, config.peak(self.recipe.batch_size))
 
     @property
     def delivered(self) -> nn.Module:
@@ -88,7 +88,7 @@ class TrainingState:
     def _set_rates(self, step: int) -> None:
         rate = self.learning_rate(step)
         decay = schedules.weight_decay(self.recipe.optimiser, step, self.steps)
-        for optimiser in self.optimisers.values():
+        for optimiser in chain.from_iterable(self.optimisers.values()):
             for group in optimiser.param_groups:
                 group["lr"] = rate
                 group["weight_decay"] = decay if group["decay"] else 0.0
@@ -100,12 +100,14 @@ class TrainingState:
         self.scaler.scale(loss.total).backward()
         terms = dict(loss.terms)
         for name in phase.updates:
-            self.scaler.unscale_(self.optimisers[name])
+            for optimiser in self.optimisers[name]:
+                self.scaler.unscale_(optimiser)
             limit = self.recipe.grad_clip or math.inf
             norm = nn.utils.clip_grad_norm_(self.trainable[name], limit, foreach=True)
             terms[f"grad_norm_{name}"] = parallel.whole(norm.detach())
-            self.scaler.step(self.optimisers[name])
-            self.optimisers[name].zero_grad(set_to_none=True)
+            for optimiser in self.optimisers[name]:
+                self.scaler.step(optimiser)
+                optimiser.zero_grad(set_to_none=True)
         self.scaler.update()
         if self.scaler.is_enabled() and self.scaler.get_scale() > LARGEST_SCALE:
             self.scaler.update(LARGEST_SCALE)
@@ -131,7 +133,11 @@ class TrainingState:
             "networks": {name: parallel.network_state(network) for name, network in networks},
             "average": parallel.network_state(self.average.module) if self.average is not None else {},
             "averaged": int(self.average.n_averaged) if self.average is not None else 0,
-            "optimisers": {n: parallel.optimiser_state(net, self.optimisers[n]) for n, net in networks},
+            "optimisers": {
+                key: parallel.optimiser_state(network, optimiser)
+                for name, network in networks
+                for key, optimiser in self._named_optimisers(name)
+            },
             "record": self.objective.record.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
@@ -139,9 +145,14 @@ class TrainingState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, network in self.networks.items():
             parallel.load_network_state(network, state["networks"][name])
-            parallel.load_optimiser_state(network, self.optimisers[name], state["optimisers"][name])
+            for key, optimiser in self._named_optimisers(name):
+                parallel.load_optimiser_state(network, optimiser, state["optimisers"][key])
         if self.average is not None:
             parallel.load_network_state(self.average.module, state["average"])
             self.average.n_averaged.fill_(state["averaged"])
         self.objective.record.load_state_dict(state["record"])
         self.scaler.load_state_dict(state["scaler"])
+
+    def _named_optimisers(self, network: str) -> list[tuple[str, torch.optim.Optimizer]]:
+        """The optimisers of a network by their keys in checkpoints: AdamW's is that of the network."""
+        return list(zip((network, f"{network} muon"), self.optimisers[network], strict=False))
