@@ -20,7 +20,7 @@ from var_toolkit import images as module
 from var_toolkit.data.folders import ClassFolders
 from var_toolkit.editing import as_image
 from var_toolkit.evaluation.image_sets import open_images
-from var_toolkit.images import DamagedImageError, ImageFileError, image_size, read_image
+from var_toolkit.images import DamagedImageError, ImageFileError, given_image, image_size, read_image
 
 RAMP = np.tile(np.arange(64, dtype=np.uint8) * 4, (48, 1))  # dark on the left, 48 rows
 AVIF = pytest.mark.skipif("AVIF" not in module._kinds(), reason="this Pillow cannot read AVIF")
@@ -69,6 +69,8 @@ def test_photos_are_read_as_the_camera_was_held(folder, ending, orientation):
     wanted = {1: (1, 0), 2: (-1, 0), 3: (-1, 0), 4: (1, 0), 5: (0, 1), 6: (0, 1), 7: (0, -1), 8: (0, -1)}
     assert (round(across / 252), round(down / 252)) == wanted[orientation]
     assert found.shape[:2] == ((64, 48) if orientation > 4 else (48, 64)) == image_size(path)
+    once = read_image(path)
+    assert np.array_equal(given_image(once), once)  # not turned again
 
 
 @pytest.mark.parametrize("name", ["grey.png", "grey.tif", "big.tif", "wide.tif", "grey.pgm"])

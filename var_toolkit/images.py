@@ -159,7 +159,9 @@ def upright_rgb(image: Image, behind: str = "white", what: str = "the image") ->
         upright = _of_16_bits(upright, what)
     if upright.has_transparency_data:
         upright = alpha_composite(new("RGBA", upright.size, behind), upright.convert("RGBA"))
-    return upright.convert("RGB")
+    found = upright.convert("RGB")
+    found.info = {}  # without the orientation, by which it would be turned again
+    return found
 
 
 def _refuse_float(image: Image, what: str) -> None:
