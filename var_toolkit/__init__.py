@@ -15,6 +15,7 @@ TYPE_CHECKING = False  # rather than typing's, so that `vargen` is quick to catc
 if TYPE_CHECKING:
     from typing import Any
 
+    from var_toolkit.conditions.control_images import control_image
     from var_toolkit.core.plan import Plan, Step
     from var_toolkit.loading import code, load
     from var_toolkit.methods.speculative.rules import Rule
@@ -32,6 +33,7 @@ __all__ = [
     "Step",
     "__version__",
     "code",
+    "control_image",
     "list_models",
     "load",
     "register",
@@ -46,6 +48,7 @@ _HOMES = {
     "Speculation": "var_toolkit.methods.speculative.verify",
     "Step": "var_toolkit.core.plan",
     "code": "var_toolkit.loading",
+    "control_image": "var_toolkit.conditions.control_images",
     "list_models": "var_toolkit.registry",
     "load": "var_toolkit.loading",
     "register": "var_toolkit.registry",

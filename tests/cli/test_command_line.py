@@ -144,6 +144,7 @@ def test_the_options_are_the_documented_ones():
     assert options["vary"] == images | {"--from-scale"}
     assert options["embed"] == encoder | {"-h", "--help", "--model", "--out", "--device"}
     assert options["reconstruct"] == machine | {"--model", "--out", "--json"}
+    assert options["control"] == {"-h", "--help", "--kind", "--estimator", "--size", "--out"}
     assert options["classes"] == {"-h", "--help", "--model", "--json"}
     assert options["models"] == {"-h", "--help", "--json"}
     assert options["convert"] == {
