@@ -99,7 +99,15 @@ def test_every_room_of_the_rule_exists(prefix):
     assert prefix in MODULES
 
 
-OPENERS = {"PIL.Image.open", "Image.open", "torchvision.io", "imageio", "cv2", "matplotlib.image"}
+OPENERS = {
+    "PIL.Image.open",
+    "Image.open",
+    "torchvision.io",
+    "imageio",
+    "cv2.imread",
+    "cv2.imdecode",
+    "matplotlib.image",
+}
 
 
 def opened_images(tree: ast.AST) -> set[str]:
