@@ -17,7 +17,7 @@ from var_toolkit.models.layers.int8_linear import (
     quantize_linears,
     weights_of,
 )
-from var_toolkit.models.layers.linear import Linear
+from var_toolkit.models.layers.linear import Linear, pack_linears
 
 ERROR = 0.02  # of the norm of a result: half a step of 254 in each weight and input
 
@@ -51,6 +51,12 @@ def test_packed_and_plain_products_are_the_same(wide):
     layer.pack()
     assert layer.weight.is_mkldnn == has_int8_operators()
     assert_close(layer(x), plain, atol=1e-6, rtol=1e-6)
+
+
+def test_packing_a_network_packs_them(wide):
+    network = nn.Sequential(Int8Linear(wide), Linear(24, 8))
+    pack_linears(network)
+    assert network[0].weight.is_mkldnn == has_int8_operators()
 
 
 @torch.no_grad()

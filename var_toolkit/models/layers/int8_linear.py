@@ -46,8 +46,9 @@ class Int8Linear(nn.Module):
     def with_bias(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The product and another bias than the layer's own."""
         rows = x.reshape(-1, x.shape[-1]).float()
-        row_scale = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1, keepdim=True).div(LARGEST)
-        row_scale = row_scale.clamp(min=SMALLEST_SCALE)
+        # Many times as fast on the CPU as a norm, which would take half as long as the product.
+        largest = torch.maximum(rows.amax(dim=-1, keepdim=True), rows.amin(dim=-1, keepdim=True).neg())
+        row_scale = largest.div(LARGEST).clamp(min=SMALLEST_SCALE)
         product = self._product(rows, row_scale.reciprocal())
         product = product.mul_(row_scale) if bias is None else torch.addcmul(bias.float(), product, row_scale)
         return product.view(*x.shape[:-1], -1).to(x.dtype)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from var_toolkit.models.layers.int8_linear import Int8Linear
+
 ROWS = 512  # the number of rows to optimise the packed layout for; it works with any other
 
 
@@ -91,9 +93,9 @@ class Linear(nn.Linear):
 
 
 def pack_linears(network: nn.Module) -> None:
-    """Pack every `Linear` of a network that is used for inference only."""
+    """Pack the linear layers, in 8 bits or not, of a network that is used for inference only."""
     for module in network.modules():
-        if isinstance(module, Linear):
+        if isinstance(module, (Linear, Int8Linear)):
             module.pack()
 
 
