@@ -12,10 +12,12 @@ from var_toolkit.conditions.condition import Request
 from var_toolkit.conditions.images import CONTROL, SOURCE, image_of
 from var_toolkit.core.plan import Plan
 from var_toolkit.core.schedule import Schedule
-from var_toolkit.images import Given, given_image, pixels
+from var_toolkit.images import Given, Square, given_image, pixels
 from var_toolkit.registry import prompt_models
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from var_toolkit.pipeline import Pipeline
 
 
@@ -79,6 +81,25 @@ def control_tensor(image: Given, size: tuple[int, int]) -> Tensor:
     left, top, right, bottom = _middle(upright.size, width / height)
     scaled = upright.resize((width, height), Resampling.BICUBIC, box=(left, top, right, bottom))
     return pixels(scaled) / 255
+
+
+def control_square(control: Given, image: Image, square: Square, side: int) -> Image:
+    """The part of a control image that steers what is drawn into a square of an image, `side` by `side` pixels.
+
+    The control image may be of another size than the image but has its aspect ratio. ValueError of one line if not.
+    """
+    from PIL.Image import Resampling
+
+    upright = given_image(control)
+    across, down = upright.width / image.width, upright.height / image.height
+    if abs(across * image.height - upright.height) > 1 and abs(down * image.width - upright.width) > 1:
+        raise ValueError(
+            f"the control image is {upright.width} x {upright.height} pixels, the image that it steers {image.width} x "
+            f"{image.height}; give one of the same aspect ratio: where expand adds pixels, that of the larger image"
+        )
+    left, top, length = square
+    box = (left * across, top * down, (left + length) * across, (top + length) * down)
+    return upright.resize((side, side), Resampling.BICUBIC, box=box)
 
 
 def _middle(size: tuple[int, int], ratio: float) -> tuple[float, float, float, float]:

@@ -39,8 +39,8 @@ from var_toolkit.devices import destination
 from var_toolkit.editing import as_image, on_canvas, prepare
 from var_toolkit.formats.facts import Facts
 from var_toolkit.guidance import with_cfg
-from var_toolkit.image_conditions import edits, require_image
-from var_toolkit.images import Given, as_output, given_square
+from var_toolkit.image_conditions import control_square, edits, require_image
+from var_toolkit.images import Given, as_output, given_square, middle_square
 from var_toolkit.methods.by_name import apply_method
 from var_toolkit.methods.collaborative import refiner_role
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
@@ -322,8 +322,9 @@ class Pipeline:
         `expand` adds pixels around the image, on all sides or (left, top, right, bottom), and draws them. The model
         sees the largest square that contains the mask, scaled to its own size, and the result is that square; outside
         the mask it is as the tokenizer reconstructs it, and differs a little near the mask. With `keep_pixels` the
-        drawn part is pasted into the given image, which is unchanged outside the mask. Labels and `drawing` are those
-        of a call. ValueError, before anything is drawn, names what does not fit.
+        drawn part is pasted into the given image, which is unchanged outside the mask. A `control_image` shows the
+        whole image, in any size but with its aspect ratio; with `expand`, the enlarged one. Labels and `drawing` are
+        those of a call. ValueError, before anything is drawn, names what does not fit.
         """
         how: Any = {"instruction": instruction, "expand": expand, "keep_pixels": keep_pixels}
         return joined(self.stream_edit(image, mask, listed(class_labels), **how, **drawing), return_dict=return_dict)
@@ -347,6 +348,8 @@ class Pipeline:
         edit = prepare(image, mask, expand, side=side, whole=keep_pixels)
         if keep_pixels and drawing.get("output_type") == "latent":
             raise ValueError("keep_pixels pastes pixels, and output_type 'latent' has none; choose one")
+        if planned.get("control_image") is not None:
+            planned["control_image"] = control_square(planned["control_image"], edit.image, edit.square, side)
 
         def preserve(schedule: Schedule) -> Preserved:
             tokens = self._tokens(edit.square_tensor(side), schedule)
@@ -380,7 +383,8 @@ class Pipeline:
     ) -> PipelineOutput | tuple[Any]:
         """Redraw the scales of an image from `from_scale` on and preserve the coarser ones; one result per label.
 
-        0 redraws every scale, the number of scales none. The image is cropped as in `reconstruct`. Labels and `drawing`
+        0 redraws every scale, the number of scales none. The image is cropped as in `reconstruct`, and so is a
+        `control_image`, which has the aspect ratio of the image. Labels and `drawing`
         are those of a call. ValueError, before anything is drawn, names what does not fit.
         """
         return joined(self.stream_vary(image, from_scale, listed(class_labels), **drawing), return_dict=return_dict)
@@ -391,8 +395,11 @@ class Pipeline:
         """The results of `vary` batch by batch, as `stream` yields them; the image is prepared once."""
         planned, side = self._planned(drawing)
         require_scale(from_scale, planned["plan"].schedule)
-        as_image(image, side)
+        whole = as_image(image, side)
         square = given_square(image, side, least=self.tokenizer.downsample)
+        if planned.get("control_image") is not None:
+            middle = middle_square(*whole.size)
+            planned["control_image"] = control_square(planned["control_image"], whole, middle, side)
 
         def preserve(schedule: Schedule) -> Preserved:
             return preserved_before(from_scale, self._tokens(square, schedule), self.tokenizer, schedule)

@@ -128,6 +128,47 @@ def test_an_image_does_not_depend_on_the_batch():
     assert torch.equal(several.tokens[-1][1:], alone.tokens[-1])
 
 
+def wide(width, height):
+    """A noisy image."""
+    return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+CHANGES = {
+    "mask": (lambda pipe, **given: pipe.edit(wide(24, 12), (18, 2, 4, 4), 1, **given), (24, 12), (10, 0, 22, 12)),
+    "middle": (lambda pipe, **given: pipe.edit(wide(24, 12), (10, 2, 4, 4), 1, **given), (24, 12), (6, 0, 18, 12)),
+    "pasted": (
+        lambda pipe, **given: pipe.edit(wide(24, 12), (0, 0, 4, 4), 1, keep_pixels=True, **given),
+        (24, 12),
+        (0, 0, 12, 12),
+    ),
+    "expanded": (
+        lambda pipe, **given: pipe.edit(wide(24, 12), None, 1, expand=(0, 4, 0, 8), **given),
+        (24, 24),
+        (0, 0, 24, 24),
+    ),
+    "varied": (lambda pipe, **given: pipe.vary(wide(24, 12), 1, 1, **given), (24, 12), (6, 0, 18, 12)),
+}
+
+
+@pytest.mark.parametrize("larger", [1, 2])
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_of_an_image_are_steered_by_the_same_part_of_the_control_image(change, larger, monkeypatch):
+    draw, (width, height), box = CHANGES[change]
+    pipe, seen, request = small(), [], CAR.image_request
+    monkeypatch.setattr(CAR, "image_request", lambda *given: seen.append(given[1]) or request(*given))
+    control = wide(larger * width, larger * height)
+    draw(pipe, control_image=control)
+    part = control.resize((6, 6), Image.Resampling.BICUBIC, box=tuple(larger * edge for edge in box))
+    assert_close(seen[0][0], torch.from_numpy(np.array(part)).permute(2, 0, 1) / 127.5 - 1, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_control_image_of_another_aspect_ratio_than_the_image_is_refused(change):
+    with pytest.raises(ValueError, match="the control image is 30 x 12 pixels") as caught:
+        CHANGES[change][0](small(), control_image=wide(30, 12))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [
