@@ -22,7 +22,7 @@ LEVELS = (
     ),
     ("methods",),
     (
-        "pipeline", "streaming", "loading", "saving", "output", "default_plans", "settings", "editing",
+        "best_of", "pipeline", "streaming", "loading", "saving", "output", "default_plans", "settings", "editing",
         "formats.model_card", "wanted", "image_conditions", "precision",
     ),
     (

@@ -34,6 +34,7 @@ class Sampling:
     denoising_steps: int = 100  # of a diffusion head's solver at each draw
     guidance_interval: tuple[float, float] = (0.0, 0.9)
     guided_tokens: int | None = None  # of next-token models: how many, from the first; None for all
+    latent_scorer: str | None = None  # what scores candidates of coarse scales, where they are asked for
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,14 @@ LISTED = 8  # labels and seeds in a repr
 SHOWN = 16  # images that a notebook shows,
 COLUMNS = 4  # per row
 LEAST, MOST = 128, 1024  # pixels of one side: at least of each image, about, and at most of all together
+
+
+class Chosen(NamedTuple):
+    """Which candidate an image is, by its number from 0 on, its seed and its score. Its seed alone draws it again."""
+
+    candidate: int
+    seed: int
+    score: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,6 +43,7 @@ class PipelineOutput:
     cache_bytes: int  # keys and values of the largest batch
     speculation: Tally | None = None  # statistics of speculative decoding, if it was used
     prompts: list[str] = field(default_factory=list)  # of a model of text; "" where only embeddings were given
+    chosen: list[Chosen] = field(default_factory=list)  # of best of N: which candidate each image is
 
     def __repr__(self) -> str:
         if isinstance(self.images, list):
@@ -84,6 +93,7 @@ def joined(batches: Iterable[PipelineOutput], *, return_dict: bool = True) -> Pi
         velocity_evaluations=sum(part.velocity_evaluations for part in parts),
         cache_bytes=max(part.cache_bytes for part in parts),
         speculation=together([part.speculation for part in parts if part.speculation]),
+        chosen=[one for part in parts for one in part.chosen],
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import Tensor
 
+from var_toolkit.best_of import best_of
 from var_toolkit.conditions.class_names import ClassNames, class_names, kept
 from var_toolkit.conditions.text import PromptCache, PromptEmbeds, TextEncoder, TextInput, listed_texts, text_of
 from var_toolkit.core.bind import Run, bind
@@ -43,6 +44,7 @@ from var_toolkit.image_conditions import control_square, edits, require_image
 from var_toolkit.images import Given, as_output, given_square, middle_square
 from var_toolkit.methods.by_name import apply_method
 from var_toolkit.methods.collaborative import refiner_role
+from var_toolkit.methods.latent_search import latent_search, read_scorer
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
 from var_toolkit.models.layers.int8_linear import has_blocks, is_quantized, quantize_linears
 from var_toolkit.models.layers.linear import pack_linears
@@ -50,7 +52,7 @@ from var_toolkit.output import PipelineOutput, joined
 from var_toolkit.precision import require_int8
 from var_toolkit.registry import Sampling
 from var_toolkit.saving import parts, push, save
-from var_toolkit.setting_table import SETTINGS, FewerSettings, Settings, SpeculationSettings
+from var_toolkit.setting_table import SETTINGS, FewerSettings, SearchSettings, Settings, SpeculationSettings
 from var_toolkit.settings import Drawing, Labels, checked_settings, listed, require_kind
 from var_toolkit.signatures import show_keywords
 from var_toolkit.streaming import batches, chosen_plan
@@ -97,6 +99,7 @@ class Pipeline:
         self.text_encoder, self._prompts = text_encoder, PromptCache()
         self.refiner, self.draft_scales = refiner, draft_scales
         self.draft_model = draft_model
+        self._scorers: dict[str, torch.nn.Module] = {}
         self.facts = facts or Facts()
 
     def __repr__(self) -> str:
@@ -246,7 +249,29 @@ class Pipeline:
 
     def bind(self, plan: Plan) -> Run:
         """The plan with the networks of this model: `run.cost()`, `print(run)`. ValueError if it does not fit."""
-        return bind(plan, self.roles, self.tokenizer)
+        scorers = {name: self._scorer(name) for name in plan.scorers}
+        return bind(plan, self.roles | scorers, self.tokenizer)
+
+    def _scorer(self, name: str) -> torch.nn.Module:
+        """The network that scores candidates, read once. ValueError if there is none of that name."""
+        if name not in self._scorers:
+            self._scorers[name] = read_scorer(name)
+        return self._scorers[name].to(self.device)
+
+    def _searched(self, plan: Plan, given: Mapping[str, Any]) -> Plan:
+        """The plan with the settings `candidates` and `latent_scorer`."""
+        count, scorer = given.get("candidates", 1), given.get("latent_scorer")
+        if count == 1:
+            if scorer is not None:
+                raise ValueError("latent_scorer chooses among candidates; give candidates as well, 2 or more")
+            return plan
+        scorer = scorer or self.sampling.latent_scorer
+        if scorer is None:
+            raise ValueError(
+                "this model has no scorer of latents; give latent_scorer, such as the final/ of a run of "
+                "stilllife-latent-scorer"
+            )
+        return latent_search(plan, self._scorer(scorer), candidates=count, scorer=scorer)
 
     def plan(self, **settings: Unpack[Settings]) -> Plan:
         """The decoding plan for some settings; those that are not given, or None, are the model's defaults.
@@ -259,6 +284,7 @@ class Pipeline:
         depth: dict[str, Any] = {name: given.pop(name) for name in ("subnet", "full_scales") if name in given}
         fewer = {name: given.pop(name) for name in FewerSettings.__annotations__ if name in given}
         drafts = {name: given.pop(name) for name in SpeculationSettings.__annotations__ if name in given}
+        search = {name: given.pop(name) for name in SearchSettings.__annotations__ if name in given}
         method, options = given.pop("method", None), given.pop("method_options", None)
         require_kind(self.backbones, given)
         plan = default_plan(self, given | {"schedule": schedule_of(self, given)})
@@ -275,6 +301,7 @@ class Pipeline:
             plan = apply_method(plan, method, options or {})
         elif options is not None:
             raise ValueError("method_options are those of a method; give method as well")
+        plan = replace(self._searched(plan, search), best_of=best_of(self, search))
         self.bind(plan)  # raises ValueError if it does not fit
         return plan
 
@@ -411,7 +438,8 @@ class Pipeline:
         settings = {name: value for name, value in drawing.items() if name in Settings.__annotations__}
         rest = {name: value for name, value in drawing.items() if name not in settings}
         plan = chosen_plan(self, drawing.get("plan"), settings)
-        return rest | {"plan": plan}, plan.schedule.finest * self.tokenizer.downsample
+        own = {"scorer": drawing["scorer"]} if callable(drawing.get("scorer")) else {}
+        return rest | own | {"plan": plan}, plan.schedule.finest * self.tokenizer.downsample
 
     def _tokens(self, image_3ss: Tensor, schedule: Schedule) -> list[Tensor]:
         """The token maps of one image in [0, 1]."""

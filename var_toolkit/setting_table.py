@@ -256,7 +256,31 @@ class SpeculationSettings(TypedDict, total=False):
     ]
 
 
-class Settings(SamplingSettings, FewerSettings, SpeculationSettings, total=False):
+class SearchSettings(TypedDict, total=False):
+    """Search at test time."""
+
+    best_of: Annotated[
+        int | None,
+        Setting("draw N candidates of each image; a scorer chooses one", Range(1, 1_000_000, True, "off"), "N"),
+    ]
+    candidates: Annotated[
+        int | None,
+        Setting("draw N candidates of the scales that a small network scores by their latents", count(1, "off"), "N"),
+    ]
+    latent_scorer: Annotated[
+        str | None, Setting("of --candidates: that network, one of the package or a directory", metavar="NAME")
+    ]
+    scorer: Annotated[
+        str | Callable[..., Any] | None,
+        Setting("of --best-of: stilllife, scenes, clip=MODEL, or your own as module:function", metavar="NAME"),
+    ]
+    threshold: Annotated[
+        float | None,
+        Setting("of --best-of: choose the first candidate with at least this score", Range(-1e9, 1e9), "SCORE"),
+    ]
+
+
+class Settings(SamplingSettings, FewerSettings, SpeculationSettings, SearchSettings, total=False):
     """How images are drawn. None means the model's own default."""
 
     method: Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import Tensor
 
+from var_toolkit.best_of import Made, chosen_of, scorer_for
 from var_toolkit.conditions.condition import Asked, of_labels
 from var_toolkit.conditions.images import WithImage
 from var_toolkit.conditions.text import PromptEmbeds
@@ -19,7 +20,7 @@ from var_toolkit.core.preserved import Preserved
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.image_conditions import Shown
 from var_toolkit.images import Given, as_output
-from var_toolkit.output import PipelineOutput
+from var_toolkit.output import Chosen, PipelineOutput
 from var_toolkit.ranges import checked
 from var_toolkit.setting_table import Settings
 from var_toolkit.settings import OUTPUT_TYPES, Labels
@@ -60,6 +61,7 @@ def batches(
         raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
     batch_size = checked("batch_size", batch_size)
     run = pipe.bind(chosen_plan(pipe, plan, settings))
+    how, scorer = run.plan.best_of, scorer_for(pipe, run.plan.best_of, settings.get("scorer"))
     texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
     every, network = wanted(pipe, class_labels, *texts, seeds, generator, batch_size), pipe.backbone
     if preserve is not None and run.plan.skipped:
@@ -67,17 +69,26 @@ def batches(
     preserved = None if preserve is None else preserve(run.schedule)
     image = Shown(source, control_image).request(pipe, run.plan)
 
-    def batch(one: Wanted) -> PipelineOutput:
+    def draw(one: Wanted) -> Made:
         noise = Noise(one.seeds, pipe.device)
         asked: Asked | Tensor = one.request(pipe.device)
         if image is not None:
             asked = of_labels(asked, network.config.num_classes) if isinstance(asked, Tensor) else asked
             asked = WithImage(asked, image)
         drawn = decode(run, asked, noise, preserved=preserved, on_scale=callback_on_scale_end)
+        if output_type == "latent" and how is None:
+            return Made(drawn, None)
+        return Made(drawn, require_finite(pipe.tokenizer.decode(drawn.latent), "the decoder's images"))
+
+    def batch(one: Wanted) -> PipelineOutput:
+        chosen: list[Chosen] = []
+        if how is None or scorer is None:
+            drawn, pixels = draw(one)
+        else:
+            (drawn, pixels), chosen = chosen_of(one, how, scorer, draw, batch_size)
         images = latents = drawn.latent.cpu()
         if output_type != "latent":
-            pixels = require_finite(pipe.tokenizer.decode(drawn.latent), "the decoder's images")
-            images = finish(pixels, output_type)
+            images = finish(pixels, output_type)  # type: ignore[arg-type]
         return PipelineOutput(
             images=images,
             class_labels=one.labels,
@@ -89,17 +100,19 @@ def batches(
             velocity_evaluations=drawn.evaluations,
             cache_bytes=drawn.cache_bytes,
             speculation=drawn.speculation or None,
+            chosen=chosen,
         )
 
     return map(batch, every)
 
 
 def chosen_plan(pipe: Pipeline, plan: Plan | None, settings: Mapping[str, Any]) -> Plan:
-    """The plan that is given, or that of the settings. ValueError for both."""
+    """The plan that is given, or that of the settings. ValueError for both, unless that is a scorer."""
     if plan is None:
         return pipe.plan(**settings)
     if not isinstance(plan, Plan):
         raise ValueError(f"plan is {shown(plan)}; it must be a Plan, such as `pipe.plan()` returns")
-    if any(value is not None and value is not False for value in settings.values()):
+    others = (value for name, value in settings.items() if not (name == "scorer" and callable(value)))
+    if any(value is not None and value is not False for value in others):
         raise ValueError("give a plan or settings, not both: a plan holds its own settings")
     return plan

@@ -33,6 +33,14 @@ class Wanted:
         """What `core.engine.decode` takes."""
         return torch.tensor(self.labels, device=device) if self.embeds is None else self.embeds
 
+    def of(self, images: list[int], seeds: list[int]) -> Wanted:
+        """Some of the images, each any number of times, with other seeds."""
+        if self.embeds is None:
+            return Wanted(seeds, [self.labels[image] for image in images])
+        null = None if self.embeds.null is None else self.embeds.null.of_rows(images)
+        embeds = Prompts(self.embeds.prompt.of_rows(images), null)
+        return Wanted(seeds, prompts=[self.prompts[image] for image in images], embeds=embeds)
+
 
 def wanted(
     pipe: Pipeline,

@@ -132,6 +132,11 @@ def test_the_options_are_the_documented_ones():
         "--prune-layers",
         "--key-share",
         "--key-layers",
+        "--best-of",
+        "--candidates",
+        "--latent-scorer",
+        "--scorer",
+        "--threshold",
     }
     encoder = {"--text-device", "--text-bits"}
     images = machine | drawing | plans | encoder | {

@@ -5,7 +5,15 @@ import torch
 
 import var_toolkit
 from var_toolkit.still_life.scene_judge import CATEGORIES, prompts
-from var_toolkit.still_life.scene_quality import ATTRIBUTES, edge_f1, edges, prompt_report, prompt_scores, renderings
+from var_toolkit.still_life.scene_quality import (
+    ATTRIBUTES,
+    edge_f1,
+    edges,
+    prompt_report,
+    prompt_scores,
+    prompt_share,
+    renderings,
+)
 
 ASKED = prompts(10 * len(CATEGORIES))
 
@@ -47,3 +55,9 @@ def test_edges_that_agree_and_edges_that_do_not(real: torch.Tensor) -> None:
 def test_a_model_of_classes_draws_no_prompts() -> None:
     with pytest.raises(ValueError, match="scenes-infinity"):
         prompt_report(var_toolkit.load("stilllife-gpt-small", device="cpu"), 2)
+
+
+def test_a_scorer_prefers_images_of_their_own_prompts(real: torch.Tensor) -> None:
+    texts = [prompt.caption.text for prompt in ASKED]
+    own, others = torch.tensor(prompt_share(real, texts)), torch.tensor(prompt_share(real.roll(1, 0), texts))
+    assert (own > others).float().mean() > 0.9

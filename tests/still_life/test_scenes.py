@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from var_toolkit.still_life.caption_reader import read_caption
 from var_toolkit.still_life.captions import (
     Caption,
     Wish,
@@ -188,3 +189,24 @@ def test_images_of_a_file_are_those_of_their_scenes(tmp_path) -> None:  # type: 
 
 def _small(index: int, split: str) -> np.ndarray:
     return np.full((3, 16, 16), index, dtype=np.uint8)
+
+
+def asked_for(told: Caption) -> tuple[object, ...]:
+    """What a caption asks for, whatever the order of its wishes."""
+    named = [(one.solid, one.colour, one.size or "any") for one in told.wishes]
+    between = told.between and (named[told.between[0]], sorted(named[i] for i in told.between[1:]))
+    pairs = (sorted((named[i], named[j]) for i, j in pairs) for pairs in (told.left_of, told.in_front_of))
+    return sorted(named), *pairs, between, told.ground, told.light
+
+
+@pytest.mark.parametrize("first", range(0, 400, 100))
+def test_what_a_caption_asks_for_is_read_back_from_its_text(first):
+    for number in range(first, first + 100):
+        told = caption(scene_of(number), number)
+        assert asked_for(read_caption(told.text)) == asked_for(told), told.text
+
+
+def test_texts_outside_the_grammar_are_named():
+    assert read_caption("A red sphere to the left of a blue cube on sand.").left_of == ((0, 1),)
+    with pytest.raises(ValueError, match="a cat"):
+        read_caption("a cat")

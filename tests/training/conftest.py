@@ -77,6 +77,8 @@ MODELS = {
     "scene-detector": {"widths": [8, 8, 8, 8]},
     "variant": DEEPER,
     "distilled-decoding": VAR | {"coded": 1, "jumps": [2]},
+    "score-distillation": VAR | {"coded": 0, "jumps": []},
+    "latent-scorer": {"scales": [1], "latent_channels": 4, "side": 8, "cells": 2, "width": 8},
     "hmar": HMAR,
     "hmar-mask": HMAR,
 }  # VAR for the others
@@ -140,7 +142,7 @@ def settings(parts: Path) -> Callable[..., dict[str, Any]]:
         values = copy.deepcopy({"objective": objective, "model": model, **COMMON, "objective_options": options})
         if objective in ("scene-detector", "infinity"):
             values["data"] = {"kind": "scenes", "count": 24, "validation_count": 8}
-        if objective in (*DRAFTERS, "distilled-decoding"):
+        if objective in (*DRAFTERS, "distilled-decoding", "score-distillation", "latent-scorer"):
             values["data"] = {"kind": "samples", "count": 24, "validation_count": 8}
         if objective not in ("tokenizer", "raster-tokenizer", "bits-tokenizer", "kl", "classifier", "scene-detector"):
             values["tokenizer"] = str(parts / TOKENIZERS.get(objective, "tokenizer"))
@@ -160,6 +162,15 @@ def _options(parts: Path) -> dict[str, dict[str, Any]]:
         "hmar-mask": {"initial": str(parts / "hmar")},
         "cca": {"initial": str(parts / "var")},
         "distilled-decoding": {"teacher": str(parts / "var"), "solver": "euler", "flow_steps": 4},
+        "score-distillation": {
+            "teacher": str(parts / "var"),
+            "pretrain": 1,
+            "align": 1,
+            "guidance_updates": 2,
+            "head_width": 16,
+            "head_depth": 1,
+        },
+        "latent-scorer": {"teacher": str(parts / "var"), "judge": str(parts / "classifier")},
         **{name: {"teacher": str(parts / "raster-teacher")} for name in DRAFTERS},
         "infinity": {"text_heads": 2, "text_depth": 1},
         "variant": {"subnets": [2], "full_scales": 1, "subnet_probability": [0.5, 0.5]},

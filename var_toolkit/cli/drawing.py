@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from var_toolkit.core.engine import ScaleEvent
     from var_toolkit.core.plan import Plan
     from var_toolkit.methods.speculative.tally import Tally
+    from var_toolkit.output import Chosen
     from var_toolkit.pipeline import Pipeline, PipelineOutput
     from var_toolkit.precision import Precision
 
@@ -84,6 +85,7 @@ class Drawn:
     velocity_evaluations: int = 0
     cache_bytes: int = 0
     tallies: list[Tally] = field(default_factory=list)  # of speculation
+    chosen: list[Chosen] = field(default_factory=list)  # of best of N
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     _check_count(args, len(subjects))
     plan = _plan(args, shape)
     facts = task.check(shape, plan)
+    if args.trace and plan.best_of is not None:
+        raise ValueError("--trace shows one candidate; draw without it, then the seed that was chosen with --trace")
     if args.dry_run:
         _show_plan(args, shape, plan, subjects, precision)
         return
@@ -185,7 +189,9 @@ def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, subjects: Subjec
 
     drawn, size, plan = Drawn(), args.batch_size, _plan(args, pipe)
     count = len(subjects) * args.n
-    turns = -(-count // size) * (len(plan.schedule) - plan.skipped)
+    candidates = 1 if plan.best_of is None else plan.best_of.count  # fewer are drawn where a threshold is reached
+    turns = sum(-(-candidates * part // size) for part in _batch_sizes(count, size))
+    turns *= len(plan.schedule) - plan.skipped
     with Writers() as writers, Progress(turns, "scales", what="drawing", leave=False) as bar:
 
         def on_scale(event: ScaleEvent) -> None:
@@ -204,6 +210,11 @@ def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, subjects: Subjec
     return drawn
 
 
+def _batch_sizes(count: int, size: int) -> list[int]:
+    """The images in each batch."""
+    return [min(size, count - at) for at in range(0, count, size)]
+
+
 def _keep(
     args: argparse.Namespace, task: Task, subjects: Subjects, drawn: Drawn, output: PipelineOutput, writers: Writers
 ) -> None:
@@ -211,6 +222,7 @@ def _keep(
     drawn.seeds += output.seeds
     drawn.forward_passes += output.forward_passes
     drawn.velocity_evaluations += output.velocity_evaluations
+    drawn.chosen += output.chosen
     drawn.tallies += [output.speculation] if output.speculation else []
     drawn.cache_bytes = max(drawn.cache_bytes, output.cache_bytes)
     if args.save_tokens:
@@ -294,6 +306,7 @@ def _report(
             "forward_passes": drawn.forward_passes,
             "velocity_evaluations": drawn.velocity_evaluations,
             "speculation": _told(drawn.tallies),
+            **({"chosen": [one._asdict() for one in drawn.chosen]} if drawn.chosen else {}),
             "device": str(pipe.device),
             "dtype": pipe.precision,
             **more,
@@ -310,7 +323,12 @@ def _tell(args: argparse.Namespace, drawn: Drawn, shown: Sequence[str]) -> None:
         print(f"{drawn.files[0]}: {'; '.join(dict.fromkeys(shown))}")
     else:
         for number, (path, seed) in enumerate(zip(drawn.files, drawn.seeds, strict=True)):
-            print(f"{path}: {shown[number // args.n]}, seed {seed}")
+            told = "" if not drawn.chosen else f", {_choice(drawn.chosen[number])}"
+            print(f"{path}: {shown[number // args.n]}, seed {seed}{told}")
+
+
+def _choice(one: Chosen) -> str:
+    return f"candidate {one.candidate} (seed {one.seed}, score {one.score:.4g})"
 
 
 def _told(tallies: list[Tally]) -> dict[str, Any] | None:

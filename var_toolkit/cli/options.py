@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from var_toolkit.registry import DEFAULT, find_entry
-from var_toolkit.setting_table import SETTINGS, FewerSettings, Setting, SpeculationSettings
+from var_toolkit.setting_table import SETTINGS, FewerSettings, SearchSettings, Setting, SpeculationSettings
 
 if TYPE_CHECKING:
     from var_toolkit.loading import Drafting, Pair
@@ -103,6 +103,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     fewer = parser.add_argument_group("fewer tokens and keys")
     speculation = parser.add_argument_group("speculative decoding")
     groups = dict.fromkeys(FewerSettings.__annotations__, fewer)
+    groups |= dict.fromkeys(SearchSettings.__annotations__, parser.add_argument_group("search at test time"))
     groups |= dict.fromkeys(SpeculationSettings.__annotations__, speculation)
     for name, setting in SETTINGS.items():
         if name == "subnet":

@@ -128,6 +128,7 @@ class Bound:
     scales: range  # that it reads; the last of them is drawn
     capacities: tuple[int, ...]  # tokens that each layer's cache has to hold from here on; where sparse, after the step
     sparse: Sparse | None = None  # None: every layer computes and holds everything
+    scorer: Any = None  # of candidates
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -143,6 +144,11 @@ class Run:
     def schedule(self) -> Schedule:
         """The token maps that are drawn."""
         return self.plan.schedule
+
+    @property
+    def candidates(self) -> int:
+        """How many candidates are drawn for each image."""
+        return 1 if self.plan.best_of is None else self.plan.best_of.count
 
     @property
     def pyramid(self) -> Any:
@@ -171,12 +177,13 @@ class Run:
     def cost(self) -> Cost:
         """The work of one image, counted from sizes alone, so the networks need no weights.
 
-        What speculation saves is known only after decoding, so its steps count as plain decoding.
+        What speculation saves is known only after decoding, so its steps count as plain decoding; and so is how many
+        candidates a threshold saves, so all of them count.
         """
         return Cost(
-            forward_passes=sum(map(_passes, self.steps)),
-            evaluations=sum(one.step.head.evaluations() for one in self.steps),
-            multiply_adds=sum(_work(one, self.schedule) for one in self.steps),
+            forward_passes=self.candidates * sum(map(_passes, self.steps)),
+            evaluations=self.candidates * sum(one.step.head.evaluations() for one in self.steps),
+            multiply_adds=self.candidates * sum(_work(one, self.schedule) for one in self.steps),
             cache_values=max(one.rows * _held(one, self.schedule) for one in self.steps),
         )
 
@@ -187,8 +194,12 @@ class Run:
         lines = [_line(list(group), self) for _, group in alike]
         count = len(self.schedule)
         lines += [f"scale {k}: skipped" for k in range(count - self.plan.skipped, count)]
-        strength = self.plan.control_strength
-        return "\n".join(lines if strength == 1 else [*lines, f"control image: strength {strength:g}"])
+        if self.plan.control_strength != 1:
+            lines.append(f"control image: strength {self.plan.control_strength:g}")
+        if (best := self.plan.best_of) is not None:
+            until = "" if best.threshold is None else f", the first with a score of {best.threshold:g}"
+            lines.append(f"best of {best.count} by {best.scorer}{until}")
+        return "\n".join(lines)
 
 
 def bind(plan: Plan, networks: Mapping[str, Any], tokenizer: Any) -> Run:
@@ -205,6 +216,8 @@ def bind(plan: Plan, networks: Mapping[str, Any], tokenizer: Any) -> Run:
         )
     for step in plan.steps:
         _require_fit(step, used[step.network], plan.schedule)
+        if step.search is not None:
+            _require_scorer(step, used[step.search.scorer], used[step.network], tokenizer, plan.schedule)
     if plan.control_strength != 1 and not any(_weighs_control(network) for network in used.values()):
         raise ValueError(
             "control_strength weighs what is added for a control image (ControlAR); this model adds none: leave it out"
@@ -260,6 +273,18 @@ def _require_mixing(layer: int, network: Any) -> None:
         raise ValueError(f"guidance_layer is for Infinity; {name} mixes logits only: leave it out")
     if layer >= count:
         raise ValueError(f"a step mixes features after layer {layer}; {name} has layers 0 to {count - 1} here")
+
+
+def _require_scorer(step: Step, scorer: Any, network: Any, tokenizer: Any, schedule: Schedule) -> None:
+    assert step.search is not None
+    known, where = scorer.config, f"latent_scorer {step.search.scorer}"
+    if step.scale not in known.scales:
+        raise ValueError(f"{where} scores scales {list(known.scales)}; a step of the plan asks for scale {step.scale}")
+    if reads(network) != known.num_classes:
+        raise ValueError(f"{where} scores {known.num_classes} classes, which this model does not draw")
+    if (tokenizer.channels, schedule.finest) != (known.latent_channels, known.side):
+        told = f"{known.latent_channels} channels and {known.side} x {known.side} cells"
+        raise ValueError(f"{where} reads latents of {told}; this model has others")
 
 
 def _require_sparse(step: Step, network: Any) -> None:
@@ -331,7 +356,8 @@ def _bound(plan: Plan, networks: Mapping[str, Any]) -> Iterator[Bound]:
         prefix = network.prefix_tokens(plan.schedule)
         rows = 2 if any(one.is_guided for one in rest) else 1
         capacities = held if is_sparse else tuple(prefix + capacity for capacity in dense)
-        yield Bound(step, network, layers, fresh, rows, scales, capacities, sparse)
+        scorer = None if step.search is None else networks[step.search.scorer]
+        yield Bound(step, network, layers, fresh, rows, scales, capacities, sparse, scorer)
         known = k + 1
 
 
@@ -446,8 +472,10 @@ def _work(one: Bound, schedule: Schedule) -> int:
             context = prefix + (schedule.lengths[k] if network.markov else schedule.offsets[k + 1])
             work += network.layer_work(schedule.lengths[k], context) * len(computed)
     again = head + len(depth) * network.layer_work(schedule.lengths[drawn], schedule.lengths[drawn])
+    candidates = 1 if step.search is None else step.search.count
     # Masked passes run without guidance.
-    return one.rows * work + step.head.rows(step.guidance, one.rows) * head + len(step.masked) * again
+    drawing = one.rows * work + candidates * step.head.rows(step.guidance, one.rows) * head + len(step.masked) * again
+    return drawing + (0 if step.search is None else candidates * one.scorer.work())
 
 
 def _line(group: list[Bound], run: Run) -> str:
@@ -461,6 +489,7 @@ def _line(group: list[Bound], run: Run) -> str:
         *last.head.shown(max(one.step.guidance for one in group)),
         *_masked_in_words(group, run.schedule.lengths),
         *_sparse_in_words(group),
+        *([] if first.search is None else [f"{first.search.count} candidates by {first.search.scorer}"]),
     ]
     if first.verify is not None:
         told.append(next(str(verification) for steps, verification in run.parts if group[0] in steps))

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from var_toolkit.conditions.condition import Asked, of_labels
 from var_toolkit.core.bind import Bound, Run, Sparse
 from var_toolkit.core.cache import SparseCache
+from var_toolkit.core.candidates import best_candidate
 from var_toolkit.core.canvas import Canvas
 from var_toolkit.core.finite import FiniteCheck
 from var_toolkit.core.masked import redrawn
@@ -214,7 +215,8 @@ def _draw_scale(drawing: Drawing, one: Bound) -> None:
         drawing.condition, inputs, scales=one.scales, schedule=schedule, cache=drawing.cache, layers=one.layers, **more
     )
     at = drawing.setting(one)
-    drawn = one.step.head.draw(hidden[:, -schedule.lengths[k] :], at)
+    features = hidden[:, -schedule.lengths[k] :]
+    drawn = one.step.head.draw(features, at) if one.scorer is None else best_candidate(drawing, one, features, at)
     found = drawn.tokens
     if drawing.preserved is not None:
         found = drawing.preserved.merge_tokens(k, found)

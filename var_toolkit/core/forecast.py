@@ -22,7 +22,7 @@ def forecast(run: Run, *, images: int, batch: int, dtype: str) -> dict[str, Any]
     `dtype` is that of all that is not in 8 bits.
     There is no guess for next-token models: single tokens are bound by memory and calls, not by multiply-adds.
     """
-    counted, decoder = run.cost(), decoder_multiply_adds(run.tokenizer, run.schedule)
+    counted, decoder = run.cost(), run.candidates * decoder_multiply_adds(run.tokenizer, run.schedule)
     wide = getattr(torch, dtype)
     networks: list[Any] = [run.tokenizer, *run.unique_networks]
     held = {id(p): p for network in networks for p in weights_of(network)}.values()

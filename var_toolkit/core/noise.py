@@ -39,6 +39,7 @@ class Stream(IntEnum):
     ORDER = 6
     DIFFUSION = 7
     DIFFUSION_STEPS = 8
+    CANDIDATE = 9
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -60,6 +61,17 @@ class Noise:
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
         known = [checked("seed", seed) for seed in seeds]
         self._seeds_B11 = torch.tensor(known, dtype=torch.int64, device=device).view(-1, 1, 1)
+
+    def of_candidates(self, count: int) -> Tensor:
+        """The seeds of `count` candidates of each image, int64 (B, count); the first is the image's own."""
+        high, low = self.words(Stream.CANDIDATE, 1, count - 1, 2).unbind(-1)
+        return torch.cat((self._seeds_B11.flatten(1), ((high & (_MASK >> 1)) << 32) | low), dim=1)
+
+    def candidates(self, count: int) -> Noise:
+        """The noise of `count` candidates of each image, one image after another."""
+        found = Noise((), self.device)
+        found._seeds_B11 = self.of_candidates(count).view(-1, 1, 1)
+        return found
 
     @property
     def images(self) -> int:
@@ -111,6 +123,11 @@ class Noise:
     def order(self, first: int, count: int) -> Tensor:
         """A random permutation of the numbers below `count`, int64 (B, count), of the tokens from `first` on."""
         return self.words(Stream.ORDER, first, count, 1).squeeze(-1).argsort(dim=1, stable=True)
+
+
+def candidate_seeds(seeds: Sequence[int], number: int) -> list[int]:
+    """The seeds of candidate `number` of some images, which follow from theirs; candidate 0 has the seed itself."""
+    return [row[number] for row in Noise(seeds).of_candidates(number + 1).tolist()]
 
 
 def _normal(words: Tensor, width: int) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from var_toolkit.core.parts import Part
 from var_toolkit.core.schedule import Schedule
+from var_toolkit.core.search import BestOf, Candidates
 from var_toolkit.heads.categorical import Categorical
 from var_toolkit.heads.head import Head
 from var_toolkit.ranges import checked, flag
@@ -183,6 +184,7 @@ class Step(Part):
     Consecutive steps with the same `verify` are drawn together. With `open_prefill` a network that begins here reads
     the scales before in a pass without a mask (Distilled Decoding's teacher, as published). Guidance mixes logits, or
     with `mixed_after` the features after that layer, from which on both halves have the mix (Infinity).
+    Of the candidates of a `search` one is chosen.
     """
 
     places: Places
@@ -197,6 +199,7 @@ class Step(Part):
     pruned: Pruned | None = None
     keys: Keys | None = None
     mixed_after: int | None = None
+    search: Candidates | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance", checked("cfg", self.guidance, "guidance"))
@@ -207,7 +210,8 @@ class Step(Part):
             raise ValueError(
                 f"a step draws {shown(self.places)}; its places must be a Scale, Tokens, a Group or Together"
             )
-        for name, kind in (("layers", Subnet), ("verify", Verify), ("pruned", Pruned), ("keys", Keys)):
+        parts = {"layers": Subnet, "verify": Verify, "pruned": Pruned, "keys": Keys, "search": Candidates}
+        for name, kind in parts.items():
             if not isinstance(getattr(self, name), kind | None):
                 raise ValueError(f"{name} is {shown(getattr(self, name))}; it must be a {kind.__name__} or nothing")
         if not isinstance(self.head, Head):
@@ -220,6 +224,8 @@ class Step(Part):
             raise ValueError(
                 f"scale {self.scale} restores tokens from scale {self.pruned.source}; it must be an earlier one"
             )
+        if self.search is not None and (self.verify is not None or not isinstance(self.places, Scale)):
+            raise ValueError("candidates are of whole scales; leave candidates out, or draw by scales alone")
         if self.masked and (not isinstance(self.places, Scale) or getattr(self.head, "smooth", False)):
             raise ValueError(
                 "smooth mixes codes and masked passes redraw single codes; remove smooth, or set refine off"
@@ -250,17 +256,20 @@ class Plan(Part):
     """The steps of one image. Together they cover every token of the schedule once, in order.
 
     The last `skipped` scales are not drawn: what is there is decoded, as if they had nothing to add. What a network
-    makes of a control image is multiplied by `control_strength`.
+    makes of a control image is multiplied by `control_strength`. With `best_of` the plan is of one candidate.
     """
 
     schedule: Schedule
     steps: tuple[Step, ...]
     skipped: int = 0
     control_strength: float = 1.0
+    best_of: BestOf | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "control_strength", checked("control_strength", self.control_strength))
         object.__setattr__(self, "steps", tuple(self.steps))
+        if not isinstance(self.best_of, BestOf | None):
+            raise ValueError(f"best_of is {shown(self.best_of)}; it must be a BestOf or nothing")
         scales = len(self.schedule)
         if type(self.skipped) is not int or not 0 <= self.skipped < scales:
             raise ValueError(
@@ -333,7 +342,12 @@ class Plan(Part):
     def roles(self) -> list[str]:
         """The networks that the plan names, each once."""
         named = [(step.network, *(step.verify.networks() if step.verify else ())) for step in self.steps]
-        return list(dict.fromkeys(role for roles in named for role in roles))
+        return list(dict.fromkeys([*(role for roles in named for role in roles), *self.scorers]))
+
+    @property
+    def scorers(self) -> list[str]:
+        """The networks that choose among candidates, each once."""
+        return list(dict.fromkeys(step.search.scorer for step in self.steps if step.search is not None))
 
 
 def plan_of(

@@ -90,6 +90,15 @@ class StillLifeClassifier(Staged):
         return self.answers(self.features(images))
 
     @torch.no_grad()
+    def probability(self, images: Tensor, labels_B: Tensor) -> Tensor:
+        """The probability of each label, (B,). ValueError for labels that are no still life."""
+        if bool(((labels_B < 0) | (labels_B >= ANSWERS**3)).any()):
+            raise ValueError(f"the classifier judges classes 0 to {ANSWERS**3 - 1}; an image without a class has none")
+        truth = (labels_B // 100, labels_B // 10 % 10, labels_B % 10)
+        log = [F.log_softmax(x, 1).gather(1, y[:, None]) for x, y in zip(self(images), truth, strict=True)]
+        return torch.cat(log, dim=1).sum(1).exp()
+
+    @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """The label 100 * solid + 10 * colour + ground, (B,) int64."""
         solid, colour, ground = (logits.argmax(dim=1) for logits in self(images))

@@ -7,6 +7,7 @@ images and those of new renderings. Neither needs a network connection or torch-
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -75,6 +76,13 @@ def agreement(images_B3hw: Tensor, labels_B: Tensor) -> Agreement:
 def class_agreement(images_B3hw: Tensor, labels_B: Tensor) -> float:
     """Share of images whose label the classifier predicts, from 0 to 1."""
     return agreement(images_B3hw, labels_B).whole
+
+
+@torch.inference_mode()
+def class_probability(images_B3hw: Tensor, labels: Sequence[int]) -> Tensor:
+    """The probability of each label by the classifier, (B,), of uint8 images (B, 3, 64, 64)."""
+    pairs = zip(images_B3hw.split(BATCH), torch.as_tensor(labels).split(BATCH), strict=True)
+    return torch.cat([_judge().probability(normalised(part), wanted) for part, wanted in pairs])
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from var_toolkit.formats.directory import load_network
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.progress import Progress
 from var_toolkit.registry import embedded_part
+from var_toolkit.still_life.caption_reader import read_caption
 from var_toolkit.still_life.scene_data import numbered
 from var_toolkit.still_life.scene_detector import SceneDetector
 from var_toolkit.still_life.scene_judge import CATEGORIES, HELD_OUT, Prompt, Verdict, judge, prompts
@@ -117,6 +118,18 @@ def prompt_scores(images_B3hw: Tensor, asked: Sequence[Prompt], detector: SceneD
         {name: _mean(right) for name, right in of_category.items() if right},
         {name: _mean([getattr(one, name) for one in verdicts]) for name in ATTRIBUTES},
     )
+
+
+@torch.inference_mode()
+def prompt_share(images_B3hw: Tensor, asked: Sequence[str]) -> list[float]:
+    """The share of attributes that are right in uint8 images (B, 3, 128, 128) by the detector; 1 is all.
+
+    ValueError in one line for a prompt that is not of the grammar of captions.
+    """
+    wanted = [read_caption(text) for text in asked]
+    found = [scene for part in images_B3hw.split(BATCH) for scene in _judge().find(part / 127.5 - 1)]
+    verdicts = [judge(caption, scene) for caption, scene in zip(wanted, found, strict=True)]
+    return [_mean([getattr(one, name) for name in ATTRIBUTES]) for one in verdicts]
 
 
 def renderings(asked: Sequence[Prompt]) -> Tensor:

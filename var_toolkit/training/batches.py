@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     damaged: tuple[str, ...] = ()  # files that were replaced by other images of their classes
     captions: tuple[str, ...] | None = None  # one for each image, of data that has them
     noise: Tensor | None = None  # (B, L, C) float32, that led to the tokens (`heads.flowed`)
+    judged: Tensor | None = None  # (B,) float32: how probable it is that the images show their classes
 
 
 Caption = Callable[[int, int], str]  # the number of an image, and an epoch -> a caption of the image
