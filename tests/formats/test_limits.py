@@ -40,7 +40,9 @@ def complete(cls):
 @pytest.mark.parametrize(("cls", "name"), FIELDS)
 def test_a_number_of_any_field_is_bounded(cls, name):
     assert name in RANGES or "range" in cls.__dataclass_fields__[name].metadata
-    for value in WRONG_LISTS if typing.get_type_hints(cls)[name] == tuple[int, ...] else WRONG_NUMBERS:
+    may_be_empty = cls.__dataclass_fields__[name].metadata.get("least") == 0
+    lists = [value for value in WRONG_LISTS if value != [] or not may_be_empty]
+    for value in lists if typing.get_type_hints(cls)[name] == tuple[int, ...] else WRONG_NUMBERS:
         with pytest.raises(ValueError, match=rf"^c\.json: {name}[^\n]{{1,200}}$"):
             network_config(cls, {**complete(cls), name: value}, where="c.json", complete=True)
 

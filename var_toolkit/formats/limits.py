@@ -51,7 +51,8 @@ def network_config(cls: type[Config], values: object, *, where: str, complete: b
 
     With `complete` every field must be there, as in the files that we write: a default could differ from a lost value.
     A field that RANGES does not name states its own bounds: `field(default=4, metadata={"range": (1, 64)})`; a list of
-    more than VALUES values states how many there are at most: `metadata={"most": 1000}`.
+    more than VALUES values states how many there are at most: `metadata={"most": 1000}`; one that may be empty has
+    `{"least": 0}`.
     """
     fields = strict_fields.read(cls, values, where=where)
     if complete:
@@ -60,9 +61,9 @@ def network_config(cls: type[Config], values: object, *, where: str, complete: b
             raise ValueError(f"{where}: missing key {lacking[0]!r}; save the model again, or give it a value")
     told: dict[str, dict[str, Any]] = {
         kind: {one.name: one.metadata[kind] for one in dataclasses.fields(cls) if kind in one.metadata}  # type: ignore[arg-type]
-        for kind in ("range", "most")
+        for kind in ("range", "most", "least")
     }
-    check_ranges(fields, where=where, ranges={**RANGES, **told["range"]}, most=told["most"])
+    check_ranges(fields, where=where, ranges={**RANGES, **told["range"]}, most=told["most"], least=told["least"])
     return strict_fields.made(cls, fields, where=where)
 
 
@@ -72,13 +73,14 @@ def check_ranges(
     where: str,
     ranges: Mapping[str, tuple[float, float]] = RANGES,
     most: Mapping[str, int] | None = None,
+    least: Mapping[str, int] | None = None,
 ) -> None:
     """ValueError in one line for the first number outside its range, and for lists that are empty or too long."""
     for name, value in fields.items():
-        longest = (most or {}).get(name, VALUES)
-        if isinstance(value, list | tuple) and not 1 <= len(value) <= longest:
+        shortest, longest = (least or {}).get(name, 1), (most or {}).get(name, VALUES)
+        if isinstance(value, list | tuple) and not shortest <= len(value) <= longest:
             told = strict_fields.shown(value)
-            raise ValueError(f"{where}: {name} is {told}; expected a list of 1 to {longest} values")
+            raise ValueError(f"{where}: {name} is {told}; expected a list of {shortest} to {longest} values")
         if name not in ranges:
             continue
         low, high = ranges[name]

@@ -33,7 +33,8 @@ class DistilledVARConfig(VARConfig):
     """Sizes of the student, and for which steps it was trained."""
 
     coded: int = field(default=5, metadata=SCALES)  # scales, from the first, that are codes; the others are embeddings
-    jumps: tuple[int, ...] = field(default=(5,), metadata=SCALES)  # scales at which a second step, a third, ... begins
+    # Scales at which a second step, a third, ... begins.
+    jumps: tuple[int, ...] = field(default=(5,), metadata={**SCALES, "least": 0})
 
     def __post_init__(self) -> None:
         super().__post_init__()
