@@ -36,6 +36,7 @@ from var_toolkit.heads.flow import Flow
 from var_toolkit.kernels import pyramid_attention
 from var_toolkit.methods.distilled import in_steps
 from var_toolkit.methods.fewer_tokens import fastvar, scalekv
+from var_toolkit.methods.latent_search import latent_search
 from var_toolkit.methods.speculative import drafts, verify
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
 from var_toolkit.models import llamagen as raster_gpt
@@ -51,6 +52,7 @@ from var_toolkit.models.flowar import FlowAR
 from var_toolkit.models.himar import HiMAR
 from var_toolkit.models.hmar import HMAR, HMARConfig
 from var_toolkit.models.infinity import Infinity, InfinityConfig
+from var_toolkit.models.latent_scorer import LatentScorer, LatentScorerConfig
 from var_toolkit.models.layers import linear
 from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.models.llamagen_t2i import TextRasterGPT, TextRasterGPTConfig
@@ -169,6 +171,14 @@ def flexvar_plan():
     network = flexvar()
     plan = plan_of(network, schedule=Schedule((1, (2, 3), 4)), guidance=2.0)
     return bind(plan, {BACKBONE: network}, on_cuda(tiny_vq))
+
+
+def searched_plan():
+    run = whole(vq(), var(), guidance=2.0, top_k=5)
+    sizes = {"latent_channels": run.tokenizer.channels, "side": run.schedule.finest, "num_classes": 5, "cells": 1}
+    scorer = on_cuda(lambda: LatentScorer(LatentScorerConfig(scales=(1,), width=4, **sizes)))
+    plan = latent_search(run.plan, scorer, candidates=3, scorer="scorer")
+    return bind(plan, {**run.networks, "scorer": scorer}, run.tokenizer)
 
 
 def gpt(**changes):
@@ -313,6 +323,7 @@ PLANS = ASKED | {
     "distilled-gpt": distilled_gpt,
     "variant": lambda: variant_of(whole(vq(), var(depth=4), guidance=1.0), subnet=2, full_scales=1),
     "fewer": fewer_plan,
+    "latent-search": searched_plan,
 }
 
 

@@ -69,7 +69,7 @@ class Noise:
 
     def candidates(self, count: int) -> Noise:
         """The noise of `count` candidates of each image, one image after another."""
-        found = Noise((), self.device)
+        found = Noise.__new__(Noise)
         found._seeds_B11 = self.of_candidates(count).view(-1, 1, 1)
         return found
 
