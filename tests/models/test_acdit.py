@@ -8,6 +8,7 @@ import torch
 from golden.cases import FOLDER, load_case
 from golden.recipe import fill_
 from small_mar import tokenizer_of
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from var_toolkit.core.bind import bind, run_of
@@ -17,6 +18,7 @@ from var_toolkit.core.plan import plan_of
 from var_toolkit.formats.published import backbone_from_tensors, published_sampling
 from var_toolkit.heads.diffusion import Diffusion, noisy
 from var_toolkit.models.acdit import ACDiT, ACDiTConfig
+from var_toolkit.models.layers.attention import skip_causal
 
 SETTINGS = json.loads((FOLDER / "acdit-published-settings" / "case.json").read_text())
 SAMPLE, TRAIN = load_case("acdit-sample"), load_case("acdit-train")
@@ -49,11 +51,11 @@ def test_images_are_the_published_ones(run, monkeypatch):
     assert list(head.chain("linear").indices)[::-1] == facts["timesteps"]
     plan = plan_of(network, guidance=max(0.0, facts["cfg"] - 1), head=head)
 
-    def epsilon(*given, made=network.epsilon):
+    def epsilon(*given, made=network.predicted):
         seen.append(made(*given))
         return seen[-1]
 
-    monkeypatch.setattr(network, "epsilon", epsilon)
+    monkeypatch.setattr(network, "predicted", epsilon)
     run_ = bind(plan, {"backbone": network}, tokenizer_of(network))
     decoded = decode(run_, tensors[f"labels_{run}"], StoredStart(tensors[f"init_{run}"].flatten(1, 2), order))
     assert_close(seen[0], tensors[f"eps_first_{run}"], atol=2e-4, rtol=0)
@@ -70,13 +72,13 @@ def test_the_packed_pass_is_the_published_one():
     assert torch.equal(clean.view_as(tensors["tokens"]), tensors["tokens"])
     back = tokenizer_of(network).pyramid.grow(None, clean.new_zeros(clean.shape).index_copy(1, order, clean), 0)
     assert torch.equal(back, tensors["latent"])
-    blocks = tensors["t"].shape[1]
     steps = tensors["t"].repeat_interleave(network.block_tokens, dim=1)
     state = noisy("linear", clean, tensors["noise"].flatten(1, 2), steps)
     assert_close(state.view_as(tensors["noised"]), tensors["noised"], atol=1e-5, rtol=0)
-    size = network.block_tokens
-    mask = network.skip_causal(torch.device("cpu")).view(2 * blocks, size, 2 * blocks, size)
-    assert torch.equal(mask[:, 0, :, 0].to(torch.uint8), tensors["mask"])
+    mask = tensors["mask"].bool().repeat_interleave(network.block_tokens, 0).repeat_interleave(network.block_tokens, 1)
+    qkv = torch.randn(3, 1, 2, 2 * network.scales.total, 8)
+    expected = F.scaled_dot_product_attention(*qkv, mask, scale=0.5)
+    assert_close(skip_causal(network.block_schedule)(*qkv, 0.5), expected)
     table = network.rotation(torch.device("cpu"))
     assert_close(table.cos, tensors["rope_cos"], atol=1e-5, rtol=0)
     assert_close(table.sin, tensors["rope_sin"], atol=1e-5, rtol=0)

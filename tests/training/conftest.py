@@ -40,6 +40,11 @@ FLOWAR = {"embed_dim": 16, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 
 MAR = {"embed_dim": 16, "encoder_depth": 1, "num_heads": 2, "decoder_embed_dim": 16, "decoder_depth": 1,
        "decoder_num_heads": 2, "side": 8, "latent_channels": 4, "buffer_size": 2, "head_depth": 1, "head_width": 16,
        "dropout": 0.1}  # fmt: skip
+HIMAR = {"embed_dim": 16, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2, "side": 8, "pivot_side": 4,
+         "latent_channels": 4, "buffer_size": 2, "head_depth": 1, "head_width": 16, "map_depth": 1, "map_width": 16,
+         "map_heads": 2, "dropout": 0.1}  # fmt: skip
+ACDIT = {"embed_dim": 64, "depth": 1, "side": 8, "block_side": 4, "latent_channels": 4}
+XAR = {"embed_dim": 64, "depth": 1, "side": 8, "block_side": 4, "latent_channels": 4}
 RASTER_VQ = {"vocab_size": 32, "code_dim": 4, "z_channels": 8, "ch": 8, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1,
              "side": 8, "norm_groups": 1}  # fmt: skip
 BSQ = {"codebook_dim": 4, "ch": 8, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "norm_groups": 1, "patch_nums": [1, 2, 8],
@@ -73,6 +78,10 @@ MODELS = {
     "kl": KL,
     "flowar": FLOWAR,
     "mar": MAR,
+    "himar": HIMAR,
+    "acdit": ACDIT,
+    "xar": XAR,
+    "ecar": FLOWAR | {"dropout": 0.0},
     "classifier": {"widths": [8, 8]},
     "scene-detector": {"widths": [8, 8, 8, 8]},
     "variant": DEEPER,
@@ -85,8 +94,7 @@ MODELS = {
 DRAFTERS = ("raster-distil", "eagle-head", "exit-head")  # of next-token models
 # The multi-scale one for the others.
 TOKENIZERS = {
-    "flowar": "kl",
-    "mar": "kl",
+    **dict.fromkeys(("flowar", "mar", "himar", "acdit", "xar", "ecar"), "kl"),
     "infinity": "bits-tokenizer",
     **dict.fromkeys(("raster-gpt", "flexvar", "sar", *DRAFTERS), "raster-tokenizer"),
 }

@@ -18,7 +18,20 @@ from var_toolkit.training.state import TrainingState
 
 META = torch.device("meta")
 TOKENIZERS = ("tokenizer", "kl", "raster-tokenizer", "bits-tokenizer")
-FAMILIES = ("var", "hmar", "hmar-mask", "cca", "flowar", "mar", "raster-gpt", *TOKENIZERS)
+FAMILIES = (
+    "var",
+    "hmar",
+    "hmar-mask",
+    "cca",
+    "flowar",
+    "mar",
+    "himar",
+    "acdit",
+    "xar",
+    "ecar",
+    "raster-gpt",
+    *TOKENIZERS,
+)
 
 
 def moved(value):

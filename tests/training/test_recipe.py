@@ -54,7 +54,7 @@ def test_the_published_recipes_have_the_published_peak_rates():
             {"objective": "gan"},
             [
                 "objective is 'gan'",
-                "exit-head, flexvar, flowar, hmar, hmar-mask, infinity, kl, latent-scorer, mar, raster-distil",
+                "ecar, exit-head, flexvar, flowar, himar, hmar, hmar-mask, infinity, kl, latent-scorer, mar",
             ],
         ),
         ({"family": "var"}, ["classifier", "family", "var or raster-gpt"]),

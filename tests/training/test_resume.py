@@ -24,7 +24,7 @@ def assert_same_bits(a, b):
 
 
 # The loop is the same; `tokenizer` and `var` stay among the quick ones.
-LONG = ("kl", "raster-tokenizer", "bits-tokenizer", "infinity", "flowar", "mar")
+LONG = ("kl", "raster-tokenizer", "bits-tokenizer", "infinity", "flowar", "mar", "himar", "acdit", "xar", "ecar")
 RUNS = [
     *(pytest.param(name, "adamw", marks=[pytest.mark.slow] * (name in LONG)) for name in objective_names()),
     ("var", "muon"),

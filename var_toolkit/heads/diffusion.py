@@ -199,6 +199,7 @@ class Diffusion(Head):
         with torch.autocast(hidden_RLC.device.type, enabled=False):
             denoiser = at.network.denoiser(hidden_RLC, at)
             chain, channels = self.chain(denoiser.schedule), at.network.channels
+            denoiser.begin(chain.indices[::-1])
             where, again = denoiser.places(at), at.attempt if denoiser.whole else 0
             x = at.noise.normal_at(Stream.DIFFUSION, where, channels, attempt=again)
 
@@ -239,6 +240,10 @@ class Denoiser(Protocol):
     schedule: str  # of betas, that it was trained with
     prediction: str
     whole: bool  # whether each group's chain is of the whole map, again and again
+
+    def begin(self, indices: tuple[int, ...]) -> None:
+        """Note the training steps that it will be asked for, in order."""
+        ...
 
     def places(self, at: Setting) -> Tensor:
         """Positions of the tokens that are denoised, in the pyramid, (B, N)."""
@@ -343,8 +348,7 @@ def losses(
     value, variance = output.float().chunk(2, dim=-1)
     chain, fixed = Chain.of(schedule), value.detach()
     a, s = (_table(roots, steps) for roots in zip(*map(chain.roots, range(STEPS)), strict=True))
-    wanted = a * noise - s * data if prediction == "velocity" else noise
-    error = (value - wanted).square().mean(dim=-1)
+    error = squared_error(schedule, prediction, value, data, noise, steps)
     guess = a * state - s * fixed if prediction == "velocity" else (state - s * fixed) / a
     of_data, of_state = (_table(rows, steps) for rows in zip(*chain.posterior, strict=True))
     low, high = (_table(rows, steps) for rows in zip(*chain.log_variances, strict=True))
@@ -353,6 +357,14 @@ def losses(
     bound = _divergence(of_data * data + of_state * state, low, mean, log_variance)
     bound = torch.where(steps.unsqueeze(-1) == 0, -_log_likelihood(data, mean, log_variance), bound)
     return error, bound.mean(dim=-1) / log(2)
+
+
+def squared_error(schedule: str, prediction: str, value: Tensor, data: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+    """The mean over channels of every token, (...), for predictions (..., c) of epsilon or velocity at steps (...)."""
+    if prediction == "velocity":
+        a, s = (_table(roots, steps) for roots in zip(*map(Chain.of(schedule).roots, range(STEPS)), strict=True))
+        noise = a * noise - s * data
+    return (value.float() - noise).square().mean(dim=-1)
 
 
 def _table(values: tuple[float, ...], steps: Tensor) -> Tensor:

@@ -28,10 +28,10 @@ from var_toolkit.core.schedule import Schedule
 from var_toolkit.core.sketch import Sketch
 from var_toolkit.entries import Sampling
 from var_toolkit.formats.state_dicts import Arguments, Tensors, count, shape
-from var_toolkit.heads.diffusion import Chain, Diffusion, Prediction
+from var_toolkit.heads.diffusion import PREDICTIONS, Chain, Diffusion, Prediction
 from var_toolkit.heads.head import Head, Setting
 from var_toolkit.models.family import Family
-from var_toolkit.models.layers.attention import to_all
+from var_toolkit.models.layers.attention import Attend, skip_causal, to_all
 from var_toolkit.models.layers.by_scale import OwnSchedule
 from var_toolkit.models.layers.flow_head import StepEmbedding
 from var_toolkit.models.layers.gated_mlp import RMSNorm
@@ -54,11 +54,14 @@ class ACDiTConfig:
     latent_channels: int = 4
     patch_size: int = field(default=1, metadata={"range": (1, 64)})  # latent positions along a side of a token
     mlp_ratio: float = 4.0
+    prediction: str = "epsilon"  # or "velocity"
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "depth", "num_classes", "side", "block_side", "latent_channels", "patch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive integer")
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(f"prediction is {self.prediction!r}; it must be one of {', '.join(PREDICTIONS)}")
         if self.embed_dim % HEAD_DIM:
             raise ValueError(f"embed_dim is {self.embed_dim}; it must be a multiple of {HEAD_DIM}")
         if self.side % self.block_side:
@@ -141,13 +144,12 @@ class BlockAttention(nn.Module):
     def parts(self, x_RLC: Tensor, rotation: PublishedRotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values."""
         q, k, v = rearrange(self.qkv(x_RLC), "r l (three h d) -> three r h l d", three=3, d=HEAD_DIM)
-        return rotation(self.q_norm(q)), rotation(self.k_norm(k)), v
+        q, k = rotation(self.q_norm(q)), rotation(self.k_norm(k))
+        return q.to(v.dtype), k.to(v.dtype), v  # which gains make wider under autocast
 
-    def out(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    def out(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend = to_all) -> Tensor:
         """What the queries attend to."""
-        scale = HEAD_DIM**-0.5
-        found = to_all(q, k, v, scale) if mask is None else F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
-        return cast(Tensor, self.proj(rearrange(found, "r h l d -> r l (h d)")))
+        return cast(Tensor, self.proj(rearrange(attend(q, k, v, HEAD_DIM**-0.5), "r h l d -> r l (h d)")))
 
 
 class BlockMLP(nn.Module):
@@ -310,14 +312,14 @@ class ACDiT(OwnSchedule, nn.Module):
         """The network with what it knows of a block."""
         return BlockDenoiser(self, hidden_R1C, at)
 
-    def epsilon(
+    def predicted(
         self,
         x_RKc: Tensor,
         condition_RKC: Tensor,
         rotation: PublishedRotation,
         known: list[tuple[Tensor, Tensor] | None],
     ) -> Tensor:
-        """Epsilon of a noisy block, (R, K, c), given keys and values of the clean ones before it."""
+        """Epsilon or velocity of a noisy block, (R, K, c), given keys and values of the clean ones before it."""
         active, x = F.silu(condition_RKC), self.x_embedder(x_RKc.to(self.x_embedder.weight.dtype))
         for one, before in zip(self.blocks, known, strict=True):
             block = cast(ACDiTBlock, one)
@@ -329,19 +331,23 @@ class ACDiT(OwnSchedule, nn.Module):
             x = torch.addcmul(x, gate2, block.mlp(torch.addcmul(shift2, block.norm2(x), 1 + scale2)))
         return cast(Tensor, self.final_layer(x, active))
 
-    def skip_causal(self, device: torch.device) -> Tensor:
-        """The mask of the packed pass, bool (2L, 2L), clean blocks first.
+    @property
+    def class_emb(self) -> nn.Embedding:
+        """The vectors of the classes; the last one is that of the null class."""
+        return self.y_embedder.embedding_table
 
-        A clean block sees clean ones up to itself, a noisy block the clean ones before it and itself.
-        """
-        blocks = torch.arange(self.scales.total, device=device) // self.block_tokens
-        earlier, same = blocks[:, None] > blocks, blocks[:, None] == blocks
-        return torch.cat((torch.cat((earlier | same, torch.zeros_like(same)), 1), torch.cat((earlier, same), 1)))
+    @property
+    def block_schedule(self) -> Schedule:
+        """The blocks as token maps of a schedule."""
+        return Schedule((self.config.block_side,) * (self.scales.total // self.block_tokens))
 
     def forward(self, labels_B: Tensor, clean_BLc: Tensor, noisy_BLc: Tensor, steps_BT: Tensor) -> Tensor:
-        """The packed pass: epsilon of all blocks, (B, L, c), float32. Tokens are in block order, steps of blocks."""
-        total, device = self.scales.total, clean_BLc.device
-        mask, rotation = self.skip_causal(device), self.rotation(device)
+        """The packed pass: what is predicted of all blocks, (B, L, c), float32.
+
+        Tokens are in block order; steps are those of blocks.
+        """
+        total = self.scales.total
+        attend, rotation = skip_causal(self.block_schedule), self.rotation(clean_BLc.device)
         both = PublishedRotation(rotation.cos.repeat(2, 1), rotation.sin.repeat(2, 1))
         times = self.t_embedder(steps_BT).repeat_interleave(self.block_tokens, dim=1)
         active = F.silu(times + self.condition(Given(labels=labels_B)).rows_RC.unsqueeze(1))
@@ -352,9 +358,26 @@ class ACDiT(OwnSchedule, nn.Module):
             parts = map(_after, plain, block.modulation(active))
             shift1, scale1, gate1, shift2, scale2, gate2 = parts
             q, k, v = block.attn.parts(torch.addcmul(shift1, block.norm1(x), 1 + scale1), both)
-            x = torch.addcmul(x, gate1, block.attn.out(q, k, v, mask))
+            x = torch.addcmul(x, gate1, block.attn.out(q, k, v, attend))
             x = torch.addcmul(x, gate2, block.mlp(torch.addcmul(shift2, block.norm2(x), 1 + scale2)))
         return cast(Tensor, self.final_layer(x[:, total:], active)).float()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """That of DiT (arXiv 2212.09748): what modulates and the last layer are 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, RMSNorm):
+                nn.init.ones_(module.weight)
+        for table in (self.class_emb, self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
+            nn.init.normal_(cast(Tensor, table.weight), std=0.02)
+        last = self.final_layer
+        zero = [cast(ACDiTBlock, block).adaLN_modulation[1] for block in self.blocks]
+        for layer in (*zero, last.adaLN_modulation[1], last.linear):
+            nn.init.zeros_(cast(Linear, layer).weight)
 
 
 def _after(value: float, part_BLC: Tensor) -> Tensor:
@@ -364,15 +387,19 @@ def _after(value: float, part_BLC: Tensor) -> Tensor:
 class BlockDenoiser:
     """The network with clean blocks and a class (`heads.diffusion.Denoiser`)."""
 
-    schedule, prediction, whole = "linear", "epsilon", False
+    schedule, whole = "linear", False
 
     def __init__(self, network: ACDiT, hidden_R1C: Tensor, at: Setting) -> None:
         assert at.positions is not None
+        self.prediction = network.config.prediction
         first = at.sketch.known
         span = slice(first, first + at.positions.shape[1])
         self.network, self.hidden = network, hidden_R1C
         self.rotation = network.rotation(hidden_R1C.device).of(span)
         self.known = at.cache.rows(len(hidden_R1C) // len(at.positions))
+
+    def begin(self, indices: tuple[int, ...]) -> None:
+        """Nothing: each step has rows enough."""
 
     def places(self, at: Setting) -> Tensor:
         """The positions of the block."""
@@ -390,7 +417,7 @@ class BlockDenoiser:
     def __call__(self, x_RKc: Tensor, index: int) -> Prediction:
         step = torch.full((1, 1), index, device=x_RKc.device)
         condition = self.network.t_embedder(step) + self.hidden
-        return Prediction(self.network.epsilon(x_RKc, condition, self.rotation, self.known).float(), None)
+        return Prediction(self.network.predicted(x_RKc, condition, self.rotation, self.known).float(), None)
 
 
 def _prepared(given: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import isqrt
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from var_toolkit.conditions.condition import Condition as Given
 from var_toolkit.core.plan import Group
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.core.sketch import Sketch
 from var_toolkit.formats.state_dicts import Arguments, Tensors, count, shape
-from var_toolkit.heads.diffusion import Diffusion
+from var_toolkit.heads.diffusion import PREDICTIONS, Diffusion
 from var_toolkit.heads.head import Head, Setting
 from var_toolkit.models.family import Family
 from var_toolkit.models.layers.diffusion_head import DiffusionMLP, TokenDenoiser, under
@@ -58,6 +59,8 @@ class HiMARConfig:
     map_width: int = field(default=512, metadata={"range": (4, 65_536)})
     map_heads: int = field(default=8, metadata={"range": (1, 4096)})
     map_ratio: float = field(default=4.0, metadata={"range": (1e-3, 1000)})
+    prediction: str = "epsilon"  # of both heads; or "velocity"
+    dropout: float = 0.0  # of attention weights and of the outputs of attention and MLP, in training
 
     def __post_init__(self) -> None:
         for name in (
@@ -75,11 +78,29 @@ class HiMARConfig:
             raise ValueError(
                 f"pivot_side is {self.pivot_side}; it must be from {PIVOT_ITERATIONS} to below side, {self.side}"
             )
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(f"prediction is {self.prediction!r}; it must be one of {', '.join(PREDICTIONS)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
     @property
     def depth(self) -> int:
         """Number of layers of both stacks."""
         return self.encoder_depth + self.decoder_depth
+
+
+class Masked(NamedTuple):
+    """What the training pass asks of a phase: data of which the first `known` of an order are given, and noisy states.
+
+    `states` are M copies, at training `steps`: (M, B, N, c) of the hidden pivots, with (M, B, N), or (M, B, L, c) of
+    the whole map by position, with (M, B, 1).
+    """
+
+    data_BLc: Tensor  # noqa: N815
+    order_BL: Tensor  # noqa: N815
+    known: int
+    states: Tensor
+    steps: Tensor
 
 
 class PivotFeatures:
@@ -109,8 +130,8 @@ class PivotFeatures:
 class PhaseBlock(ViTBlock):
     """A block whose norms and residuals are scaled by factors of each phase."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
-        super().__init__(width, heads, mlp_ratio)
+    def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float) -> None:
+        super().__init__(width, heads, mlp_ratio, dropout)
         self.adaLN_scale = nn.Parameter(torch.zeros(2, 1, 1, 4 * width))
         self.adaLN_shift = nn.Parameter(torch.zeros(2, 1, 1, 4 * width))
 
@@ -123,7 +144,11 @@ class PhaseBlock(ViTBlock):
 
 
 class HiMAR(RandomOrder, nn.Module):
-    """Class and known pivots -> features of hidden pivots; class, pivots and known tokens -> those of the map."""
+    """Class and known pivots -> features of hidden pivots; class, pivots and known tokens -> those of the map.
+
+    `forward` is the training pass of both phases; decoding calls `condition` once, then `group_hidden` and `denoiser`
+    group by group.
+    """
 
     preserves = None  # the release leaves open what a pivot that was not drawn is to pass on
 
@@ -140,7 +165,7 @@ class HiMAR(RandomOrder, nn.Module):
         for stack, depth in (("encoder", config.encoder_depth), ("decoder", config.decoder_depth)):
             table = nn.Parameter(torch.zeros(1, 2 * (config.buffer_size + both), width))
             setattr(self, f"{stack}_pos_embed_learned", table)
-            blocks = (PhaseBlock(width, config.num_heads, config.mlp_ratio) for _ in range(depth))
+            blocks = (PhaseBlock(width, config.num_heads, config.mlp_ratio, config.dropout) for _ in range(depth))
             setattr(self, f"{stack}_blocks", nn.ModuleList(blocks))
             setattr(self, f"{stack}_task_emb", nn.Embedding.from_pretrained(torch.zeros(2, width), freeze=False))
             setattr(self, f"{stack}_blocks_ada", nn.Sequential(nn.SiLU(), Linear(width, 4 * width)))
@@ -234,10 +259,15 @@ class HiMAR(RandomOrder, nn.Module):
         self, condition: Condition, z_RLC: Tensor, tokens_RLc: Tensor, order_RL: Tensor, known: int
     ) -> Tensor:
         """What conditions the map head at every position, given all pivots' features and the first `known` tokens."""
-        pivots = z_RLC.shape[1]
+        return self._map_features(condition, self.cond_z_proj(z_RLC), tokens_RLc, order_RL, known)
+
+    def _map_features(
+        self, condition: Condition, pivots_RPC: Tensor, tokens_RLc: Tensor, order_RL: Tensor, known: int
+    ) -> Tensor:
+        pivots = pivots_RPC.shape[1]
         first = torch.arange(pivots, device=order_RL.device).expand(len(order_RL), -1)
         tokens = self.z_proj(taken(tokens_RLc, order_RL[:, :known]).to(self.z_proj.weight.dtype))
-        seen = torch.cat((self.cond_z_proj(z_RLC), tokens), dim=1)
+        seen = torch.cat((pivots_RPC, tokens), dim=1)
         x = self._decoded(condition, seen, torch.cat((first, pivots + order_RL), dim=1), 1, slice(pivots, None))
         by_position = torch.zeros_like(x).scatter(1, order_RL.unsqueeze(-1).expand_as(x), x)
         return by_position + self.diffusion_pos_embed_learned[:, pivots:]
@@ -272,11 +302,67 @@ class HiMAR(RandomOrder, nn.Module):
         steer = getattr(self, f"{name}_blocks_ada")[1]
         return table, list(getattr(self, f"{name}_blocks")), steer(F.silu(getattr(self, f"{name}_task_emb").weight))
 
+    @property
+    def head(self) -> DiffusionMLP:
+        """The denoising network of pivots."""
+        return cast(DiffusionMLP, self.diffloss["net"])
+
+    @property
+    def map_head(self) -> MapHead:
+        """The denoising network of the map."""
+        return cast(MapHead, self.cond_diffloss["net"])
+
     def denoiser(self, hidden: Tensor, at: Setting) -> TokenDenoiser | MapDenoiser:
         """The denoiser of some pivots, or of the map."""
         if at.scale == 0:
-            return TokenDenoiser(cast(DiffusionMLP, self.diffloss["net"]), hidden, "epsilon")
-        return MapDenoiser(cast(MapHead, self.cond_diffloss["net"]), hidden, at)
+            return TokenDenoiser(self.head, hidden, self.config.prediction)
+        return MapDenoiser(self.map_head, hidden, at, self.config.prediction)
+
+    def forward(self, labels_B: Tensor, pivots: Masked, tokens: Masked, passed_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The training pass: what the heads say of the hidden pivots, (M, B, N, 2c), and of the map, (M, B, L, c).
+
+        Phase 2 reads the features of hidden pivots without their gradients, and a placeholder for visible ones; where
+        `passed_B` is false, for all of them.
+        """
+        condition = self.condition(Given(labels=labels_B))
+        hidden = slice(pivots.known, pivots.order_BL.shape[1])
+        z = self.pivot_features(condition, pivots.data_BLc, pivots.order_BL, pivots.known, hidden)
+        first = self.head(pivots.states, pivots.steps, self.head.cond_embed(z))
+        own = self.cond_z_proj(z.detach())
+        places = pivots.order_BL[:, hidden].unsqueeze(-1).expand_as(own)
+        empty = self.cond_proj(self.cond_tokens).to(own.dtype).expand(len(z), -1, -1)
+        shown = torch.where(passed_B.view(-1, 1, 1), empty.scatter(1, places, own), empty)
+        features = self._map_features(condition, shown, tokens.data_BLc, tokens.order_BL, tokens.known)
+        copies, rows = tokens.states.shape[:2]
+        embedded = self.map_head.c_embedder(features).repeat(copies, 1, 1)
+        second = self.map_head(tokens.states.flatten(0, 1), tokens.steps.flatten(0, 1), embedded)
+        return cast(Tensor, first), second.unflatten(0, (copies, rows))
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """As MAR's; phases begin equal, with gates of 1, and what modulates the map head begins at 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+        for stack in ("encoder", "decoder"):
+            nn.init.normal_(getattr(self, f"{stack}_pos_embed_learned"), std=0.02)
+            nn.init.normal_(getattr(self, f"{stack}_task_emb").weight, std=0.02)
+        for table in (
+            self.class_emb.weight, self.fake_latent, self.mask_token, self.cond_tokens,
+            self.diffusion_pos_embed_learned,
+        ):  # fmt: skip
+            nn.init.normal_(table, std=0.02)
+        for block in self.blocks:
+            nn.init.ones_(block.adaLN_scale)
+            scales, gates = block.adaLN_shift.unflatten(-1, (2, 2, -1)).unbind(-2)
+            nn.init.zeros_(scales)
+            nn.init.ones_(gates)
+        self.head.init_weights()
+        self.map_head.init_weights()
 
 
 ARGUMENTS = Arguments(

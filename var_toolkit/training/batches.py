@@ -24,6 +24,7 @@ class Batch(NamedTuple):
     captions: tuple[str, ...] | None = None  # one for each image, of data that has them
     noise: Tensor | None = None  # (B, L, C) float32, that led to the tokens (`heads.flowed`)
     judged: Tensor | None = None  # (B,) float32: how probable it is that the images show their classes
+    small_moments: Tensor | None = None  # (B, 2C, h, w) float32, those of smaller images
 
 
 Caption = Callable[[int, int], str]  # the number of an image, and an epoch -> a caption of the image
@@ -105,16 +106,29 @@ class FeatureArray(StoredArray):
 
 
 class MomentArray(StoredArray):
-    """Moments of latents: (N, 2C, h, w), or twice as many, the mirror images behind.
+    """Moments of latents: (N, 2C, h, w), or twice as many, the mirror images behind; also those of `small` images.
 
     Whether an epoch shows an image or its mirror image, a coin decides.
     """
 
     field = "moments"
 
-    def __init__(self, moments: np.ndarray, labels: np.ndarray, device: torch.device, seed: int = 0) -> None:
+    def __init__(
+        self,
+        moments: np.ndarray,
+        labels: np.ndarray,
+        device: torch.device,
+        seed: int = 0,
+        small: np.ndarray | None = None,
+    ) -> None:
         super().__init__(moments, labels, device)
-        self.seed = seed
+        self.seed, self.small = seed, small
+
+    def _batch(self, numbers: Tensor, places: Tensor, epoch: int) -> Batch:
+        found = super()._batch(numbers, places, epoch)
+        if self.small is None:
+            return found
+        return found._replace(small_moments=torch.from_numpy(self.small[places.numpy()]).to(self.device).float())
 
     def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
         coins = torch.Generator().manual_seed(derived(self.seed, "mirror", epoch))

@@ -43,6 +43,33 @@ class Draws:
         return torch.rand(self.batch_size, generator=self.generator(purpose))[self.rows].to(self.device)
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """Random numbers on a device: torch's own, or of a generator of the CPU, which are the same every time."""
+
+    device: torch.device
+    generator: torch.Generator | None = None
+
+    def uniform(self, *shape: int) -> Tensor:
+        """In [0, 1)."""
+        return self._moved(torch.rand(shape, generator=self.generator, device=self._home))
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal."""
+        return self._moved(torch.randn(shape, generator=self.generator, device=self._home))
+
+    def whole(self, end: int, *shape: int) -> Tensor:
+        """Whole numbers below `end`."""
+        return self._moved(torch.randint(end, shape, generator=self.generator, device=self._home))
+
+    @property
+    def _home(self) -> torch.device:
+        return self.device if self.generator is None else self.generator.device
+
+    def _moved(self, found: Tensor) -> Tensor:
+        return found.to(self.device)
+
+
 def without_some(labels_B: Tensor, draws: Draws, share: float, null_class: int) -> Tensor:
     """Labels, a share of them replaced by the null class, which guidance needs."""
     return torch.where(draws.per_image("class dropout") < share, null_class, labels_B)

@@ -4,7 +4,7 @@ Letters: B images, L tokens, K scales, C channels of the latents.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,8 @@ class FlowARObjective(LatentObjective):
     """
 
     options_type = FlowAROptions
-    network, preview_head = FlowAR, Flow()
+    network: ClassVar[type[Any]] = FlowAR
+    preview_head = Flow()
     log_note = "the loss of a scale that is noise for the network is its weight, tokens over those of the last scale"
 
     @classmethod
@@ -57,7 +58,7 @@ class FlowARObjective(LatentObjective):
             )
 
     def phases(self, step: int) -> list[Phase]:
-        return [Phase(("flowar",), self._loss)]
+        return [Phase((self.recipe.objective,), self._loss)]
 
     def _loss(self, batch: Batch, draws: Draws) -> Loss:
         labels_B = without_some(batch.labels, draws, self.options.class_dropout, self.recipe.model.num_classes)
@@ -66,7 +67,7 @@ class FlowARObjective(LatentObjective):
             latent = self.tokenizer.latents(moments, torch.randn_like(moments.chunk(2, dim=1)[0]))
             noise = torch.randn_like(self.pyramid.maps(latent))
         times_BK = torch.stack([draws.per_image(f"time of scale {k}") for k in range(len(self.scales))], dim=1)
-        errors_BL = self._errors(self.networks["flowar"], labels_B, latent, noise, times_BK)
+        errors_BL = self._errors(self.networks[self.recipe.objective], labels_B, latent, noise, times_BK)
         total, terms = self._weighted(errors_BL)
         return Loss(total, {name: value.detach() for name, value in terms.items()})
 
@@ -87,11 +88,6 @@ class FlowARObjective(LatentObjective):
         weights = [length / self.scales.lengths[-1] for length in self.scales.lengths]
         total = torch.stack([weight * mean for weight, mean in zip(weights, means, strict=True)]).sum()
         return total, {"loss": total, **{f"error_scale_{k}": mean for k, mean in enumerate(means)}}
-
-    def validate(self, network: nn.Module) -> dict[str, float]:
-        """Losses over all held-out images, with the same noise and times at every call."""
-        rows = [self._judged(network, batch, i) for i, batch in enumerate(self.held_out)]
-        return {key: float(torch.stack([row[key] for row in rows]).mean()) for key in rows[0]} if rows else {}
 
     def _judged(self, network: nn.Module, batch: Batch, number: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(derived("validation", number))

@@ -3,10 +3,12 @@
 Letters: B images, C channels of the latents.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ from var_toolkit.registry import Sampling
 from var_toolkit.tokenizers.kl import KLTokenizer
 from var_toolkit.tokenizers.latent_pyramid import LatentPyramid
 from var_toolkit.training.batches import Batch, MomentArray, Source
-from var_toolkit.training.code_cache import CHUNK, STEP, array_chunks, cached_moments
+from var_toolkit.training.code_cache import CHUNK, STEP, Chunks, array_chunks, cached_moments
 from var_toolkit.training.data_sources import (
     FileImages,
     HeldOut,
@@ -46,7 +48,7 @@ class LatentObjective(Objective):
 
     network: ClassVar[type[Any]]
     preview_head: ClassVar[Head]
-    not_decayed: ClassVar[str] = "\0"  # what names of further parameters without weight decay begin with
+    not_decayed: ClassVar[tuple[str, ...]] = ()  # what names of further parameters without weight decay begin with
 
     @classmethod
     def check(cls, recipe: Recipe, *, where: str) -> None:
@@ -86,7 +88,8 @@ class LatentObjective(Objective):
             )
         model = self.recipe.model
         side, patch = getattr(model, "input_side", None), getattr(model, "patch_size", 1)
-        return KLTokenizer(found.autoencoder, self.scales, side, patch)
+        last = getattr(self.network, "channel_last_patches", False)
+        return KLTokenizer(found.autoencoder, self.scales, side, patch, channel_last=last)
 
     def set_factors_(self, network: Any) -> None:
         """Initialise the classes as sums of their factors; the null class is the last row."""
@@ -123,10 +126,7 @@ class LatentObjective(Objective):
         from var_toolkit.still_life.data_set import VERSION
 
         shown, labels = still_lifes(workplace, count, split)
-        name, leads = f"still-lifes-v{VERSION}-{split}", workplace.team.leads
-        chunks = array_chunks(shown)
-        found = cached_moments(self.tokenizer, count, chunks, workplace.cache_dir, name, progress=leads)
-        return MomentArray(found, labels, workplace.team.device)
+        return self._stored(count, array_chunks(shown), workplace, f"still-lifes-v{VERSION}-{split}", labels)
 
     def _folder_moments(self, data: FoldersData, workplace: Workplace) -> MomentArray:
         """Moments of the centre crops of all images, then of their mirror images if `flip` is set."""
@@ -142,9 +142,16 @@ class LatentObjective(Objective):
                     for part in centres.in_order(max(first, 0), CHUNK):
                         yield part.flip(-1) if mirrored else part
 
-        name, leads = f"folders-{folders.fingerprint}", workplace.team.leads
-        found = cached_moments(self.tokenizer, halves * count, chunks, workplace.cache_dir, name, progress=leads)
-        return MomentArray(found, folders.labels, workplace.team.device, derived(self.recipe.seed, "mirror"))
+        name, seed = f"folders-{folders.fingerprint}", derived(self.recipe.seed, "mirror")
+        return self._stored(halves * count, chunks, workplace, name, folders.labels, seed)
+
+    def _stored(
+        self, count: int, chunks: Chunks, workplace: Workplace, name: str, labels: np.ndarray, seed: int = 0
+    ) -> MomentArray:
+        """The moments of images, which are computed once."""
+        leads = workplace.team.leads
+        found = cached_moments(self.tokenizer, count, chunks, workplace.cache_dir, name, progress=leads)
+        return MomentArray(found, labels, workplace.team.device, seed)
 
     def param_groups(self, network: nn.Module) -> list[dict[str, Any]]:
         """Biases and gains have no weight decay, as in the published code."""
@@ -155,6 +162,15 @@ class LatentObjective(Objective):
             {"params": [p for name, p in named if name not in exempt], "decay": True},
             {"params": [p for name, p in named if name in exempt], "decay": False},
         ]
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Losses over all held-out images, with the same random numbers at every call."""
+        rows = [self._judged(network, batch, i) for i, batch in enumerate(self.held_out)]
+        return {key: float(torch.stack([row[key] for row in rows]).mean()) for key in rows[0]} if rows else {}
+
+    @abstractmethod
+    def _judged(self, network: nn.Module, batch: Batch, number: int) -> dict[str, Tensor]:
+        """The losses of a held-out batch, whose random numbers follow from its number."""
 
     def _moments_of(self, batch: Batch) -> Tensor:
         if batch.moments is not None:

@@ -6,7 +6,7 @@ Letters: B images, L tokens, N hidden ones, M copies of each, c channels of a to
 from dataclasses import dataclass
 from math import ceil
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,17 @@ class MAROptions:
             raise ValueError(f"diffusion_copies is {self.diffusion_copies}; it must be 1 or more")
 
 
+def mask_ratio(uniform: float, smallest: float) -> float:
+    """The share of hidden tokens that a uniform number means: normal, cut off at both ends."""
+    low, high = RATIOS.cdf(smallest), RATIOS.cdf(1.0)
+    return RATIOS.inv_cdf(low + uniform * (high - low))
+
+
+def visible(tokens: int, ratio: float) -> int:
+    """How many of some tokens are visible where a share of them is hidden, one or more."""
+    return tokens - max(1, min(tokens, ceil(tokens * ratio)))
+
+
 @objective("mar")
 class MARObjective(LatentObjective):
     """Squared error of the head's prediction, and the bound from which its variance learns, of hidden tokens.
@@ -51,7 +62,9 @@ class MARObjective(LatentObjective):
     """
 
     options_type = MAROptions
-    network, preview_head, not_decayed = MAR, Diffusion("ddpm", 50), "diffloss."
+    network: ClassVar[type[Any]] = MAR
+    preview_head = Diffusion("ddpm", 50)
+    not_decayed: ClassVar[tuple[str, ...]] = ("diffloss.",)
     log_note = "the loss soon changes little, while images go on to improve"
 
     @classmethod
@@ -93,10 +106,9 @@ class MARObjective(LatentObjective):
         return self.recipe.model.latent_channels * self.recipe.model.patch_size**2
 
     def _known(self, share: float) -> int:
-        """How many tokens are visible, for a uniform number: the rest is a normal share, cut off at both ends."""
-        low, high = RATIOS.cdf(self.options.mask_ratio_min), RATIOS.cdf(1.0)
-        ratio = RATIOS.inv_cdf(low + share * (high - low))
-        return self.scales.total - max(1, min(self.scales.total, ceil(self.scales.total * ratio)))
+        """How many tokens are visible, for a uniform number."""
+        ratio = mask_ratio(share, self.options.mask_ratio_min)
+        return visible(self.scales.total, ratio)
 
     def _parts(
         self,
@@ -120,11 +132,6 @@ class MARObjective(LatentObjective):
             error, bound = losses("cosine", config.prediction, output, clean, states, noise, steps_MBN)
             total = (error + bound).mean()
         return total, {"loss": total, "error": error.mean(), "bound": bound.mean()}
-
-    def validate(self, network: nn.Module) -> dict[str, float]:
-        """Losses over all held-out images, with the same masks, steps and noise at every call."""
-        rows = [self._judged(network, batch, i) for i, batch in enumerate(self.held_out)]
-        return {key: float(torch.stack([row[key] for row in rows]).mean()) for key in rows[0]} if rows else {}
 
     def _judged(self, network: nn.Module, batch: Batch, number: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(derived("validation", number))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from math import log, sqrt
 from typing import NamedTuple, cast
 
@@ -76,6 +77,25 @@ def block_causal(scales: Schedule, computed: range, device: torch.device, dropou
 
 def _pyramid(q: Tensor, k: Tensor, v: Tensor, scale: float, *, scales: Schedule, pattern: Pattern) -> Tensor:
     return attend_in_pyramid(q, k, v, scales, pattern=pattern, scale=scale)
+
+
+def skip_causal(blocks: Schedule) -> Attend:
+    """Attention of clean blocks, then of as many noisy ones (ACDiT), without the scores that its mask discards.
+
+    A clean block attends to clean ones up to itself, a noisy one to the clean ones before it and to itself.
+    """
+    return partial(_skip_causal, blocks=blocks)
+
+
+def _skip_causal(q: Tensor, k: Tensor, v: Tensor, scale: float, *, blocks: Schedule) -> Tensor:
+    clean = slice(0, blocks.total)
+    parts = [x[:, :, clean] for x in (q, k, v)]
+    found = [attend_in_pyramid(*parts, blocks, pattern="block-causal", scale=scale)]
+    for first, end in pairwise(blocks.offsets):
+        own = slice(blocks.total + first, blocks.total + end)
+        keys, values = (torch.cat((x[:, :, :first], x[:, :, own]), dim=2) for x in (k, v))
+        found.append(F.scaled_dot_product_attention(q[:, :, own], keys, values, scale=scale))
+    return torch.cat(found, dim=2)
 
 
 class Constants(NamedTuple):

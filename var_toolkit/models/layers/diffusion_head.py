@@ -18,6 +18,7 @@ from var_toolkit.models.layers.flow_head import StepEmbedding
 from var_toolkit.models.layers.linear import Linear
 
 EPS = 1e-6
+ROWS = 512  # of the products that modulate several steps at once
 
 
 class InFloat32(nn.Module):
@@ -47,9 +48,9 @@ class ResidualBlock(nn.Module):
         self.mlp = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 3 * width))
 
-    def forward(self, x: Tensor, active: Tensor) -> Tensor:
-        """`active` is SiLU of the conditioning."""
-        shift, scale, gate = self.adaLN_modulation[1](active).chunk(3, dim=-1)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """`modulation` is (..., 3W)."""
+        shift, scale, gate = modulation.chunk(3, dim=-1)
         first = cast(Linear, self.mlp[0])
         h = first.silu(torch.addcmul(shift, self.in_ln(x), 1 + scale))
         return torch.addcmul(x, gate, self.mlp[2](h))
@@ -63,9 +64,9 @@ class LastLayer(nn.Module):
         self.linear = Linear(width, channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
-    def forward(self, x: Tensor, active: Tensor) -> Tensor:
-        """`active` is SiLU of the conditioning."""
-        shift, scale = self.adaLN_modulation[1](active).chunk(2, dim=-1)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """`modulation` is (..., 2W)."""
+        shift, scale = modulation.chunk(2, dim=-1)
         return self.linear(modulated_norm(x, scale, shift))
 
 
@@ -81,11 +82,20 @@ class DiffusionMLP(InFloat32):
 
     def forward(self, x_RNc: Tensor, steps: Tensor, embedded_RNW: Tensor) -> Tensor:
         """`steps` are training steps that broadcast to (R, N), `embedded_RNW` is `cond_embed` of the features."""
+        return self.denoised(x_RNc, self.modulations(steps, embedded_RNW))
+
+    def modulations(self, steps: Tensor, embedded_RNW: Tensor) -> list[Tensor]:
+        """What modulates the blocks, (..., 3W) each, and the last layer, (..., 2W), whatever the states."""
         active = F.silu(self.time_embed(steps) + embedded_RNW)
-        x = self.input_proj(x_RNc)
-        for block in self.res_blocks:
-            x = block(x, active)
-        return self.final_layer(x, active)
+        blocks = [cast(ResidualBlock, block).adaLN_modulation[1](active) for block in self.res_blocks]
+        return [*blocks, self.final_layer.adaLN_modulation[1](active)]
+
+    def denoised(self, x_RNc: Tensor, modulations: list[Tensor]) -> Tensor:
+        """The output for states."""
+        x, (*of_blocks, last) = self.input_proj(x_RNc), modulations
+        for block, modulation in zip(self.res_blocks, of_blocks, strict=True):
+            x = block(x, modulation)
+        return cast(Tensor, self.final_layer(x, last))
 
     def init_weights(self) -> None:
         """The published initialisation: what modulates and the last layer are 0."""
@@ -102,18 +112,37 @@ class DiffusionMLP(InFloat32):
 
 
 class TokenDenoiser:
-    """The MLP with the features of some tokens (`heads.diffusion.Denoiser`)."""
+    """The MLP with the features of some tokens (`heads.diffusion.Denoiser`).
+
+    Of few tokens it computes what modulates the layers for many steps at once: that is most of the weights, and a
+    product with few rows takes as long as reading them.
+    """
 
     schedule, whole = "cosine", False
 
     def __init__(self, net: DiffusionMLP, hidden_RNC: Tensor, prediction: str) -> None:
         self.net, self.prediction = net, prediction
         self.embedded = net.cond_embed(hidden_RNC.float())
+        self.indices: tuple[int, ...] = ()
+        self.ahead: dict[int, list[Tensor]] = {}
+
+    def begin(self, indices: tuple[int, ...]) -> None:
+        """Note the steps that follow."""
+        self.indices = indices
 
     def __call__(self, x_RNc: Tensor, index: int) -> Prediction:
-        step = torch.full((1, 1), index, device=x_RNc.device)
-        value, variance = self.net(x_RNc, step, self.embedded).chunk(2, dim=-1)
+        if index not in self.ahead:
+            self._look_ahead(index)
+        value, variance = self.net.denoised(x_RNc, self.ahead.pop(index)).chunk(2, dim=-1)
         return Prediction(value, (variance + 1) / 2)
+
+    def _look_ahead(self, index: int) -> None:
+        """Compute the modulation of a step and of those after it."""
+        after = self.indices[self.indices.index(index) :] if index in self.indices else (index,)
+        some = after[: max(1, ROWS // (self.embedded.shape[0] * self.embedded.shape[1]))]
+        steps_T11 = torch.stack([torch.full((1, 1), each, device=self.embedded.device) for each in some])
+        found = self.net.modulations(steps_T11, self.embedded)
+        self.ahead = {each: [part[k] for part in found] for k, each in enumerate(some)}
 
     def places(self, at: Setting) -> Tensor:
         """The positions of the group."""

@@ -66,7 +66,20 @@ class MapHead(InFloat32):
         x = x + positions(isqrt(x.shape[1]), x.shape[2], x.device)
         for block in self.blocks:
             x = block(x, active)
-        return cast(Tensor, self.final_layer(x, active))
+        return cast(Tensor, self.final_layer(x, self.final_layer.adaLN_modulation[1](active)))
+
+    def init_weights(self) -> None:
+        """That of DiT (arXiv 2212.09748): what modulates and the last layer are 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.flatten(1))
+                nn.init.zeros_(cast(Tensor, module.bias))
+        for step in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
+            nn.init.normal_(cast(Linear, step).weight, std=0.02)
+        last = self.final_layer
+        zero = [block.adaLN_modulation[1] for block in self.blocks]  # type: ignore[index]
+        for layer in (*zero, last.adaLN_modulation[1], last.linear):
+            nn.init.zeros_(cast(Linear, layer).weight)
 
 
 def positions(side: int, width: int, device: torch.device) -> Tensor:
@@ -81,17 +94,21 @@ def positions(side: int, width: int, device: torch.device) -> Tensor:
 class MapDenoiser:
     """The head with the features of a map, some of whose tokens are known (`heads.diffusion.Denoiser`)."""
 
-    schedule, prediction, whole = "cosine", "epsilon", True
+    schedule, whole = "cosine", True
 
-    def __init__(self, net: MapHead, hidden_RLC: Tensor, at: Setting) -> None:
+    def __init__(self, net: MapHead, hidden_RLC: Tensor, at: Setting, prediction: str) -> None:
         sketch: Sketch = at.sketch
         assert at.positions is not None
+        self.prediction = prediction
         self.net, self.embedded, self.tokens_BLc = net, net.c_embedder(hidden_RLC.float()), sketch.tokens_BLc
         self.asked_BN = sketch.order_BL[:, sketch.known : sketch.known + at.positions.shape[1]]
         ranks = torch.arange(sketch.order_BL.shape[1], device=hidden_RLC.device).expand_as(sketch.order_BL)
         self.known_BL1 = (torch.zeros_like(sketch.order_BL).scatter(1, sketch.order_BL, ranks) < sketch.known)[
             ..., None
         ]
+
+    def begin(self, indices: tuple[int, ...]) -> None:
+        """Nothing: each step has rows enough."""
 
     def places(self, at: Setting) -> Tensor:
         """Every position of the map."""
