@@ -6,6 +6,7 @@ from golden.cases import fill
 from var_toolkit.core.bind import Run, run_of
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.flow import Flow
+from var_toolkit.models.ecar import ECAR, ECARConfig
 from var_toolkit.models.flowar import FlowAR, FlowARConfig
 from var_toolkit.tokenizers.kl import KLConfig, KLTokenizer
 
@@ -27,6 +28,11 @@ def tiny_flowar(**changes) -> FlowAR:
     network = fill(FlowAR(tiny_config(**changes)))
     torch.nn.init.normal_(network.class_emb.weight, generator=torch.Generator().manual_seed(0))
     return network
+
+
+def tiny_ecar() -> ECAR:
+    """A network of maps of side 1, 2 and 4 in which every part affects the output."""
+    return fill(ECAR(ECARConfig(**vars(tiny_config(patch_nums=(1, 2, 4)))))).eval()
 
 
 def tiny_kl(*patch_nums: int, **changes) -> KLTokenizer:

@@ -11,6 +11,7 @@ from var_toolkit.formats.published import backbone_from_tensors
 from var_toolkit.models.acdit import ACDiTConfig
 from var_toolkit.models.himar import HiMARConfig
 from var_toolkit.models.mar import MAR, MARConfig
+from var_toolkit.models.xar import XARConfig
 from var_toolkit.tokenizers.latent_pyramid import LatentPyramid
 
 
@@ -68,6 +69,12 @@ def tiny_acdit_config(**changes) -> ACDiTConfig:
     """Five classes, four blocks of four tokens of four channels."""
     sizes = {"embed_dim": 64, "depth": 2, "side": 4, "block_side": 2, "latent_channels": 4}
     return ACDiTConfig(**{"num_classes": 5, **sizes, **changes})
+
+
+def tiny_xar_config(**changes) -> XARConfig:
+    """Five classes, four cells of four tokens of four channels."""
+    sizes = {"embed_dim": 64, "depth": 2, "side": 4, "block_side": 2, "latent_channels": 4}
+    return XARConfig(**{"num_classes": 5, **sizes, **changes})
 
 
 class StoredNoise(Noise):

@@ -13,7 +13,7 @@ import torch
 from runs import code_of, rebound, run_with, variant_of
 from small_flowar import tiny_config, tiny_kl
 from small_llamagen import tiny_gpt_config, tiny_vq
-from small_mar import tiny_acdit_config, tiny_himar_config, tiny_mar_config
+from small_mar import tiny_acdit_config, tiny_himar_config, tiny_mar_config, tiny_xar_config
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -47,9 +47,10 @@ from var_toolkit.models.controlar import ControlAR, ControlARConfig
 from var_toolkit.models.distilled_llamagen import DistilledRasterGPT, DistilledRasterGPTConfig
 from var_toolkit.models.distilled_var import DistilledVAR, DistilledVARConfig
 from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig
+from var_toolkit.models.ecar import ECAR, ECARConfig
 from var_toolkit.models.flexvar import FlexVAR, FlexVARConfig
 from var_toolkit.models.flowar import FlowAR
-from var_toolkit.models.himar import HiMAR
+from var_toolkit.models.himar import HiMAR, Masked
 from var_toolkit.models.hmar import HMAR, HMARConfig
 from var_toolkit.models.infinity import Infinity, InfinityConfig
 from var_toolkit.models.latent_scorer import LatentScorer, LatentScorerConfig
@@ -60,6 +61,7 @@ from var_toolkit.models.mar import MAR
 from var_toolkit.models.star import STAR, STARConfig
 from var_toolkit.models.var import VAR, VARConfig
 from var_toolkit.models.varedit import VAREdit, VAREditConfig
+from var_toolkit.models.xar import XAR
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.tokenizers.bsq import MultiScaleBSQ, MultiScaleBSQConfig
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
@@ -218,6 +220,14 @@ def acdit_plan():
     return whole(on_cuda(lambda: tiny_kl(4)), acdit(), guidance=2.0, denoising_steps=3)
 
 
+def xar():
+    return on_cuda(lambda: XAR(tiny_xar_config()))
+
+
+def ecar():
+    return on_cuda(lambda: ECAR(ECARConfig(**vars(tiny_config(patch_nums=(1, 2, 4))))))
+
+
 def himar_plan():
     network = on_cuda(lambda: HiMAR(tiny_himar_config()))
     return whole(on_cuda(lambda: tiny_kl(4, 5)), network, guidance=2.0, denoising_steps=3)
@@ -316,6 +326,8 @@ PLANS = ASKED | {
     "mar": lambda: mar_plan(denoising_steps=3),
     "acdit": acdit_plan,
     "himar": himar_plan,
+    "xar": lambda: whole(on_cuda(lambda: tiny_kl(4)), xar(), guidance=2.0, steps=3),
+    "ecar": lambda: whole(on_cuda(lambda: tiny_kl(1, 2, 4)), ecar(), guidance=2.0, solver="heun", steps=2),
     "mar-dpm": lambda: mar_plan(solver="dpm++", denoising_steps=3),
     "gpt": lambda: gpt_plan(top_p=0.9, guided_tokens=3),
     "code": code_plan,
@@ -349,7 +361,7 @@ def test_decoding_never_waits_for_the_device(name, edited, monkeypatch):
             size = plan.schedule.image_size(plan.tokenizer.downsample)
             with torch.no_grad():
                 images = torch.zeros(1, 3, *size, device=CUDA)
-                if name.startswith(("flowar", "mar", "acdit")):
+                if name.startswith(("flowar", "mar", "acdit", "xar", "ecar")):
                     tokens = plan.tokenizer.scales.split(plan.tokenizer.pyramid.maps(plan.tokenizer.encode(images)))
                 else:
                     features = plan.tokenizer.features(images, plan.schedule)
@@ -431,6 +443,10 @@ def losses():
     yield flow, lambda: flow(labels, maps[:, 1:], maps, torch.zeros(2, 3, device=CUDA)).sum()
     blocks, clean = acdit(), torch.zeros(2, 16, 4, device=CUDA)
     yield blocks, lambda: blocks(labels, clean, clean, torch.zeros(2, 4, dtype=torch.int64, device=CUDA)).sum()
+    cells, stages = xar(), ecar()
+    yield cells, lambda: cells(labels, clean, torch.zeros(2, 4, device=CUDA)).sum()
+    maps = torch.zeros(2, stages.scales.total, 4, device=CUDA)
+    yield stages, lambda: stages(labels, maps[:, 1:], maps, torch.zeros(2, 3, device=CUDA)).sum()
     masked, order = mar(), torch.arange(9, device=CUDA).repeat(2, 1)
     steps = torch.zeros(2, 2, 5, dtype=torch.int64, device=CUDA)
     states, given = torch.zeros(2, 2, 5, 4, device=CUDA), torch.zeros(2, 9, 4, device=CUDA)
@@ -439,8 +455,20 @@ def losses():
         masked,
         lambda: sum(losses_of("cosine", "epsilon", masked(labels, given, order, 4, states, steps), **data)).sum(),
     )
+    phases = on_cuda(lambda: HiMAR(tiny_himar_config()))
+    pivots, tokens = masked_map(16, 12, 4, 12), masked_map(25, 25, 5, 1)
+    passed = torch.ones(2, dtype=torch.bool, device=CUDA)
+    yield phases, lambda: sum(part.sum() for part in phases(labels, pivots, tokens, passed))
     raster = gpt()
     yield raster, lambda: raster(labels, torch.zeros(2, 8, dtype=torch.int64, device=CUDA)).sum()
+
+
+def masked_map(count, noisy, known, steps):
+    order, steps = (
+        torch.arange(count, device=CUDA).repeat(2, 1),
+        torch.zeros(2, 2, steps, dtype=torch.int64, device=CUDA),
+    )
+    return Masked(torch.zeros(2, count, 4, device=CUDA), order, known, torch.zeros(2, 2, noisy, 4, device=CUDA), steps)
 
 
 def test_a_training_pass_of_every_family_stays_on_the_device(monkeypatch):

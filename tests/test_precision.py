@@ -8,10 +8,10 @@ import torch
 from golden.cases import fill
 from PIL import Image
 from small_flexvar import small_flexvar_pipe
-from small_flowar import tiny_flowar, tiny_kl
+from small_flowar import tiny_ecar, tiny_flowar, tiny_kl
 from small_infinity import small_varedit, words_pipeline
 from small_llamagen import tiny_gpt, tiny_gpt_config, tiny_vq
-from small_mar import tiny_acdit_config, tiny_himar_config, tiny_mar
+from small_mar import tiny_acdit_config, tiny_himar_config, tiny_mar, tiny_xar_config
 from small_text import CHANNELS, tiny_text_gpt
 from torch.testing import assert_close
 
@@ -30,6 +30,7 @@ from var_toolkit.models.distilled_var import DistilledVAR, DistilledVARConfig
 from var_toolkit.models.himar import HiMAR
 from var_toolkit.models.layers.int8_linear import is_quantized
 from var_toolkit.models.star import STAR, STARConfig
+from var_toolkit.models.xar import XAR
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.precision import precision_of
 from var_toolkit.registry import families
@@ -62,6 +63,8 @@ PLANS = {
     "mar": {"cfg": 2.0, "denoising_steps": 3},
     "himar": {"cfg": 2.0, "denoising_steps": 3},
     "acdit": {"cfg": 2.0, "denoising_steps": 3},
+    "xar": {"cfg": 2.0, "steps": 3},
+    "ecar": {"cfg": 2.0, "steps": 3},
     "distilled_var": {},
     "distilled_llamagen": {"steps": 2},
 }
@@ -101,6 +104,8 @@ def model(request, small_tokenizer, small_var, small_hmar):
         "mar": lambda: Pipeline(tiny_kl(3), tiny_mar()),
         "himar": lambda: Pipeline(tiny_kl(4, 5), fill(HiMAR(tiny_himar_config()))),
         "acdit": lambda: Pipeline(tiny_kl(4), fill(ACDiT(tiny_acdit_config()))),
+        "xar": lambda: Pipeline(tiny_kl(4), fill(XAR(tiny_xar_config()))),
+        "ecar": lambda: Pipeline(tiny_kl(1, 2, 4), tiny_ecar()),
         "distilled_var": lambda: of_sizes(DistilledVAR, DistilledVARConfig, coded=1, jumps=(2,)),
         "distilled_llamagen": lambda: Pipeline(tiny_vq(), fill(DistilledRasterGPT(STUDENT))),
     }

@@ -103,7 +103,7 @@ class SamplingSettings(TypedDict, total=False):
     solver: Annotated[
         str | None,
         Setting(
-            "FlowAR: published, euler, midpoint or heun; MAR, Hi-MAR: published, ddpm, ddim or dpm++",
+            "FlowAR, xAR, E-CAR: published, euler, midpoint, heun, sde; MAR and ACDiT: published, ddpm, ddim, dpm++",
             metavar="NAME",
             of=CONTINUOUS,
         ),

@@ -161,6 +161,7 @@ class Drawing:
             self.canvas.pyramid,
             self.noise,
             lambda values, what, guidance: self.checks.note(values, what, one.network, guidance),
+            latent=self.canvas.latent,
         )
 
     def sketched(self, one: Bound) -> Sketch:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from math import sqrt
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ def _heun(velocity: Velocity, x: Tensor, now: float, then: float) -> Tensor:
 
 
 STEPS: dict[str, Step] = {"published": _euler, "euler": _euler, "midpoint": _midpoint, "heun": _heun}
-SOLVERS = tuple(STEPS)
+SOLVERS = (*STEPS, "sde")
+LAST = 0.04  # where the noise of the stochastic solver ends
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Flow(Head):
 
     "published" is FlowAR's own: Euler on a grid that is finer near the data, so that 25 steps are 24 evaluations of the
     network; 50 are uniform. The others have uniform grids; "midpoint" and "heun" are of second order and evaluate the
-    network twice a step. `interval` says between which times guidance is on.
+    network twice a step. "sde", of xAR, adds noise: Euler-Maruyama with the diffusion coefficient 2 t down to time
+    0.04, then a step to the data without noise. `interval` says between which times guidance is on.
     """
 
     solver: str = "published"
@@ -63,7 +66,7 @@ class Flow(Head):
     continuous = True
 
     def __post_init__(self) -> None:
-        if self.solver not in STEPS:
+        if self.solver not in SOLVERS:
             raise ValueError(f"solver is {self.solver!r}; it must be one of {', '.join(SOLVERS)}")
         steps = checked("steps", self.steps, low=2 if self.solver == "published" else 1)
         object.__setattr__(self, "steps", steps)
@@ -71,6 +74,8 @@ class Flow(Head):
 
     def times(self) -> list[float]:
         """The ends of the steps, from 1 down to 0."""
+        if self.solver == "sde":
+            return [1 - (1 - LAST) * i / max(1, self.steps - 1) for i in range(self.steps)] + [0.0]
         return list(_times(self.solver == "published" and self.steps != 50, self.steps))
 
     def guided(self, time: float, strength: float) -> bool:
@@ -98,18 +103,21 @@ class Flow(Head):
         """Rows that the head computes for each image and scale, over all evaluations."""
         return sum(2 if self.guided(time, 1 + guidance) else 1 for time in self.evaluated())
 
-    def solve(self, velocity: Velocity, noise: Tensor) -> Tensor:
-        """Noise -> data, in the dtype of the noise."""
-        x, step = noise, STEPS[self.solver]
-        for now, then in pairwise(self.times()):
-            x = step(velocity, x, now, then)
+    def solve(self, velocity: Velocity, noise: Tensor, added: tuple[Tensor, ...] = ()) -> Tensor:
+        """Noise -> data, in the dtype of the noise; `added` is that of each step of "sde" but the last."""
+        x = noise
+        for number, (now, then) in enumerate(pairwise(self.times())):
+            if self.solver == "sde":
+                x = x + (then - now) * ((2 - now) * velocity(x, now) + x)  # the score is -(x + (1 - t) velocity) / t
+                x = x + sqrt(2 * now * (now - then)) * added[number] if then > 0 else x
+            else:
+                x = STEPS[self.solver](velocity, x, now, then)
         return x
 
     def draw(self, hidden_RLC: Tensor, at: Setting) -> Drawn:
         """The map of a scale, float32 (B, L, C). Where guidance is off, the null half is not computed."""
-        start = at.noise.normal(Stream.FLOW, at.first, at.count, at.network.config.latent_channels)
-        strength = 1 + at.guidance
-        both = at.network.field(hidden_RLC if self.is_guided(at.guidance) else hidden_RLC[: len(start)], at.scale)
+        start, strength = self._normal(Stream.FLOW, at, 1)[0], 1 + at.guidance
+        both = at.network.field_of(hidden_RLC if self.is_guided(at.guidance) else hidden_RLC[: len(start)], at)
         own = both.rows(len(start))
 
         def velocity(x_BLC: Tensor, time: float) -> Tensor:
@@ -119,9 +127,21 @@ class Flow(Head):
             return null + strength * (conditional - null)
 
         wide = torch.float32 if start.device.type == "mps" else torch.float64  # MPS has no float64
-        found: Tensor = self.solve(velocity, start.to(wide)).float()
-        at.note(found, f"the latents of scale {at.scale}", at.guidance)
+        added = self._normal(Stream.DIFFUSION_STEPS, at, self.steps - 1) if self.solver == "sde" else ()
+        found: Tensor = self.solve(velocity, both.start(start).to(wide), added).float()
+        at.note(found, f"the latents of {at.place or f'scale {at.scale}'}", at.guidance)
         return Drawn(found, found, None)
+
+    def _normal(self, stream: Stream, at: Setting, count: int) -> tuple[Tensor, ...]:
+        """Noise of the tokens that are drawn, (B, N, C), as often as asked."""
+        if count == 0:
+            return ()
+        width = count * at.network.config.latent_channels
+        if at.positions is None:
+            found = at.noise.normal(stream, at.first, at.count, width)
+        else:
+            found = at.noise.normal_at(stream, at.positions, width)
+        return found.chunk(count, dim=-1)
 
     def shown(self, guidance: float) -> list[str]:
         """The settings in words."""

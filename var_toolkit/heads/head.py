@@ -32,6 +32,7 @@ class Setting:
     positions: Tensor | None = None  # (B, N): of a group of tokens, in the pyramid
     sketch: Any = None  # the map that they are of (`core.sketch.Sketch`)
     cache: Any = None  # of the network, of heads that are the whole network
+    latent: Tensor | None = None  # (B, C, h, w), of the scales before; None at the first
     attempt: int = 0  # their first rank, of heads that draw the whole map again for each group
     place: str = ""  # in words
 

@@ -24,6 +24,7 @@ from var_toolkit.core.layers import Layers
 from var_toolkit.core.schedule import Schedule, increasing_sides
 from var_toolkit.formats.state_dicts import Arguments, Tensors, count, shape
 from var_toolkit.heads.flow import Flow
+from var_toolkit.heads.head import Setting
 from var_toolkit.models.family import Family
 from var_toolkit.models.layers.attention import Attend, RotaryAttention, block_causal, within_pyramid
 from var_toolkit.models.layers.by_scale import ByScale
@@ -205,6 +206,10 @@ class FlowAR(ByScale, nn.Module):
         if cache is not None:
             cache.advance(end - begin)
         return self.decoder_norm(x_RLC) + self.diffusion_pos_embed_learned[:, begin:end]
+
+    def field_of(self, hidden_RLC: Tensor, at: Setting) -> Field:
+        """The velocity field of the scale at a place."""
+        return self.field(hidden_RLC, at.scale)
 
     def field(self, hidden_RLC: Tensor, scale: int) -> Field:
         """The velocity field of one scale from its features (R, L, C)."""

@@ -174,6 +174,10 @@ class Field(NamedTuple):
         """The field of the first `count` rows."""
         return self._replace(condition=self.condition.rows(count))
 
+    def start(self, noise: Tensor) -> Tensor:
+        """The state at time 1: the noise."""
+        return noise
+
     def __call__(self, x_RLc: Tensor, time: float) -> Tensor:
         """Noisy tokens -> velocities (R, L, c), in the dtype of the weights."""
         times = torch.full((1, 1), time, dtype=torch.float32, device=x_RLc.device)
