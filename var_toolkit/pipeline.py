@@ -46,7 +46,9 @@ from var_toolkit.methods.by_name import apply_method
 from var_toolkit.methods.collaborative import refiner_role
 from var_toolkit.methods.latent_search import latent_search, read_scorer
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
-from var_toolkit.models.layers.int8_linear import has_blocks, is_quantized, quantize_linears
+from var_toolkit.models.layers.int8_conv import pack_convolutions, quantize_convolutions
+from var_toolkit.models.layers.int8_layer import is_quantized
+from var_toolkit.models.layers.int8_linear import has_blocks, quantize_linears
 from var_toolkit.models.layers.linear import pack_linears
 from var_toolkit.output import PipelineOutput, joined
 from var_toolkit.precision import require_int8
@@ -185,11 +187,13 @@ class Pipeline:
         return self
 
     def quantize(self, precision: str = "int8") -> Pipeline:
-        """Compute the linear layers of the transformer blocks in 8 bits from here on, in place: for inference only.
+        """Compute the transformer blocks and the decoder in 8 bits from here on, in place: for inference only.
 
-        Weights have a scale for each output channel, inputs one for each token. Heads, norms, embeddings and the
-        tokenizer keep their dtype. Saved so, a model is loaded so. ValueError for another precision than
-        "int8", for a device that cannot compute in it, and for a network in which no layer can be quantised.
+        Linear layers of the blocks have weights with a scale for each output channel, and inputs with one for each
+        token; so do convolutions of the tokenizer's decoder, with inputs scaled for each image. Heads, norms,
+        embeddings, the encoder, and the first and the last convolution keep their dtype. Saved so, a model is loaded
+        so. ValueError for another precision than "int8", for a device that cannot compute in it, and for a network in
+        which no layer can be quantised.
         """
         if precision != "int8":
             raise ValueError(f"precision is {precision!r}; networks can be quantised to 'int8' only")
@@ -198,15 +202,17 @@ class Pipeline:
             quantize_linears(network)
         if self.draft_model is not None and has_blocks(self.draft_model.network):
             quantize_linears(self.draft_model.network)
+        quantize_convolutions(parts(self)["tokenizer"])
         return self
 
     def pack(self) -> Pipeline:
-        """On the CPU, pack the weights of the backbone for oneDNN, in place: faster, at the cost of a moment.
+        """On the CPU, pack linear layers, and convolutions in 8 bits, for oneDNN, in place: faster, after a moment.
 
         `to`, saving and copying undo it; training a packed backbone begins with `backbone.train()`.
         """
         for network in self.networks:
             pack_linears(network)
+        pack_convolutions(self.tokenizer)
         return self
 
     @property

@@ -10,13 +10,8 @@ from torch.testing import assert_close
 
 from var_toolkit.loading import skeleton
 from var_toolkit.models.layers import int8_linear
-from var_toolkit.models.layers.int8_linear import (
-    Int8Linear,
-    has_int8_operators,
-    is_quantized,
-    quantize_linears,
-    weights_of,
-)
+from var_toolkit.models.layers.int8_layer import is_quantized, weights_of
+from var_toolkit.models.layers.int8_linear import Int8Linear, has_int8_operators, quantize_linears
 from var_toolkit.models.layers.linear import Linear, pack_linears
 
 ERROR = 0.02  # of the norm of a result: half a step of 254 in each weight and input

@@ -61,7 +61,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=PRECISIONS,
         default="float32",
-        help="precision of the networks (default float32); int8: linear layers in 8 bits; auto: the fastest here",
+        help="precision of the networks (default float32); int8: products in 8 bits; auto: the fastest here",
     )
 
 

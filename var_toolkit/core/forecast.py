@@ -10,7 +10,7 @@ import torch
 from var_toolkit.core.bind import Run
 from var_toolkit.core.plan import Tokens
 from var_toolkit.core.schedule import Schedule
-from var_toolkit.models.layers.int8_linear import weights_of
+from var_toolkit.models.layers.int8_layer import is_quantized, weights_of
 
 WARM_UP = 3
 TRIALS = 5
@@ -26,7 +26,6 @@ def forecast(run: Run, *, images: int, batch: int, dtype: str) -> dict[str, Any]
     wide = getattr(torch, dtype)
     networks: list[Any] = [run.tokenizer, *run.unique_networks]
     held = {id(p): p for network in networks for p in weights_of(network)}.values()
-    product = torch.int8 if any(p.dtype == torch.int8 for p in held) else wide
     weights = sum(p.numel() * (1 if p.dtype == torch.int8 else wide.itemsize) for p in held)
     told = {
         "plan": run.plan.to_json(),
@@ -39,7 +38,10 @@ def forecast(run: Run, *, images: int, batch: int, dtype: str) -> dict[str, Any]
         "cache_megabytes_per_batch": round(counted.cache_values * wide.itemsize * min(batch, images) / 1e6, 1),
     }
     if not any(isinstance(step.places, Tokens) for step in run.plan.steps):
-        seconds = images * (counted.multiply_adds / _speed(product) + decoder / _speed(wide))
+        backbone, last = (
+            _speed(torch.int8 if any(map(is_quantized, some)) else wide) for some in (networks[1:], networks[:1])
+        )
+        seconds = images * (counted.multiply_adds / backbone + decoder / last)
         told["seconds_on_this_cpu_about"] = float(f"{seconds:.2g}")
     return told
 

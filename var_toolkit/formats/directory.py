@@ -25,7 +25,9 @@ from var_toolkit.formats.eight_bits import unpacked
 from var_toolkit.formats.json_files import read_json, write_json
 from var_toolkit.formats.limits import check_parameters, network_config
 from var_toolkit.formats.safetensors_files import read_folder, read_safetensors
-from var_toolkit.models.layers.int8_linear import is_quantized, quantize_linears
+from var_toolkit.models.layers.int8_conv import quantize_convolutions
+from var_toolkit.models.layers.int8_layer import is_quantized
+from var_toolkit.models.layers.int8_linear import quantize_linears
 from var_toolkit.modules import imported
 from var_toolkit.registry import CONFIG, SCALE, WEIGHTS
 
@@ -33,7 +35,7 @@ INDEX = "model_index.json"  # of a model directory, which holds a folder for eac
 PARTS = ("tokenizer", "backbone")  # which every model has
 TEXT_FOLDERS = ("text_encoder", "text_tokenizer")  # of models that take prompts
 FOLDERS = (*PARTS, "refiner", *TEXT_FOLDERS)  # which a model may have
-QUANTIZED = "_quantized"  # in `config.json`, says that the linear layers of blocks are in int8
+QUANTIZED = "_quantized"  # in `config.json`, says that what `Pipeline.quantize` changes is in int8
 OF_DIFFUSERS = ("AutoencoderKL",)
 
 
@@ -88,7 +90,7 @@ def load_network(directory: Path | str, dtype: torch.dtype = torch.float32) -> n
     folder = Path(directory)
     facts = read_json(folder / CONFIG)
     cls = network_class(facts.get("_class_name"), folder)
-    if not is_ours(cls):
+    if not is_ours(cls) and QUANTIZED not in facts:
         diffusers_config.check(cls, facts, folder / CONFIG)
         return pretrained(cls, folder, dtype)
     network = _skeleton(cls, facts, folder)
@@ -110,7 +112,8 @@ def _skeleton(cls: type[nn.Module], facts: Mapping[str, Any], folder: Path) -> n
     if QUANTIZED in facts:
         if facts[QUANTIZED] != "int8":
             raise ValueError(f"{source}: {QUANTIZED} is {strict_fields.shown(facts[QUANTIZED])}; it can be int8 only")
-        quantize_linears(network)
+        quantize = quantize_convolutions if cls.__name__ in registry.networks("tokenizer") else quantize_linears
+        quantize(network)
     return network
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from var_toolkit.files import write_whole
 from var_toolkit.formats.facts import SIGNATURE, Facts
 from var_toolkit.guidance import counted
-from var_toolkit.models.layers.int8_linear import weights_of
+from var_toolkit.models.layers.int8_layer import weights_of
 from var_toolkit.registry import CARD, family_of
 
 if TYPE_CHECKING:

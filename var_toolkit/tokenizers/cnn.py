@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from var_toolkit.models.layers.int8_conv import Int8Conv2d
+
 OTHER_GROUPS = 24  # of a norm whose channels the number of groups does not divide, as in Infinity's tokenizers
 
 
@@ -72,6 +74,8 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.conv, Int8Conv2d):
+            return self.conv.doubled(x)
         if x.device.type == "cpu":
             return doubled_then_convolved(x, self.conv.weight, self.conv.bias)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

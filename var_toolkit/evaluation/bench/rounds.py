@@ -24,7 +24,7 @@ from var_toolkit.evaluation.bench.quality import judge, prompts_of
 from var_toolkit.evaluation.bench.table import Row, Table
 from var_toolkit.files import check_writable
 from var_toolkit.loading import skeleton
-from var_toolkit.models.layers.int8_linear import weights_of
+from var_toolkit.models.layers.int8_layer import weights_of
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.still_life import scene_drawing
 
@@ -80,11 +80,11 @@ def size_of(row: Row) -> Size:
     counted = run.cost()
     words = "; ".join(str(run).splitlines())
     weights = list({id(p): p for network in run.unique_networks for p in weights_of(network)}.values())
-    tokenizer = sum(p.numel() for p in shape.tokenizer.parameters())
-    parameters = sum(p.numel() for p in weights)
-    sizes = (p.numel() * (1 if p.dtype == torch.int8 else row.wide.itemsize) for p in weights)
-    held = sum(sizes) + row.wide.itemsize * tokenizer + row.batch * counted.cache_bytes(row.wide)
-    return Size(words, counted, decoder_multiply_adds(run.tokenizer, run.schedule), parameters, tokenizer, held)
+    tokenizer = list(weights_of(shape.tokenizer))
+    parameters, others = (sum(p.numel() for p in some) for some in (weights, tokenizer))
+    sizes = (p.numel() * (1 if p.dtype == torch.int8 else row.wide.itemsize) for p in [*weights, *tokenizer])
+    held = sum(sizes) + row.batch * counted.cache_bytes(row.wide)
+    return Size(words, counted, decoder_multiply_adds(run.tokenizer, run.schedule), parameters, others, held)
 
 
 def _require_subjects(row: Row, shape: Pipeline) -> None:

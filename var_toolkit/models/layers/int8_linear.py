@@ -6,7 +6,7 @@ On x86 processors oneDNN multiplies, through the operators of torch.compile; els
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -14,31 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from var_toolkit.registry import SCALE
+from var_toolkit.models.layers.int8_layer import LARGEST, SMALLEST_SCALE, Int8Layer, is_quantized, on_x86
 
-LARGEST = 127
 ZERO_POINT = 128  # of inputs for oneDNN, which multiplies unsigned ones
-SMALLEST_SCALE = 1e-12  # of a row of zeros
 MULTIPLE = 8  # of both sizes of a weight that CUDA multiplies in int8
 FEWEST_ROWS = 24  # of inputs that CUDA multiplies: more than 16, and a multiple of 8
 
 
-class Int8Linear(nn.Module):
-    """What `quantize_linears` makes of a linear layer, for inference only. The result has the input's dtype."""
-
-    weight: Tensor  # int8, (outputs, inputs); in oneDNN's layout once it is packed
-    scale: Tensor  # float32, (outputs): the value of one step of the weight
-    bias: nn.Parameter | None
-
-    def __init__(self, wide: nn.Linear) -> None:
-        super().__init__()
-        weight = wide.weight.detach()
-        values = (weight.to_dense() if weight.is_mkldnn else weight).float()
-        scale = values.abs().amax(dim=1).clamp(min=SMALLEST_SCALE) / LARGEST
-        self.register_buffer("weight", (values / scale[:, None]).round().to(torch.int8))
-        self.register_buffer("scale", scale)
-        self.bias = wide.bias
-        super().train(False)
+class Int8Linear(Int8Layer):
+    """What `quantize_linears` makes of a linear layer. The result has the input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.with_bias(x, self.bias)
@@ -74,41 +58,13 @@ class Int8Linear(nn.Module):
             whole = F.pad(whole, (0, 0, 0, FEWEST_ROWS - len(rows)))
         return torch._int_mm(whole.to(torch.int8), self.weight.t())[: len(rows)] * self.scale
 
+    def dense_weight(self) -> Tensor:
+        return self.weight.to_dense().t().contiguous() if self.weight.is_mkldnn else self.weight
+
     def pack(self) -> None:
         """Reorder the weight to oneDNN's layout in place, where supported."""
         if not self.weight.is_mkldnn and self.weight.device.type == "cpu" and has_int8_operators():
             self.weight = torch.ops.onednn.qlinear_prepack(self.weight, None)
-
-    def unpack(self) -> None:
-        """Undo `pack`."""
-        self.weight = _unpacked(self.weight)
-
-    def train(self, mode: bool = True) -> Int8Linear:
-        if mode:
-            raise ValueError("a network in int8 cannot be trained; load a model that was not saved in int8")
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
-        self.unpack()
-        scale = self.scale
-        super()._apply(fn, recurse)
-        moved = self.scale  # whose dtype may have changed with that of the wide weights
-        self.scale = moved.float() if scale.is_meta else scale.to(moved.device)
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_buffers": {**self._buffers, "weight": _unpacked(self.weight)}}
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """As `formats.eight_bits` stores weights."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight"] = _unpacked(destination[prefix + "weight"])
-        destination[prefix + "weight" + SCALE] = destination.pop(prefix + "scale")
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        if prefix + "weight" + SCALE in state_dict:
-            state_dict[prefix + "scale"] = state_dict.pop(prefix + "weight" + SCALE)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def quantize_linears(network: nn.Module) -> None:
@@ -132,27 +88,12 @@ def has_blocks(network: nn.Module) -> bool:
     return any(True for _ in _blocks(network))
 
 
-def is_quantized(network: nn.Module) -> bool:
-    """Whether a network has layers in 8 bits."""
-    return any(isinstance(module, Int8Linear) for module in network.modules())
-
-
-def weights_of(network: nn.Module) -> Iterator[Tensor]:
-    """The parameters of a network, and its weights in 8 bits."""
-    yield from network.parameters()
-    yield from (module.weight for module in network.modules() if isinstance(module, Int8Linear))
-
-
 def _blocks(network: Any) -> Iterator[nn.Module]:
     """The transformer blocks: of a backbone, of its masked or control branch, of a draft head."""
     for name in ("blocks", "masked_path", "car_blocks"):
         yield from getattr(network, name, ())
     if hasattr(network, "block"):
         yield network.block
-
-
-def _unpacked(weight: Tensor) -> Tensor:
-    return weight.to_dense().t().contiguous() if weight.is_mkldnn else weight
 
 
 def _qlinear(moved: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
@@ -166,10 +107,8 @@ def _qlinear(moved: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 @cache
 def has_int8_operators() -> bool:
     """Whether torch has these private operators and they compute what they should, as `linear` asks for its own."""
-    if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
-        return False
     try:
-        return _operators_agree()
+        return on_x86() and _operators_agree()
     except (AttributeError, RuntimeError, TypeError):
         return False
 
@@ -181,4 +120,4 @@ def _operators_agree() -> bool:
     packed = torch.ops.onednn.qlinear_prepack(weight.to(torch.int8), None)
     wanted = (whole @ weight.t()) * scale
     found = _qlinear((whole + ZERO_POINT).to(torch.uint8), packed, scale)
-    return torch.allclose(found, wanted) and torch.equal(_unpacked(packed), weight.to(torch.int8))
+    return torch.allclose(found, wanted) and torch.equal(packed.to_dense().t(), weight.to(torch.int8))
