@@ -6,6 +6,7 @@ FakeTensorMode computes shapes and devices alone, so a tensor left on the host i
 
 from collections import Counter
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,7 @@ from var_toolkit.conditions.condition import of_labels
 from var_toolkit.conditions.images import WithImage
 from var_toolkit.conditions.text import PromptEmbeds, Prompts
 from var_toolkit.core.bind import bind
+from var_toolkit.core.compiled import Compiler
 from var_toolkit.core.engine import decode
 from var_toolkit.core.finite import FiniteCheck
 from var_toolkit.core.noise import Noise
@@ -39,7 +41,6 @@ from var_toolkit.methods.fewer_tokens import fastvar, scalekv
 from var_toolkit.methods.latent_search import latent_search
 from var_toolkit.methods.speculative import drafts, verify
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
-from var_toolkit.models import llamagen as raster_gpt
 from var_toolkit.models import star as star_models
 from var_toolkit.models.acdit import ACDiT
 from var_toolkit.models.car import CAR, CARConfig
@@ -54,7 +55,7 @@ from var_toolkit.models.himar import HiMAR, Masked
 from var_toolkit.models.hmar import HMAR, HMARConfig
 from var_toolkit.models.infinity import Infinity, InfinityConfig
 from var_toolkit.models.latent_scorer import LatentScorer, LatentScorerConfig
-from var_toolkit.models.layers import linear
+from var_toolkit.models.layers import linear, raster_positions
 from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.models.llamagen_t2i import TextRasterGPT, TextRasterGPTConfig
 from var_toolkit.models.mar import MAR
@@ -127,7 +128,7 @@ def fake_cuda(monkeypatch):
 def clear_tables():
     """What is made once a device must not outlive the mode, nor come from before it."""
     for table in (
-        raster_gpt.rotation_with_class,
+        raster_positions.known_rotation,
         star_models._rotation,
         pyramid_attention._cached_mask,
         drafts.topology,
@@ -374,6 +375,35 @@ def test_decoding_never_waits_for_the_device(name, edited, monkeypatch):
         assert watch.copies.total() <= (name == "code")  # the mask of the refiner's prefill, once a process
         assert {tensor.device for tensor in (*decoded.tokens, decoded.latent)} == {CUDA}
         assert plan.tokenizer.decode(decoded.latent).device == CUDA
+
+
+def cached(graph) -> list[bool]:
+    """Of the keys and values that a graph writes to: whether it was told that they stay where they are."""
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder" and "l_cache_" in node.name]
+    return ["_dynamo_static_input_type" in node.meta["tensor_dict"] for node in inputs if "slot" not in node.name]
+
+
+@pytest.mark.parametrize("name", ["var", "gpt"])
+def test_compiled_passes_never_wait_for_the_device(name, monkeypatch):
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    with fake_cuda(monkeypatch):
+        run = replace(PLANS[name](), compiler=Compiler(backend))
+        asked, noise = torch.tensor([1, 2], device=CUDA), Noise([0, 1], CUDA)
+        decode(run, asked, noise)  # makes the graphs
+        with Watch() as watch:
+            decoded = decode(run, asked, noise)
+        assert not watch.waits
+        assert not watch.copies
+        assert decoded.latent.device == CUDA
+    assert [cached(graph) for graph in graphs] == [[True] * 4] * len(graphs)  # of two layers
+    assert len(graphs) == (3 if name == "var" else 2)
+    torch.compiler.reset()
 
 
 class Calls(Watch):

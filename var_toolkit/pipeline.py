@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -20,6 +20,7 @@ from var_toolkit.best_of import best_of
 from var_toolkit.conditions.class_names import ClassNames, class_names, kept
 from var_toolkit.conditions.text import PromptCache, PromptEmbeds, TextEncoder, TextInput, listed_texts, text_of
 from var_toolkit.core.bind import Run, bind
+from var_toolkit.core.compiled import Compiler, require_compilable, require_cpp
 from var_toolkit.core.finite import require_finite, require_fit
 from var_toolkit.core.plan import BACKBONE, DRAFT, Plan
 from var_toolkit.core.preserved import (
@@ -49,7 +50,7 @@ from var_toolkit.methods.speculative.settings import DraftModel, speculative
 from var_toolkit.models.layers.int8_conv import pack_convolutions, quantize_convolutions
 from var_toolkit.models.layers.int8_layer import is_quantized
 from var_toolkit.models.layers.int8_linear import has_blocks, quantize_linears
-from var_toolkit.models.layers.linear import pack_linears
+from var_toolkit.models.layers.linear import pack_linears, unpack_linears
 from var_toolkit.output import PipelineOutput, joined
 from var_toolkit.precision import require_int8
 from var_toolkit.registry import Sampling
@@ -102,6 +103,7 @@ class Pipeline:
         self.refiner, self.draft_scales = refiner, draft_scales
         self.draft_model = draft_model
         self._scorers: dict[str, torch.nn.Module] = {}
+        self.compiler: Compiler | None = None
         self.facts = facts or Facts()
 
     def __repr__(self) -> str:
@@ -114,10 +116,7 @@ class Pipeline:
 
     @property
     def backbone(self) -> Any:
-        """The transformer; with a refiner, the one that draws the first scales.
-
-        To compile it, call `block.compile()` for each of its `blocks`, which is what decoding runs.
-        """
+        """The transformer; with a refiner, the one that draws the first scales."""
         return self._backbone
 
     @backbone.setter
@@ -126,8 +125,7 @@ class Pipeline:
         self._backbone = getattr(network, "_orig_mod", network)
         if self._backbone is not network:
             warnings.warn(
-                "torch.compile of a backbone has no effect on decoding, so it was undone; "
-                "compile its layers: for block in pipe.backbone.blocks: block.compile()",
+                "torch.compile of a backbone has no effect on decoding, so it was undone; call pipe.compile()",
                 stacklevel=2,
             )
 
@@ -208,12 +206,42 @@ class Pipeline:
     def pack(self) -> Pipeline:
         """On the CPU, pack linear layers, and convolutions in 8 bits, for oneDNN, in place: faster, after a moment.
 
-        `to`, saving and copying undo it; training a packed backbone begins with `backbone.train()`.
+        `to`, saving and copying undo it; training a packed backbone begins with `backbone.train()`. Nothing changes
+        after `compile`, since the compiler has layouts of its own.
         """
+        if self.compiler is not None:
+            return self
         for network in self.networks:
             pack_linears(network)
         pack_convolutions(self.tokenizer)
         return self
+
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> Pipeline:
+        """Compile the passes of the transformer and the decoder of the tokenizer by torch.compile, in place.
+
+        Each scale gets a graph for each number of rows when it is drawn for the first time, which takes seconds; single
+        tokens share one. `backend` is torch's. Speculation, masked passes, passes that prune tokens or evict keys, and
+        on the CPU a decoder in 8 bits run as they are. ValueError for a network that draws groups of tokens, whose
+        steps differ too much, and on the CPU without a C++ compiler.
+        """
+        for network in self.backbones:
+            require_compilable(network)
+        if backend == "inductor":
+            require_cpp(self.device)
+        for network in self.networks:
+            unpack_linears(network)
+        pack_convolutions(self.tokenizer)
+        self.compiler = Compiler(backend)
+        return self
+
+    def decode(self, latent_BChw: Tensor) -> Tensor:
+        """The tokenizer's images of latents, in [-1, 1], float32 (B, 3, h, w)."""
+        decode = self.tokenizer.decode
+        # Convolutions in 8 bits quantise by numbers that the host reads on the CPU.
+        if self.compiler is None or (self.device.type == "cpu" and is_quantized(self.tokenizer)):
+            images: Tensor = decode(latent_BChw)
+            return images
+        return self.compiler(decode)(latent_BChw).clone()  # the next call of a CUDA graph writes to the same memory
 
     @property
     def networks(self) -> list[torch.nn.Module]:
@@ -256,7 +284,7 @@ class Pipeline:
     def bind(self, plan: Plan) -> Run:
         """The plan with the networks of this model: `run.cost()`, `print(run)`. ValueError if it does not fit."""
         scorers = {name: self._scorer(name) for name in plan.scorers}
-        return bind(plan, self.roles | scorers, self.tokenizer)
+        return bind(plan, self.roles | scorers, self.tokenizer, self.compiler)
 
     def _scorer(self, name: str) -> torch.nn.Module:
         """The network that scores candidates, read once. ValueError if there is none of that name."""

@@ -113,6 +113,9 @@ def test_a_dry_run_tells_the_plan_and_draws_nothing(model, tmp_path, capsys):
     assert facts["forward_passes_per_batch"] == 4
     assert facts["cache_megabytes_per_batch"] == pytest.approx(4 * 2 * 2 * 30 * 4 * 256 * 4 / 1e6, abs=0.1)
     assert list(tmp_path.iterdir()) == []
+    assert "compiled" not in facts
+    assert sample(model, "--class", "3", "--compile", "--dry-run", "--json") == 0
+    assert "each scale" in json.loads(capsys.readouterr().out)["compiled"]
 
 
 def test_a_dry_run_of_a_published_model_needs_no_download(capsys):

@@ -57,6 +57,7 @@ def test_a_table_that_does_not_fit_is_refused_in_one_line(values, words):
 UNFIT = [
     ({"model": "stilllife-war"}, "did you mean 'stilllife-var'"),
     ({"plan": {"top_p": 2}}, "top_p is 2"),
+    ({"model": "mar-base", "compile": True}, "MAR draws groups of tokens"),
     ({"plan": {"subnet": 13, "full_scales": 2}}, "subnet is 13; it must be from 2 to 12"),
     ({"model": {"drafter": "var-d30", "refiner": "var-d16", "draft_scales": 10}}, "draft_scales is 10"),
     ({"model": "var-d16", "quality": 10}, "still lifes of 64 px"),
@@ -67,6 +68,12 @@ UNFIT = [
 def test_a_row_that_cannot_be_is_refused_before_any_work(changes, words):
     with pytest.raises(ValueError, match=words):
         size_of(Row(**a_row(**changes)))
+
+
+@pytest.mark.parametrize(("units", "wide"), [("bfloat16", "torch.bfloat16"), ("none", "torch.float32")])
+def test_a_row_may_take_the_fastest_precision_of_its_device(units, wide, monkeypatch):
+    monkeypatch.setattr("var_toolkit.precision.has_units", lambda kind: kind == units)
+    assert str(Row(**a_row(dtype="auto", device="cpu")).precision.wide) == wide
 
 
 NOT_YAML = [

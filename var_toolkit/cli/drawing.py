@@ -51,6 +51,11 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
     add_model_option(parser, default=None)
     add_sampling_options(parser)
     add_machine_options(parser)
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile the networks, for many batches of one size on a GPU",
+    )
     parser.add_argument("--batch-size", type=at_least(1), default=8, help="images at a time (default 8)")
     parser.add_argument("--out", type=Path, default=Path("."), help="a folder, or a .png, .jpg or .webp file")
     parser.add_argument("--grid", action="store_true", help="one file with all images, one row per class or prompt")
@@ -102,6 +107,7 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     """Check, draw batch by batch, write each batch once it is done, report."""
     _check_names(args)
     settle_subject(args)
+    from var_toolkit.core.compiled import require_cpp
     from var_toolkit.devices import find_device, tell_slow_dtype
     from var_toolkit.loading import load, skeleton
     from var_toolkit.precision import precision_of
@@ -112,6 +118,9 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     shape = skeleton(model_of(args), tokenizer=args.tokenizer)
     if precision.quantized:
         shape.quantize()
+    if args.compile:
+        require_cpp(device)
+        shape.compile()  # which refuses what cannot be compiled, and compiles nothing yet
     subjects = subjects_of(args, shape)
     place_encoder(args, shape)
     _check_count(args, len(subjects))
@@ -128,7 +137,8 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     tell_slow_dtype(device, precision.wide)
 
     began = time.perf_counter()
-    pipe = load(model_of(args), tokenizer=args.tokenizer, device=args.device, dtype=args.dtype).pack()
+    pipe = load(model_of(args), tokenizer=args.tokenizer, device=args.device, dtype=args.dtype)
+    pipe = pipe.compile() if args.compile else pipe.pack()
     place_encoder(args, pipe)
     loading = time.perf_counter() - began
     drawn = _draw(pipe, args, task, subjects)
@@ -347,6 +357,8 @@ def _show_plan(args: argparse.Namespace, shape: Pipeline, plan: Plan, subjects: 
     images, run, wide = len(subjects) * args.n, shape.bind(plan), precision.wide
     told = forecast(run, images=images, batch=args.batch_size, dtype=str(wide).removeprefix("torch."))
     told["precision"] = _chosen(shape, precision)
+    if args.compile:
+        told["compiled"] = "a graph for each scale and number of rows, made when the first batch is drawn"
     facts = {"model": str(model_of(args)), **subjects.facts(), "images": images, **counted(run), **told}
     if (slow := slow_dtype(find_device(args.device), wide)) is not None:
         facts["note"] = slow

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from var_toolkit.conditions.images import image_of
 from var_toolkit.conditions.text import reads
+from var_toolkit.core.compiled import Compiler, Pass
 from var_toolkit.core.layers import Layers
 from var_toolkit.core.plan import BACKBONE, Group, Places, Plan, Pruned, Scale, Step, Together, Tokens, plan_of
 from var_toolkit.core.schedule import Schedule
@@ -139,6 +140,11 @@ class Run:
     tokenizer: Any
     networks: Mapping[str, Any]  # by role, those that the plan names
     steps: tuple[Bound, ...]
+    compiler: Compiler | None = None  # None: passes run as they are
+
+    def compiled(self, method: Pass) -> Pass:
+        """A method of a network, compiled if the run is."""
+        return method if self.compiler is None else self.compiler(method)
 
     @property
     def schedule(self) -> Schedule:
@@ -202,7 +208,7 @@ class Run:
         return "\n".join(lines)
 
 
-def bind(plan: Plan, networks: Mapping[str, Any], tokenizer: Any) -> Run:
+def bind(plan: Plan, networks: Mapping[str, Any], tokenizer: Any, compiler: Compiler | None = None) -> Run:
     """The run of a plan with networks by role. ValueError of one line for whatever does not fit."""
     for role in plan.roles:
         if role not in networks:
@@ -228,7 +234,7 @@ def bind(plan: Plan, networks: Mapping[str, Any], tokenizer: Any) -> Run:
     if counts and not any(2 <= count <= depth for count, depth in counts):
         count, depth = max(counts, key=lambda one: one[1])
         raise ValueError(f"subnet is {count}; it must be from 2 to {depth}, the layers of the backbone")
-    run = Run(plan, tokenizer, used, tuple(_bound(plan, used)))
+    run = Run(plan, tokenizer, used, tuple(_bound(plan, used)), compiler)
     _ = run.parts  # raises ValueError for a verification that does not fit
     return run
 

@@ -117,9 +117,14 @@ class KVCache:
         self.length = length
 
     @property
+    def memory(self) -> tuple[Tensor, ...]:
+        """What holds the keys and values."""
+        return (*self._keys, *self._values)
+
+    @property
     def nbytes(self) -> int:
         """Allocated memory of all keys and values, in bytes."""
-        return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
+        return sum(t.numel() * t.element_size() for t in self.memory)
 
 
 class SparseCache(KVCache):
@@ -202,6 +207,39 @@ def _centres(side: int, device: torch.device) -> Tensor:
     """The middles of four equal parts of a side; fewer where it is shorter."""
     parts = min(side, OBSERVED_SIDE)
     return (2 * torch.arange(parts, device=device) + 1) * side // (2 * parts)
+
+
+class SlotCache(KVCache):
+    """A cache to which single tokens are appended at a position that is a tensor, so that one graph serves them all.
+
+    It shares the memory of another, of which it reads every slot: `seen` says which slots the next token attends to.
+    """
+
+    even = False  # so that its positions are asked for
+
+    def __init__(self, filled: KVCache) -> None:
+        self._keys, self._values, self._rows = filled._keys, filled._values, filled._rows
+        self.prefix, self.first, self.additions = filled.prefix, filled.first, filled.additions
+        for tensor in self.memory:
+            tensor[:, :, filled.length :] = 0  # slots that are not seen are read, and 0 * NaN is NaN
+        self.slot = torch.full((1,), filled.length, device=filled._like.device)
+
+    def seen(self) -> Tensor:
+        """Bool (1, 1, capacity)."""
+        return torch.arange(self._keys[0].shape[2], device=self.slot.device) <= self.slot[None, None]
+
+    def append(self, layer: int, k_RHLD: Tensor, v_RHLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the keys and values of one token; return those of every slot."""
+        for stored, new_RHLD in ((self._keys[layer], k_RHLD), (self._values[layer], v_RHLD)):
+            stored.index_copy_(2, self.slot, new_RHLD.to(stored.dtype))
+        return self._keys[layer], self._values[layer]
+
+    def advance(self, tokens: int) -> None:
+        """Count nothing, which a graph could not; `next` does."""
+
+    def next(self) -> None:
+        """Go to the next slot, after a graph."""
+        self.slot += 1
 
 
 class RaggedCache(KVCache):

@@ -19,6 +19,7 @@ from var_toolkit.core.bind import Bound, Run, Sparse
 from var_toolkit.core.cache import SparseCache
 from var_toolkit.core.candidates import best_candidate
 from var_toolkit.core.canvas import Canvas
+from var_toolkit.core.compiled import by_token
 from var_toolkit.core.finite import FiniteCheck
 from var_toolkit.core.masked import redrawn
 from var_toolkit.core.noise import Noise, RunNoise, Stream
@@ -212,7 +213,8 @@ def _draw_scale(drawing: Drawing, one: Bound) -> None:
     if one.step.mixed_after is not None and one.step.is_guided:
         more["mixed"] = (one.step.mixed_after, one.step.guidance)
     more |= {} if one.sparse is None else {"pruned": _pruned_pass(drawing, one, one.sparse)}
-    hidden = one.network.hidden(
+    read = one.network.hidden if one.sparse is not None else drawing.run.compiled(one.network.hidden)
+    hidden = read(
         drawing.condition, inputs, scales=one.scales, schedule=schedule, cache=drawing.cache, layers=one.layers, **more
     )
     at = drawing.setting(one)
@@ -244,7 +246,7 @@ def _draw_together(drawing: Drawing, one: Bound) -> None:
     drawing.condition, drawing.rows = network.condition(drawing.request.rows(network, 1)), 1
     new = one.step.places.covered(run.schedule)
     noise = drawing.noise.normal(Stream.FLOW, new.start, len(new), network.config.latent_channels)
-    hidden = network.together(
+    hidden = run.compiled(network.together)(
         drawing.condition, torch.cat((*canvas.codes, *drawing.begun_codes, noise), dim=1), new.start
     )
     drawn = one.step.head.draw(hidden[:, new.start :], drawing.setting(one, new))
@@ -277,16 +279,14 @@ def _draw_tokens(drawing: Drawing, one: Bound) -> None:
     drawing.enter(one)
     at, head, cache = drawing.setting(one), cast(Categorical, one.step.head), drawing.cache
     new = one.step.places.covered(drawing.run.schedule)
-    picked = head.picker(at, new.start, len(new))
+    picked, read = head.picker(at, new.start, len(new)), by_token(drawing.run.compiler, one.network, cache)
     before = drawing.begun
     if before is None:
         device = next(one.network.parameters()).device
         before = torch.empty(len(drawing.request), 0, dtype=torch.int64, device=device)
     unread, found = before[:, cache.tokens :], []
     for position in new:
-        hidden = one.network.next_hidden(
-            drawing.condition.tokens if cache.length == 0 else None, unread.repeat(one.rows, 1), cache=cache
-        )
+        hidden = read(drawing.condition.tokens if cache.length == 0 else None, unread.repeat(one.rows, 1))
         logits = one.network.logits(drawing.condition, hidden[:, -1:])
         unread = picked(head.choices(logits, at, f"the logits of token {position}"), position - new.start)
         if drawing.preserved is not None:

@@ -90,11 +90,11 @@ class NormedMemoryAttention(nn.Module):
 
     def forward(self, x_RLC: Tensor, memory_R2HTD: Tensor, mask_RT: Tensor) -> Tensor:
         """Attend to the text tokens for which the mask, bool, is true."""
-        q = rearrange(self.mat_q.with_bias(x_RLC, self.q_bias), "r l (h d) -> r h l d", h=self.heads)
+        q = self.mat_q.with_bias(x_RLC, self.q_bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         q = F.normalize(q.float(), dim=-1) * self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()
         k, v = memory_R2HTD.to(x_RLC.dtype).unbind(1)
         found = F.scaled_dot_product_attention(q.to(v.dtype), k, v, mask_RT[:, None, None], scale=1.0)
-        return self.proj(rearrange(found, "r h l d -> r l (h d)"))
+        return self.proj(found.transpose(1, 2).flatten(2))
 
 
 class STARBlock(nn.Module):

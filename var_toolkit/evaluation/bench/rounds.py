@@ -71,19 +71,22 @@ def size_of(row: Row) -> Size:
     """Check a row and count its work, from configurations alone; ValueError in one line if it cannot be measured."""
     try:
         shape = skeleton(row.source)
-        if row.dtype == "int8":
+        precision = row.precision
+        if precision.quantized:
             shape.quantize()
+        if row.compile:
+            shape.compile()
         run = shape.bind(shape.plan(**row.plan))
         _require_subjects(row, shape)
     except (TypeError, ValueError) as error:  # a setting of the wrong type is compared with a number
         raise ValueError(f"row {row.name!r}: {error}") from None
-    counted = run.cost()
+    counted, wide = run.cost(), precision.wide
     words = "; ".join(str(run).splitlines())
     weights = list({id(p): p for network in run.unique_networks for p in weights_of(network)}.values())
     tokenizer = list(weights_of(shape.tokenizer))
     parameters, others = (sum(p.numel() for p in some) for some in (weights, tokenizer))
-    sizes = (p.numel() * (1 if p.dtype == torch.int8 else row.wide.itemsize) for p in [*weights, *tokenizer])
-    held = sum(sizes) + row.batch * counted.cache_bytes(row.wide)
+    sizes = (p.numel() * (1 if p.dtype == torch.int8 else wide.itemsize) for p in [*weights, *tokenizer])
+    held = sum(sizes) + row.batch * counted.cache_bytes(wide)
     return Size(words, counted, decoder_multiply_adds(run.tokenizer, run.schedule), parameters, others, held)
 
 

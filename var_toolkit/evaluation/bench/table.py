@@ -14,7 +14,9 @@ from typing import Any, Literal, get_type_hints
 import torch
 
 from var_toolkit.config_files import find_config, read_yaml
+from var_toolkit.devices import find_device
 from var_toolkit.loading import Drafting, Pair
+from var_toolkit.precision import Precision, precision_of
 from var_toolkit.setting_table import SETTINGS, Settings
 from var_toolkit.strict_fields import build, convert, refuse_unknown_keys
 
@@ -27,8 +29,9 @@ class Row:
     model: Any  # a name, a directory or a hub id; or a mapping: drafter, refiner, draft_scales; or model, draft_model
     weights: Literal["own", "random"] = "own"  # random: for speed and memory; nothing is downloaded
     plan: Any = field(default_factory=dict)  # keywords of `Pipeline.plan`
-    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "int8", "auto"] = "float32"
     device: str = "auto"
+    compile: bool = False  # networks compiled by torch.compile (`Pipeline.compile`)
     batch: int = 8
     quality: int = 0  # how many images are judged, of classes 0, 1, ... or prompts of scenes; 0 is off
     prompts: tuple[str, ...] = ()  # of a model of text, in turns; none: those that judge models of scenes
@@ -65,12 +68,13 @@ class Row:
         return build(two, self.model, where="model")
 
     @property
-    def wide(self) -> torch.dtype:
-        """The dtype of what is not in 8 bits."""
-        cuda = self.device.startswith("cuda") or (self.device == "auto" and torch.cuda.is_available())
-        name = self.dtype if self.dtype != "int8" else "bfloat16" if cuda else "float32"
-        found: torch.dtype = getattr(torch, name)
-        return found
+    def precision(self) -> Precision:
+        """What the dtype means on the device. That this machine lacks one is reported when the row is measured."""
+        try:
+            device = find_device(self.device)
+        except ValueError:
+            device = torch.device("cuda" if self.device.startswith("cuda") and self.dtype != "auto" else "cpu")
+        return precision_of(self.dtype, device)
 
     @property
     def images_key(self) -> str:

@@ -42,11 +42,12 @@ class Worker:
         torch.set_num_threads(threads)
         before = peak(torch.device("cpu"))
         self.row = row
-        self.pipe = _pipeline(row).pack()
+        self.pipe = _pipeline(row)
+        self.pipe = self.pipe.compile() if row.compile else self.pipe.pack()
         self.plan = self.pipe.plan(**row.plan)
         self.prompts = _prompts(self.pipe, row)  # each is read once, before any measurement
-        # The first run warms up. On the CPU one image is enough: nothing is tuned to the batch size there.
-        size = 1 if self.pipe.device.type == "cpu" else row.batch
+        # The first run warms up. On the CPU one image is enough, unless graphs are made for a batch size.
+        size = 1 if self.pipe.device.type == "cpu" and not row.compile else row.batch
         _draw(self.pipe, self.plan, self._subjects(0, size), range(size))
         self.process_bytes = before
 
@@ -54,7 +55,8 @@ class Worker:
         """The device of the row, and the memory of its process before the networks were loaded."""
         device = self.pipe.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-        return {"device": str(device), "gpu": name, "process_memory_bytes": self.process_bytes}
+        facts = {"device": str(device), "gpu": name, "precision": self.pipe.precision}
+        return {**facts, "process_memory_bytes": self.process_bytes}
 
     def turn(self, number: int, seconds: float) -> dict[str, Any]:
         """Draw batches for at least `seconds`: seconds per image of each batch, memory, and the engine's counts."""
@@ -136,7 +138,7 @@ def _draw(pipe: Pipeline, plan: Plan, subjects: dict[str, Any], seeds: range) ->
     began = clock(pipe.device)
     (run,) = pipe.stream(**subjects, seeds=seeds, plan=plan, batch_size=len(seeds), output_type="latent")
     drawn, peak_bytes = clock(pipe.device), peak(pipe.device)
-    pipe.tokenizer.decode(run.latents.to(pipe.device))
+    pipe.decode(run.latents.to(pipe.device))
     return Drawn(drawn - began, clock(pipe.device) - drawn, run, peak_bytes)
 
 

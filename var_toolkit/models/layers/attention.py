@@ -25,6 +25,7 @@ from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.rotary import Rotation
 
 MAX_LOG_SCALE = log(100)
+HEADS_FIRST = (2, 0, 3, 1, 4)  # (R, L, n, H, D) -> n of (R, H, L, D); the compiler traces einops slowly
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # queries, keys, values (R, H, L, D), score scale
 
 
@@ -135,11 +136,11 @@ class SelfAttention(nn.Module):
         """Attend to the new tokens and, if there is a cache, to all cached ones."""
         bias, factor, weight = constants or cast(Constants, constants_of([self])[0])
         qkv = self.mat_qkv.with_bias(x_RLC, bias).unflatten(-1, (3, self.heads, -1))
-        q, k, v = rearrange(qkv, "r l three h d -> three r h l d")
+        q, k, v = qkv.permute(HEADS_FIRST)
         scale = 0.25 / sqrt(q.shape[-1])
         if factor is not None:
             # Normalise in float32, since half precision loses the unit length; cast to v's dtype before caching.
-            q, k = rearrange(_normed(qkv, weight), "r l two h d -> two r h l d")
+            q, k = _normed(qkv, weight).permute(HEADS_FIRST)
             q, scale = q * factor, 1.0
         if rotation is not None:
             q, k = rotation(q), rotation(k)
@@ -152,7 +153,7 @@ class SelfAttention(nn.Module):
                 # Scored, as published, by queries without bias, norm or rotation.
                 plain_ROHD = qkv[:, observed, 0] - self.q_bias.view(self.heads, -1)
                 cache.evict(layer, plain_ROHD.transpose(1, 2), observed, qkv.shape[1])
-        return self.proj(rearrange(attend(q, k, v, scale), "r h l d -> r l (h d)"))
+        return self.proj(attend(q, k, v, scale).transpose(1, 2).flatten(2))
 
 
 def constants_of(layers: Sequence[SelfAttention]) -> list[Constants] | list[None]:
@@ -199,12 +200,12 @@ class RotaryAttention(nn.Module):
         self, x_RLC: Tensor, rotation: Rotation, attend: Attend, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
         """Attend to the new tokens and, if there is a cache, to all cached ones."""
-        q, k, v = rearrange(self.qkv(x_RLC), "r l (three h d) -> three r h l d", three=3, h=self.heads)
+        q, k, v = self.qkv(x_RLC).unflatten(-1, (3, self.heads, -1)).permute(HEADS_FIRST)
         q, k = rotation(q), rotation(k)
         if cache is not None:
             k, v = cache.append(layer, k, v)
             q = q.to(k.dtype)  # the cache keeps the dtype of the weights, also under autocast
-        out = rearrange(attend(q, k, v, q.shape[-1] ** -0.5), "r h l d -> r l (h d)")
+        out = attend(q, k, v, q.shape[-1] ** -0.5).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(out))
 
 
@@ -224,8 +225,8 @@ class RotaryCrossAttention(nn.Module):
         return rotation(k), v
 
     def forward(self, x_RLC: Tensor, memory: tuple[Tensor, Tensor], rotation: Rotation, attend: Attend) -> Tensor:
-        q = rotation(rearrange(self.q(x_RLC), "r l (h d) -> r h l d", h=self.heads))
-        return self.proj(rearrange(attend(q, *memory, q.shape[-1] ** -0.5), "r h l d -> r l (h d)"))
+        q = rotation(self.q(x_RLC).unflatten(-1, (self.heads, -1)).transpose(1, 2))
+        return self.proj(attend(q, *memory, q.shape[-1] ** -0.5).transpose(1, 2).flatten(2))
 
 
 class MemoryAttention(nn.Module):
@@ -247,7 +248,7 @@ class MemoryAttention(nn.Module):
 
     def forward(self, x_RLC: Tensor, memory_R2HTD: Tensor, mask_RT: Tensor) -> Tensor:
         """Attend to the tokens of the memory for which the mask, bool, is true."""
-        q = rearrange(self.mat_q(x_RLC), "r l (h d) -> r h l d", h=self.heads)
+        q = self.mat_q(x_RLC).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = memory_R2HTD.to(q.dtype).unbind(1)
         found = F.scaled_dot_product_attention(q, k, v, mask_RT[:, None, None])
-        return self.proj(rearrange(found, "r h l d -> r l (h d)"))
+        return self.proj(found.transpose(1, 2).flatten(2))

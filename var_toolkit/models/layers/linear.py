@@ -99,6 +99,13 @@ def pack_linears(network: nn.Module) -> None:
             module.pack()
 
 
+def unpack_linears(network: nn.Module) -> None:
+    """Undo `pack_linears`."""
+    for module in network.modules():
+        if isinstance(module, (Linear, Int8Linear)):
+            module.unpack()
+
+
 @torch.compiler.assume_constant_result
 @cache
 def _has_onednn() -> bool:

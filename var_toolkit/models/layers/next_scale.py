@@ -292,15 +292,20 @@ def through_layers(
     Of the `layers`, skipped layers compute only the first scales; this needs no other mask, because coarse tokens never
     attend to finer ones. With `open_prefill` they do, among the tokens computed here.
     """
-    new, begin = x_RLC.shape[1], schedule.offsets[scales.start]
+    new = x_RLC.shape[1]
+
+    def attention(computed: range) -> Attend:
+        return to_all if open_prefill else block_causal(schedule, computed, x_RLC.device)
+
+    attend = attention(scales)
     for layer in range(depth):
         deep = new if layers is None else layers.depth_tokens(layer, schedule, scales)
-        computed = range(scales.start, schedule.offsets.index(begin + deep))
-        attend = to_all if open_prefill else block_causal(schedule, computed, x_RLC.device)
         if deep == new:
             x_RLC = step(x_RLC, layer, attend)
         elif deep:
-            x_RLC = torch.cat((step(x_RLC[:, :deep], layer, attend), x_RLC[:, deep:]), dim=1)
+            end = schedule.offsets.index(schedule.offsets[scales.start] + deep)
+            found = step(x_RLC[:, :deep], layer, attention(range(scales.start, end)))
+            x_RLC = torch.cat((found, x_RLC[:, deep:]), dim=1)
     return x_RLC
 
 

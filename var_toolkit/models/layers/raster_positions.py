@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from var_toolkit.core.cache import KVCache, RaggedCache
+from var_toolkit.core.cache import KVCache, RaggedCache, SlotCache
 from var_toolkit.models.layers.attention import Attend, to_all, to_allowed, to_weighted_first
 from var_toolkit.models.layers.rotary import Rotation, rotation_on_grids
 
@@ -33,7 +33,7 @@ def rotation_and_attend(
         begin = cache.length if cache is not None else 0
         attend = _causal(begin, new, rotation.cos.device, first_R)
         return Rotation(*(table[begin : begin + new] for table in rotation)), attend
-    positions_RL, mask_RLK = branches or _behind(cast(RaggedCache, cache), new, rotation.cos.device)
+    positions_RL, mask_RLK = branches or _behind(cache, new, rotation.cos.device)
     on_map_RL = positions_RL.clamp(max=len(rotation.cos) - 1)  # padding of shorter rows may lie beyond the end
     mask = mask_RLK.unsqueeze(1)
     attend = to_allowed(mask) if first_R is None else to_weighted_first(first_R, mask)
@@ -48,7 +48,7 @@ def additions_at(cache: KVCache | None, new: int, branches: Branches | None = No
     if branches is None and cache.even:
         positions = (cache.length + torch.arange(new, device=some_RLC.device)).unsqueeze(0)
     else:
-        positions = (branches or _behind(cast(RaggedCache, cache), new, some_RLC.device)).positions
+        positions = (branches or _behind(cache, new, some_RLC.device)).positions
     at_RL1 = positions.clamp(max=some_RLC.shape[1] - 1).unsqueeze(-1)  # the last token predicts none
     return {layer: added.take_along_dim(at_RL1, dim=1) for layer, added in cache.additions.items()}
 
@@ -64,16 +64,25 @@ def _causal(begin: int, new: int, device: torch.device, first_R: Tensor | None) 
     return to_allowed(torch.ones(new, begin + new, dtype=torch.bool, device=device).tril(begin))
 
 
-def _behind(cache: RaggedCache, new: int, device: torch.device) -> Branches:
-    """New tokens that follow rows of different lengths."""
+def _behind(cache: KVCache | None, new: int, device: torch.device) -> Branches:
+    """New tokens that follow rows of different lengths, or one token whose position is a tensor."""
+    if isinstance(cache, SlotCache):
+        return Branches(cache.slot[None], cache.seen())
+    cache = cast(RaggedCache, cache)
     positions_RL = cache.lengths_R.to(device).unsqueeze(1) + torch.arange(new, device=device)
     slots_K = torch.arange(cache.length + new, device=device)
     return Branches(positions_RL, slots_K <= positions_RL.unsqueeze(-1))
 
 
-@lru_cache(maxsize=8)
+@torch.compiler.assume_constant_result  # the compiler traces no cache
 def rotation_with_class(side: int, head_dim: int, device: torch.device) -> Rotation:
-    """Rotation (1 + side * side, D / 2) of the class, which is all zeros, and of a map."""
+    """Rotation (1 + side * side, D / 2) of the class, which is all zeros, and of a map; computed once."""
+    return known_rotation(side, head_dim, device)
+
+
+@lru_cache(maxsize=8)
+def known_rotation(side: int, head_dim: int, device: torch.device) -> Rotation:
+    """`rotation_with_class`."""
     with torch.inference_mode(False):  # training could not use an inference tensor
         grid = rotation_on_grids((side,), side, head_dim, device)
         return Rotation(*(F.pad(table, (0, 0, 1, 0)) for table in grid))
