@@ -1,10 +1,16 @@
 """Published code and ours are measured in turns, with the same weights."""
 
+import sys
+from importlib import import_module
+from types import ModuleType
+
 import pytest
+from torch import nn
 
 from var_toolkit.cli import main
 from var_toolkit.evaluation.bench import peers
-from var_toolkit.evaluation.bench.peer_rows import PEERS, chosen, require_checkout
+from var_toolkit.evaluation.bench.peer_rows import CODES, chosen, code_in
+from var_toolkit.evaluation.bench.published_code import importable, made
 
 
 def test_each_is_called_once_to_warm_up_and_then_in_turns():
@@ -21,9 +27,43 @@ def test_ratios_are_those_of_the_rounds():
     assert "1.50 to 4.00" in peers.as_text([{"row": "a", **found}])
 
 
-def test_rows_are_chosen_by_name():
-    assert chosen(None) == list(PEERS)
-    assert {peer.batch for peer in chosen(["*-batch-8-*"])} == {8}
+@pytest.mark.parametrize("code", CODES, ids=lambda code: code.name)
+def test_rows_are_chosen_by_name(code):
+    assert chosen(code, None) == list(code.peers)
+    assert {peer.batch for peer in chosen(code, ["*-batch-1-*"])} == {1}
+    assert {peer.model.partition("-")[0] for peer in code.peers} <= set(peers.BOTH)
+
+
+@pytest.mark.parametrize("code", CODES, ids=lambda code: code.name)
+def test_a_checkout_is_known_by_its_network(code, tmp_path):
+    file = tmp_path / code.file
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert code_in(tmp_path) == code
+
+
+def test_published_code_leaves_nothing_behind(tmp_path):
+    (tmp_path / "someones").mkdir()
+    (tmp_path / "someones" / "network.py").write_text(
+        "from torch import nn\nimport stub\nnn.Linear.reset_parameters = None"
+    )
+    before, path = nn.Linear.reset_parameters, list(sys.path)
+    with importable(tmp_path, stub=ModuleType("stub")):
+        import_module("someones.network")
+    assert nn.Linear.reset_parameters is before
+    assert sys.path == path
+    assert not {"someones", "someones.network", "stub"} & set(sys.modules)
+
+
+def test_a_network_is_built_without_its_own_initialisation():
+    def build():
+        layer = nn.Linear(2, 2)
+        nn.init.trunc_normal_(layer.weight.data.fill_(float("nan")))
+        return layer
+
+    weight = made(build).weight
+    assert weight.isfinite().all()
+    assert weight.unique().numel() == 4
 
 
 @pytest.mark.parametrize(
@@ -44,9 +84,3 @@ def test_what_cannot_be_measured_is_refused_in_one_line(options, names, tmp_path
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert names in told
-
-
-def test_a_checkout_is_known_by_its_network(tmp_path):
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "var.py").touch()
-    assert require_checkout(tmp_path) == tmp_path.resolve()

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--published",
         type=Path,
         metavar="FOLDER",
-        help="for peers: a checkout of FoundationVision/VAR, which is run",
+        help="for peers: a checkout of VAR, LlamaGen or Infinity of FoundationVision, which is run",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
@@ -115,11 +115,11 @@ def _tell_machine(args: argparse.Namespace) -> None:
 
 def _peers(args: argparse.Namespace) -> int:
     """Published code beside ours."""
-    from var_toolkit.evaluation.bench.peer_rows import chosen, require_checkout
+    from var_toolkit.evaluation.bench.peer_rows import chosen, code_in
 
     if args.out:
         raise ValueError("--out does not go with peers; redirect standard output, or use --json")
-    folder, peers, rounds = require_checkout(args.published), chosen(args.only), args.rounds or 5
+    peers, rounds = chosen(code_in(args.published), args.only), args.rounds or 5
     from var_toolkit.evaluation.bench.peers import as_text, compare
     from var_toolkit.progress import Progress
 
@@ -129,6 +129,6 @@ def _peers(args: argparse.Namespace) -> int:
             bar.describe(what)
             bar.update()
 
-        rows = compare(folder, peers, rounds, on_turn)
+        rows = compare(args.published.resolve(), peers, rounds, on_turn)
     print(json.dumps({"rows": rows}) if args.json else as_text(rows))
     return 0

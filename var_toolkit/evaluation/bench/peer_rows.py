@@ -1,44 +1,79 @@
-"""The rows of `vargen bench peers`, and the checkout that they need: what is checked before torch is imported."""
+"""The rows of `vargen bench peers`, and the checkouts that they need: what is checked before torch is imported."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
-
-REPOSITORY, COMMIT = "https://github.com/FoundationVision/VAR", "78b95394fc5896192e3a003e4b295f8ea743c48f"
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A comparison: VAR of a depth, images at once, and the precision of both; "best" is the fastest of each there."""
+    """A comparison: a model, images at once, and a precision.
 
-    depth: int
+    It is that of both, but "best" is the fastest of each, and in "int8", which no published code has, that code has
+    its fastest.
+    """
+
+    model: str
     batch: int
     dtype: str
 
     @property
     def name(self) -> str:
         """The name of its row."""
-        return f"var-d{self.depth}-batch-{self.batch}-{self.dtype}"
+        return f"{self.model}-batch-{self.batch}-{self.dtype}"
 
 
-PEERS = tuple(Peer(16, batch, dtype) for batch in (1, 8) for dtype in ("float32", "bfloat16", "best"))
+@dataclass(frozen=True)
+class Code:
+    """Published code: where it is, which file tells it from others, and the rows that it is compared in."""
+
+    name: str
+    commit: str
+    file: str
+    peers: tuple[Peer, ...]
+
+    def __str__(self) -> str:
+        address = f"https://github.com/FoundationVision/{self.name}"
+        return f"git clone {address} && git -C {self.name} checkout {self.commit}"
 
 
-def chosen(patterns: list[str] | None) -> list[Peer]:
+def _rows(model: str, batches: tuple[int, ...], dtypes: tuple[str, ...]) -> tuple[Peer, ...]:
+    return tuple(Peer(model, batch, dtype) for batch, dtype in product(batches, dtypes))
+
+
+DTYPES = ("float32", "bfloat16", "int8", "best")
+CODES = (
+    Code("VAR", "78b95394fc5896192e3a003e4b295f8ea743c48f", "models/var.py", _rows("var-d16", (1, 8), DTYPES)),
+    Code(
+        "LlamaGen", "ce98ec41803a74a90ce68c40ababa9eaeffeb4ec", "autoregressive/models/gpt.py",
+        _rows("llamagen-b", (1, 8), DTYPES),
+    ),
+    Code(
+        "Infinity", "4c27bbb54a9918847a2fe56b0fbe31a8523791a1", "infinity/models/infinity.py",
+        _rows("infinity-2b", (1,), ("bfloat16",)),
+    ),
+)  # fmt: skip
+
+
+def chosen(code: Code, patterns: list[str] | None) -> list[Peer]:
     """The comparisons whose names match one of some patterns; all without patterns. ValueError if there are none."""
-    found = [peer for peer in PEERS if not patterns or any(fnmatchcase(peer.name, each) for each in patterns)]
+    found = [peer for peer in code.peers if not patterns or any(fnmatchcase(peer.name, each) for each in patterns)]
     if not found:
         raise ValueError(
-            f"--only {' '.join(patterns or [])} matches no row; rows are {', '.join(p.name for p in PEERS)}"
+            f"--only {' '.join(patterns or [])} matches no row of {code.name}; rows are "
+            f"{', '.join(peer.name for peer in code.peers)}"
         )
     return found
 
 
-def require_checkout(folder: Path | None) -> Path:
-    """The folder if it holds the published code. ValueError of one line that says how to get it."""
-    if folder is None or not (folder / "models" / "var.py").is_file():
-        what = "--published is missing" if folder is None else f"--published {folder} holds no models/var.py"
-        raise ValueError(f"{what}; give a checkout: git clone {REPOSITORY} && git -C VAR checkout {COMMIT}")
-    return folder.resolve()
+def code_in(folder: Path | None) -> Code:
+    """The published code that a folder holds. ValueError of one line that says how to get it."""
+    for code in CODES:
+        if folder is not None and (folder / code.file).is_file():
+            return code
+    files = ", ".join(code.file for code in CODES)
+    what = "--published is missing" if folder is None else f"--published {folder} holds none of {files}"
+    raise ValueError(f"{what}; give a checkout: {', or '.join(map(str, CODES))}")

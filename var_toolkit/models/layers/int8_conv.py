@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +115,7 @@ def _qconv(
     whole: Tensor, step: float, zero: int, weight: Tensor, scale: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
     zeros = torch.zeros(len(scale), dtype=torch.int32)
-    rest = (*geometry, 1.0, 0, torch.float32, "none", [], "")
+    rest: tuple[Any, ...] = (*geometry, 1.0, 0, torch.float32, "none", [], "")
     found: Tensor = torch.ops.onednn.qconv2d_pointwise(whole, step, zero, weight, scale, zeros, bias, *rest)
     return found
 

@@ -19,7 +19,7 @@ class Int8Layer(nn.Module):
 
     weight: Tensor  # int8, (outputs, ...); in oneDNN's layout once it is packed
     scale: Tensor  # float32, (outputs): the value of one step of the weight
-    bias: nn.Parameter | None
+    bias: Tensor | None
 
     def __init__(self, wide: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
