@@ -104,10 +104,11 @@ def test_both_files_become_one_model_that_draws_by_a_control_image(tmp_path, mon
     assert not torch.equal(drawn[0][-1], drawn[1][-1])
 
 
-def small():
-    """A pipeline of 12 px with a branch."""
+def small(**branch):
+    """A pipeline of 6 px with a branch."""
     sizes = {"num_classes": 5, "latent_channels": 8, "patch_nums": (1, 2, 3), "vocab_size": 16}
-    network = CAR(CARConfig(depth=2, embed_dim=16, num_heads=2, control_channels=(4, 4, 8, 8, 8), **sizes))
+    sizes |= {"depth": 2, "embed_dim": 16, "num_heads": 2, "control_channels": (4, 4, 8, 8, 8), **branch}
+    network = CAR(CARConfig(**sizes))
     vq = {"z_channels": 8, "ch": 32, "ch_mult": (1, 1), "patch_nums": (1, 2, 3), "vocab_size": 16}
     return Pipeline(fill(MultiScaleVQ(MultiScaleVQConfig(**vq))), fill(network))
 
@@ -121,8 +122,9 @@ def test_the_control_image_is_read_once_for_all_batches(monkeypatch):
     assert seen == [[STRIDE, 2 * STRIDE, 3 * STRIDE]]
 
 
-def test_an_image_does_not_depend_on_the_batch():
-    pipe, image = small(), Image.linear_gradient("L").resize((6, 6))
+@pytest.mark.parametrize("branch", [{}, {"light_width": 4, "light_layers": 1}], ids=["whole", "light"])
+def test_an_image_does_not_depend_on_the_batch(branch):
+    pipe, image = small(**branch), Image.linear_gradient("L").resize((6, 6))
     settings = {"control_image": image, "output_type": "latent", "top_k": 1, "cfg": 2.0}
     several, alone = pipe([1, 2], seeds=[0, 1], **settings), pipe(2, seeds=1, **settings)
     assert torch.equal(several.tokens[-1][1:], alone.tokens[-1])
@@ -189,11 +191,29 @@ def test_all_weights_learn():
 
 
 @pytest.mark.parametrize(
-    ("setting", "named"), [({"depth": 3}, "depth is 3"), ({"control_channels": (4, 4)}, "control_channels")]
+    ("setting", "named"),
+    [
+        ({"depth": 3}, "depth is 3"),
+        ({"control_channels": (4, 4)}, "control_channels"),
+        ({"light_width": 4}, "light_layers"),
+        ({"light_width": 0, "light_layers": 1}, "light_width is 0"),
+        ({"light_width": 4, "light_layers": 3}, "light_layers is 3"),
+    ],
+    ids=str,
 )
 def test_impossible_sizes_are_refused_by_name(setting, named):
     with pytest.raises(ValueError, match=named):
         CARConfig(**{"depth": 2, **setting})
+
+
+def test_a_light_branch_is_saved_and_steers(tmp_path):
+    pipe = small(depth=3, light_width=4, light_layers=2)
+    pipe.save_pretrained(tmp_path / "light")
+    again, image = load(tmp_path / "light", device="cpu"), wide(6, 6)
+    settings = {"seeds": 0, "top_k": 1, "output_type": "latent"}
+    steered, found = (one(1, control_image=image, **settings).latents for one in (pipe, again))
+    assert torch.equal(steered, found)
+    assert not torch.equal(steered, pipe(1, **settings).latents)
 
 
 def test_the_named_models_have_vars_weights_and_a_branch():

@@ -90,6 +90,7 @@ MODELS = {
     "latent-scorer": {"scales": [1], "latent_channels": 4, "side": 8, "cells": 2, "width": 8},
     "hmar": HMAR,
     "hmar-mask": HMAR,
+    "car": VAR | {"control_channels": [4] * 5, "light_width": 4, "light_layers": 1},
 }  # VAR for the others
 DRAFTERS = ("raster-distil", "eagle-head", "exit-head")  # of next-token models
 # The multi-scale one for the others.
@@ -150,6 +151,8 @@ def settings(parts: Path) -> Callable[..., dict[str, Any]]:
         values = copy.deepcopy({"objective": objective, "model": model, **COMMON, "objective_options": options})
         if objective in ("scene-detector", "infinity"):
             values["data"] = {"kind": "scenes", "count": 24, "validation_count": 8}
+        if objective == "car":
+            values["data"] = COMMON["data"] | {"control": "edges"}
         if objective in (*DRAFTERS, "distilled-decoding", "score-distillation", "latent-scorer"):
             values["data"] = {"kind": "samples", "count": 24, "validation_count": 8}
         if objective not in ("tokenizer", "raster-tokenizer", "bits-tokenizer", "kl", "classifier", "scene-detector"):
@@ -168,6 +171,7 @@ def _options(parts: Path) -> dict[str, dict[str, Any]]:
         "drafter": drafter,
         "refiner": drafter | {"teacher": str(parts / "teacher")},
         "hmar-mask": {"initial": str(parts / "hmar")},
+        "car": {"initial": str(parts / "var")},
         "cca": {"initial": str(parts / "var")},
         "distilled-decoding": {"teacher": str(parts / "var"), "solver": "euler", "flow_steps": 4},
         "score-distillation": {

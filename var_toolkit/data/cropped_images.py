@@ -77,11 +77,15 @@ class CroppedImages:
     def read(self, index: int) -> tuple[Tensor, int]:
         """An image, uint8 (3, size, size), and its number: that of another image if it is damaged and replaced."""
         image, shown = self._readable(index)
+        return self._cut(image, index), shown
+
+    def _cut(self, image: Image, index: int) -> Tensor:
+        """The square of an image that is shown at a number, uint8 (3, size, size)."""
         across, down, mirror = self._draws(index) if self._train else (0.5, 0.5, 1.0)
         pixels = np.array(_crop(_shrink(image, round(RESIZE * self._size)), self._size, across, down))
         if self._flip and mirror < 0.5:
             pixels = pixels[:, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), shown
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
     def _readable(self, index: int) -> tuple[Image, int]:
         try:

@@ -2,7 +2,8 @@
 
 Key-compatible with `car_canny_d16.pth` and its like, which hold the branch alone, beside the weights of `var_d16.pth`.
 Each scale has a control image of its own, of 16 pixels per token. Half as many blocks as VAR's read it with the inputs;
-what they find is merged into the second half of VAR's blocks, the last first.
+what they find is merged into the second half of VAR's blocks, the last first. A light branch, which is ours, has no
+blocks: what the convolutions find is added before the last blocks of VAR.
 Letters: B images, R rows (images, twice under guidance), L tokens, C width, c latent channels.
 """
 
@@ -38,14 +39,25 @@ CHANNELS = (64, 128, 256, 512, 1024)
 
 @dataclass(frozen=True)
 class CARConfig(VARConfig):
-    """Sizes of VAR, and of the convolutions that read a control image: one width for each halving, and the first."""
+    """Sizes of VAR, and of the convolutions that read a control image: one width for each halving, and the first.
+
+    With a `light_width` the branch is light: features of so many channels, added before the last `light_layers` blocks.
+    """
 
     control_channels: tuple[int, ...] = field(default=CHANNELS, metadata={"range": (1, 65_536)})
+    light_width: int | None = None
+    light_layers: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "control_channels", tuple(self.control_channels))
-        if self.depth % 2:
+        if (self.light_width is None) != (self.light_layers is None):
+            raise ValueError("light_width and light_layers go together; give both for a light branch, or neither")
+        if self.light_width is not None and self.light_width < 1:
+            raise ValueError(f"light_width is {self.light_width}; it must be a positive integer")
+        if self.light_layers is not None and not 1 <= self.light_layers <= self.depth:
+            raise ValueError(f"light_layers is {self.light_layers}; it must be from 1 to the depth, {self.depth}")
+        if self.light_width is None and self.depth % 2:
             raise ValueError(f"depth is {self.depth}; it must be even: the branch has half as many layers")
         if 2 ** (len(self.control_channels) - 1) != STRIDE:
             raise ValueError(f"control_channels is {list(self.control_channels)}; it must have {len(CHANNELS)} widths")
@@ -97,6 +109,13 @@ class CAR(VAR):
     def __init__(self, config: CARConfig) -> None:
         super().__init__(config)
         width, half = config.embed_dim, config.depth // 2
+        if config.light_width is not None:
+            self.car_control_convs = ControlConvs(config.control_channels, config.light_width)
+            layers = range(config.light_layers or 0)
+            self.car_skip_norm = nn.ModuleList(nn.LayerNorm(config.light_width, eps=config.norm_eps) for _ in layers)
+            self.car_skip_linear = nn.ModuleList(Linear(config.light_width, width) for _ in layers)
+            self.car_blocks = nn.ModuleList()
+            return
         self.car_control_convs = ControlConvs(config.control_channels, width)
         self.car_var_conv = nn.Conv2d(width, width, 3, padding=1)
         rates = drop_rates(config.depth, config.drop_path)[:half]
@@ -107,7 +126,7 @@ class CAR(VAR):
     @property
     def cached_layers(self) -> int:
         """Layers that cache keys and values: the blocks of VAR, then those of the branch."""
-        return self.config.depth + self.config.depth // 2
+        return self.config.depth + len(self.car_blocks)
 
     def new_cache(self, rows: int, capacities: Sequence[int] | None = None) -> KVCache:
         """An empty cache for `rows` rows (`core.cache.cache_of`)."""
@@ -120,12 +139,9 @@ class CAR(VAR):
         return torch.cat(found, dim=1)
 
     def image_request(self, images_B3hw: Tensor, tokenizer: Any, schedule: Schedule) -> Request:
-        """The features of control images in [-1, 1], scaled to each map; guidance never drops them.
-
-        As published they are scaled in 8 bits, by Pillow's bicubic filter.
-        """
+        """The features of control images in [-1, 1], scaled to each map; guidance never drops them."""
         with torch.no_grad():
-            features = self.control([_scaled(images_B3hw, (h * STRIDE, w * STRIDE)) for h, w in schedule.maps])
+            features = self.control(control_images(images_B3hw, schedule))
         control = Given(additions={0: features})
         return Request(control, control)
 
@@ -135,6 +151,8 @@ class CAR(VAR):
         control = given.additions.get(0)
         if control is None:
             return Condition(found, [], None)
+        if not self.car_blocks:
+            return Condition(found, [], control)
         modulation_input = self._modulation_input(found.start_RC)
         branch = modulations([cast(Block, block) for block in self.car_blocks], modulation_input)
         return Condition(found, branch, control)
@@ -152,15 +170,24 @@ class CAR(VAR):
         """Features (R, L, C) of the tokens of `scales`, as those of VAR."""
         if condition.control_RLC is None:
             return super().hidden(condition.labels, inputs_RLc, scales=scales, schedule=schedule, cache=cache)
-        schedule, half = schedule or self.scales, self.config.depth // 2
+        schedule = schedule or self.scales
         begin, end = token_span(cache, schedule, scales)
         x_RLC = self._embed(condition.labels, inputs_RLc, scales, schedule)
-        steering = self._branch(condition, inputs_RLc, scales, schedule, cache)
+        light, first = self.config.light_width is not None, self.config.depth - len(self.car_skip_linear)
+        steering = [] if light else self._branch(condition, inputs_RLc, scales, schedule, cache)
+        control_RLC = condition.control_RLC[:, begin:end]
+
+        def merged(x_RLC: Tensor, number: int) -> Tensor:
+            """The inputs of a steered block, by its number."""
+            linear, norm = self.car_skip_linear[number], self.car_skip_norm[number]
+            if light:
+                return x_RLC + linear(norm(control_RLC))
+            found: Tensor = linear(norm(torch.cat((x_RLC, steering.pop()), dim=-1)))  # the last one first
+            return found
 
         def step(x_RLC: Tensor, layer: int, attend: Attend) -> Tensor:
-            if layer >= half:
-                both = torch.cat((x_RLC, steering.pop()), dim=-1)  # the last one first; it replaces x
-                x_RLC = self.car_skip_linear[layer - half](self.car_skip_norm[layer - half](both))
+            if layer >= first:
+                x_RLC = merged(x_RLC, layer - first)
             found: Tensor = self.blocks[layer](x_RLC, condition.labels.blocks[layer], attend, cache, layer)
             return found
 
@@ -174,14 +201,31 @@ class CAR(VAR):
         return super().logits(condition.labels, hidden_RLC)
 
     def forward(  # type: ignore[override]
-        self, labels_B: Tensor, inputs_BLc: Tensor, control_BLC: Tensor, schedule: Schedule | None = None
+        self,
+        labels_B: Tensor,
+        inputs_BLc: Tensor,
+        control: Tensor | Sequence[Tensor],
+        schedule: Schedule | None = None,
     ) -> Tensor:
-        """The packed pass: labels, teacher inputs of scales 1 .. K-1, `control` -> logits (B, L, V), float32."""
+        """The packed pass: labels, teacher inputs of scales 1 .. K-1, control -> logits (B, L, V), float32.
+
+        `control` are features (B, L, C), or the images that `control_images` makes for the scales.
+        """
         schedule = schedule or self.scales
+        control_BLC = control if isinstance(control, Tensor) else self.control(control)
         condition = self.condition(Given(labels=labels_B, additions={0: control_BLC}))
         return self.logits(
             condition, self.hidden(condition, inputs_BLc, scales=range(len(schedule)), schedule=schedule)
         )
+
+    @torch.no_grad()
+    def init_weights(self, *, adaln_gamma: float = 1e-3, head: float = 0.02) -> None:
+        """The initialisation of VAR, for the branch too. A light one begins by adding nothing: the network is VAR."""
+        blocks = [cast(Block, block) for block in (*self.blocks, *self.car_blocks)]
+        self._init_shared(blocks, [(self.head_nm, self.head)], adaln_gamma=adaln_gamma, head=head)
+        if self.config.light_width is not None:
+            for linear in self.car_skip_linear:
+                cast(nn.Linear, linear).weight.zero_()
 
     def _branch(
         self,
@@ -210,6 +254,14 @@ class CAR(VAR):
 
         through_layers(step, x_RLC, len(self.car_blocks), scales, schedule, None)
         return after
+
+
+def control_images(images_B3hw: Tensor, schedule: Schedule) -> list[Tensor]:
+    """Control images in [-1, 1] for each map of a schedule, (B, 3, 16 h, 16 w) each.
+
+    As published they are scaled in 8 bits, by Pillow's bicubic filter.
+    """
+    return [_scaled(images_B3hw, (h * STRIDE, w * STRIDE)) for h, w in schedule.maps]
 
 
 def _scaled(images_B3hw: Tensor, size: tuple[int, int]) -> Tensor:

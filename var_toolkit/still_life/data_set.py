@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from var_toolkit.still_life.image_cache import SIZE, SPLITS, VERSION, cached, item
 from var_toolkit.still_life.names import COLOURS, GROUNDS, SOLIDS, class_name, label_of, parts
-from var_toolkit.still_life.ray_tracing import draw, silhouette
+from var_toolkit.still_life.ray_tracing import draw, edges, silhouette
 
 __all__ = [
     "COLOURS",
@@ -29,6 +29,7 @@ __all__ = [
     "label_of",
     "parts",
     "render",
+    "solid_edges",
     "solid_mask",
 ]
 
@@ -50,8 +51,7 @@ def render(labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor, size: 
     label_list, seed_list = [int(label) for label in labels], [int(seed) for seed in seeds]
     if len(label_list) != len(seed_list):
         raise ValueError(f"there are {len(label_list)} labels but {len(seed_list)} seeds: give one seed for each label")
-    if size < 8:
-        raise ValueError(f"size {size} must be at least 8 pixels")
+    _require_size(size)
     images = np.empty((len(label_list), 3, size, size), dtype=np.uint8)
     for index, (label, seed) in enumerate(zip(label_list, seed_list, strict=True)):
         images[index] = draw(parts(label), seed, size)
@@ -60,9 +60,22 @@ def render(labels: Sequence[int] | Tensor, seeds: Sequence[int] | Tensor, size: 
 
 def solid_mask(label: int, seed: int, size: int = SIZE) -> Tensor:
     """Where the solid of a rendered image is, without its shadow: bool (size, size). ValueError as `render`."""
+    _require_size(size)
+    return torch.from_numpy(silhouette(parts(int(label)), int(seed), size))
+
+
+def solid_edges(label: int, seed: int, size: int = SIZE) -> Tensor:
+    """Where the solid of a rendered image ends, or its surface bends sharply: bool (size, size).
+
+    ValueError as `render`.
+    """
+    _require_size(size)
+    return torch.from_numpy(edges(parts(int(label)), int(seed), size))
+
+
+def _require_size(size: int) -> None:
     if size < 8:
         raise ValueError(f"size {size} must be at least 8 pixels")
-    return torch.from_numpy(silhouette(parts(int(label)), int(seed), size))
 
 
 class StillLifes(Dataset[tuple[Tensor, int]]):

@@ -23,6 +23,7 @@ SUN_SAMPLES = 8
 SUBPIXELS = ((-0.125, -0.375), (0.375, -0.125), (0.125, 0.375), (-0.375, 0.125))
 # Of ground points and the subpixels they belong to: how far the nearest solid is, and the share of the sun they see.
 Shade = Callable[[Vector, np.ndarray], tuple[np.ndarray, np.ndarray]]
+SHARP = 0.4  # change of the normal from pixel to pixel that makes an edge; at an outline it is about 0.5
 SUNLIGHT = (1.0, 0.97, 0.90)
 SKYLIGHT = (0.84, 0.91, 1.0)
 
@@ -137,13 +138,39 @@ def draw(parts: tuple[int, int, int], seed: int, size: int) -> np.ndarray:
 
 def silhouette(parts: tuple[int, int, int], seed: int, size: int) -> np.ndarray:
     """Return where the solid of that image is, its shadow aside: bool, (size, size), true for any part of a pixel."""
+    view, hit, _, _ = _seen(parts, seed, size)
+    seen = np.zeros(len(view.rays.x), dtype=bool)
+    seen[hit] = True
+    found: np.ndarray = np.logical_or.reduce(seen.reshape(len(SUBPIXELS), size, size))
+    return found
+
+
+def normals(parts: tuple[int, int, int], seed: int, size: int) -> np.ndarray:
+    """Return the mean normal of the solid's surface in each pixel of that image: float32, (3, size, size).
+
+    It is 0 where the solid is not.
+    """
+    view, hit, reach, shape = _seen(parts, seed, size)
+    normal = shape.solid.normal(view.eye + view.rays.at(hit) * reach)
+    found = np.zeros((3, len(view.rays.x)), dtype=np.float32)
+    found[:, hit] = normal.x, normal.y, normal.z
+    mean: np.ndarray = found.reshape(3, len(SUBPIXELS), size, size).mean(1)
+    return mean
+
+
+def edges(parts: tuple[int, int, int], seed: int, size: int) -> np.ndarray:
+    """Return where the solid of that image ends or its surface bends sharply: bool, (size, size)."""
+    down, right = np.gradient(normals(parts, seed, size), axis=(1, 2))
+    found: np.ndarray = np.sqrt((down**2 + right**2).sum(0)) > SHARP
+    return found
+
+
+def _seen(parts: tuple[int, int, int], seed: int, size: int) -> tuple[View, np.ndarray, np.ndarray, Shape]:
+    """The camera of an image, the rays that meet the solid, how far it is along each, and the solid."""
     solid, colour, ground = parts
     shape = list(shapes().values())[solid]
     view = _view(_shot(100 * solid + 10 * colour + ground, seed), shape, size)
-    seen = np.zeros(len(SUBPIXELS) * size * size, dtype=bool)
-    seen[struck(view, shape)[0]] = True
-    found: np.ndarray = np.logical_or.reduce(seen.reshape(len(SUBPIXELS), size, size))
-    return found
+    return view, *struck(view, shape), shape
 
 
 def _view(shot: Shot, shape: Shape, size: int) -> View:

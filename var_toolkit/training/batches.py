@@ -25,6 +25,7 @@ class Batch(NamedTuple):
     noise: Tensor | None = None  # (B, L, C) float32, that led to the tokens (`heads.flowed`)
     judged: Tensor | None = None  # (B,) float32: how probable it is that the images show their classes
     small_moments: Tensor | None = None  # (B, 2C, h, w) float32, those of smaller images
+    controls: Tensor | None = None  # (B, 3, h, w) in [-1, 1], the control image of each image
 
 
 Caption = Callable[[int, int], str]  # the number of an image, and an epoch -> a caption of the image
@@ -43,6 +44,12 @@ class Source(Protocol):
 def to_unit_range(images_uint8: Tensor) -> Tensor:
     """uint8 0..255 -> float in [-1, 1]."""
     return images_uint8.float().div_(127.5).sub_(1)
+
+
+def image_fields(images_uint8: Tensor) -> dict[str, Any]:
+    """Images of three channels as fields of a batch; of six, the last three are their control images."""
+    images, *controls = to_unit_range(images_uint8).split(3, dim=1)
+    return {"images": images, "controls": controls[0] if controls else None}
 
 
 def captions_of(caption: Caption | None, numbers: Tensor, epoch: int) -> tuple[str, ...] | None:
@@ -74,20 +81,22 @@ class StoredArray:
         """The batch of some images, whose values are at these places of the array."""
         values = torch.from_numpy(self.values[places.numpy()]).to(self.device)
         labels = torch.from_numpy(self.labels[numbers.numpy()]).to(self.device)
-        fields: dict[str, Any] = {self.field: self._ready(values)}
-        return Batch(labels, captions=captions_of(self.caption, numbers, epoch), **fields)
+        return Batch(labels, captions=captions_of(self.caption, numbers, epoch), **self._fields(values))
+
+    def _fields(self, values: Tensor) -> dict[str, Any]:
+        return {self.field: self._ready(values)}
 
     def _ready(self, values: Tensor) -> Tensor:
         return values.float()
 
 
 class ImageArray(StoredArray):
-    """Images, (N, 3, h, w) uint8."""
+    """Images, (N, 3, h, w) uint8, or with control images behind them, (N, 6, h, w)."""
 
     field = "images"
 
-    def _ready(self, values: Tensor) -> Tensor:
-        return to_unit_range(values)
+    def _fields(self, values: Tensor) -> dict[str, Any]:
+        return image_fields(values)
 
 
 class TokenArray(StoredArray):

@@ -15,9 +15,10 @@ from var_toolkit.data.captioned_images import CaptionedImages
 from var_toolkit.data.cropped_images import CroppedImages
 from var_toolkit.data.folder_listing import told
 from var_toolkit.data.folders import ClassFolders
+from var_toolkit.data.steered_folders import SteeredFolders
 from var_toolkit.data.worker_batches import worker_batches
 from var_toolkit.processes import Team
-from var_toolkit.training.batches import Batch, Caption, ImageArray, Source, captions_of, to_unit_range
+from var_toolkit.training.batches import Batch, Caption, ImageArray, Source, captions_of, image_fields
 from var_toolkit.training.draws import derived, epoch_order
 from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.recipe import (
@@ -49,7 +50,7 @@ class FileImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return len(self.files)
 
     def in_order(self, start: int, size: int) -> Iterator[Tensor]:
-        """Bytes of the images from one on, (size, 3, h, w)."""
+        """Bytes of the images from one on, (size, 3, h, w); of those with control images (size, 6, h, w)."""
         rows = [torch.arange(len(self))[at : at + size] for at in range(start, len(self), size)]
         for images, _, damaged in self._loaded(rows):
             _tell_replaced(damaged)
@@ -61,7 +62,7 @@ class FileImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
             labels = torch.from_numpy(self.files.labels[shown.numpy()])
             yield Batch(
                 labels.to(self.device, non_blocking=True),
-                images=to_unit_range(images.to(self.device, non_blocking=True)),
+                **image_fields(images.to(self.device, non_blocking=True)),
                 damaged=damaged,
                 captions=captions_of(self.caption, shown, epoch),
             )
@@ -210,7 +211,7 @@ def _folders(
 ) -> tuple[FileImages, HeldOut]:
     how: Any = {"flat": flat, "skip_damaged": workplace.skip_damaged}
     seed = derived(recipe.seed, "crops")
-    folders = ClassFolders(data.root, data.size, train=True, flip=data.flip, seed=seed, **how)
+    folders = _opened(data.root, data.control_root, data.size, train=True, flip=data.flip, seed=seed, **how)
     _tell(folders.notes, workplace.team)
     found = folders.classes
     if classes is not None and len(found) != classes:
@@ -220,7 +221,7 @@ def _folders(
     source = FileImages(folders, data.workers, workplace.team.device)
     if data.validation_root is None:
         return source, HeldOut(None, [])
-    other = ClassFolders(data.validation_root, data.size, train=False, **how)
+    other = _opened(data.validation_root, data.validation_control_root, data.size, train=False, **how)
     _tell(other.notes, workplace.team)
     # A flat folder has no classes, and labels do not matter then.
     if found and other.classes and other.classes != found:
@@ -230,6 +231,10 @@ def _folders(
             f"but only one of them has {odd!r}"
         )
     return source, _decoded(other, workplace.team, recipe.batch_size)
+
+
+def _opened(root: str, control_root: str | None, size: int, **how: Any) -> ClassFolders:
+    return ClassFolders(root, size, **how) if control_root is None else SteeredFolders(root, control_root, size, **how)
 
 
 def _captioned(data: CaptionsData, recipe: Recipe, workplace: Workplace) -> tuple[FileImages, HeldOut]:

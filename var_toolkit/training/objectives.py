@@ -50,6 +50,7 @@ class Objective(ABC):
 
     options_type: ClassVar[type]
     data_kinds: ClassVar[tuple[str, ...]] = ("still-lifes", "folders")
+    reads_control: ClassVar[bool] = False  # whether the data may have control images
     log_note: ClassVar[str] = ""
 
     recipe: "Recipe"

@@ -28,6 +28,7 @@ class StillLifesData:
     kind: Literal["still-lifes"] = "still-lifes"
     count: int = 100_000
     validation_count: int = 2_000
+    control: Literal["edges"] | None = None  # the control image of each image, as the renderer draws it
 
     def __post_init__(self) -> None:
         _require(self.count > 0, f"count is {self.count}; expected a number above 0")
@@ -58,10 +59,22 @@ class FoldersData:
     workers: int = 8
     flip: bool = False  # mirror half of the training images
     class_names: str | tuple[str, ...] | None = None  # imagenet, or a name for each class; else those of the folders
+    control_root: str | None = None  # control images, under the names and in the sizes of the images of `root`
+    validation_control_root: str | None = None  # likewise of `validation_root`
 
     def __post_init__(self) -> None:
         _require(self.size > 0, f"size is {self.size}; expected a number above 0")
         _require(self.workers >= 0, f"workers is {self.workers}; expected 0 or more")
+        _require(
+            (self.validation_control_root is None) == (self.validation_root is None or self.control_root is None),
+            "control_root, validation_root and validation_control_root go together; give validation_control_root with "
+            "the other two, and only then",
+        )
+
+    @property
+    def control(self) -> str | None:
+        """Where the control images are."""
+        return self.control_root
 
 
 @dataclass(frozen=True)
@@ -235,6 +248,10 @@ def recipe_from(values: object, *, where: str = "recipe") -> Recipe:
     parts["objective_options"] = build(objective.options_type, options, where=f"{where}: objective_options")
     parts["data"] = _read_data(values.get("data"), objective.data_kinds, where=f"{where}: data")
     recipe = build(Recipe, parts, where=where)
+    if not objective.reads_control and getattr(recipe.data, "control", None) is not None:
+        raise ValueError(
+            f"{where}: data: objective {recipe.objective} reads no control images; remove them, or use car"
+        )
     objective.check(recipe, where=where)
     return recipe
 

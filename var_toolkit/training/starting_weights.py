@@ -1,5 +1,6 @@
 """Networks that a run starts from or leans on, by directory or by the name of a model."""
 
+from collections.abc import Set
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,17 +54,21 @@ def start_from(network: nn.Module, name: str | None, *, same_classes: bool = Fal
     if name is None:
         return
     saved = network_from(name, type(network), what="initial")
+    require_same_sizes(network, saved, name, free=set() if same_classes else {CLASSES})
+    weights = saved.state_dict()
+    if _sizes(network).get(CLASSES) != _sizes(saved).get(CLASSES):
+        _forget_classes(weights, network, saved)
+    network.load_state_dict(weights)
+
+
+def require_same_sizes(network: nn.Module, saved: nn.Module, name: str, *, free: Set[str]) -> None:
+    """ValueError of one line if the weights of that name have other sizes than a network; `free` sizes may differ."""
     ours, theirs = _sizes(network), _sizes(saved)
-    free = set() if same_classes else {CLASSES}
     odd = [field for field in ours if ours[field] != theirs.get(field) and field not in free]
     if odd:
         found = ", ".join(f"{field} {theirs.get(field)}" for field in odd)
         asked = ", ".join(f"{field} {ours[field]}" for field in odd)
         raise ValueError(f"initial: {name} has {found}, but the recipe asks for {asked}")
-    weights = saved.state_dict()
-    if ours.get(CLASSES) != theirs.get(CLASSES):
-        _forget_classes(weights, network, saved)
-    network.load_state_dict(weights)
 
 
 def _forget_classes(weights: dict[str, Tensor], network: Any, saved: Any) -> None:
