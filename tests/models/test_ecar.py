@@ -32,8 +32,8 @@ def test_noise_is_white_again_after_it_is_enlarged(schedule):
 
 def test_levels_go_from_noise_to_data():
     schedule = SCHEDULES[0]
-    levels = [(start_level(k, schedule), end_level(k, 3)) for k in range(3)]
-    assert levels == pytest.approx([(1, 2 / 3), (0.8, 1 / 3), (0.5, 0)])
+    assert [start_level(k, schedule) for k in range(3)] == pytest.approx([1, 0.8, 0.5])
+    assert [end_level(k, 3) for k in range(3)] == pytest.approx([2 / 3, 1 / 3, 0])
 
 
 def test_each_scale_begins_where_the_one_before_ended(monkeypatch):

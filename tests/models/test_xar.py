@@ -82,7 +82,7 @@ def test_the_stochastic_solver_reaches_the_data_and_has_the_right_spread():
 
     torch.manual_seed(0)
     noise, added = torch.randn(20_000), torch.randn(199, 20_000)
-    found = Flow("sde", 200).solve(velocity, noise, tuple(added))
+    found = Flow("sde", 200).walk(velocity, noise, tuple(added))
     assert float(found.mean()) == pytest.approx(mean, abs=0.02)
     assert float(found.std()) == pytest.approx(spread, abs=0.02)
     assert Flow("sde", 50).times()[0] == 1

@@ -45,7 +45,8 @@ def _heun(velocity: Velocity, x: Tensor, now: float, then: float) -> Tensor:
 
 
 STEPS: dict[str, Step] = {"published": _euler, "euler": _euler, "midpoint": _midpoint, "heun": _heun}
-SOLVERS = (*STEPS, "sde")
+SOLVERS = tuple(STEPS)
+STOCHASTIC = "sde"
 LAST = 0.04  # where the noise of the stochastic solver ends
 
 
@@ -66,15 +67,15 @@ class Flow(Head):
     continuous = True
 
     def __post_init__(self) -> None:
-        if self.solver not in SOLVERS:
-            raise ValueError(f"solver is {self.solver!r}; it must be one of {', '.join(SOLVERS)}")
+        if self.solver not in (*SOLVERS, STOCHASTIC):
+            raise ValueError(f"solver is {self.solver!r}; it must be one of {', '.join((*SOLVERS, STOCHASTIC))}")
         steps = checked("steps", self.steps, low=2 if self.solver == "published" else 1)
         object.__setattr__(self, "steps", steps)
         object.__setattr__(self, "interval", _interval(self.interval))
 
     def times(self) -> list[float]:
         """The ends of the steps, from 1 down to 0."""
-        if self.solver == "sde":
+        if self.solver == STOCHASTIC:
             return [1 - (1 - LAST) * i / max(1, self.steps - 1) for i in range(self.steps)] + [0.0]
         return list(_times(self.solver == "published" and self.steps != 50, self.steps))
 
@@ -103,15 +104,19 @@ class Flow(Head):
         """Rows that the head computes for each image and scale, over all evaluations."""
         return sum(2 if self.guided(time, 1 + guidance) else 1 for time in self.evaluated())
 
-    def solve(self, velocity: Velocity, noise: Tensor, added: tuple[Tensor, ...] = ()) -> Tensor:
-        """Noise -> data, in the dtype of the noise; `added` is that of each step of "sde" but the last."""
+    def solve(self, velocity: Velocity, noise: Tensor) -> Tensor:
+        """Noise -> data, in the dtype of the noise."""
+        x, step = noise, STEPS[self.solver]
+        for now, then in pairwise(self.times()):
+            x = step(velocity, x, now, then)
+        return x
+
+    def walk(self, velocity: Velocity, noise: Tensor, added: tuple[Tensor, ...]) -> Tensor:
+        """`solve` of the stochastic solver; `added` is the noise of each step but the last."""
         x = noise
         for number, (now, then) in enumerate(pairwise(self.times())):
-            if self.solver == "sde":
-                x = x + (then - now) * ((2 - now) * velocity(x, now) + x)  # the score is -(x + (1 - t) velocity) / t
-                x = x + sqrt(2 * now * (now - then)) * added[number] if then > 0 else x
-            else:
-                x = STEPS[self.solver](velocity, x, now, then)
+            x = x + (then - now) * ((2 - now) * velocity(x, now) + x)  # the score is -(x + (1 - t) velocity) / t
+            x = x + sqrt(2 * now * (now - then)) * added[number] if then > 0 else x
         return x
 
     def draw(self, hidden_RLC: Tensor, at: Setting) -> Drawn:
@@ -127,8 +132,11 @@ class Flow(Head):
             return null + strength * (conditional - null)
 
         wide = torch.float32 if start.device.type == "mps" else torch.float64  # MPS has no float64
-        added = self._normal(Stream.DIFFUSION_STEPS, at, self.steps - 1) if self.solver == "sde" else ()
-        found: Tensor = self.solve(velocity, both.start(start).to(wide), added).float()
+        begun = both.start(start).to(wide)
+        if self.solver == STOCHASTIC:
+            found = self.walk(velocity, begun, self._normal(Stream.DIFFUSION_STEPS, at, self.steps - 1)).float()
+        else:
+            found = self.solve(velocity, begun).float()
         at.note(found, f"the latents of {at.place or f'scale {at.scale}'}", at.guidance)
         return Drawn(found, found, None)
 
