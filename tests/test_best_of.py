@@ -32,7 +32,7 @@ def pipe(small_tokenizer, small_var) -> Pipeline:
 
 def every_candidate(pipe, count):
     """The scores and the latents of all candidates, drawn one after another by their seeds."""
-    drawn = [pipe(LABELS, seeds=candidate_seeds(SEEDS, number), output_type="pt") for number in range(count)]
+    drawn = [pipe(LABELS, seeds=seeds, output_type="pt") for seeds in candidate_seeds(SEEDS, count)]
     scores = [brightness((one.images * 255).round().to(torch.uint8), LABELS) for one in drawn]
     return torch.stack(scores), torch.stack([one.latents for one in drawn])
 
@@ -45,7 +45,7 @@ def test_the_best_candidate_is_chosen_whatever_the_batch(pipe, size):
     assert [one.candidate for one in found.chosen] == best.tolist()
     assert found.seeds == SEEDS
     for image, (one, number) in enumerate(zip(found.chosen, best.tolist(), strict=True)):
-        assert one.seed == candidate_seeds(SEEDS, number)[image]
+        assert one.seed == candidate_seeds(SEEDS, number + 1)[number][image]
         assert one.score == pytest.approx(float(scores[number, image]), rel=1e-4)
         torch.testing.assert_close(found.latents[image], latents[number, image], rtol=1e-4, atol=1e-4)
 
@@ -64,11 +64,11 @@ def test_with_a_threshold_the_first_that_reaches_it_is_chosen_and_no_more_are_dr
 
 
 def test_candidates_have_seeds_of_their_own_that_follow_from_the_image():
-    drawn = [candidate_seeds(SEEDS, number) for number in range(50)]
+    drawn = candidate_seeds(SEEDS, 50)
     assert drawn[0] == SEEDS
     assert len({seed for seeds in drawn for seed in seeds}) == 100
     assert all(0 <= seed < 2**63 for seeds in drawn for seed in seeds)
-    assert candidate_seeds(SEEDS[1:2], 7) == drawn[7][1:2]
+    assert candidate_seeds(SEEDS[1:2], 8)[7] == drawn[7][1:2]
 
 
 def test_best_of_is_a_field_of_a_plan_and_all_candidates_are_priced(pipe):
@@ -123,7 +123,7 @@ def test_the_command_line_says_which_candidate_each_image_is(tmp_path, capsys):
     main([*drawn, "--out", str(tmp_path), "--json"])
     told = json.loads(capsys.readouterr().out)
     assert [one["seed"] for one in told["chosen"]] == [
-        candidate_seeds([seed], one["candidate"])[0] for seed, one in zip(told["seeds"], told["chosen"], strict=True)
+        candidate_seeds([seed], 2)[one["candidate"]][0] for seed, one in zip(told["seeds"], told["chosen"], strict=True)
     ]
     assert all(0 <= one["score"] <= 1 for one in told["chosen"])
     assert Plan.from_json(told["plan"]).best_of == BestOf(2, "stilllife")

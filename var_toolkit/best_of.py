@@ -72,14 +72,14 @@ def chosen_of(
 ) -> tuple[Made, list[Chosen]]:
     """The chosen candidates of some images, drawn `size` at a time, and what was chosen."""
     asked = wanted.labels or wanted.prompts
-    seeds = [candidate_seeds(wanted.seeds, number) for number in range(how.count)]
+    seeds = candidate_seeds(wanted.seeds, how.count)
     waiting = [(number, image) for number in range(how.count) for image in range(len(asked))]
     best: dict[int, tuple[Chosen, Made]] = {}
     found, every = set(), []
     while waiting:
         part, waiting = waiting[:size], waiting[size:]
         made = draw(wanted.of([image for _, image in part], [seeds[number][image] for number, image in part]))
-        every.append(made.drawn)
+        every.append(replace(made.drawn, tokens=[], latent=made.drawn.latent[:0].clone()))  # its counts alone
         assert made.pixels is not None
         scores = scores_of(scorer, to_uint8((made.pixels + 1) / 2).cpu(), [asked[image] for _, image in part])
         for row, ((number, image), score) in enumerate(zip(part, scores, strict=True)):

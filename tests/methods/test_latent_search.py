@@ -59,7 +59,7 @@ def test_the_scorer_chooses_among_draws_from_the_same_features(pipe, scorer, siz
         for row, (label, seed) in enumerate(zip(LABELS[part], SEEDS[part], strict=True)):
             asked, known = torch.tensor([label]), []
             for scale in range(len(schedule)):
-                seeds = [candidate_seeds([seed], number)[0] for number in range(COUNT if scale in (1, 2) else 1)]
+                seeds = [one for (one,) in candidate_seeds([seed], COUNT if scale in (1, 2) else 1)]
                 every = [forced(known, asked, one)[scale] for one in seeds]
                 scores = [float(network(one.latent, asked, scale)) if len(every) > 1 else 0.0 for one in every]
                 known.append(every[scores.index(max(scores))].tokens)

@@ -223,6 +223,14 @@ def test_guidance_within_the_layers_is_a_setting():
         pipe.plan(guidance_layer=2)
 
 
+def test_guidance_after_a_layer_that_scales_skip_is_refused():
+    pipe = words_pipeline(depth=4)
+    subnet = {"subnet": 2, "full_scales": 1, "cfg": 3.0}  # layers 0 and 3
+    assert pipe.plan(guidance_layer=-1, **subnet)
+    with pytest.raises(ValueError, match=r"guidance_layer is 1.*0, 3"):
+        pipe.plan(guidance_layer=1, **subnet)
+
+
 def test_other_networks_refuse_guidance_within_the_layers(small_var, small_tokenizer):
     with pytest.raises(ValueError, match=r"guidance_layer.*VAR"):
         Pipeline(small_tokenizer, small_var).plan(guidance_layer=-1)

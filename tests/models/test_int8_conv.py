@@ -51,6 +51,13 @@ def test_the_result_is_near_the_wide_one(case, packed):
     assert 0 < relative(layer.doubled(x), wide(F.interpolate(x, scale_factor=2.0))) < ERROR
 
 
+@pytest.mark.parametrize("low", [-11.5, -100.5, 0.0, -255.0])
+def test_the_largest_value_of_an_image_stays_the_largest(low):
+    x = torch.linspace(low, low + 255, 511).view(1, 1, 7, 73)
+    whole, step, zero = int8_conv._quantised(x)
+    assert_close((whole.float() - zero) * step, x, rtol=0, atol=1.01 * step)
+
+
 def test_without_the_operators_the_result_is_near_too(monkeypatch):
     monkeypatch.setattr(int8_conv, "has_int8_convolutions", lambda: False)
     wide, x = made(CASES["3x3"]), noise(2, 12, 9, 7)

@@ -268,17 +268,21 @@ def _require_fit(step: Step, network: Any, schedule: Schedule) -> None:
     if step.masked:
         _require_masked(step, network, schedule)
     if step.mixed_after is not None:
-        _require_mixing(step.mixed_after, network)
+        _require_mixing(step.mixed_after, step, network)
     if step.pruned is not None or step.keys is not None:
         _require_sparse(step, network)
 
 
-def _require_mixing(layer: int, network: Any) -> None:
+def _require_mixing(layer: int, step: Step, network: Any) -> None:
     name, count = type(network).__name__, len(network.blocks)
     if not getattr(network, "mixes_within", False):
         raise ValueError(f"guidance_layer is for Infinity; {name} mixes logits only: leave it out")
     if layer >= count:
         raise ValueError(f"a step mixes features after layer {layer}; {name} has layers 0 to {count - 1} here")
+    layers = _layers(step, network)
+    if step.is_guided and layers is not None and not layers.computes(layer, step.scale):
+        computed = ", ".join(map(str, layers.active))
+        raise ValueError(f"guidance_layer is {layer}, which scale {step.scale} skips; of this subnet give {computed}")
 
 
 def _require_scorer(step: Step, scorer: Any, network: Any, tokenizer: Any, schedule: Schedule) -> None:

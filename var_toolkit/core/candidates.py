@@ -26,7 +26,9 @@ def best_candidate(drawing: Drawing, one: Bound, hidden_RLC: Tensor, at: Setting
     image = torch.arange(images, device=hidden_RLC.device).repeat_interleave(count)
     rows = torch.cat([image + images * half for half in range(drawing.rows)])
     noise = drawing.noise.candidates(count)
-    drawn = one.step.head.draw(hidden_RLC[rows], replace(at, condition=at.condition.of_rows(rows), noise=noise))
+    before = None if at.latent is None else at.latent[image]
+    every = replace(at, condition=at.condition.of_rows(rows), noise=noise, latent=before)
+    drawn = one.step.head.draw(hidden_RLC[rows], every)
     tokens = drawn.tokens
     if drawing.preserved is not None:
         tokens = drawing.preserved.merge_tokens(at.scale, tokens)

@@ -125,9 +125,10 @@ class Noise:
         return self.words(Stream.ORDER, first, count, 1).squeeze(-1).argsort(dim=1, stable=True)
 
 
-def candidate_seeds(seeds: Sequence[int], number: int) -> list[int]:
-    """The seeds of candidate `number` of some images, which follow from theirs; candidate 0 has the seed itself."""
-    return [row[number] for row in Noise(seeds).of_candidates(number + 1).tolist()]
+def candidate_seeds(seeds: Sequence[int], count: int) -> list[list[int]]:
+    """The seeds of `count` candidates: of each, those of all images, which follow from theirs; the first has these."""
+    found: list[list[int]] = Noise(seeds).of_candidates(count).t().tolist()
+    return found
 
 
 def _normal(words: Tensor, width: int) -> Tensor:

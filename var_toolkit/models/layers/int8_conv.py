@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from var_toolkit.models.layers.int8_layer import SMALLEST_SCALE, Int8Layer, on_x86, per_row
 
-STEPS = 255  # between the least and the largest value of an image
+STEPS = 254.9  # between the least and the largest value of an image: both are rounded, and 256 would become 0
 PIECE = 2**18  # values to quantise at once, which the processor's cache holds
 WIDE = ("conv_in", "conv_out")  # of a decoder: little work, and every error of the last one is seen
 Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]  # stride, padding, dilation, groups
