@@ -118,6 +118,12 @@ def test_a_scorer_must_return_one_number_for_each_image(pipe, scores):
         pipe(LABELS, seeds=SEEDS, best_of=2, scorer=lambda images, labels: scores, batch_size=2)
 
 
+def test_the_command_line_names_a_missing_function_before_weights_are_read(capsys):
+    asked = ["sample", "--class", "207", "--best-of", "2", "--scorer", "no_such_module:score", "--dry-run"]
+    assert main(asked) == 2
+    assert "no_such_module:score" in capsys.readouterr().err
+
+
 def test_the_command_line_says_which_candidate_each_image_is(tmp_path, capsys):
     drawn = ["sample", "--class", "207", "--model", "stilllife-var-small", "--best-of", "2", "-n", "2"]
     main([*drawn, "--out", str(tmp_path), "--json"])

@@ -110,6 +110,7 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     from var_toolkit.core.compiled import require_cpp
     from var_toolkit.devices import find_device, tell_slow_dtype
     from var_toolkit.loading import load, skeleton
+    from var_toolkit.methods.scorers import require_function
     from var_toolkit.precision import precision_of
 
     device = find_device(args.device)
@@ -125,6 +126,8 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     place_encoder(args, shape)
     _check_count(args, len(subjects))
     plan = _plan(args, shape)
+    if plan.best_of is not None:
+        require_function(plan.best_of.scorer)
     facts = task.check(shape, plan)
     if args.trace and plan.best_of is not None:
         raise ValueError("--trace shows one candidate; draw without it, then the seed that was chosen with --trace")

@@ -64,6 +64,12 @@ def find_scorer(name: str, device: torch.device | str = "cpu") -> Scorer:
     return found
 
 
+def require_function(name: str) -> None:
+    """ValueError of one line if the function of a name is missing; its module is imported. A CLIP model is not read."""
+    if not name.startswith(CLIP):
+        find_scorer(name)
+
+
 def scores_of(scorer: Scorer, images_B3hw: Tensor, asked: Sequence[Any]) -> list[float]:
     """The scores of uint8 images, checked. ValueError of one line unless there is one number for each."""
     found = torch.as_tensor(scorer(images_B3hw, asked)).detach().double().cpu()
