@@ -103,7 +103,7 @@ class SamplingSettings(TypedDict, total=False):
     solver: Annotated[
         str | None,
         Setting(
-            "FlowAR, xAR, E-CAR: published, euler, midpoint, heun, sde; MAR and ACDiT: published, ddpm, ddim, dpm++",
+            "FlowAR, xAR, E-CAR: published, euler, midpoint, heun, sde; (Hi-)MAR, ACDiT: published, ddpm, ddim, dpm++",
             metavar="NAME",
             of=CONTINUOUS,
         ),
