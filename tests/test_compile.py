@@ -102,7 +102,7 @@ def test_groups_of_tokens_are_not_compiled():
         pipe.compile()
 
 
-def test_without_a_compiler_of_cpp_the_error_says_so(small_tokenizer, small_var, monkeypatch):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(ValueError, match=r"g\+\+"):
+def test_without_a_compiler_of_cpp_the_error_says_so(small_tokenizer, small_var):
+    missing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with missing, pytest.raises(ValueError, match=r"g\+\+"):
         Pipeline(small_tokenizer, small_var).compile()

@@ -89,9 +89,9 @@ def of_sizes(network: type, config: type, **more) -> Pipeline:
 def model(request, small_tokenizer, small_var, small_hmar):
     """A pipeline, and what draws an image with it or one like it."""
     made = {
-        "var": lambda: Pipeline(small_tokenizer, deepcopy(small_var)),
-        "code": lambda: code(*(Pipeline(small_tokenizer, deepcopy(small_var)) for _ in range(2)), 2),
-        "hmar": lambda: Pipeline(small_tokenizer, deepcopy(small_hmar)),
+        "var": lambda: Pipeline(deepcopy(small_tokenizer), deepcopy(small_var)),
+        "code": lambda: code(*(Pipeline(deepcopy(small_tokenizer), deepcopy(small_var)) for _ in range(2)), 2),
+        "hmar": lambda: Pipeline(deepcopy(small_tokenizer), deepcopy(small_hmar)),
         "flexvar": small_flexvar_pipe,
         "flowar": lambda: Pipeline(tiny_kl(1, 2, 4), tiny_flowar(patch_nums=(1, 2, 4))),
         "llamagen": gpt,
@@ -156,7 +156,7 @@ def test_every_plan_draws_in_int8_and_a_saved_model_draws_the_same(model, comput
 
 
 def test_a_part_of_an_image_is_edited_in_int8(small_tokenizer, small_var):
-    pipe = Pipeline(small_tokenizer, deepcopy(small_var)).quantize().pack()
+    pipe = Pipeline(deepcopy(small_tokenizer), deepcopy(small_var)).quantize().pack()
     assert pipe.edit(torch.rand(3, 64, 64), (16, 16, 32, 32), [3], seeds=[0], output_type="pt").images.isfinite().all()
 
 
@@ -170,7 +170,7 @@ def test_logits_in_int8_are_near_those_in_float32():
 
 @pytest.mark.parametrize("saved", [torch.float32, torch.float16], ids=str)
 def test_saved_in_another_dtype_the_whole_numbers_stay(saved, small_tokenizer, small_var, tmp_path):
-    pipe = Pipeline(small_tokenizer, deepcopy(small_var)).quantize()
+    pipe = Pipeline(deepcopy(small_tokenizer), deepcopy(small_var)).quantize()
     pipe.save_pretrained(tmp_path / "model", saved)
     before, after = pipe.backbone.blocks[0].ffn.fc1, load(tmp_path / "model", device="cpu").backbone.blocks[0].ffn.fc1
     assert torch.equal(before.weight, after.weight)
@@ -178,7 +178,7 @@ def test_saved_in_another_dtype_the_whole_numbers_stay(saved, small_tokenizer, s
 
 
 def test_an_unknown_kind_of_quantisation_in_a_file_is_refused(small_tokenizer, small_var, tmp_path):
-    Pipeline(small_tokenizer, deepcopy(small_var)).quantize().save_pretrained(tmp_path / "model")
+    Pipeline(deepcopy(small_tokenizer), deepcopy(small_var)).quantize().save_pretrained(tmp_path / "model")
     file = tmp_path / "model" / "backbone" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"_quantized": "int4"}))
     with pytest.raises(ValueError, match="int4"):

@@ -203,8 +203,8 @@ def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, subjects: Subjec
     drawn, size, plan = Drawn(), args.batch_size, _plan(args, pipe)
     count = len(subjects) * args.n
     candidates = 1 if plan.best_of is None else plan.best_of.count  # fewer are drawn where a threshold is reached
-    turns = sum(-(-candidates * part // size) for part in _batch_sizes(count, size))
-    turns *= len(plan.schedule) - plan.skipped
+    passes = count // size * candidates + -(-(count % size) * candidates // size)
+    turns = passes * (len(plan.schedule) - plan.skipped)
     with Writers() as writers, Progress(turns, "scales", what="drawing", leave=False) as bar:
 
         def on_scale(event: ScaleEvent) -> None:
@@ -221,11 +221,6 @@ def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, subjects: Subjec
             _keep(args, task, subjects, drawn, batch, writers)
             began = time.perf_counter()
     return drawn
-
-
-def _batch_sizes(count: int, size: int) -> list[int]:
-    """The images in each batch."""
-    return [min(size, count - at) for at in range(0, count, size)]
 
 
 def _keep(

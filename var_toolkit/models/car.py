@@ -45,8 +45,8 @@ class CARConfig(VARConfig):
     """
 
     control_channels: tuple[int, ...] = field(default=CHANNELS, metadata={"range": (1, 65_536)})
-    light_width: int | None = None
-    light_layers: int | None = None
+    light_width: int | None = field(default=None, metadata={"range": (1, 65_536)})
+    light_layers: int | None = field(default=None, metadata={"range": (1, 1000)})
 
     def __post_init__(self) -> None:
         super().__post_init__()
