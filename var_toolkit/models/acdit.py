@@ -37,6 +37,7 @@ from var_toolkit.models.layers.flow_head import StepEmbedding
 from var_toolkit.models.layers.gated_mlp import RMSNorm
 from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.masked_order import Condition, block_work, taken
+from var_toolkit.models.layers.starting import init_linears_and_norms
 from var_toolkit.tokenizers.kl16 import FILES
 
 HEAD_DIM = 64  # of the published rotary tables
@@ -365,13 +366,7 @@ class ACDiT(OwnSchedule, nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         """That of DiT (arXiv 2212.09748): what modulates and the last layer are 0."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, RMSNorm):
-                nn.init.ones_(module.weight)
+        init_linears_and_norms(self)
         for table in (self.class_emb, self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
             nn.init.normal_(cast(Tensor, table.weight), std=0.02)
         last = self.final_layer

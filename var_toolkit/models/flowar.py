@@ -33,6 +33,7 @@ from var_toolkit.models.layers.gated_mlp import GatedMLP, RMSNorm, modulated, ra
 from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.next_scale import Modulation
 from var_toolkit.models.layers.rotary import Rotation, rotation_on_grids
+from var_toolkit.models.layers.starting import init_linears_and_norms
 from var_toolkit.tokenizers.kl16 import FILES
 
 GRID = 16  # side of the grid of RoPE positions, for any schedule
@@ -245,13 +246,7 @@ class FlowAR(ByScale, nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         """The published initialisation, which applies to every linear layer, also to the head's last one."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, RMSNorm):
-                nn.init.ones_(module.weight)
+        init_linears_and_norms(self)
         for table in (
             self.class_emb.weight,
             self.encoder_pos_embed_learned,

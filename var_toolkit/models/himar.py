@@ -32,6 +32,7 @@ from var_toolkit.models.layers.diffusion_head import DiffusionMLP, TokenDenoiser
 from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.map_head import MapDenoiser, MapHead
 from var_toolkit.models.layers.masked_order import Condition, RandomOrder, block_work, cosine_groups, taken
+from var_toolkit.models.layers.starting import init_linears_and_norms
 from var_toolkit.models.layers.vit_block import EPS, ViTBlock
 from var_toolkit.tokenizers.kl16 import FILES
 
@@ -341,13 +342,7 @@ class HiMAR(RandomOrder, nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         """As MAR's; phases begin equal, with gates of 1, and what modulates the map head begins at 0."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
+        init_linears_and_norms(self)
         for stack in ("encoder", "decoder"):
             nn.init.normal_(getattr(self, f"{stack}_pos_embed_learned"), std=0.02)
             nn.init.normal_(getattr(self, f"{stack}_task_emb").weight, std=0.02)

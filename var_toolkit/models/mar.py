@@ -29,6 +29,7 @@ from var_toolkit.models.family import Family
 from var_toolkit.models.layers.diffusion_head import DiffusionMLP, TokenDenoiser, under
 from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.layers.masked_order import Condition, RandomOrder, block_work, cosine_groups, taken
+from var_toolkit.models.layers.starting import init_linears_and_norms
 from var_toolkit.models.layers.vit_block import EPS, ViTBlock
 from var_toolkit.tokenizers.kl16 import FILES
 
@@ -198,13 +199,7 @@ class MAR(RandomOrder, nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         """The published initialisation."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
+        init_linears_and_norms(self)
         for table in (
             self.class_emb.weight, self.fake_latent, self.mask_token, self.encoder_pos_embed_learned,
             self.decoder_pos_embed_learned, self.diffusion_pos_embed_learned,

@@ -3,8 +3,7 @@
 Letters: B images, L tokens in block order, T blocks, c channels of a token.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +18,6 @@ from var_toolkit.training.latent_objective import LatentObjective
 from var_toolkit.training.objectives import Loss, Phase, Workplace
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
-from var_toolkit.training.var_objective import require_share
-
-
-@dataclass(frozen=True)
-class ACDiTOptions:
-    """Settings that are defaults in the published recipe, and the initial weights."""
-
-    class_dropout: float = 0.1
-    cache_latents: bool = False  # of folders: encode the centre of each image once, and with `flip` its mirror image
-    initial: str | None = None  # directory of weights to start from
-    class_embedding: Literal["table", "still-life-factors"] = "table"
-
-    def __post_init__(self) -> None:
-        require_share(class_dropout=self.class_dropout)
 
 
 @objective("acdit")
@@ -42,7 +27,6 @@ class ACDiTObjective(LatentObjective):
     Latents are sampled from their posteriors.
     """
 
-    options_type = ACDiTOptions
     network: ClassVar[type[Any]] = ACDiT
     preview_head: ClassVar[Head] = Diffusion("dpm++", 16)
 

@@ -3,8 +3,6 @@
 Letters: B images, L tokens, K scales, C channels of the latents.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,13 +11,8 @@ from var_toolkit.heads.flow import Flow
 from var_toolkit.models.ecar import ECAR, ECARConfig, end_level, enlarged, ratio_at, start_level
 from var_toolkit.registry import Sampling
 from var_toolkit.tokenizers.latent_pyramid import sequence
-from var_toolkit.training.flowar_objective import FlowARObjective, FlowAROptions
+from var_toolkit.training.flowar_objective import FlowARObjective
 from var_toolkit.training.registry import objective
-
-
-@dataclass(frozen=True)
-class ECAROptions(FlowAROptions):
-    """Those of FlowAR."""
 
 
 @objective("ecar")
@@ -29,7 +22,6 @@ class ECARObjective(FlowARObjective):
     The noise of a coarse map is that of the finest, averaged over blocks and brought back to variance 1.
     """
 
-    options_type = ECAROptions
     network, preview_head = ECAR, Flow("euler", 4, (0.0, 1.0))
 
     @classmethod

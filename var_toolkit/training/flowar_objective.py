@@ -3,8 +3,7 @@
 Letters: B images, L tokens, K scales, C channels of the latents.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +16,6 @@ from var_toolkit.training.latent_objective import LatentObjective
 from var_toolkit.training.objectives import Loss, Phase
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
-from var_toolkit.training.var_objective import require_share
-
-
-@dataclass(frozen=True)
-class FlowAROptions:
-    """Settings that are defaults in the published recipe, and the initial weights."""
-
-    class_dropout: float = 0.1
-    cache_latents: bool = False  # of folders: encode the centre of each image once, and with `flip` its mirror image
-    initial: str | None = None  # directory of weights to start from
-    class_embedding: Literal["table", "still-life-factors"] = "table"
-
-    def __post_init__(self) -> None:
-        require_share(class_dropout=self.class_dropout)
 
 
 @objective("flowar")
@@ -40,7 +25,6 @@ class FlowARObjective(LatentObjective):
     Each scale of each image has its own time, uniform in [0, 1]; latents are sampled from their posteriors.
     """
 
-    options_type = FlowAROptions
     network: ClassVar[type[Any]] = FlowAR
     preview_head = Flow()
     log_note = "the loss of a scale that is noise for the network is its weight, tokens over those of the last scale"

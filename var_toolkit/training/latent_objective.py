@@ -5,8 +5,9 @@ Letters: B images, C channels of the latents.
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -40,12 +41,26 @@ from var_toolkit.training.objectives import Objective, Workplace
 from var_toolkit.training.recipe import FoldersData, Recipe, StillLifesData
 from var_toolkit.training.reconstruction import images
 from var_toolkit.training.starting_weights import start_from
-from var_toolkit.training.var_objective import sum_of_factors_
+from var_toolkit.training.var_objective import require_share, sum_of_factors_
+
+
+@dataclass(frozen=True)
+class LatentOptions:
+    """Settings that are defaults in the published recipes, and the initial weights."""
+
+    class_dropout: float = 0.1
+    cache_latents: bool = False  # of folders: encode the centre of each image once, and with `flip` its mirror image
+    initial: str | None = None  # directory of weights to start from
+    class_embedding: Literal["table", "still-life-factors"] = "table"
+
+    def __post_init__(self) -> None:
+        require_share(class_dropout=self.class_dropout)
 
 
 class LatentObjective(Objective):
-    """A network on the latents of an AutoencoderKL. Options have `cache_latents`, `initial` and `class_embedding`."""
+    """A network on the latents of an AutoencoderKL."""
 
+    options_type = LatentOptions
     network: ClassVar[type[Any]]
     preview_head: ClassVar[Head]
     not_decayed: ClassVar[tuple[str, ...]] = ()  # what names of further parameters without weight decay begin with

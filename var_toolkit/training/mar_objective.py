@@ -6,7 +6,7 @@ Letters: B images, L tokens, N hidden ones, M copies of each, c channels of a to
 from dataclasses import dataclass
 from math import ceil
 from statistics import NormalDist
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from var_toolkit.models.mar import DEFAULT_ITERATIONS, MAR, MARConfig
 from var_toolkit.registry import Sampling
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.draws import Draws, derived, without_some
-from var_toolkit.training.latent_objective import LatentObjective
+from var_toolkit.training.latent_objective import LatentObjective, LatentOptions
 from var_toolkit.training.objectives import Loss, Phase
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
@@ -26,18 +26,15 @@ RATIOS = NormalDist(1.0, 0.25)  # of hidden tokens, cut off below the smallest a
 
 
 @dataclass(frozen=True)
-class MAROptions:
-    """Settings that are defaults in the published recipe, and the initial weights."""
+class MAROptions(LatentOptions):
+    """Also how tokens are hidden and denoised."""
 
-    class_dropout: float = 0.1
     mask_ratio_min: float = 0.7  # the smallest share of hidden tokens
     diffusion_copies: int = 4  # how often each hidden token is denoised, at steps of its own
-    cache_latents: bool = False  # of folders: encode the centre of each image once, and with `flip` its mirror image
-    initial: str | None = None  # directory of weights to start from
-    class_embedding: Literal["table", "still-life-factors"] = "table"
 
     def __post_init__(self) -> None:
-        require_share(class_dropout=self.class_dropout, mask_ratio_min=self.mask_ratio_min)
+        super().__post_init__()
+        require_share(mask_ratio_min=self.mask_ratio_min)
         if self.diffusion_copies < 1:
             raise ValueError(f"diffusion_copies is {self.diffusion_copies}; it must be 1 or more")
 

@@ -3,22 +3,15 @@
 Letters: B images, L tokens in the order of the cells, T cells, c channels of a token.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from var_toolkit.heads.flow import Flow
 from var_toolkit.models.xar import XAR, XARConfig
 from var_toolkit.registry import Sampling
-from var_toolkit.training.acdit_objective import ACDiTObjective, ACDiTOptions
+from var_toolkit.training.acdit_objective import ACDiTObjective
 from var_toolkit.training.draws import Numbers
 from var_toolkit.training.registry import objective
-
-
-@dataclass(frozen=True)
-class XAROptions(ACDiTOptions):
-    """Those of ACDiT."""
 
 
 @objective("xar")
@@ -28,7 +21,6 @@ class XARObjective(ACDiTObjective):
     The cells before a cell have their own noise, which is noisy context learning.
     """
 
-    options_type = XAROptions
     network, preview_head = XAR, Flow("sde", 16, (0.0, 1.0))
 
     @classmethod
