@@ -195,7 +195,7 @@ def test_noise_is_on_the_features_in_training_alone(build):
     network = objective.networks["var"]
     torch.manual_seed(0)
     with torch.no_grad():
-        noisy = [float(objective._loss(batch, DRAWS).total) for _ in range(2)]
+        noisy = [float(objective._loss(batch, replace(DRAWS, step=step)).total) for step in range(2)]
         judged = [float(objective._judged(network, batch)["loss"]) for _ in range(2)]
     assert noisy[0] != noisy[1]
     assert judged[0] == judged[1]

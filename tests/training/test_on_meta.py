@@ -13,7 +13,7 @@ import torch
 
 from var_toolkit.processes import Team
 from var_toolkit.training.batches import Batch
-from var_toolkit.training.draws import Draws
+from var_toolkit.training.draws import Draws, Numbers
 from var_toolkit.training.state import TrainingState
 
 META = torch.device("meta")
@@ -47,6 +47,7 @@ def test_a_training_step_stays_on_the_device(name, build, monkeypatch):
     # What torch has for accelerators alone.
     monkeypatch.setattr(torch, "autocast", lambda *args, **settings: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    monkeypatch.setattr(Draws, "numbers", lambda self, purpose: Numbers(META))
     monkeypatch.setattr(torch.optim, "AdamW", partial(without, torch.optim.AdamW, "fused"))
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", partial(without, torch.nn.utils.clip_grad_norm_, "foreach"))
     state = TrainingState(objective.recipe, objective, Team(0, 1, META), steps=6)

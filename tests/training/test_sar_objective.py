@@ -12,9 +12,11 @@ from var_toolkit.core.schedule import Schedule
 from var_toolkit.formats.published import backbone_from_tensors
 from var_toolkit.heads.categorical import token_losses
 from var_toolkit.tokenizers.raster_vq import tokenizer_from_tensors
+from var_toolkit.training.draws import Numbers
 from var_toolkit.training.sar_objective import SarOptions, self_forced
 
 CASE = load_case("sar-csfl")
+NUMBERS = Numbers(torch.device("cpu"))
 CONFIG, TENSORS, TOLERANCE = CASE.facts["config"], CASE.tensors, CASE.facts["tolerance"]
 SCHEDULE = Schedule(tuple(CONFIG["schedule"]))
 # By the release's names: whether it samples, and what the second pass learns.
@@ -53,7 +55,15 @@ def test_a_step_is_the_published_one(run, pyramid):
     options = options_of(run)
     seen = {}
     network.register_forward_pre_hook(lambda module, given: seen.update(inputs=given[1]))
-    found = self_forced(network, own, TENSORS["labels"], tokens, options, null_class=network.config.num_classes)
+    found = self_forced(
+        network,
+        own,
+        TENSORS["labels"],
+        tokens,
+        options,
+        null_class=network.config.num_classes,
+        numbers=NUMBERS,
+    )
     assert_close(found.logits, TENSORS["tf_logits"], atol=TOLERANCE["*_logits"], rtol=0)
     if f"{run}_sf_x" in TENSORS:
         assert_close(seen["inputs"], TENSORS[f"{run}_sf_x"], atol=TOLERANCE["*_x"], rtol=0)
@@ -77,7 +87,15 @@ def test_all_scales_are_rolled_out_as_in_the_paper(pyramid):
     own, tokens = pyramid
     network = backbone_from_tensors("flexvar", weights("var"), {"patch_nums": CONFIG["schedule"]}, "FlexVAR.pth")
     options = options_of("csfl_argmax", rollout="all")
-    found = self_forced(network, own, TENSORS["labels"], tokens, options, null_class=network.config.num_classes)
+    found = self_forced(
+        network,
+        own,
+        TENSORS["labels"],
+        tokens,
+        options,
+        null_class=network.config.num_classes,
+        numbers=NUMBERS,
+    )
     drawn = SCHEDULE.split(TENSORS["tf_argmax"])
     expected = network(TENSORS["labels"], own.teacher_inputs(drawn), schedule=SCHEDULE)
     assert_close(found.own_logits, expected[:, SCHEDULE.lengths[0] :])

@@ -10,8 +10,9 @@ D head width, c channels of a token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from math import isqrt, pi
 from typing import Any, NamedTuple, cast
 
@@ -173,9 +174,29 @@ class ACDiTBlock(nn.Module):
         self.attn, self.mlp = BlockAttention(width), BlockMLP(width, int(width * ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 6 * width))
 
-    def modulation(self, active: Tensor) -> tuple[Tensor, ...]:
-        """Shift, scale and gate of attention, then of the MLP, from SiLU of the conditioning."""
-        return cast(tuple[Tensor, ...], self.adaLN_modulation[1](active).chunk(6, dim=-1))
+    def forward(
+        self,
+        x_RLC: Tensor,
+        active: Tensor,
+        rotation: PublishedRotation,
+        attend: Attend = to_all,
+        joined: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        *,
+        clean_first: bool = False,
+    ) -> Tensor:
+        """`active` is SiLU of the conditioning, (R, 1 or L, C); with `clean_first` that of the second half of tokens.
+
+        Keys and values are those that `joined` makes of the block's own.
+        """
+        parts = self.adaLN_modulation[1](active).chunk(6, dim=-1)
+        if clean_first:
+            parts = map(_after, (0.0, 0.0, 1.0, 0.0, 0.0, 1.0), parts)
+        shift1, scale1, gate1, shift2, scale2, gate2 = parts
+        q, k, v = self.attn.parts(torch.addcmul(shift1, self.norm1(x_RLC), 1 + scale1), rotation)
+        if joined is not None:
+            k, v = joined(k, v)
+        x = torch.addcmul(x_RLC, gate1, self.attn.out(q, k, v, attend))
+        return torch.addcmul(x, gate2, self.mlp(torch.addcmul(shift2, self.norm2(x), 1 + scale2)))
 
 
 class LastLayer(nn.Module):
@@ -322,14 +343,8 @@ class ACDiT(OwnSchedule, nn.Module):
     ) -> Tensor:
         """Epsilon or velocity of a noisy block, (R, K, c), given keys and values of the clean ones before it."""
         active, x = F.silu(condition_RKC), self.x_embedder(x_RKc.to(self.x_embedder.weight.dtype))
-        for one, before in zip(self.blocks, known, strict=True):
-            block = cast(ACDiTBlock, one)
-            shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(active)
-            q, k, v = block.attn.parts(torch.addcmul(shift1, block.norm1(x), 1 + scale1), rotation)
-            if before is not None:
-                k, v = torch.cat((before[0], k), dim=2), torch.cat((before[1], v), dim=2)
-            x = torch.addcmul(x, gate1, block.attn.out(q, k, v))
-            x = torch.addcmul(x, gate2, block.mlp(torch.addcmul(shift2, block.norm2(x), 1 + scale2)))
+        for block, before in zip(self.blocks, known, strict=True):
+            x = block(x, active, rotation, joined=None if before is None else partial(behind, before))
         return cast(Tensor, self.final_layer(x, active))
 
     @property
@@ -353,14 +368,8 @@ class ACDiT(OwnSchedule, nn.Module):
         times = self.t_embedder(steps_BT).repeat_interleave(self.block_tokens, dim=1)
         active = F.silu(times + self.condition(Given(labels=labels_B)).rows_RC.unsqueeze(1))
         x = self.x_embedder(torch.cat((clean_BLc, noisy_BLc), dim=1))
-        for one in self.blocks:
-            block = cast(ACDiTBlock, one)
-            plain = (0.0, 0.0, 1.0, 0.0, 0.0, 1.0)  # of clean tokens
-            parts = map(_after, plain, block.modulation(active))
-            shift1, scale1, gate1, shift2, scale2, gate2 = parts
-            q, k, v = block.attn.parts(torch.addcmul(shift1, block.norm1(x), 1 + scale1), both)
-            x = torch.addcmul(x, gate1, block.attn.out(q, k, v, attend))
-            x = torch.addcmul(x, gate2, block.mlp(torch.addcmul(shift2, block.norm2(x), 1 + scale2)))
+        for block in self.blocks:
+            x = block(x, active, both, attend, clean_first=True)
         return cast(Tensor, self.final_layer(x[:, total:], active)).float()
 
     @torch.no_grad()
@@ -373,6 +382,11 @@ class ACDiT(OwnSchedule, nn.Module):
         zero = [cast(ACDiTBlock, block).adaLN_modulation[1] for block in self.blocks]
         for layer in (*zero, last.adaLN_modulation[1], last.linear):
             nn.init.zeros_(cast(Linear, layer).weight)
+
+
+def behind(known: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of some tokens and of those before them."""
+    return torch.cat((known[0], k), dim=2), torch.cat((known[1], v), dim=2)
 
 
 def _after(value: float, part_BLC: Tensor) -> Tensor:

@@ -136,7 +136,9 @@ class PhaseBlock(ViTBlock):
         self.adaLN_scale = nn.Parameter(torch.zeros(2, 1, 1, 4 * width))
         self.adaLN_shift = nn.Parameter(torch.zeros(2, 1, 1, 4 * width))
 
-    def phased(self, x_RLC: Tensor, task_4C: Tensor, phase: int, queries: slice = slice(None)) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, x_RLC: Tensor, task_4C: Tensor, phase: int, queries: slice = slice(None)
+    ) -> Tensor:
         """All tokens, or some that attend to all."""
         factors = task_4C * self.adaLN_scale[phase] + self.adaLN_shift[phase]
         scale1, gate1, scale2, gate2 = factors.chunk(4, dim=-1)
@@ -280,7 +282,7 @@ class HiMAR(RandomOrder, nn.Module):
         own = table[phase][self.config.buffer_size :][places_RS[:, : seen_RKC.shape[1]]]
         x = self.z_proj_ln(torch.cat((buffer, seen_RKC + own), dim=1))
         for block in blocks:
-            x = block.phased(x, task[phase], phase)
+            x = block(x, task[phase], phase)
         return cast(Tensor, self.encoder_norm(x))  # type: ignore[operator]
 
     def _decoded(self, condition: Condition, seen_RKC: Tensor, places_RS: Tensor, phase: int, asked: slice) -> Tensor:
@@ -292,9 +294,9 @@ class HiMAR(RandomOrder, nn.Module):
         own = torch.cat((table[phase][:buffer].expand(len(shown), -1, -1), table[phase][buffer:][places_RS]), dim=1)
         x = torch.cat((shown, masks), dim=1) + own
         for block in most:
-            x = block.phased(x, task[phase], phase)
+            x = block(x, task[phase], phase)
         first, end, _ = asked.indices(places_RS.shape[1])
-        x = last.phased(x, task[phase], phase, slice(buffer + first, buffer + end))
+        x = last(x, task[phase], phase, slice(buffer + first, buffer + end))
         return cast(Tensor, self.decoder_norm(x))  # type: ignore[operator]
 
     def _stack(self, name: str) -> tuple[Tensor, list[PhaseBlock], Tensor]:

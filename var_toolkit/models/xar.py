@@ -9,6 +9,7 @@ Letters: B images, R rows (images, twice under guidance), L tokens, K tokens of 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -23,7 +24,7 @@ from var_toolkit.entries import Sampling
 from var_toolkit.heads.flow import Flow
 from var_toolkit.heads.head import Head, Setting
 from var_toolkit.models import acdit
-from var_toolkit.models.acdit import HEAD_DIM, ACDiT, ACDiTBlock, CleanCache, PublishedRotation
+from var_toolkit.models.acdit import HEAD_DIM, ACDiT, CleanCache, PublishedRotation, behind
 from var_toolkit.models.family import Family
 from var_toolkit.models.layers.attention import Attend, to_all, within_pyramid
 from var_toolkit.models.layers.masked_order import Condition, taken
@@ -138,16 +139,13 @@ class XAR(ACDiT):
     ) -> Tensor:
         """All layers for some tokens, (R, K, C), given those before them; their keys and values go into a cache."""
         x = self.x_embedder(x_RKc.to(self.x_embedder.weight.dtype))
-        for layer, one in enumerate(self.blocks):
-            block = cast(ACDiTBlock, one)
-            shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(active)
-            q, k, v = block.attn.parts(torch.addcmul(shift1, block.norm1(x), 1 + scale1), rotation)
+        for layer, block in enumerate(self.blocks):
+            joined = None
             if cache is not None:
-                k, v = cache.append(layer, k, v)
+                joined = partial(cache.append, layer)
             elif known is not None and (before := known[layer]) is not None:
-                k, v = torch.cat((before[0], k), dim=2), torch.cat((before[1], v), dim=2)
-            x = torch.addcmul(x, gate1, block.attn.out(q, k, v, attend))
-            x = torch.addcmul(x, gate2, block.mlp(torch.addcmul(shift2, block.norm2(x), 1 + scale2)))
+                joined = partial(behind, before)
+            x = block(x, active, rotation, attend, joined)
         return x
 
     def field_of(self, hidden_R1C: Tensor, at: Setting) -> CellField:

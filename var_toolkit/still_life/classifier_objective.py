@@ -10,7 +10,7 @@ from var_toolkit.still_life.classifier import StillLifeClassifier, StillLifeClas
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.data_sources import images_of
 from var_toolkit.training.draws import Draws
-from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
+from var_toolkit.training.objectives import NO_BLOCKS, Loss, Objective, Phase, Workplace
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
 
@@ -29,6 +29,7 @@ class ClassifierObjective(Objective):
     """Sum of the cross-entropies of solid, colour and ground."""
 
     options_type = ClassifierOptions
+    refused = NO_BLOCKS
     log_note = "accuracy counts an image only if solid, colour and ground are all correct"
 
     @classmethod
@@ -72,5 +73,5 @@ def damaged(images: Tensor, options: ClassifierOptions, draws: Draws) -> Tensor:
     mixed = images.lerp(blurred, weight)
     contrast = 1 + options.contrast * (2 * amount("contrast") - 1)
     brightness = options.contrast * (2 * amount("brightness") - 1)
-    noise = torch.randn_like(mixed) * (options.noise * amount("noise"))
+    noise = draws.numbers("added noise").normal(*mixed.shape) * (options.noise * amount("noise"))
     return (mixed * contrast + brightness + noise).clamp(-1, 1)

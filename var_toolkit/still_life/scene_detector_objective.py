@@ -15,7 +15,7 @@ from var_toolkit.still_life.scenes import COLOURS, GROUNDS, LIGHTS, SIZES, SOLID
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.data_sources import images_of, require_size
 from var_toolkit.training.draws import Draws
-from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
+from var_toolkit.training.objectives import NO_BLOCKS, WHOLE_BATCH, Loss, Objective, Phase, Workplace
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
 
@@ -28,6 +28,7 @@ class SceneDetectorObjective(Objective):
 
     options_type = ClassifierOptions
     data_kinds = ("scenes",)
+    refused = WHOLE_BATCH | NO_BLOCKS
     log_note = "accuracy counts an image only if all that it shows is right"
 
     @classmethod

@@ -49,8 +49,9 @@ class ACDiTObjective(LatentObjective):
         labels_B = without_some(batch.labels, draws, self.options.class_dropout, self.recipe.model.num_classes)
         with torch.no_grad(), torch.autocast(labels_B.device.type, enabled=False):
             moments = self._moments_of(batch)
-            latent = self.tokenizer.latents(moments, torch.randn_like(moments.chunk(2, dim=1)[0]))
-        errors_BT = self._errors(self.networks[self.recipe.objective], labels_B, latent, Numbers(labels_B.device))
+            numbers = draws.numbers("noise")
+            latent = self.tokenizer.latents(moments, numbers.normal(*moments.chunk(2, dim=1)[0].shape))
+        errors_BT = self._errors(self.networks[self.recipe.objective], labels_B, latent, numbers)
         total, terms = errors_BT.mean(), self._terms(errors_BT.detach())
         return Loss(total, terms)
 

@@ -13,7 +13,7 @@ from var_toolkit.training.recipe import Recipe
 
 
 class Batch(NamedTuple):
-    """This process's share of one step, on its device."""
+    """This process's share of one step, or a micro-batch of it, on its device."""
 
     labels: Tensor  # (B,) int64
     images: Tensor | None = None  # (B, 3, h, w) in [-1, 1]
@@ -26,6 +26,15 @@ class Batch(NamedTuple):
     judged: Tensor | None = None  # (B,) float32: how probable it is that the images show their classes
     small_moments: Tensor | None = None  # (B, 2C, h, w) float32, those of smaller images
     controls: Tensor | None = None  # (B, 3, h, w) in [-1, 1], the control image of each image
+
+    def split(self, parts: int) -> list["Batch"]:
+        """Micro-batches of equal size, in order."""
+        size = len(self.labels) // parts
+        of_images = {name: value for name, value in self._asdict().items() if name != "damaged" and value is not None}
+        return [
+            self._replace(**{name: value[first : first + size] for name, value in of_images.items()})
+            for first in range(0, size * parts, size)
+        ]
 
 
 Caption = Callable[[int, int], str]  # the number of an image, and an epoch -> a caption of the image

@@ -18,7 +18,7 @@ from var_toolkit.models.family import Family
 from var_toolkit.registry import family_of
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.draws import Draws
-from var_toolkit.training.objectives import Loss, Workplace
+from var_toolkit.training.objectives import WHOLE_BATCH, Loss, Workplace
 from var_toolkit.training.raster_gpt_objective import RasterGPTObjective
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
@@ -53,6 +53,7 @@ class Alignment(VarObjective):
     """
 
     options_type: ClassVar[type] = CcaOptions
+    refused = WHOLE_BATCH
     reference: nn.Module
     log_note = (
         "ratio is the mean log-likelihood of the images, given their classes, minus that by the reference; ratio_other "

@@ -139,7 +139,7 @@ def _rendered(
     if not data.validation_count:
         return source, HeldOut(None, [])
     held_out = drawn(data.validation_count, "validation")
-    return source, HeldOut(held_out, shares(len(held_out), workplace.team, recipe.batch_size))
+    return source, HeldOut(held_out, shares(len(held_out), workplace.team, recipe.at_a_time))
 
 
 def _scenes(data: ScenesData, recipe: Recipe, workplace: Workplace) -> tuple[Source, HeldOut]:

@@ -20,7 +20,7 @@ from var_toolkit.registry import Sampling
 from var_toolkit.training.acceptance import acceptance, soft_cross_entropy, tvd_plus_plus
 from var_toolkit.training.batches import Batch, Source, TokenArray
 from var_toolkit.training.draws import Draws
-from var_toolkit.training.objectives import Loss, Workplace
+from var_toolkit.training.objectives import WHOLE_BATCH, Loss, Workplace
 from var_toolkit.training.raster_gpt_objective import RasterGPTObjective
 from var_toolkit.training.recipe import Recipe, SamplesData
 from var_toolkit.training.sample_cache import cached_samples
@@ -104,6 +104,12 @@ class MatchingObjective(DistillationObjective):
     """
 
     options_type = MatchingOptions
+
+    @classmethod
+    def check(cls, recipe: Recipe, *, where: str) -> None:
+        super().check(recipe, where=where)
+        if recipe.objective_options.loss == "tvd++" and recipe.accumulate > 1:
+            raise ValueError(f"{where}: loss tvd++ takes no accumulate: {WHOLE_BATCH['accumulate']}; remove it")
 
     @abstractmethod
     def _drafted(self, network: nn.Module, labels: Tensor, seen_BL: Tensor) -> Tensor:

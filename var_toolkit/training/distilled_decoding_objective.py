@@ -26,7 +26,7 @@ from var_toolkit.models.var import VAR
 from var_toolkit.registry import Sampling, family_of
 from var_toolkit.training.batches import Batch, Source
 from var_toolkit.training.draws import Draws
-from var_toolkit.training.objectives import Loss, Workplace
+from var_toolkit.training.objectives import WHOLE_BATCH, Loss, Workplace
 from var_toolkit.training.raster_gpt_objective import RasterGPTObjective
 from var_toolkit.training.recipe import Recipe, SamplesData
 from var_toolkit.training.registry import objective
@@ -64,6 +64,7 @@ class Distillation(VarObjective):
     """
 
     options_type: ClassVar[type] = DistilledDecodingOptions
+    refused = WHOLE_BATCH
     network_type: ClassVar[Any] = DistilledVAR
     teacher_type: ClassVar[Any] = VAR
     data_kinds: ClassVar[tuple[str, ...]] = ("samples",)

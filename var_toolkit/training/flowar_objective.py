@@ -48,8 +48,9 @@ class FlowARObjective(LatentObjective):
         labels_B = without_some(batch.labels, draws, self.options.class_dropout, self.recipe.model.num_classes)
         with torch.no_grad(), torch.autocast(labels_B.device.type, enabled=False):
             moments = self._moments_of(batch)
-            latent = self.tokenizer.latents(moments, torch.randn_like(moments.chunk(2, dim=1)[0]))
-            noise = torch.randn_like(self.pyramid.maps(latent))
+            numbers = draws.numbers("noise")
+            latent = self.tokenizer.latents(moments, numbers.normal(*moments.chunk(2, dim=1)[0].shape))
+            noise = numbers.normal(*self.pyramid.maps(latent).shape)
         times_BK = torch.stack([draws.per_image(f"time of scale {k}") for k in range(len(self.scales))], dim=1)
         errors_BL = self._errors(self.networks[self.recipe.objective], labels_B, latent, noise, times_BK)
         total, terms = self._weighted(errors_BL)

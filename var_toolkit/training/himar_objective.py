@@ -103,7 +103,7 @@ class HiMARObjective(MARObjective):
 
     def _loss(self, batch: Batch, draws: Draws) -> Loss:
         labels_B = without_some(batch.labels, draws, self.options.class_dropout, self.recipe.model.num_classes)
-        numbers, shares = Numbers(labels_B.device), torch.rand(2, generator=draws.generator("mask ratio")).tolist()
+        numbers, shares = draws.numbers("noise"), torch.rand(2, generator=draws.generator("mask ratio")).tolist()
         pivots, tokens = self._sides(batch, shares, self.options.diffusion_copies, numbers, sampled=True)
         passed_B = draws.per_image("passed features") < self._passed(draws.step)
         total, terms = self._both(self.networks["himar"], labels_B, pivots, tokens, passed_B)
@@ -137,8 +137,8 @@ class HiMARObjective(MARObjective):
         """A phase, with states of the whole map or of hidden tokens."""
         order_BL = numbers.uniform(*data_BLc.shape[:2]).argsort(dim=1)
         one = data_BLc if whole else taken(data_BLc, order_BL[:, known:])
-        steps = numbers.whole(STEPS, copies, len(one), 1 if whole else one.shape[1])
-        noise = numbers.normal(copies, *one.shape)
+        steps = numbers.whole(STEPS, copies, len(one), 1 if whole else one.shape[1], axis=1)
+        noise = numbers.normal(copies, *one.shape, axis=1)
         clean = one.expand_as(noise)
         return Side(Masked(data_BLc, order_BL, known, noisy("cosine", clean, noise, steps), steps), noise, clean)
 

@@ -135,7 +135,7 @@ class LatentObjective(Objective):
         if not data.validation_count:
             return source, HeldOut(None, [])
         validation = self._moments(workplace, data.validation_count, "validation")
-        return source, HeldOut(validation, shares(len(validation), workplace.team, recipe.batch_size))
+        return source, HeldOut(validation, shares(len(validation), workplace.team, recipe.at_a_time))
 
     def _moments(self, workplace: Workplace, count: int, split: str) -> MomentArray:
         from var_toolkit.still_life.data_set import VERSION

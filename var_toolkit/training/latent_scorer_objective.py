@@ -28,7 +28,7 @@ from var_toolkit.training.batches import Batch, TokenArray
 from var_toolkit.training.code_cache import Stored, cached, hash_of
 from var_toolkit.training.data_sources import HeldOut, require_still_life_classes, shares
 from var_toolkit.training.draws import Draws
-from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
+from var_toolkit.training.objectives import NO_BLOCKS, Loss, Objective, Phase, Workplace
 from var_toolkit.training.recipe import Recipe, SamplesData
 from var_toolkit.training.registry import objective
 from var_toolkit.training.sample_cache import cached_samples
@@ -70,6 +70,7 @@ class LatentScorerObjective(Objective):
 
     options_type = LatentScorerOptions
     data_kinds = ("samples",)
+    refused = NO_BLOCKS
     log_note = (
         "order is the share of pairs of images that are scored in the order in which they are judged; "
         "0.5 is no better than guessing"
@@ -100,7 +101,7 @@ class LatentScorerObjective(Objective):
         held_out = None
         if data.validation_count:
             held_out = self._judged_samples(run, judge, data.validation_count, "validation", workplace.cache_dir)
-        parts = [] if held_out is None else shares(len(held_out), self.team, recipe.batch_size)
+        parts = [] if held_out is None else shares(len(held_out), self.team, recipe.at_a_time)
         self.held_out = HeldOut(held_out, parts)
 
     def teacher_run(self) -> Run:

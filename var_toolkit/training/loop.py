@@ -59,8 +59,11 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path, device: str = "auto", s
     `skip_damaged` the next image of its class takes its place, and the log names it.
     """
     with team_of_this_process(device) as team, ExitStack() as stack:
-        if recipe.batch_size % team.size:
-            raise ValueError(f"batch_size is {recipe.batch_size}; it must be a multiple of the {team.size} processes")
+        if recipe.batch_size % (team.size * recipe.accumulate):
+            parts = f" times accumulate, {recipe.accumulate}" if recipe.accumulate > 1 else ""
+            raise ValueError(
+                f"batch_size is {recipe.batch_size}; it must be a multiple of the {team.size} processes{parts}"
+            )
         _check_out(out)
         team.led(lambda: stack.enter_context(_held(out)))
         saved = read_checkpoint(out / "checkpoint.pt", recipe)

@@ -89,12 +89,13 @@ class MARObjective(LatentObjective):
         labels_B = without_some(batch.labels, draws, self.options.class_dropout, self.recipe.model.num_classes)
         with torch.no_grad(), torch.autocast(labels_B.device.type, enabled=False):
             moments = self._moments_of(batch)
-            latent = self.tokenizer.latents(moments, torch.randn_like(moments.chunk(2, dim=1)[0]))
+            numbers = draws.numbers("noise")
+            latent = self.tokenizer.latents(moments, numbers.normal(*moments.chunk(2, dim=1)[0].shape))
         share = float(torch.rand((), generator=draws.generator("mask ratio")))
-        order_BL = torch.rand(len(latent), self.scales.total, device=latent.device).argsort(dim=1)
+        order_BL = numbers.uniform(len(latent), self.scales.total).argsort(dim=1)
         known, shape = self._known(share), (self.options.diffusion_copies, len(latent))
-        steps = torch.randint(STEPS, (*shape, self.scales.total - known), device=latent.device)
-        noise = torch.randn(*steps.shape, self._channels, device=latent.device)
+        steps = numbers.whole(STEPS, *shape, self.scales.total - known, axis=1)
+        noise = numbers.normal(*steps.shape, self._channels, axis=1)
         total, terms = self._parts(self.networks["mar"], labels_B, latent, order_BL, known, steps, noise)
         return Loss(total, {name: value.detach() for name, value in terms.items()})
 

@@ -1,7 +1,7 @@
 """What an objective is: the part of training that differs between networks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -32,6 +32,10 @@ class Phase:
     loss: Callable[["Batch", "Draws"], Loss]
 
 
+WHOLE_BATCH = {"accumulate": "its loss is not the mean of those of single images"}
+NO_BLOCKS = {"checkpoint_activations": "its network has no transformer blocks"}
+
+
 class Workplace(NamedTuple):
     """What a run gives its objective besides the recipe."""
 
@@ -52,6 +56,7 @@ class Objective(ABC):
     data_kinds: ClassVar[tuple[str, ...]] = ("still-lifes", "folders")
     reads_control: ClassVar[bool] = False  # whether the data may have control images
     log_note: ClassVar[str] = ""
+    refused: ClassVar[Mapping[str, str]] = {}  # fields of a recipe that must stay as they are by default, and why
 
     recipe: "Recipe"
     networks: dict[str, nn.Module]

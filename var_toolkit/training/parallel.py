@@ -1,6 +1,7 @@
 """One network over several processes: copies that average gradients (DDP), or shards of one network (FSDP2)."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -51,6 +52,15 @@ def _gather_for(network: nn.Module, name: str) -> None:
         return (plain if torch.is_grad_enabled() else gathering)(*args, **kwargs)
 
     setattr(network, name, call)
+
+
+def without_averaging(networks: Iterable[nn.Module]) -> ExitStack:
+    """Within it DDP leaves gradients to the process, to be averaged after the last micro-batch. Shards need no such."""
+    stack = ExitStack()
+    for network in networks:
+        if isinstance(network, nn.parallel.DistributedDataParallel):
+            stack.enter_context(network.no_sync())
+    return stack
 
 
 def is_sharded(network: nn.Module) -> bool:

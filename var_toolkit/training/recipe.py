@@ -172,7 +172,10 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run. `batch_size` is global: it is split over the processes."""
+    """One training run.
+
+    `batch_size` is global: it is split over the processes, and there into `accumulate` micro-batches.
+    """
 
     objective: str
     model: Any
@@ -193,12 +196,14 @@ class Recipe:
     validate_every: int = 1000
     parallel: Literal["ddp", "fsdp"] = "ddp"
     compile: bool = False
+    accumulate: int = 1  # micro-batches of a step, whose gradients add up to those of the whole batch
+    checkpoint_activations: bool = False  # compute those within transformer blocks again instead of keeping them
     objective_options: Any = None
     family: str | None = None  # of the network, if it is not that of the objective
 
     def __post_init__(self) -> None:
         _require((self.steps is None) != (self.epochs is None), "give exactly one of steps and epochs")
-        for name in ("batch_size", "steps", "epochs", "log_every", "sample_every", "validate_every"):
+        for name in ("batch_size", "steps", "epochs", "log_every", "sample_every", "validate_every", "accumulate"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name} is {value}; expected a number above 0")
         _require(self.checkpoint_minutes >= 0, f"checkpoint_minutes is {self.checkpoint_minutes}; expected 0 or more")
@@ -208,8 +213,17 @@ class Recipe:
             self.optimiser.kind == "adamw" or self.parallel == "ddp",
             "optimiser: kind is muon, which needs whole matrices; take parallel: ddp, or kind: adamw",
         )
+        _require(
+            self.batch_size % self.accumulate == 0,
+            f"accumulate is {self.accumulate}; batch_size, {self.batch_size}, must be a multiple of it",
+        )
         count = getattr(self.data, "count", self.batch_size)  # of folders it is not known yet
         _require(self.batch_size <= count, f"batch_size is {self.batch_size}, but there are only {count} images")
+
+    @property
+    def at_a_time(self) -> int:
+        """How many images of a batch are computed together, by all processes."""
+        return self.batch_size // self.accumulate
 
     def total_steps(self, images: int) -> int:
         return self.steps if self.steps is not None else (self.epochs or 0) * (images // self.batch_size)
@@ -218,7 +232,17 @@ class Recipe:
 # These fields say how to run and when to look, not what is trained: a run may continue with other values. So may those
 # of data that a checkpoint does not depend on.
 FREE_TO_CHANGE = frozenset(
-    {"steps", "epochs", "checkpoint_minutes", "log_every", "sample_every", "validate_every", "compile"}
+    {
+        "steps",
+        "epochs",
+        "checkpoint_minutes",
+        "log_every",
+        "sample_every",
+        "validate_every",
+        "compile",
+        "accumulate",
+        "checkpoint_activations",
+    }
 )
 FREE_IN_DATA = frozenset({"workers", "class_names"})
 
@@ -252,6 +276,9 @@ def recipe_from(values: object, *, where: str = "recipe") -> Recipe:
         raise ValueError(
             f"{where}: data: objective {recipe.objective} reads no control images; remove them, or use car"
         )
+    for name, why in objective.refused.items():
+        if getattr(recipe, name) != Recipe.__dataclass_fields__[name].default:
+            raise ValueError(f"{where}: objective {recipe.objective} takes no {name}: {why}; remove it")
     objective.check(recipe, where=where)
     return recipe
 

@@ -12,7 +12,7 @@ from var_toolkit.training.batches import Batch
 from var_toolkit.training.data_sources import HeldOut
 from var_toolkit.training.discriminator import PatchDiscriminator, hinge_loss
 from var_toolkit.training.draws import Draws
-from var_toolkit.training.objectives import Loss, Objective, Phase, Workplace
+from var_toolkit.training.objectives import NO_BLOCKS, WHOLE_BATCH, Loss, Objective, Phase, Workplace
 from var_toolkit.training.perceptual import PerceptualDistance, perceptual_network
 from var_toolkit.training.recipe import Recipe
 
@@ -54,6 +54,7 @@ class ReconstructionObjective(Objective):
 
     name: str
     data_kinds = ("still-lifes", "scenes", "folders", "captions")
+    refused = WHOLE_BATCH | NO_BLOCKS
     options: Any
     held_out: HeldOut
     autoencoder: Any  # the network, before DDP wraps it

@@ -15,7 +15,7 @@ from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.categorical import token_losses
 from var_toolkit.ranges import checked
 from var_toolkit.training.batches import Batch
-from var_toolkit.training.draws import Draws
+from var_toolkit.training.draws import Draws, Numbers
 from var_toolkit.training.flexvar_objective import FlexVarObjective, FlexVarOptions, random_schedule
 from var_toolkit.training.objectives import Loss
 from var_toolkit.training.registry import objective
@@ -70,7 +70,13 @@ class SarObjective(FlexVarObjective):
             pyramid = self.tokenizer.pyramid_of(schedule)
             tokens = pyramid.encode(features)
         found = self_forced(
-            self.networks["var"], pyramid, self._labels(batch, draws), tokens, self.options, null_class=self.classes
+            self.networks["var"],
+            pyramid,
+            self._labels(batch, draws),
+            tokens,
+            self.options,
+            null_class=self.classes,
+            numbers=draws.numbers("samples"),
         )
         smooth, true_BL = self.options.label_smoothing, torch.cat(tokens, dim=1)
         loss = token_losses(found.logits, true_BL, label_smoothing=smooth).mean()
@@ -81,7 +87,14 @@ class SarObjective(FlexVarObjective):
 
 
 def self_forced(
-    network: nn.Module, pyramid: Any, labels_B: Tensor, tokens: list[Tensor], options: SarOptions, *, null_class: int
+    network: nn.Module,
+    pyramid: Any,
+    labels_B: Tensor,
+    tokens: list[Tensor],
+    options: SarOptions,
+    *,
+    null_class: int,
+    numbers: Numbers,
 ) -> SelfForced:
     """Both passes of a step, for the true tokens of each scale, K maps (B, n_k). No gradient flows through samples."""
     schedule: Schedule = pyramid.scales
@@ -91,7 +104,7 @@ def self_forced(
     labels_R = torch.cat((labels_B, torch.full_like(labels_B, null_class)))[: copies * len(labels_B)]
     logits_RLV = network(labels_R, inputs.repeat(copies, 1, 1), schedule=schedule)
     with torch.no_grad():
-        drawn = _drawn(logits_RLV.detach(), schedule, options)
+        drawn = _drawn(logits_RLV.detach(), schedule, options, numbers)
     targets = drawn if options.target == "sample" else tokens
     logits_BLV = logits_RLV[: len(labels_B)]
     if options.rollout == "all" or len(schedule) == 1:
@@ -107,13 +120,12 @@ def self_forced(
     return SelfForced(logits_BLV, network(labels_B, own, schedule=alone, bare_start=True)[:, 1:], targets[-1])
 
 
-def _drawn(logits_RLV: Tensor, schedule: Schedule, options: SarOptions) -> list[Tensor]:
+def _drawn(logits_RLV: Tensor, schedule: Schedule, options: SarOptions, numbers: Numbers) -> list[Tensor]:
     """Samples of all scales under teacher forcing, guided by the release's ramp, which is not FlexVAR's."""
     found = []
     for scale, part in enumerate(schedule.split(logits_RLV)):
         if options.guidance > 0:
             part = guide(part, options.guidance / 2 * (1 + scale / max(len(schedule) - 1, 1)))
         probabilities = filter_top_k_top_p(part, top_k=options.top_k, top_p=options.top_p).softmax(-1)
-        uniform = torch.rand(part.shape[:2], device=part.device)  # which follows from seed, step and process
-        found.append(pick(probabilities, uniform))
+        found.append(pick(probabilities, numbers.uniform(*part.shape[:2])))
     return found

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from var_toolkit.models.layers.blocks import checkpoint_blocks
 from var_toolkit.processes import Team
 from var_toolkit.training import parallel, schedules
 from var_toolkit.training.batches import Batch
@@ -44,6 +45,8 @@ class TrainingState:
         self.average = self._averaged() if recipe.ema is not None else None
         self.trainable = {n: [p for p in net.parameters() if p.requires_grad] for n, net in self.networks.items()}
         for name, network in self.networks.items():
+            if recipe.checkpoint_activations:
+                checkpoint_blocks(network)
             if recipe.compile:
                 network.compile()
             objective.networks[name] = parallel.wrapped(network, recipe.parallel, team)
@@ -95,10 +98,7 @@ class TrainingState:
 
     def _update(self, phase: Phase, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         self._let_learn(phase.updates)
-        with self.autocast():
-            loss = phase.loss(batch, draws)
-        self.scaler.scale(loss.total).backward()
-        terms = dict(loss.terms)
+        terms = self._gradients(phase, batch, draws)
         for name in phase.updates:
             for optimiser in self.optimisers[name]:
                 self.scaler.unscale_(optimiser)
@@ -112,6 +112,18 @@ class TrainingState:
         if self.scaler.is_enabled() and self.scaler.get_scale() > LARGEST_SCALE:
             self.scaler.update(LARGEST_SCALE)
         return terms
+
+    def _gradients(self, phase: Phase, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """Gradients of the mean loss of the micro-batches; the means of their numbers for the log."""
+        count, terms = self.recipe.accumulate, list[dict[str, Tensor]]()
+        for own, part in zip(draws.split(count), batch.split(count), strict=True):
+            early = own.part < count - 1
+            with parallel.without_averaging(self.objective.networks.values() if early else ()):
+                with self.autocast():
+                    loss = phase.loss(part, own)
+                self.scaler.scale(loss.total / count).backward()
+            terms.append(loss.terms)
+        return {name: torch.stack([one[name] for one in terms]).mean(0) for name in terms[0]}
 
     def autocast(self) -> torch.autocast:
         dtype = AUTOCAST.get(self.recipe.precision)

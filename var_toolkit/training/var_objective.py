@@ -162,7 +162,7 @@ class VarObjective(Objective):
         return cast(int, self.recipe.model.num_classes)
 
     def _data(self, workplace: Workplace) -> tuple[Source, HeldOut]:
-        data, size = self.recipe.data, self.recipe.batch_size
+        data, size = self.recipe.data, self.recipe.at_a_time
         if isinstance(data, FoldersData | CaptionsData):
             return images_of(self.recipe, workplace, self.classes)
         if isinstance(data, StillLifesData):

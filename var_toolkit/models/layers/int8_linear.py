@@ -6,14 +6,13 @@ On x86 processors oneDNN multiplies, through the operators of torch.compile; els
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from var_toolkit.models.layers.blocks import transformer_blocks
 from var_toolkit.models.layers.int8_layer import LARGEST, SMALLEST_SCALE, Int8Layer, is_quantized, on_x86
 
 ZERO_POINT = 128  # of inputs for oneDNN, which multiplies unsigned ones
@@ -72,7 +71,7 @@ def quantize_linears(network: nn.Module) -> None:
 
     A network that is quantised already does not change. ValueError if it has none.
     """
-    for block in _blocks(network):
+    for block in transformer_blocks(network):
         for parent in list(block.modules()):
             for name, layer in list(parent.named_children()):
                 if isinstance(layer, nn.Linear):
@@ -85,15 +84,7 @@ def quantize_linears(network: nn.Module) -> None:
 
 def has_blocks(network: nn.Module) -> bool:
     """Whether a network has transformer blocks; some draft heads have none."""
-    return any(True for _ in _blocks(network))
-
-
-def _blocks(network: Any) -> Iterator[nn.Module]:
-    """The transformer blocks: of a backbone, of its masked or control branch, of a draft head."""
-    for name in ("blocks", "masked_path", "car_blocks"):
-        yield from getattr(network, name, ())
-    if hasattr(network, "block"):
-        yield network.block
+    return any(True for _ in transformer_blocks(network))
 
 
 def _qlinear(moved: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

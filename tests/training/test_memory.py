@@ -1,0 +1,153 @@
+"""What saves memory in training changes no result: micro-batches to rounding, activations computed again to the bit."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from small_captions import write
+from torch import distributed, nn
+from torch.testing import assert_close
+
+from var_toolkit.models.layers.blocks import blocks_within
+from var_toolkit.processes import Team
+from var_toolkit.training import parallel
+from var_toolkit.training.draws import Draws
+from var_toolkit.training.loop import train
+from var_toolkit.training.objectives import Workplace
+from var_toolkit.training.recipe import recipe_from
+from var_toolkit.training.registry import objective_class, objective_names
+from var_toolkit.training.state import TrainingState
+
+CPU = torch.device("cpu")
+FIELDS = {"accumulate": 2, "checkpoint_activations": True}
+
+
+def objectives(field, *, taken):
+    return [name for name in objective_names() if (field not in objective_class(name).refused) == taken]
+
+
+@pytest.fixture(scope="module")
+def made():
+    return {}
+
+
+@pytest.fixture
+def objective(made, tiny, cache, tmp_path):
+    """An objective by name with a batch; it is built once."""
+
+    def find(name):
+        if name not in made:
+            data = {}
+            if name == "infinity":  # its scenes would be rendered for long
+                root = write(tmp_path / "root", "text", [("a red cube",), ("grass",)] * 4)
+                data = {"data": {"kind": "captions", "root": str(root), "size": 128, "workers": 0}}
+            recipe = tiny(name, precision="fp32", ema=None, **data)
+            torch.manual_seed(0)
+            found = objective_class(name)(recipe, Workplace(cache, Team(0, 1, CPU)))
+            made[name] = found, next(iter(found.source.batches([torch.arange(8)], 0)))
+        return made[name]
+
+    return find
+
+
+def gradients(objective, batch, **changes):
+    """The gradients of the first step of the main network, and what the log says of it."""
+    torch.manual_seed(0)
+    state = TrainingState(replace(objective.recipe, **changes), objective, Team(0, 1, CPU), steps=6)
+    step, phase = next((step, one) for step in range(6) for one in objective.phases(step) if state.main in one.updates)
+    terms = state._gradients(phase, batch, Draws(0, step, 0, 1, 8, CPU))
+    network = state.networks[state.main]
+    found = {name: one.grad for name, one in network.named_parameters() if one.grad is not None}
+    network.zero_grad()
+    return found, terms
+
+
+@pytest.mark.parametrize("name", objectives("accumulate", taken=True))
+def test_micro_batches_have_the_gradients_of_the_whole_batch(name, objective):
+    own, batch = objective(name)
+    own.networks[next(iter(own.networks))].eval()  # without dropout, which draws for each micro-batch
+    whole, of_whole = gradients(own, batch)
+    parts, of_parts = gradients(own, batch, accumulate=4)
+    assert whole.keys() == parts.keys()
+    largest = max(float(one.abs().max()) for one in whole.values())
+    for key, expected in whole.items():
+        assert_close(parts[key], expected, rtol=1e-3, atol=2e-6 * largest)
+    assert_close(of_parts["loss"], of_whole["loss"])
+
+
+@pytest.mark.parametrize("name", objectives("checkpoint_activations", taken=True))
+def test_what_blocks_compute_again_changes_no_bit(name, objective):
+    own, batch = objective(name)
+    network = next(iter(own.networks.values())).train()
+    blocks, runs = [block for block in blocks_within(network) if list(block.children())], Counter()
+    learned = {block for block in blocks if any(one.requires_grad for one in block.parameters())}
+    for block in blocks:
+        for part in list(block.modules())[1:]:
+            part.register_forward_hook(lambda *_, block=block: runs.update([block]))
+    plain, of_plain = gradients(own, batch)
+    once = runs.copy()
+    again, of_again = gradients(own, batch, checkpoint_activations=True)
+    assert any(runs[block] > 2 * once[block] for block in blocks)
+    assert all(runs[block] > 2 * once[block] for block in learned if once[block])
+    assert all(torch.equal(of_plain[key], of_again[key]) for key in of_plain)
+    assert plain.keys() == again.keys()
+    assert all(torch.equal(plain[key], again[key]) for key in plain)
+
+
+@pytest.mark.parametrize(
+    ("field", "name"), [(field, name) for field in FIELDS for name in objectives(field, taken=False)]
+)
+def test_an_objective_that_cannot_says_so_in_one_line(field, name, settings):
+    with pytest.raises(ValueError, match=f"objective {name} takes no {field}: .*; remove it") as caught:
+        recipe_from(settings(name, **{field: FIELDS[field]}))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "match"),
+    [
+        ("var", {"accumulate": 3}, "accumulate is 3; batch_size, 8"),
+        ("var", {"accumulate": 0}, "accumulate is 0"),
+        ("var", {"checkpoint_activations": "full"}, "checkpoint_activations is 'full'"),
+        ("raster-distil", {"accumulate": 2, "objective_options": {"teacher": "a", "loss": "tvd++"}}, "tvd.*accumulate"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_named(settings, name, changes, match):
+    with pytest.raises(ValueError, match=match):
+        recipe_from(settings(name, **changes))
+
+
+def test_a_run_in_micro_batches_ends_with_the_weights_of_whole_batches(tiny, cache, tmp_path, weights):
+    settings = {"optimiser": {"kind": "muon", "lr": 1e-3, "eps": 1e-3}, "grad_clip": 0.5, "precision": "fp32"}
+    whole = tiny("var", steps=3, schedule={"kind": "constant"}, **settings)
+    parts = replace(whole, **FIELDS)
+    expected = weights(train(whole, tmp_path / "whole", cache_dir=cache, device="cpu"))
+    found = weights(train(parts, tmp_path / "parts", cache_dir=cache, device="cpu"))
+    for name in expected:
+        assert_close(found[name], expected[name], rtol=1e-3, atol=2e-5)
+    train(replace(parts, steps=2), tmp_path / "resumed", cache_dir=cache, device="cpu")
+    resumed = weights(train(parts, tmp_path / "resumed", cache_dir=cache, device="cpu"))
+    assert all(torch.equal(found[name], resumed[name]) for name in found)
+
+
+def test_processes_average_gradients_once_a_step(tmp_path):
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        network = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+        with parallel.without_averaging([network, nn.Linear(2, 2)]):
+            assert not network.require_backward_grad_sync
+        assert network.require_backward_grad_sync
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_micro_batches_of_processes_have_the_draws_of_their_images():
+    whole = Draws(0, 5, 0, 1, 8, CPU)
+    parts = [part for rank in (0, 1) for part in Draws(0, 5, rank, 2, 8, CPU).split(2)]
+    assert torch.equal(torch.cat([part.per_image("x") for part in parts]), whole.per_image("x"))
+    of_rank = Draws(0, 5, 1, 2, 8, CPU)
+    for drawn in ("uniform", "normal"):
+        expected = getattr(of_rank.numbers("x"), drawn)(3, 4, 2, axis=1)
+        found = [getattr(part.numbers("x"), drawn)(3, 2, 2, axis=1) for part in of_rank.split(2)]
+        assert torch.equal(torch.cat(found, dim=1), expected)
