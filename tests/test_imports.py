@@ -24,13 +24,14 @@ LEVELS = (
     (
         "best_of", "pipeline", "streaming", "loading", "saving", "output", "default_plans", "settings", "editing",
         "formats.model_card", "wanted", "image_conditions", "precision",
+        "named_plans",
     ),
     (
         "evaluation", "training", "still_life.quality", "still_life.editing_quality", "still_life.data_set",
         "still_life.image_cache", "still_life.classifier_objective", "still_life.scene_data",
         "still_life.scene_detector_objective", "still_life.scene_quality",
     ),
-    ("cli", "demo", "__main__"),
+    ("cli", "demo", "serving", "__main__"),
 )  # fmt: skip
 
 

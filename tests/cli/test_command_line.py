@@ -167,6 +167,7 @@ def test_the_options_are_the_documented_ones():
     }  # fmt: skip
     assert options["bench"] == {"-h", "--help", "--rounds", "--only", "--out", "--json", "--allow-code", "--published"}
     assert options["demo"] == machine | {"--model", "--host", "--port"}
+    assert options["serve"] == options["demo"] | {"--queue", "--batch", "--api-key-file"}
     assert options["push"] == {"-h", "--help", "--private", "--revision", "--license", "--dtype", "--json"}
     assert options["train"] == {"-h", "--help", "--out", "--cache", "--device", "--skip-damaged"}
 

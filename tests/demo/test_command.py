@@ -16,7 +16,7 @@ from PIL import Image
 
 from var_toolkit.cli import main
 from var_toolkit.cli.demo import end_drawing
-from var_toolkit.demo.server import address, listening, trusted_hosts
+from var_toolkit.listening import address, listening, trusted_hosts
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (

@@ -8,7 +8,8 @@ from threading import Event
 
 import pytest
 
-from var_toolkit.demo.live import AbandonedError, Worker
+from var_toolkit.abandoning import AbandonedError
+from var_toolkit.demo.live import Worker
 
 ENDS_WHILE_IT_DRAWS = """
 import asyncio

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
+from var_toolkit.abandoning import AbandonedError
 from var_toolkit.demo import studio as module
-from var_toolkit.demo.live import AbandonedError
 from var_toolkit.demo.studio import KEPT, Frame, Studio, Wish, model_names
 from var_toolkit.loading import load
 from var_toolkit.pipeline import Pipeline

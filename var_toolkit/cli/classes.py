@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from var_toolkit.cli.hints import unnamed
 from var_toolkit.cli.options import add_model_option
-from var_toolkit.conditions.class_names import CLASSES, SYNSET, ClassNames, class_names
+from var_toolkit.conditions.class_names import CLASSES, ClassNames, class_names
 from var_toolkit.registry import find_entry
 
 SUMMARY = "list the classes that a model draws"
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     labels = range(len(names)) if args.pattern is None else names.matching(args.pattern)
     if not labels:
         raise ValueError(_nothing(names, args.pattern, args.model))
-    rows = [_row(names, label) for label in labels]
+    rows = [names.row(label) for label in labels]
     if args.json:
         facts = {"model": args.model, "named": names.named is not None, "note": note, "classes": rows}
         print(json.dumps(facts | _still_life_words(names)))
@@ -54,17 +53,6 @@ def _names(model: str) -> tuple[ClassNames, str | None]:
     pipe = skeleton(model)
     names = pipe.class_names
     return names, None if names.named is not None else unnamed(names, pipe.facts)
-
-
-def _row(names: ClassNames, label: int) -> dict[str, Any]:
-    name, *others = names.names(label)
-    synsets = [other for other in others if SYNSET.fullmatch(other)]
-    return {
-        "label": label,
-        "name": name,
-        "synonyms": [other for other in others if other not in synsets],
-        "synset": synsets[0] if synsets else None,
-    }
 
 
 def _still_life_words(names: ClassNames) -> dict[str, list[str]]:

@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> None:
 
     if find_spec("gradio") is None:
         raise ValueError("the page needs Gradio; pip install 'var_toolkit[demo]'")
-    from var_toolkit.demo.server import address, listening, serve
+    from var_toolkit.demo.server import serve
+    from var_toolkit.listening import address, listening
 
     with listening(args.host, args.port) as on:
         from var_toolkit.demo.page import CSS, build, theme

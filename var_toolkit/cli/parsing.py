@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 COMMANDS = (
     "sample", "edit", "vary", "reconstruct", "control", "embed", "models", "classes", "convert", "train", "evaluate",
-    "bench", "demo", "push", "doctor",
+    "bench", "demo", "serve", "push", "doctor",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from operator import index
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 NO_CLASS = "none"
 DATA_SETS = {  # with the models that draw their classes
@@ -67,6 +67,17 @@ class ClassNames:
     def names(self, label: int) -> tuple[str, ...]:
         """All names of a label, the one for display first, an ImageNet synset last."""
         return tuple(self._names[label])
+
+    def row(self, label: int) -> dict[str, Any]:
+        """All that is known of a label, as JSON values."""
+        name, *others = self.names(label)
+        synsets = [other for other in others if SYNSET.fullmatch(other)]
+        return {
+            "label": label,
+            "name": name,
+            "synonyms": [other for other in others if other not in synsets],
+            "synset": synsets[0] if synsets else None,
+        }
 
     def resolve(self, wanted: SupportsIndex | str | None) -> int:
         """The label of a number or a name; ValueError with the nearest names if it is unknown.

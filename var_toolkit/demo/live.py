@@ -9,13 +9,11 @@ from contextlib import suppress
 from threading import Event
 from typing import Any, TypeVar
 
+from var_toolkit.abandoning import AbandonedError
+
 T = TypeVar("T")
 GLANCE = 0.05  # seconds between two looks at the line, for those who wait in it
 _END = object()
-
-
-class AbandonedError(Exception):
-    """Nobody listens any more: ends the work from within."""
 
 
 class Worker:

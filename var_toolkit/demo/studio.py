@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,14 @@ from weakref import WeakSet
 
 import torch
 
+from var_toolkit.abandoning import checked_by_layer
 from var_toolkit.demo.live import Worker
-from var_toolkit.demo.plans import Choice, choices
 from var_toolkit.devices import clock, find_device
 from var_toolkit.evaluation.bench.memory import forget_peak, held, peak
 from var_toolkit.heads.bits import Bits
 from var_toolkit.images import as_output
 from var_toolkit.loading import Source, load, skeleton
+from var_toolkit.named_plans import Choice, choices
 from var_toolkit.pipeline import Pipeline, PipelineOutput
 from var_toolkit.registry import entry, list_models
 
@@ -38,7 +38,7 @@ class Wish:
     """What somebody wants to see."""
 
     model: str
-    plan: str | None  # the name of one of `plans.choices`; None for the model's own
+    plan: str | None  # the name of one of `named_plans.choices`; None for the model's own
     label: int | str | None  # of a model of classes
     seed: int | None
     guidance: float | None = None  # None for the model's own, here and below
@@ -226,25 +226,10 @@ class Studio:
 
         forget_peak(device)
         before, began = held(device), clock(device)
-        with _checked(pipe.networks, lambda: tell(None)):
+        with checked_by_layer(pipe.networks, lambda: tell(None)):
             output: PipelineOutput = draw(watch)
         seconds = clock(device) - began - aside
         # Of the main memory only the whole process can be told, with every model that is kept.
         peak_bytes = peak(device) - before if device.type == "cuda" else None
         facts = Facts(seconds, output.forward_passes, output.cache_bytes, peak_bytes, str(pipe.bind(plan)))
         return Frame(output.images[0], scales - 1, scales, facts)
-
-
-@contextmanager
-def _checked(networks: Sequence[Any], check: Callable[[], None]) -> Iterator[None]:
-    """Call `check` before every layer, so that it can end a long scale, or a map drawn token by token, by raising."""
-    hooks = [
-        block.register_forward_pre_hook(lambda *_: check())
-        for network in networks
-        for block in getattr(network, "blocks", ())
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

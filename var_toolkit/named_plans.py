@@ -1,4 +1,4 @@
-"""The decoding plans that the page offers for a model: those that fit it, its default plan first."""
+"""The decoding plans that the page and the server offer for a model: those that fit it, its default plan first."""
 
 from __future__ import annotations
 
@@ -31,13 +31,18 @@ def choices(model: str) -> list[Choice]:
 
     ValueError if there is no such model.
     """
-    pipe = skeleton(model)
+    own = [Choice(name, model, settings) for name, settings in within(skeleton(model)).items()]
+    return [*own, *_together(model)]
+
+
+def within(pipe: Pipeline) -> dict[str, Mapping[str, Any]]:
+    """The plans of a model that need no other one, its own first: settings by name. It needs no weights."""
     own = str(pipe.bind(pipe.plan()))
-    by_plan: dict[str, Choice] = {}
+    by_plan: dict[str, Named] = {}
     for name, settings in _within(pipe):
-        by_plan.setdefault(str(pipe.bind(pipe.plan(**settings))), Choice(name, model, settings))
-    first = by_plan.pop(own, Choice("As the model comes", model))
-    return [first, *by_plan.values(), *_together(model)]
+        by_plan.setdefault(str(pipe.bind(pipe.plan(**settings))), (name, settings))
+    first = by_plan.pop(own, ("As the model comes", {}))
+    return dict([first, *by_plan.values()])
 
 
 def _within(pipe: Pipeline) -> Iterator[Named]:

@@ -1,10 +1,10 @@
-"""The plans that the page offers for a model."""
+"""The plans that are offered for a model by name."""
 
 import pytest
 from named_models import DRAWING, by_size
 
-from var_toolkit.demo.plans import choices
 from var_toolkit.loading import Drafting, skeleton
+from var_toolkit.named_plans import choices
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.registry import ENTRIES, Embedded
 

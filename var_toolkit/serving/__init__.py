@@ -1,0 +1,1 @@
+"""An HTTP server in the form of OpenAI's image API: `vargen serve`."""
