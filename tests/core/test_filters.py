@@ -42,6 +42,29 @@ def test_smooth_mode_mixes_as_published(name):
         assert_close(mixed, CASE.tensors[f"smooth_y_{name}"][k], atol=1e-4, rtol=0)
 
 
+def by_sorting(logits, *, top_k, top_p):
+    """The same filters as they are published, by a sort of all logits."""
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -torch.inf)
+    if top_p > 0:
+        ascending, order = logits.sort(stable=True)
+        dropped = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+        dropped[..., -1:] = False
+        logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+    return logits
+
+
+@pytest.mark.parametrize("steps", [1, 3, 1000], ids=lambda steps: f"rounded to 1/{steps}")  # so, with many or few ties
+# No whole number of equal masses is such a share, where rounding would decide.
+@pytest.mark.parametrize("top_p", [1e-6, 0.117, 0.487, 0.963, 1.0])
+@pytest.mark.parametrize("top_k", [0, 1, 7, 200, 999, 1000])
+def test_equal_logits_are_kept_and_dropped_as_by_a_stable_sort(steps, top_p, top_k):
+    logits = torch.randn(3, 40, 1000, generator=torch.Generator().manual_seed(top_k)).mul(2 * steps).round() / steps
+    logits[0, :20, 100:] = logits[1, :20, ::2] = -torch.inf
+    found = filter_top_k_top_p(logits, top_k=top_k, top_p=top_p)
+    assert torch.equal(found, by_sorting(logits, top_k=top_k, top_p=top_p))
+
+
 def test_filtering_does_not_change_its_input():
     before = CASE.tensors["logits"].clone()
     filter_top_k_top_p(CASE.tensors["logits"], top_k=2, top_p=0.5)
