@@ -205,6 +205,28 @@ def test_units_of_the_processor_choose_the_fastest(units, name, monkeypatch):
     assert precision_of("auto", CPU).name != "int8"
 
 
+@pytest.mark.parametrize(
+    ("units", "model", "name"),
+    [
+        (["avx512_vnni", "avx512_bf16"], "var-d16", "int8"),
+        (["avx512_vnni", "avx512_bf16"], "stilllife-var", "bfloat16"),
+        (["avx512_bf16"], "var-d16", "bfloat16"),
+        (["amx_bf16", "amx_int8"], "var-d16", "bfloat16"),
+        (["avx_vnni"], "stilllife-var", "int8"),
+        (["avx2"], "var-d16", "float32"),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else value,
+)
+def test_sizes_choose_between_int8_and_bfloat16_where_the_processor_has_both(units, model, name, monkeypatch):
+    for module in (devices, precision):
+        monkeypatch.setattr(module, "processor_features", lambda: frozenset(units))
+    monkeypatch.setattr(precision, "has_int8_operators", lambda: True)
+    networks = skeleton(model).backbones
+    assert precision_of("auto", CPU, networks).name == name
+    # A pair is judged by all its weights.
+    assert precision_of("auto", CPU, networks * 2).name == name
+
+
 @pytest.mark.parametrize(("units", "name"), [(True, "bfloat16"), (False, "float32")])
 def test_a_gpu_with_bfloat16_units_uses_them(units, name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: units)
@@ -226,8 +248,8 @@ def test_a_dry_run_says_what_was_chosen_and_why(dtype, monkeypatch, capsys):
     asked = ["sample", "--class", "3", "--device", "cpu", "--dtype", dtype, "--dry-run", "--json"]
     assert main(asked) == 0
     told = json.loads(capsys.readouterr().out)["precision"]
-    assert told.startswith(precision_of(dtype, CPU).name)
-    assert precision_of(dtype, CPU).why in told
+    chosen = precision_of(dtype, CPU, skeleton("stilllife-var").backbones)
+    assert told == f"{chosen.name} ({chosen.why})"
 
 
 def test_the_command_draws_in_int8(tmp_path, capsys):

@@ -91,11 +91,12 @@ def load(
     An existing directory has precedence over a name. For a model of continuous tokens, `tokenizer` replaces its own by
     any AutoencoderKL of diffusers with the same number of channels: a directory, a hub id, or a name. A `revision` of a
     hub id is a branch, a tag or a commit. `device` "auto" is CUDA if available, else the CPU. `dtype` may also be
-    "int8" (`Pipeline.quantize`) or "auto", the fastest precision of the device (`precision`); a model that was saved in
-    int8 stays so. ValueError in one line for a source that does not exist, is damaged or does not fit.
+    "int8" (`Pipeline.quantize`) or "auto", the fastest precision for the model on the device (`precision`); a model
+    that was saved in int8 stays so. ValueError in one line for a source that does not exist, is damaged or does not
+    fit.
     """
     where = find_device(device)
-    precision = precision_of(dtype, where)
+    precision_of(dtype, where)  # raises ValueError
     if revision is not None:
         source = at_revision(str(source), revision)
     if draft_model is not None:
@@ -105,6 +106,7 @@ def load(
             source, tokenizer=tokenizer
         )  # raises ValueError for parts that do not fit, before any weights are read
     pipe = _opened(source, tokenizer, weights=True)
+    precision = precision_of(dtype, where, pipe.backbones)
     if precision.quantized:
         pipe.quantize()
     return pipe.to(where, precision.wide)

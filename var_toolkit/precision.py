@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from var_toolkit.devices import has_units, processor_features
-from var_toolkit.models.layers.int8_linear import has_int8_operators
+from var_toolkit.models.layers.int8_linear import has_int8_operators, share_of_wide
 
 FLOATS = ("float32", "bfloat16", "float16")
 PRECISIONS = (*FLOATS, "int8", "auto")
 INT8_DEVICES = ("cpu", "cuda")
+# Inputs of a linear layer from which on int8 took 0.4 to 0.9 of the time of bfloat16 for 8 to 2048 rows (packed layers,
+# AMD EPYC with units for both, one thread). With 256 and 384 inputs it took 0.8 to 1.7.
+WIDE_INPUTS = 512
 
 
 @dataclass(frozen=True)
@@ -28,15 +33,15 @@ class Precision:
         return "int8" if self.quantized else str(self.wide).removeprefix("torch.")
 
 
-def precision_of(wanted: str | torch.dtype, device: torch.device) -> Precision:
-    """What is wanted by name or as a dtype, with "auto" resolved for the device.
+def precision_of(wanted: str | torch.dtype, device: torch.device, networks: Sequence[nn.Module] = ()) -> Precision:
+    """What is wanted by name or as a dtype, with "auto" resolved for the device and the sizes of the backbones.
 
     In int8 the rest is float32 on the CPU and bfloat16 on CUDA. ValueError in one line for other names, and for int8
     on a device that cannot compute in it.
     """
     name = str(wanted).removeprefix("torch.")
     if name == "auto":
-        return _fastest(device)
+        return _fastest(device, networks)
     if name == "int8":
         require_int8(device)
         return _int8(device, "as asked")
@@ -51,7 +56,7 @@ def require_int8(device: torch.device) -> None:
         raise ValueError(f"int8 is not supported on {device.type}; use device {' or '.join(INT8_DEVICES)}, or float32")
 
 
-def _fastest(device: torch.device) -> Precision:
+def _fastest(device: torch.device, networks: Sequence[nn.Module]) -> Precision:
     """By the units that the processor is known to have, so that the same machine always draws the same images."""
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -59,9 +64,14 @@ def _fastest(device: torch.device) -> Precision:
         return Precision(torch.float32, False, "the GPU has no bfloat16 units")
     if device.type != "cpu" or not processor_features():
         return Precision(torch.float32, False, f"the units of {device.type} are not known")
-    if has_units("bfloat16"):  # for small models faster than int8, which wins at sizes of VAR-d16
+    int8 = has_units("int8") and has_int8_operators()
+    if has_units("bfloat16"):
+        # Where matrix units (AMX) multiply in both, nothing was measured.
+        if int8 and "amx_bf16" not in processor_features() and share_of_wide(networks, WIDE_INPUTS) > 0.5:
+            why = f"most weights are in layers of {WIDE_INPUTS} inputs or more, where int8 is the fastest"
+            return _int8(device, why)
         return Precision(torch.bfloat16, False, "the processor has bfloat16 units")
-    if has_units("int8") and has_int8_operators():
+    if int8:
         return _int8(device, "the processor has int8 units and no bfloat16 units")
     return Precision(torch.float32, False, "the processor has neither int8 nor bfloat16 units that torch uses")
 

@@ -73,7 +73,7 @@ def test_a_row_that_cannot_be_is_refused_before_any_work(changes, words):
 @pytest.mark.parametrize(("units", "wide"), [("bfloat16", "torch.bfloat16"), ("none", "torch.float32")])
 def test_a_row_may_take_the_fastest_precision_of_its_device(units, wide, monkeypatch):
     monkeypatch.setattr("var_toolkit.precision.has_units", lambda kind: kind == units)
-    assert str(Row(**a_row(dtype="auto", device="cpu")).precision.wide) == wide
+    assert str(Row(**a_row(dtype="auto", device="cpu")).precision().wide) == wide
 
 
 NOT_YAML = [

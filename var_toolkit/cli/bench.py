@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     table = replace(table, rounds=args.rounds) if args.rounds else table
     if args.out:
         check_writable(args.out)
-    for device, dtype in dict.fromkeys((row.device, row.precision.wide) for row in table.rows):
+    for device, dtype in dict.fromkeys((row.device, row.precision().wide) for row in table.rows):
         with suppress(ValueError):  # a device that is not there is an error of its rows
             tell_slow_dtype(find_device(device), dtype)
     from var_toolkit.progress import Progress

@@ -114,9 +114,9 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     from var_toolkit.precision import precision_of
 
     device = find_device(args.device)
-    precision = precision_of(args.dtype, device)
     # Sizes alone: what cannot be drawn is refused before anything is downloaded.
     shape = skeleton(model_of(args), tokenizer=args.tokenizer)
+    precision = precision_of(args.dtype, device, shape.backbones)
     if precision.quantized:
         shape.quantize()
     if args.compile:

@@ -164,7 +164,7 @@ def draw_set(
     run = shape.bind(shape.plan(**chosen))
     check_name(npz)
     with team_of_this_process(device) as team, _one_thread(team.device), ExitStack() as held:
-        precision = precision_of(dtype, team.device)
+        precision = precision_of(dtype, team.device, shape.backbones)
         facts = _facts(model, tokenizer, run, wanted, team.device, precision.name)
         team.led(lambda: held.enter_context(_places(out, npz, facts, wanted)))
         there = numbers_there(out, wanted.numbers_in)  # by every process, before any of them adds to it

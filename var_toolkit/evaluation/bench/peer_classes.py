@@ -83,7 +83,7 @@ def _ours(tokenizer: nn.Module, network: nn.Module, peer: Peer, device: torch.de
     parts = networks_from_tensors(source.family, tensors, source.configs, named)
     backbone = parts["backbone"]
     own = fitted(parts["tokenizer"], backbone, (named["tokenizer"], named["backbone"]))
-    precision = precision_of("auto" if peer.dtype == "best" else peer.dtype, device)
+    precision = precision_of("auto" if peer.dtype == "best" else peer.dtype, device, [backbone])
     pipe = Pipeline(own, backbone).to(device, precision.wide)
     pipe = (pipe.quantize("int8") if precision.quantized else pipe).pack()
 

@@ -22,8 +22,9 @@ TOKENS = 32  # of a prompt: a sentence or two
 def random_pipeline(source: Source, *, device: str = "auto", dtype: str | torch.dtype = torch.float32) -> Pipeline:
     """The pipeline that `load` returns, with fixed random weights instead of its own; nothing is downloaded."""
     where = find_device(device)
-    precision = precision_of(dtype, where)
-    pipe = skeleton(source).to(dtype=precision.wide)
+    pipe = skeleton(source)
+    precision = precision_of(dtype, where, pipe.backbones)
+    pipe.to(dtype=precision.wide)
     networks: tuple[Any, ...] = (pipe.tokenizer, *pipe.networks)
     for network in networks:
         randomise(network.to_empty(device=where).eval())

@@ -61,7 +61,7 @@ def _row(one: Measured, first: Measured) -> dict[str, Any]:
             "forward_passes": counted.forward_passes,
             "multiply_adds": counted.multiply_adds,
             "decoder_multiply_adds": one.size.decoder_multiply_adds,
-            "cache_bytes_per_image": counted.cache_bytes(one.row.precision.wide),
+            "cache_bytes_per_image": counted.cache_bytes(one.size.wide),
             "ratio": _work(first) / _work(one),
             "transformer_ratio": first.size.cost.multiply_adds / counted.multiply_adds,
         },

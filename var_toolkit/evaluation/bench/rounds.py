@@ -38,6 +38,7 @@ class Size:
 
     plan: str
     cost: Cost
+    wide: torch.dtype  # of what is not in 8 bits
     decoder_multiply_adds: int
     parameters: int  # of the backbones
     tokenizer_parameters: int
@@ -71,7 +72,7 @@ def size_of(row: Row) -> Size:
     """Check a row and count its work, from configurations alone; ValueError in one line if it cannot be measured."""
     try:
         shape = skeleton(row.source)
-        precision = row.precision
+        precision = row.precision(shape.backbones)
         if precision.quantized:
             shape.quantize()
         if row.compile:
@@ -87,7 +88,7 @@ def size_of(row: Row) -> Size:
     parameters, others = (sum(p.numel() for p in some) for some in (weights, tokenizer))
     sizes = (p.numel() * (1 if p.dtype == torch.int8 else wide.itemsize) for p in [*weights, *tokenizer])
     held = sum(sizes) + row.batch * counted.cache_bytes(wide)
-    return Size(words, counted, decoder_multiply_adds(run.tokenizer, run.schedule), parameters, others, held)
+    return Size(words, counted, wide, decoder_multiply_adds(run.tokenizer, run.schedule), parameters, others, held)
 
 
 def _require_subjects(row: Row, shape: Pipeline) -> None:

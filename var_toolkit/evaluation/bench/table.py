@@ -12,6 +12,7 @@ from reprlib import repr as short
 from typing import Any, Literal, get_type_hints
 
 import torch
+from torch import nn
 
 from var_toolkit.config_files import find_config, read_yaml
 from var_toolkit.devices import find_device
@@ -67,14 +68,16 @@ class Row:
         two: type[Pair] | type[Drafting] = Drafting if drafting else Pair
         return build(two, self.model, where="model")
 
-    @property
-    def precision(self) -> Precision:
-        """What the dtype means on the device. That this machine lacks one is reported when the row is measured."""
+    def precision(self, networks: Sequence[nn.Module] = ()) -> Precision:
+        """What the dtype means on the device, for these backbones.
+
+        That this machine lacks a device is reported when the row is measured.
+        """
         try:
             device = find_device(self.device)
         except ValueError:
             device = torch.device("cuda" if self.device.startswith("cuda") and self.dtype != "auto" else "cpu")
-        return precision_of(self.dtype, device)
+        return precision_of(self.dtype, device, networks)
 
     @property
     def images_key(self) -> str:

@@ -6,6 +6,7 @@ On x86 processors oneDNN multiplies, through the operators of torch.compile; els
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 import torch
@@ -71,15 +72,28 @@ def quantize_linears(network: nn.Module) -> None:
 
     A network that is quantised already does not change. ValueError if it has none.
     """
-    for block in transformer_blocks(network):
-        for parent in list(block.modules()):
-            for name, layer in list(parent.named_children()):
-                if isinstance(layer, nn.Linear):
-                    setattr(parent, name, Int8Linear(layer))
+    for parent, name, layer in list(_linears(network)):
+        setattr(parent, name, Int8Linear(layer))
     if not is_quantized(network):
         raise ValueError(
             f"{type(network).__name__} has no linear layers in transformer blocks, which int8 is for; use float32"
         )
+
+
+def share_of_wide(networks: Iterable[nn.Module], inputs: int) -> float:
+    """The share of the weights that int8 is for whose layers have at least so many inputs; 0 where it is for none."""
+    weights = [layer.weight for network in networks for _, _, layer in _linears(network)]
+    wide = sum(weight.numel() for weight in weights if weight.shape[1] >= inputs)
+    return wide / max(1, sum(weight.numel() for weight in weights))
+
+
+def _linears(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """The linear layers of the transformer blocks, each behind the module that it belongs to and its name there."""
+    for block in transformer_blocks(network):
+        for parent in block.modules():
+            for name, layer in parent.named_children():
+                if isinstance(layer, nn.Linear):
+                    yield parent, name, layer
 
 
 def has_blocks(network: nn.Module) -> bool:
