@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from var_toolkit.core.noise import Noise, RunNoise, Stream, philox
+from var_toolkit.core.noise import Noise, RoundNoise, RunNoise, Stream, philox
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,13 @@ def test_noise_of_a_whole_run_has_the_same_bits_as_that_of_each_step(draw):
     run = RunNoise(Noise([3, 2**62 + 1]), 30)
     for first, count in ((0, 1), (1, 4), (5, 9), (14, 16)):
         assert torch.equal(draw(run, first, count), draw(each, first, count))
+
+
+def test_noise_of_rounds_has_the_bits_of_each_round_in_whatever_order():
+    noise = Noise([3, 2**40])
+    rounds = RoundNoise(noise, Stream.DRAFT, 5)
+    for number in (1, 2, RoundNoise.ROUNDS, RoundNoise.ROUNDS + 1, 3, 200):
+        assert torch.equal(rounds.of(number), noise.uniform(Stream.DRAFT, 0, 5, attempt=number))
 
 
 def test_noise_of_a_run_is_computed_once(monkeypatch):

@@ -25,8 +25,8 @@ class Lenient(OneByOne):
 
     share: float = 0.5
 
-    def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.full_like(p[..., 0], self.share), p
+    def probability(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> Tensor:
+        return torch.full_like(p[..., 0], self.share)
 
     def __str__(self) -> str:
         return "lenient"

@@ -3,23 +3,34 @@
 from itertools import islice
 
 import pytest
+import torch
 
 from var_toolkit.methods.speculative.lengths import Account, Adaptive, Fixed, Record
 from var_toolkit.methods.speculative.ngram import Table
 from var_toolkit.methods.speculative.tally import Tally, together
 
 
+def record(drafted, accepted):
+    """A round of some images, of a proposer that takes a pass for each draft."""
+    return Record(*(torch.tensor(numbers) for numbers in (drafted, accepted, drafted)))
+
+
+def after(policy, window, drafted, accepted):
+    """The window of an image after a round."""
+    return int(policy.after(torch.tensor([window]), record([drafted], [accepted])))
+
+
 def test_an_adaptive_window_grows_where_all_stood_and_shrinks_otherwise():
     policy, windows = Adaptive(8), [Adaptive(8).first]
     for stood in (True, True, True, False, False):
-        windows.append(policy.after(windows[-1], Record(windows[-1] - 1, windows[-1] - 1 if stood else 0, 1)))
+        windows.append(after(policy, windows[-1], windows[-1] - 1, windows[-1] - 1 if stood else 0))
     assert windows == [5, 7, 8, 8, 7, 6]
-    assert Adaptive(8).after(2, Record(1, 0, 1)) == 2
-    assert Adaptive(1).first == Adaptive(1).after(1, Record(0, 0, 0)) == 1
+    assert after(Adaptive(8), 2, 1, 0) == 2
+    assert Adaptive(1).first == after(Adaptive(1), 1, 0, 0) == 1
 
 
 def test_a_fixed_window_stays():
-    assert Fixed(6).after(Fixed(6).first, Record(5, 0, 5)) == 6
+    assert after(Fixed(6), Fixed(6).first, 5, 0) == 6
     assert str(Fixed(6, 0.25)) == "window 6, confidence 0.25"
 
 
@@ -32,16 +43,17 @@ def test_lengths_out_of_range_are_refused(window, confidence, words):
 
 
 def test_drafting_pays_if_it_settles_more_than_its_work_would_have():
-    account = Account()
+    account = Account.of_images(2)  # the second is finished after the seventh round
     for _ in range(7):
-        account.add(Record(4, 0, 4))
-    assert account.pays(0.5)  # too early to tell
-    account.add(Record(4, 0, 4))
-    assert not account.pays(0.5)  # 8 tokens for 8 + 16 passes' worth of work
-    assert account.pays(0.0)
+        account.add(record([4, 4], [0, 0]))
+    assert account.pays(0.5).all()  # too early to tell
+    account.add(record([4, 0], [0, -1]))
+    assert account.pays(0.5).tolist() == [False, True]  # 8 tokens for 8 + 16 passes' worth of work
+    assert account.pays(0.0).all()
     for _ in range(8):
-        account.add(Record(4, 4, 4))
-    assert account.pays(0.5)  # 48 tokens for 16 + 32
+        account.add(record([4, 0], [4, -1]))
+    assert account.pays(0.5).all()  # 48 tokens for 16 + 32
+    assert account.decided.tolist() == [48, 7]
 
 
 def test_the_table_guesses_what_followed_both_neighbours_first():

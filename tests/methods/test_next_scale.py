@@ -154,9 +154,12 @@ class Fickle(Standard):
 
     differences: list[float] = field(default_factory=list, compare=False)
 
-    def test(self, p, q, token, depth):
+    def probability(self, p, q, token, depth):
         self.differences.append(float((p - q).abs().max()))
-        return (token % 4 > 0).float(), p
+        return (token % 4 > 0).float()
+
+    def left(self, p, q, token):
+        return p
 
 
 @pytest.mark.parametrize("window", [2, 3, 4])

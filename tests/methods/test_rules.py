@@ -170,7 +170,7 @@ def test_lanterns_bound_is_given_the_draft_and_not_over_all_drafts():
 def standing(rule, p: Tensor, q: Tensor) -> Tensor:
     """The probability of every draft, (V,)."""
     tokens = torch.arange(CODES)
-    return rule.test(p.expand(CODES, -1), q.expand(CODES, -1), tokens, torch.zeros(CODES))[0]
+    return rule.probability(p.expand(CODES, -1), q.expand(CODES, -1), tokens, torch.zeros(CODES))
 
 
 @pytest.mark.parametrize("rule", [Decayed(1.5), Lantern(delta=0.3).over(table()), Lantern(factor=3.0).over(table())])
@@ -189,9 +189,9 @@ def test_larger_groups_let_more_drafts_stand_on_the_whole():
 def test_decay_is_down_to_the_standard_rule_for_late_drafts():
     p, q = pairs(1)[0]
     token = (q - p).argmax()
-    early, late = (Decayed(2.0).test(p, q, token, torch.tensor(depth))[0] for depth in (0, 9))
+    early, late = (Decayed(2.0).probability(p, q, token, torch.tensor(depth)) for depth in (0, 9))
     assert early == pytest.approx(min(1, 2 * float(p[token] / q[token])))
-    assert late == Standard().test(p, q, token, torch.tensor(9))[0]
+    assert late == Standard().probability(p, q, token, torch.tensor(9))
 
 
 def test_rounding_that_leaves_nothing_falls_back_to_the_target():

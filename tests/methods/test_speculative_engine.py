@@ -17,7 +17,7 @@ from var_toolkit.core.noise import Noise
 from var_toolkit.core.plan import Plan, Tokens, plan_of
 from var_toolkit.core.preserved import Preserved
 from var_toolkit.heads.categorical import Categorical
-from var_toolkit.methods.speculative.drafts import Draft, topology
+from var_toolkit.methods.speculative.drafts import Draft, PerImage, topology
 from var_toolkit.methods.speculative.eagle import Eagle
 from var_toolkit.methods.speculative.grouped import Grouped
 from var_toolkit.methods.speculative.growing import Shape
@@ -159,9 +159,8 @@ def test_so_it_does_with_filters_and_without_guidance(proposer, stage, plain):
 
 def test_the_measure_sees_a_rule_that_is_not_exact(plain):
     class Gullible(Standard):
-        def test(self, p, q, token, depth):
-            probability, left = super().test(p, q, token, depth)
-            return probability.clamp(min=0.7), left
+        def probability(self, p, q, token, depth):
+            return super().probability(p, q, token, depth).clamp(min=0.7)
 
     chances, noise = plain["guided"]
     speculation = Speculation(PROPOSERS["small"], Gullible(), Fixed(4))
@@ -243,11 +242,13 @@ def test_the_cache_after_a_rollback_is_a_fresh_prefill(widths):
     run = Rounds(TokenSampling(network, HEAD_SETTINGS, 1.0), asked, Noise(range(3)))
     target = Target(run, tree.nodes - 1)
     with torch.inference_mode():
-        target.check(None, Standard())
-        for _ in range(3):
-            run.round += 1
-            tokens = torch.randint(0, 64, (3, tree.nodes - 1), generator=torch.Generator().manual_seed(run.round))
-            target.check(Draft(tokens, tree, [3, 2, 3], None, "certain"), Hopeful())
+        drafts = [None]
+        for number in range(1, 4):
+            tokens = torch.randint(0, 64, (3, tree.nodes - 1), generator=torch.Generator().manual_seed(number))
+            drafts.append(Draft(tokens, tree, PerImage.of([3, 2, 3]), None, "certain"))
+        for run.round, draft in enumerate(drafts):
+            run.read(target.check(draft, Hopeful()), torch.zeros(3, 0, dtype=torch.int64))
+            target.rewind()
         assert len(set(run.counts)) > 1
         fresh, prefix = network.new_ragged_cache(6, 40), network.condition(asked.rows(network, 2)).tokens
         network.next_hidden(prefix, run.tokens_BL[:, : max(run.counts) - 1].repeat(2, 1), cache=fresh)
@@ -262,21 +263,30 @@ def test_the_cache_after_a_rollback_is_a_fresh_prefill(widths):
 class Hopeful(Standard):
     """Half of the drafts are accepted."""
 
-    def test(self, p, q, token, depth):
-        return torch.full_like(p[..., 0], 0.5), super().test(p, q, token, depth)[1]
+    def probability(self, p, q, token, depth):
+        return torch.full_like(p[..., 0], 0.5)
 
 
 def test_a_tree_lists_nodes_level_by_level():
     tree = topology((2, 1, 3))
     assert tree.levels == [range(1), range(1, 3), range(3, 5), range(5, 11)]
     assert tree.parents == [0, 0, 1, 2, 3, 3, 3, 4, 4, 4]
-    assert tree.children.tolist() == [[0, 1, -1], [2, -1, -1], [3, -1, -1], [4, 5, 6], [7, 8, 9]]
-    assert tree.sees[8].nonzero().flatten().tolist() == [0, 2, 4, 8]
+    tables = tree.on(torch.device("cpu"))
+    assert tables.depths.tolist() == [0, 1, 1, 2, 2, 3, 3, 3, 3, 3, 3]
+    assert tables.children.tolist() == [[0, 1, -1], [2, -1, -1], [3, -1, -1], [4, 5, 6], [7, 8, 9]]
+    assert tables.sees[8].nonzero().flatten().tolist() == [0, 2, 4, 8]
+
+
+def test_the_tables_of_a_chain_are_those_of_a_tree():
+    chain, tree = topology((1, 1, 1)).on(torch.device("cpu")), topology((1, 1, 1, 2)).on(torch.device("cpu"))
+    assert torch.equal(chain.depths, tree.depths[:4])
+    assert torch.equal(chain.children, tree.children[:3, :1])
+    assert torch.equal(chain.sees, tree.sees[:4, :4])
 
 
 def test_chains_that_agree_so_far_count_for_each_other():
     tokens = torch.tensor([[5, 5, 7, 1, 2, 3]])  # three chains of two: 5 1, 5 2, 7 3
-    drafted = Draft(tokens, topology((3, 1), True), [2], None, "independent").drafted()
+    drafted = Draft(tokens, topology((3, 1), True), PerImage.of([2]), None, "independent").drafted()
     assert drafted.tokens.tolist() == [[[5, 5, 7], [1, 2, 3], [1, 2, 3], [1, 2, 3]]]
     assert drafted.valid.int().tolist() == [[[1, 1, 1], [1, 1, 0], [1, 1, 0], [0, 0, 1]]]
 

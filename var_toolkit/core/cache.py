@@ -243,15 +243,18 @@ class SlotCache(KVCache):
 
 
 class RaggedCache(KVCache):
-    """A cache whose rows may hold different numbers of tokens (`lengths`), each filled from the front.
+    """A cache whose rows may hold different numbers of tokens, each filled from the front.
 
-    `length` is that of the longest row. While all rows are `even` it takes the faster path of `KVCache`.
+    The host knows their `lengths`, and `length` is that of the longest row; the device has the same as `lengths_R`.
+    While all rows are `even` it takes the faster path of `KVCache`.
     """
 
     def __init__(self, capacities: Sequence[int], *, rows: int, **shape: Any) -> None:
         super().__init__(capacities, rows=rows, **shape)
-        self.lengths = [0] * rows
-        self._targets: tuple[Tensor, Tensor] | None = None  # rows and slots that a pass writes
+        device = self._like.device
+        self.lengths, self.lengths_R = [0] * rows, torch.zeros(rows, dtype=torch.int64, device=device)
+        self._rows_R1 = torch.arange(rows, device=device).unsqueeze(1)
+        self._slots_RL: Tensor | None = None  # that a pass writes
 
     def _allocate(self, capacity: int) -> Tensor:
         return super()._allocate(capacity).zero_()  # unwritten slots of shorter rows are read, and 0 * NaN is NaN
@@ -263,45 +266,43 @@ class RaggedCache(KVCache):
         end, capacity = self.length + k_RHLD.shape[2], self._keys[layer].shape[2]
         if end > capacity:
             raise ValueError(f"the cache has a capacity of {capacity} tokens in layer {layer}; {end} are needed")
-        rows_R1, slots_RL = self._targets = self._targets or self._slots(k_RHLD.shape[2])
+        if self._slots_RL is None:
+            self._slots_RL = _onward(self.lengths_R, k_RHLD.shape[2])
         for stored, new_RHLD in ((self._keys[layer], k_RHLD), (self._values[layer], v_RHLD)):
-            stored[rows_R1, :, slots_RL] = new_RHLD.transpose(1, 2).to(stored.dtype)
+            stored[self._rows_R1, :, self._slots_RL] = new_RHLD.transpose(1, 2).to(stored.dtype)
         return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
-
-    @property
-    def lengths_R(self) -> Tensor:  # noqa: N802
-        """`lengths` as a tensor, int64 (R), on the CPU."""
-        return torch.tensor(self.lengths)
-
-    def _slots(self, new: int) -> tuple[Tensor, Tensor]:
-        device = self._like.device
-        lengths_R1 = self.lengths_R.to(device).unsqueeze(1)
-        return torch.arange(len(lengths_R1), device=device).unsqueeze(1), lengths_R1 + torch.arange(new, device=device)
 
     def advance(self, tokens: int) -> None:
         """Increase the length of every row by `tokens`, after every layer has appended them."""
-        self._set([length + tokens for length in self.lengths])
+        self._set([length + tokens for length in self.lengths], self.lengths_R + tokens)
 
-    def rewind(self, length: int | Sequence[int]) -> None:
-        """Drop all but the first `length` tokens, one number or one per row; ValueError if a row has fewer."""
-        lengths = [length] * len(self.lengths) if isinstance(length, int) else list(length)
+    def rewind(self, length: int | Sequence[int], lengths_R: Tensor | None = None) -> None:
+        """Drop all but the first `length` tokens, one number or one per row; ValueError if a row has fewer.
+
+        Who has the lengths on the device as well gives them too, which saves a copy.
+        """
+        lengths = [length] * len(self.lengths) if isinstance(length, int) else list(map(int, length))
         if any(not 0 <= new <= old for new, old in zip(lengths, self.lengths, strict=True)):
             raise ValueError(f"length is {length}; rows of {self.lengths} tokens rewind to at most their own lengths")
-        self._set(lengths)
+        self._set(lengths, torch.tensor(lengths).to(self._like.device) if lengths_R is None else lengths_R)
 
     def move(self, begin_R: Tensor, slots_RL: Tensor) -> None:
         """Copy some slots of each row to consecutive slots from `begin_R` on: the accepted path of a draft tree.
 
         Call `rewind` afterwards to drop the rest.
         """
-        rows_R1, new = torch.arange(len(slots_RL), device=slots_RL.device).unsqueeze(1), slots_RL.shape[1]
-        target_RL = begin_R.to(slots_RL.device).unsqueeze(1) + torch.arange(new, device=slots_RL.device)
+        target_RL = _onward(begin_R, slots_RL.shape[1])
         for stored in (*self._keys, *self._values):
-            stored[rows_R1, :, target_RL] = stored[rows_R1, :, slots_RL]
+            stored[self._rows_R1, :, target_RL] = stored[self._rows_R1, :, slots_RL]
 
-    def _set(self, lengths: list[int]) -> None:
-        self.lengths, self._targets = lengths, None
+    def _set(self, lengths: list[int], lengths_R: Tensor) -> None:
+        self.lengths, self.lengths_R, self._slots_RL = lengths, lengths_R, None
         self.length, self.even = max(lengths), min(lengths) == max(lengths)
+
+
+def _onward(begin_R: Tensor, count: int) -> Tensor:
+    """Consecutive numbers of each row, (R, count)."""
+    return begin_R.unsqueeze(1) + torch.arange(count, device=begin_R.device)
 
 
 def cache_of(

@@ -91,8 +91,11 @@ class Noise:
         device = self._seeds_B11.device
         return self._words(stream, torch.arange(position, position + tokens, device=device)[None], width, attempt)
 
-    def _words(self, stream: Stream, positions_BL: Tensor, width: int, attempt: int) -> Tensor:
-        """`words` of tokens at some positions, of each image (B, L), or the same of all (1, L)."""
+    def _words(self, stream: Stream, positions_BL: Tensor, width: int, attempt: int | Tensor) -> Tensor:
+        """`words` of tokens at some positions, of each image (B, L), or the same of all (1, L).
+
+        `attempt` is one of all, or of each token, (1, L, 1).
+        """
         block = torch.arange((width + 3) // 4, device=positions_BL.device).view(1, 1, -1)
         index, zero = positions_BL.unsqueeze(-1), torch.zeros((), dtype=torch.int64, device=positions_BL.device)
         key = (self._seeds_B11, self._seeds_B11 >> 32)
@@ -102,6 +105,16 @@ class Noise:
     def uniform(self, stream: Stream, position: int, tokens: int, *, attempt: int = 0) -> Tensor:
         """One number in (0, 1) a token, float32 (B, tokens)."""
         return _unit(self.words(stream, position, tokens, 1, attempt)).squeeze(-1)
+
+    def uniform_of_attempts(self, stream: Stream, tokens: int, attempts: range) -> Tensor:
+        """`uniform` of the first tokens in several attempts at once, float32 (B, attempts, tokens)."""
+        device = self.device
+        position_1L = torch.arange(tokens, device=device).repeat(len(attempts))[None]
+        attempt_1L1 = torch.arange(attempts.start, attempts.stop, device=device).repeat_interleave(tokens)[
+            None, :, None
+        ]
+        words = self._words(stream, position_1L, 1, attempt_1L1)
+        return _unit(words).view(-1, len(attempts), tokens)
 
     def uniforms(self, stream: Stream, position: int, tokens: int, width: int) -> Tensor:
         """Several numbers in (0, 1) a token, float32 (B, tokens, width); the first is that of `uniform`."""
@@ -158,6 +171,9 @@ class RunNoise(Noise):
     def gumbel(self, stream: Stream, position: int, tokens: int, width: int) -> Tensor:
         return self._noise.gumbel(stream, position, tokens, width)
 
+    def uniform_of_attempts(self, stream: Stream, tokens: int, attempts: range) -> Tensor:
+        return self._noise.uniform_of_attempts(stream, tokens, attempts)
+
     def normal_at(self, stream: Stream, positions_BL: Tensor, width: int, *, attempt: int = 0) -> Tensor:
         return self._noise.normal_at(stream, positions_BL, width, attempt=attempt)
 
@@ -179,6 +195,26 @@ class RunNoise(Noise):
         if (stream, what) not in self._known:
             self._known[stream, what] = make(0, self._tokens)
         return self._known[stream, what][:, position : position + tokens]
+
+
+class RoundNoise:
+    """Uniform numbers of the first `count` tokens in round after round, computed for many rounds at a time.
+
+    They are those of `Noise.uniform` with the round as its attempt. One round costs as many operators as many.
+    """
+
+    ROUNDS = 32
+
+    def __init__(self, noise: Noise, stream: Stream, count: int) -> None:
+        self._noise, self._stream, self._count = noise, stream, count
+        self._rounds, self._numbers = range(0), torch.empty(0)
+
+    def of(self, number: int) -> Tensor:
+        """Those of a round, float32 (B, count)."""
+        if number not in self._rounds:
+            self._rounds = range(number, number + self.ROUNDS)
+            self._numbers = self._noise.uniform_of_attempts(self._stream, self._count, self._rounds)
+        return self._numbers[:, number - self._rounds.start]
 
 
 def _unit(words: Tensor) -> Tensor:

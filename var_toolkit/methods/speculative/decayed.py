@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from var_toolkit.methods.speculative.rules import OneByOne, at, ratio, residual
+from var_toolkit.methods.speculative.rules import OneByOne, at, ratio
 from var_toolkit.ranges import checked
 
 
@@ -28,9 +28,9 @@ class Decayed(OneByOne):
         object.__setattr__(self, "boost", checked("boost", self.boost))
         object.__setattr__(self, "decay", checked("decay", self.decay))
 
-    def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    def probability(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> Tensor:
         weight = (self.boost * torch.exp(-self.decay * depth.to(p.dtype))).clamp(min=1.0)
-        return ratio(weight * at(p, token), at(q, token)), residual(p, q, token)
+        return ratio(weight * at(p, token), at(q, token))
 
     def __str__(self) -> str:
         return f"decayed acceptance, boost {self.boost}, decay {self.decay}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,13 +72,13 @@ class Topology:
             for node in below
         ]
 
-    @cached_property
-    def depths(self) -> Tensor:
-        """How many drafts lead to each node, int64 (1 + N)."""
-        return torch.tensor([depth for depth, level in enumerate(self.levels) for _ in level])
+    @property
+    def inner(self) -> int:
+        """The M nodes that have drafts behind them: all but the last level."""
+        return self.levels[-1].start
 
     @cached_property
-    def children_lists(self) -> list[list[int]]:
+    def children(self) -> list[list[int]]:
         """The drafts that follow each of the M nodes that have some, S each; -1 where there are fewer."""
         rows = []
         for above, below in pairwise(self.levels):
@@ -86,18 +87,9 @@ class Topology:
                 rows.append([n - 1 for n in own] + [-1] * (self.siblings - len(own)))
         return rows
 
-    @cached_property
-    def children(self) -> Tensor:
-        """The same as a tensor, int64 (M, S)."""
-        return torch.tensor(self.children_lists)
-
-    @cached_property
-    def sees(self) -> Tensor:
-        """Bool (1 + N, 1 + N): the nodes that lead to a node, and itself."""
-        seen = torch.eye(self.nodes, dtype=torch.bool)
-        for node, parent in enumerate(self.parents, start=1):
-            seen[node] |= seen[parent]
-        return seen
+    def on(self, device: torch.device) -> Tables:
+        """The topology as tensors, made once on each device; those of a chain without a copy from the host."""
+        return _tables(self, device)
 
     def branches(self, fed: range, before_R: Tensor, root_R: Tensor, *, longest: int, first: int) -> Branches | None:
         """Positions and attention mask of a pass over the nodes `fed`; None for a chain, which is a plain sequence.
@@ -108,11 +100,11 @@ class Topology:
         if self.is_chain:
             return None
         device = before_R.device
-        positions_RL = root_R.unsqueeze(1) + self.depths[fed.start : fed.stop].to(device)
+        tables = self.on(device)
+        positions_RL = root_R.unsqueeze(1) + tables.depths[fed.start : fed.stop]
         slots_K = torch.arange(longest + fed.stop - first, device=device)
         node_RK = slots_K - before_R.unsqueeze(1) + first
-        sees_LN = self.sees[fed.start : fed.stop].to(device)
-        sees_RLK = sees_LN[:, node_RK.clamp(0, self.nodes - 1)].transpose(0, 1)
+        sees_RLK = tables.sees[fed.start : fed.stop][:, node_RK.clamp(0, self.nodes - 1)].transpose(0, 1)
         ahead_R1K = (node_RK >= fed.stop).unsqueeze(1)
         return Branches(positions_RL, (sees_RLK | (node_RK < first).unsqueeze(1)) & ~ahead_R1K)
 
@@ -123,25 +115,65 @@ def topology(widths: tuple[int, ...], chains: bool = False) -> Topology:
     return Topology(widths, chains)
 
 
+class Tables(NamedTuple):
+    """What a topology is on a device."""
+
+    depths: Tensor  # int64 (1 + N): how many drafts lead to each node
+    children: Tensor  # int64 (M, S): the drafts that follow each node; -1 where there are fewer
+    sees: Tensor  # bool (1 + N, 1 + N): the nodes that lead to a node, and itself
+
+
+@lru_cache(maxsize=1024)  # a window near the end of an image has a chain of its own
+def _tables(tree: Topology, device: torch.device) -> Tables:
+    if tree.is_chain:
+        steps = torch.arange(tree.nodes, device=device)
+        return Tables(steps, steps[:-1].unsqueeze(1), steps <= steps.unsqueeze(1))
+    depths = torch.tensor([depth for depth, level in enumerate(tree.levels) for _ in level])
+    sees = torch.eye(tree.nodes, dtype=torch.bool)
+    for node, parent in enumerate(tree.parents, start=1):
+        sees[node] |= sees[parent]
+    return Tables(depths.to(device), torch.tensor(tree.children).to(device), sees.to(device))
+
+
+class PerImage(NamedTuple):
+    """A number of each image, which the host knows and the device has."""
+
+    known: list[int]
+    tensor: Tensor  # int64 (B)
+
+    @classmethod
+    def of(cls, known: Sequence[int], device: torch.device | str = "cpu") -> PerImage:
+        """Given numbers, which are copied to the device."""
+        return cls(list(known), torch.tensor(known).to(device))
+
+
 @dataclass(frozen=True)
 class Draft:
     """The drafts of a round, and the distributions that they were drawn from."""
 
     tokens: Tensor  # (B, N), int64
     topology: Topology
-    depths: Sequence[int]  # (B): the levels that count for each image, 0 for none; known to the host
+    depths: PerImage  # the levels that count for each image, 0 for none
     q: Tensor | None  # (B, M, V): what the drafts behind each node were drawn from; None if they are certain
     kind: Kind
 
     def drafted(self) -> Drafted:
         """The same as a rule reads it: for each image and each of the M positions, (B, M, ...)."""
-        device, count = self.tokens.device, len(self.topology.children)
-        children_MS, depth_M = self.topology.children.to(device), self.topology.depths[:count].to(device)
-        valid_BMS = (children_MS >= 0) & (depth_M < torch.tensor(self.depths).to(device).unsqueeze(1)).unsqueeze(-1)
+        tables = self.topology.on(self.tokens.device)
+        depth_M = tables.depths[: self.topology.inner]
+        valid_BMS = (depth_M < self.depths.tensor.unsqueeze(1)).unsqueeze(-1)
+        if not self.topology.is_chain:
+            valid_BMS = valid_BMS & (tables.children >= 0)
         if self.topology.chains:
             valid_BMS = valid_BMS & self._agreeing()
-        tokens_BMS = self.tokens[:, children_MS.clamp(min=0)]
+        tokens_BMS = self.by_position(self.tokens)
         return Drafted(tokens_BMS, valid_BMS, self.q, self.kind, depth_M.expand(valid_BMS.shape[:2]))
+
+    def by_position(self, drafts_BN: Tensor) -> Tensor:
+        """A value of each draft -> those of the drafts for each position, (B, M, S); any where there are fewer."""
+        if self.topology.is_chain:
+            return drafts_BN.unsqueeze(-1)
+        return drafts_BN[:, self.topology.on(drafts_BN.device).children.clamp(min=0)]
 
     def _agreeing(self) -> Tensor:
         """Which chains have the same tokens as each chain up to each node, bool (B, M, chains)."""

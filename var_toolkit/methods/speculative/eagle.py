@@ -47,7 +47,7 @@ class Eagle(Proposer):
         return float((layer + network.head_work(1)) / (network.config.depth * layer + network.head_work(1)))
 
     def begin(self, run: Rounds, lengths: LengthPolicy) -> GrowingSession:
-        return GrowingSession(EagleReader(self, run), self.shape, lengths)
+        return GrowingSession(run, EagleReader(self, run), self.shape, lengths)
 
     def __str__(self) -> str:
         return f"drafts by an EAGLE head{self.shape}"

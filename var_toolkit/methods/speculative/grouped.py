@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from var_toolkit.methods.speculative.rules import OneByOne, at, ratio, residual
+from var_toolkit.methods.speculative.rules import OneByOne, at, ratio
 from var_toolkit.ranges import checked
 
 
@@ -26,12 +26,12 @@ class Grouped(OneByOne):
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", checked("group", self.size))
 
-    def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    def probability(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> Tensor:
         apart = (p - at(p, token).unsqueeze(-1)).abs().scatter(-1, token.unsqueeze(-1), -1.0)  # itself comes first
         group = apart.topk(min(self.size, p.shape[-1]), largest=False).indices
         of_p = p.gather(-1, group).sum(-1)
         of_q = at(q, token) if q is None else q.gather(-1, group).sum(-1)
-        return ratio(of_p, of_q), residual(p, q, token)
+        return ratio(of_p, of_q)
 
     def __str__(self) -> str:
         return f"grouped acceptance, {self.size} codes"

@@ -6,7 +6,6 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,9 +14,9 @@ from torch import Tensor
 
 from var_toolkit.core.cache import RaggedCache
 from var_toolkit.core.filters import pick
-from var_toolkit.core.noise import Stream
+from var_toolkit.core.noise import RoundNoise, Stream
 from var_toolkit.core.parts import Part
-from var_toolkit.methods.speculative.drafts import Draft, Topology, topology
+from var_toolkit.methods.speculative.drafts import Draft, PerImage, Topology, topology
 from var_toolkit.methods.speculative.lengths import LengthPolicy
 from var_toolkit.methods.speculative.rules import Kind
 from var_toolkit.methods.speculative.token_sampling import TokenSampling
@@ -36,6 +35,11 @@ class Shape(Part):
     def nodes(self) -> int:
         """Drafts of a whole tree."""
         return topology(self.widths, self.chains).nodes - 1 if self.widths else 0
+
+    def ready(self, device: torch.device) -> None:
+        """Make the tables of the tree, and of its first levels, on a device: later rounds copy nothing to it."""
+        for levels in range(len(self.widths)):
+            topology(self.widths[: levels + 1], self.chains).on(device)
 
     def __str__(self) -> str:
         if max(self.widths, default=1) == 1:
@@ -61,27 +65,27 @@ class Reader(Protocol):
 class GrowingSession:
     """Reads the decided tokens, and drafts from there."""
 
-    def __init__(self, reader: Reader, shape: Shape, lengths: LengthPolicy) -> None:
+    def __init__(self, run: Rounds, reader: Reader, shape: Shape, lengths: LengthPolicy) -> None:
         self.reader, self.shape, self.confidence = reader, shape, lengths.confidence
+        shape.ready(run.tokens_BL.device)
+        self.noise = RoundNoise(run.noise, Stream.DRAFT, shape.nodes)
         self.root_R1C: Tensor | None = None  # features at the last decided token
 
     def learn(self, run: Rounds, checked: Checked) -> None:
         """Read the decided tokens with the target's own features, in place of the predicted ones of drafting."""
-        hidden_RLC = self.reader.read(checked.tokens, checked.features, None)
-        new, read = checked.new * self.reader.sampling.rows, checked.tokens.shape[1]
-        self.reader.cache.rewind([end - read + more for end, more in zip(self.reader.cache.lengths, new, strict=True)])
-        if read == 1:
-            self.root_R1C = hidden_RLC
-            return
-        last_R1 = torch.tensor([[max(more - 1, 0)] for more in new]).to(hidden_RLC.device)
-        self.root_R1C = along(hidden_RLC, last_R1)
+        hidden_RLC, cache = self.reader.read(checked.tokens, checked.features, None), self.reader.cache
+        rows, read = self.reader.sampling.rows, checked.tokens.shape[1]
+        new_R = checked.gained.repeat(rows)
+        lengths = [end - read + more for end, more in zip(cache.lengths, [*checked.new] * rows, strict=True)]
+        cache.rewind(lengths, cache.lengths_R - read + new_R)
+        self.root_R1C = hidden_RLC if read == 1 else along(hidden_RLC, (new_R - 1).clamp(min=0).unsqueeze(1))
 
-    def propose(self, run: Rounds, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
+    def propose(self, run: Rounds, depths: PerImage) -> tuple[Draft | None, PerImage]:
         """Level by level; an image stops where its proposer is not sure."""
         assert self.root_R1C is not None
-        tree = topology(self.shape.widths[: max(depths)], self.shape.chains)
-        before, hidden_RnC = self.reader.cache.lengths, self.root_R1C
-        drafted = list(depths)
+        tree = topology(self.shape.widths[: max(depths.known)], self.shape.chains)
+        before, hidden_RnC = PerImage(self.reader.cache.lengths, self.reader.cache.lengths_R), self.root_R1C
+        drafted = depths
         tokens: list[Tensor] = []
         masses: list[Tensor] = []
         for level, width in enumerate(tree.widths):
@@ -92,44 +96,49 @@ class GrowingSession:
             chosen = self.reader.sampling.choices(logits, positions_Bn, run.checks, what)
             q_BnV = self.reader.sampling.head.probabilities(chosen)
             drafted = self._sure(q_BnV, drafted, level)
-            if max(drafted) <= level:
+            if max(drafted.known) <= level:
                 break
             tokens.append(self._drawn(run, q_BnV, width, first=tree.levels[level + 1].start - 1))
             masses.append(q_BnV)
-        self.reader.cache.rewind(before)
-        # One for the root, and one for each level after which this image was read.
-        passes = [min(levels + 1, asked) for levels, asked in zip(drafted, depths, strict=True)]
+        self.reader.cache.rewind(*before)
+        passes = self._passes(drafted, depths)
         if not tokens:
             return None, passes
         drawn = topology(tree.widths[: len(tokens)], tree.chains)
         kind: Kind = "distinct" if drawn.siblings > 1 and not drawn.chains else "independent"
         return Draft(torch.cat(tokens, 1), drawn, drafted, torch.cat(masses, 1), kind), passes
 
+    def _passes(self, drafted: PerImage, asked: PerImage) -> PerImage:
+        """One for the root, and one for each level after which this image was read."""
+        if self.confidence == 0:
+            return asked
+        known = [min(levels + 1, most) for levels, most in zip(drafted.known, asked.known, strict=True)]
+        return PerImage(known, torch.minimum(drafted.tensor + 1, asked.tensor))
+
     def _read(
-        self, run: Rounds, fed: range, before: list[int], tokens_Bn: Tensor, parents_RnC: Tensor, tree: Topology
+        self, run: Rounds, fed: range, before: PerImage, tokens_Bn: Tensor, parents_RnC: Tensor, tree: Topology
     ) -> Tensor:
         """Features at the nodes of a level, whose parents' are given."""
         width = tokens_Bn.shape[1] // parents_RnC.shape[1]
-        before_R = torch.tensor(before).to(tokens_Bn.device)
-        branches = tree.branches(
-            fed, before_R, run.positions_B.repeat(self.reader.sampling.rows), longest=max(before), first=1
-        )
+        root_R = run.positions_B.repeat(self.reader.sampling.rows)
+        branches = tree.branches(fed, before.tensor, root_R, longest=max(before.known), first=1)
         return self.reader.read(tokens_Bn, parents_RnC.repeat_interleave(width, dim=1), branches)
 
-    def _sure(self, q_BnV: Tensor, depths: list[int], level: int) -> list[int]:
+    def _sure(self, q_BnV: Tensor, depths: PerImage, level: int) -> PerImage:
         """The levels that count, cut here where no node has a likely enough token: seen before any is drawn.
 
         One read by the host, unless the confidence is 0.
         """
         if self.confidence == 0:
             return depths
-        sure = (q_BnV.amax((1, 2)) >= self.confidence).tolist()
-        return [depth if one else min(depth, level) for depth, one in zip(depths, sure, strict=True)]
+        sure_B = q_BnV.amax((1, 2)) >= self.confidence
+        known = [depth if one else min(depth, level) for depth, one in zip(depths.known, sure_B.tolist(), strict=True)]
+        return PerImage(known, torch.where(sure_B, depths.tensor, depths.tensor.clamp(max=level)))
 
     def _drawn(self, run: Rounds, q_BnV: Tensor, width: int, first: int) -> Tensor:
         """`width` tokens behind each node, (B, n * width): with replacement for chains, else without."""
         nodes = q_BnV.shape[1]
-        uniform = run.noise.uniform(Stream.DRAFT, first, nodes * width, attempt=run.round).unflatten(1, (nodes, width))
+        uniform = self.noise.of(run.round)[:, first : first + nodes * width].unflatten(1, (nodes, width))
         found = []
         for s in range(width):
             # If fewer codes have mass than are requested, `pick` gives the last code, as `Drafted.without` expects.

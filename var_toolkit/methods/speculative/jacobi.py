@@ -5,7 +5,6 @@ Letters: B images, N drafts, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -14,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from var_toolkit.core.filters import pick
-from var_toolkit.core.noise import Stream
-from var_toolkit.methods.speculative.drafts import Draft, topology
+from var_toolkit.core.noise import RoundNoise, Stream
+from var_toolkit.methods.speculative.drafts import Draft, PerImage, topology
 from var_toolkit.methods.speculative.lengths import LengthPolicy
 from var_toolkit.methods.speculative.verify import Checked, Proposer, Rounds, along
 
@@ -61,59 +60,56 @@ class JacobiSession:
         count, device = settings.nodes, run.tokens_BL.device
         self.tokens_BN = torch.zeros(run.images, count, dtype=torch.int64, device=device)
         self.q_BNV = torch.zeros(run.images, count, self.vocabulary, device=device)
-        self.known = [0] * run.images
+        self.known_B = torch.zeros(run.images, dtype=torch.int64, device=device)
+        # The drafts that are drawn, then the random ones.
+        self.noise = RoundNoise(run.noise, Stream.DRAFT, settings.window + count)
 
     def learn(self, run: Rounds, checked: Checked) -> None:
         """Draft every position after the decided tokens that the last pass has seen."""
         if checked.draft is None:
-            self.known = [0] * run.images
             return
         count = checked.p.shape[1] - 1  # drafts of the last pass
-        uniform_BN = run.noise.uniform(Stream.DRAFT, 0, count + 1, attempt=run.round)
-        tokens = pick(self._masses(checked), uniform_BN)
-        if self.settings.keep and checked.verdict is not None:
-            accepted = F.pad(checked.verdict.choice == 0, (0, 1))
+        tokens = pick(self._masses(checked), self.noise.of(run.round)[:, : count + 1])
+        if self.settings.keep:
+            accepted = F.pad(checked.judgement.choice == 0, (0, 1))
             tokens = torch.where(accepted, F.pad(checked.draft.tokens, (0, 1)), tokens)
-        new_B = torch.tensor(checked.new).to(tokens.device)
-        shift_BN = new_B.unsqueeze(1) + torch.arange(self.tokens_BN.shape[1], device=tokens.device)
-        taken_BN = shift_BN.clamp(max=count)
+        ranks_N = torch.arange(self.tokens_BN.shape[1], device=tokens.device)
+        taken_BN = (checked.gained.unsqueeze(1) + ranks_N).clamp(max=count)
         self.tokens_BN, self.q_BNV = tokens.gather(1, taken_BN), along(checked.p, taken_BN)
         # Of a window that counted only up to some depth, the position after it is the last with valid logits.
-        self.known = [max(0, depth + 1 - new) for depth, new in zip(checked.draft.depths, checked.new, strict=True)]
+        self.known_B = checked.draft.depths.tensor + 1 - checked.gained
 
     def _masses(self, checked: Checked) -> Tensor:
         """The distribution of a new draft after each node, (B, 1 + N, V)."""
-        if not self.settings.keep or checked.verdict is None:
+        if not self.settings.keep:
             return checked.p
-        return torch.cat((checked.verdict.residual, checked.p[:, -1:]), dim=1)
+        return torch.cat((checked.judgement.residual, checked.p[:, -1:]), dim=1)
 
-    def propose(self, run: Rounds, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
-        deepest = max(depths)
-        self._start(run, deepest)
-        tokens, q = self.tokens_BN[:, :deepest], self.q_BNV[:, :deepest]
-        return Draft(tokens, topology((1,) * deepest), depths, q, "independent"), [0] * run.images
+    def propose(self, run: Rounds, depths: PerImage) -> tuple[Draft | None, PerImage]:
+        deepest = max(depths.known)
+        tokens_BN, q_BNV = self._started(run, deepest)
+        return Draft(tokens_BN, topology((1,) * deepest), depths, q_BNV, "independent"), run.none
 
-    def _start(self, run: Rounds, deepest: int) -> None:
-        """Fill the positions up to `deepest` that no pass has seen, from left to right: one may repeat another."""
-        if min(self.known) >= deepest:
-            return
-        fresh_BN = self._random(run, deepest)
-        positions_BN = run.positions_B.unsqueeze(1) + torch.arange(deepest, device=fresh_BN.device)
-        left_B = run.last().squeeze(1)
-        known_B = torch.tensor(self.known).to(fresh_BN.device)
-        self.q_BNV, self.tokens_BN = self.q_BNV.clone(), self.tokens_BN.clone()
-        for n in range(deepest):
-            token_B = fresh_BN[:, n]
-            if self.settings.start != "random":
-                token_B = torch.where(positions_BN[:, n] % self.side == 0, token_B, left_B)
-            unseen_B = n >= known_B
-            token_B = torch.where(unseen_B, token_B, self.tokens_BN[:, n])
-            self.tokens_BN[:, n] = token_B
-            certain_BV = F.one_hot(token_B, self.vocabulary).to(self.q_BNV.dtype)
-            self.q_BNV[:, n] = torch.where(unseen_B.unsqueeze(-1), certain_BV, self.q_BNV[:, n])
-            left_B = self.q_BNV[:, n].argmax(-1) if self.settings.start == "likeliest" else token_B
+    def _started(self, run: Rounds, count: int) -> tuple[Tensor, Tensor]:
+        """The drafts of `count` positions and what they were drawn from; certain ones where no pass has seen any."""
+        tokens_BN, q_BNV = self.tokens_BN[:, :count], self.q_BNV[:, :count]
+        ranks_N = torch.arange(count, device=tokens_BN.device)
+        unseen_BN = ranks_N >= self.known_B.unsqueeze(1)
+        tokens_BN = torch.where(unseen_BN, self._certain(run, tokens_BN, q_BNV, unseen_BN), tokens_BN)
+        unseen_BN1, tokens_BN1 = unseen_BN.unsqueeze(-1), tokens_BN.unsqueeze(-1)
+        own_BN1 = q_BNV.gather(-1, tokens_BN1).masked_fill(unseen_BN1, 1.0)
+        return tokens_BN, q_BNV.masked_fill(unseen_BN1, 0.0).scatter_(-1, tokens_BN1, own_BN1)
 
-    def _random(self, run: Rounds, count: int) -> Tensor:
-        """Uniformly random tokens, (B, N); their noise follows that of the drafts that are drawn."""
-        uniform_BN = run.noise.uniform(Stream.DRAFT, self.settings.window, count, attempt=run.round)
-        return (uniform_BN * self.vocabulary).long()
+    def _certain(self, run: Rounds, tokens_BN: Tensor, q_BNV: Tensor, unseen_BN: Tensor) -> Tensor:
+        """A draft for each unseen position, (B, N): its own random one, or that of the nearest position to the left
+        that is not an unseen one behind the first column."""
+        count = tokens_BN.shape[1]
+        random_BN = (self.noise.of(run.round)[:, self.settings.window :][:, :count] * self.vocabulary).long()
+        if self.settings.start == "random":
+            return random_BN
+        ranks_N = torch.arange(1, count + 1, device=tokens_BN.device)
+        first_column_BN = (run.positions_B.unsqueeze(1) + ranks_N - 1) % self.side == 0
+        source_BN = torch.where(unseen_BN & ~first_column_BN, 0, ranks_N).cummax(1).values  # 0: the last decided token
+        shown_BN = q_BNV.argmax(-1) if self.settings.start == "likeliest" else tokens_BN
+        shown_BN = torch.where(unseen_BN, random_BN, shown_BN)
+        return torch.cat((run.last(), shown_BN), dim=1).gather(1, source_BN)

@@ -52,9 +52,11 @@ class Lantern(OneByOne):
         object.__setattr__(made, "table", table_Vk)
         return made
 
-    def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        relaxed = self.relaxed(p, token)
-        return ratio(at(relaxed, token), at(q, token)), residual(relaxed, q, token)
+    def probability(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> Tensor:
+        return ratio(at(self.relaxed(p, token), token), at(q, token))
+
+    def left(self, p: Tensor, q: Tensor | None, token: Tensor) -> Tensor:
+        return residual(self.relaxed(p, token), q, token)
 
     def relaxed(self, p: Tensor, token: Tensor) -> Tensor:
         """The target (..., V) by which a draft (...) is judged."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from var_toolkit.core.parts import Part
 from var_toolkit.ranges import checked
 
@@ -13,11 +16,11 @@ PATIENCE = 8  # rounds before a gain is believed
 
 
 class Record(NamedTuple):
-    """The result of one round of one image."""
+    """The result of one round of each image, int64 (B), on the device, so that the host need not wait for it."""
 
-    drafted: int  # levels of drafts
-    accepted: int  # of them
-    passes: int  # of the proposer
+    drafted: Tensor  # levels of drafts
+    accepted: Tensor  # of them; -1 where the image was finished before
+    passes: Tensor  # of the proposer
 
 
 class LengthPolicy(Part):
@@ -31,8 +34,8 @@ class LengthPolicy(Part):
         """The window of an image's first round."""
         raise NotImplementedError
 
-    def after(self, window: int, record: Record) -> int:
-        """The window after a round that had another."""
+    def after(self, window_B: Tensor, record: Record) -> Tensor:
+        """The windows after a round that had others, (B)."""
         raise NotImplementedError
 
 
@@ -51,8 +54,8 @@ class Fixed(LengthPolicy):
     def first(self) -> int:
         return self.window
 
-    def after(self, window: int, record: Record) -> int:
-        return window
+    def after(self, window_B: Tensor, record: Record) -> Tensor:
+        return window_B
 
     def __str__(self) -> str:
         return f"window {self.window}" + (f", confidence {self.confidence}" if self.confidence else "")
@@ -66,12 +69,11 @@ class Adaptive(Fixed):
     def first(self) -> int:
         return min(FIRST, self.window)
 
-    def after(self, window: int, record: Record) -> int:
-        if record.drafted == 0:
-            return window
-        if record.accepted == record.drafted:
-            return min(window + 2, self.window)
-        return max(window - 1, min(SHORTEST, self.window))
+    def after(self, window_B: Tensor, record: Record) -> Tensor:
+        longer_B = (window_B + 2).clamp(max=self.window)
+        shorter_B = (window_B - 1).clamp(min=min(SHORTEST, self.window))
+        changed_B = torch.where(record.accepted == record.drafted, longer_B, shorter_B)
+        return torch.where(record.drafted == 0, window_B, changed_B)
 
     def __str__(self) -> str:
         return f"adaptive {super().__str__()}"
@@ -79,21 +81,27 @@ class Adaptive(Fixed):
 
 @dataclass
 class Account:
-    """What the rounds of an image have decided, and their cost."""
+    """What the rounds of each image have decided, and their cost, int64 (B)."""
 
-    rounds: int = 0
-    decided: int = 0
-    passes: int = 0  # of the proposer
+    rounds: Tensor
+    decided: Tensor
+    passes: Tensor  # of the proposer
+
+    @classmethod
+    def of_images(cls, images: int, device: torch.device | str = "cpu") -> Account:
+        """Of no rounds."""
+        return cls(*(torch.zeros(images, dtype=torch.int64, device=device) for _ in range(3)))
 
     def add(self, record: Record) -> None:
-        """One round more."""
-        self.rounds, self.passes = self.rounds + 1, self.passes + record.passes
-        self.decided += record.accepted + 1
+        """One round more, for images that are not finished."""
+        self.rounds = self.rounds + (record.accepted >= 0)
+        self.decided = self.decided + record.accepted + 1
+        self.passes = self.passes + record.passes
 
-    def pays(self, cost: float) -> bool:
-        """Whether drafting has decided more tokens than plain decoding would have for the same work.
+    def pays(self, cost: float) -> Tensor:
+        """Whether drafting has decided more tokens than plain decoding would have for the same work, bool (B).
 
         `cost` is that of a proposer's pass in passes of the target; a pass of the target over several tokens counts as
         one. So it depends on no clock, and a seed gives one image. True until there are enough rounds to tell.
         """
-        return self.rounds < PATIENCE or self.decided >= self.rounds + cost * self.passes
+        return (self.rounds < PATIENCE) | (self.decided >= self.rounds + cost * self.passes)

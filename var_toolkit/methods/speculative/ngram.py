@@ -6,13 +6,13 @@ ADED's table holds sequences of words; an image token has a left and an upper ne
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 
-from var_toolkit.methods.speculative.drafts import Draft, Topology, topology
+from var_toolkit.methods.speculative.drafts import Draft, PerImage, Topology, topology
 from var_toolkit.methods.speculative.growing import Shape
 from var_toolkit.methods.speculative.lengths import LengthPolicy
 from var_toolkit.methods.speculative.verify import Checked, Proposer, Rounds
@@ -86,6 +86,7 @@ class NGramSession:
     def __init__(self, shape: Shape, run: Rounds) -> None:
         config = run.network.config
         self.shape = shape
+        shape.ready(run.tokens_BL.device)
         self.tables = [Table(config.side, config.vocab_size) for _ in run.counts]
         begun = run.tokens_BL[:, : run.first].tolist() if run.first else []  # which the host waits for
         for table, tokens in zip(self.tables, begun, strict=False):
@@ -93,15 +94,15 @@ class NGramSession:
                 table.add(token)
 
     def learn(self, run: Rounds, checked: Checked) -> None:
-        for table, tokens, new in zip(self.tables, checked.tokens.tolist(), checked.new, strict=True):
-            for token in tokens[:new]:
+        for table, tokens in zip(self.tables, checked.listed, strict=True):
+            for token in tokens:
                 table.add(token)
 
-    def propose(self, run: Rounds, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
-        tree = topology(self.shape.widths[: max(depths)])
-        device = run.tokens_BL.device
-        tokens_BN = torch.tensor([self._grown(table, tree) for table in self.tables]).to(device)
-        return Draft(tokens_BN, tree, depths, None, "certain"), [0] * run.images
+    def propose(self, run: Rounds, depths: PerImage) -> tuple[Draft | None, PerImage]:
+        """One copy to the device, of the drafts: the tables are on the host."""
+        tree = topology(self.shape.widths[: max(depths.known)])
+        tokens_BN = torch.tensor([self._grown(table, tree) for table in self.tables]).to(run.tokens_BL.device)
+        return Draft(tokens_BN, tree, depths, None, "certain"), run.none
 
     @staticmethod
     def _grown(table: Table, tree: Topology) -> list[int]:

@@ -56,6 +56,10 @@ class Rule(Part, ABC):
     def judge(self, p: Tensor, drafted: Drafted, uniform: Tensor) -> Verdict:
         """The target's p (..., V) and uniform numbers in (0, 1), (..., S) -> the verdict."""
 
+    def choice(self, p: Tensor, drafted: Drafted, uniform: Tensor) -> Tensor:
+        """The choice of `judge` alone, (...), where a rule can tell it for less."""
+        return self.judge(p, drafted, uniform).choice
+
     def bound(self, pyramid: Any) -> Rule:
         """The rule for the codes of a tokenizer."""
         return self
@@ -68,25 +72,31 @@ class Rule(Part, ABC):
 class OneByOne(Rule):
     """Tries siblings one after another; each rejection replaces the target by its residual for the next."""
 
+    def choice(self, p: Tensor, drafted: Drafted, uniform: Tensor) -> Tensor:
+        if drafted.tokens.shape[-1] > 1:  # of which each depends on the residual of those before
+            return super().choice(p, drafted, uniform)
+        probability = self.probability(p, drafted.q, drafted.tokens[..., 0], drafted.depth)
+        return (~(drafted.valid[..., 0] & (uniform[..., 0] < probability))).long()
+
     def judge(self, p: Tensor, drafted: Drafted, uniform: Tensor) -> Verdict:
         siblings = drafted.tokens.shape[-1]
         choice = torch.full(p.shape[:-1], siblings, dtype=torch.int64, device=p.device)
         for s in range(siblings):
             token, tried = drafted.tokens[..., s], drafted.valid[..., s] & (choice == siblings)
-            probability, left = self.test(p, drafted.q, token, drafted.depth)
-            accepted = tried & (uniform[..., s] < probability)
+            accepted = tried & (uniform[..., s] < self.probability(p, drafted.q, token, drafted.depth))
             choice = torch.where(accepted, s, choice)
-            p = torch.where((tried & ~accepted).unsqueeze(-1), left, p)
+            p = torch.where((tried & ~accepted).unsqueeze(-1), self.left(p, drafted.q, token), p)
             if s + 1 < siblings:
                 drafted = drafted._replace(q=drafted.without(s))
         return Verdict(choice, p)
 
     @abstractmethod
-    def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        """The probability (...) of accepting one drafted token, and the residual distribution of a rejection (..., V).
+    def probability(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> Tensor:
+        """Of accepting one drafted token, (...). Of a certain draft q is None."""
 
-        Of a certain draft q is None.
-        """
+    def left(self, p: Tensor, q: Tensor | None, token: Tensor) -> Tensor:
+        """What the token is drawn from after a rejection, (..., V): the residual distribution."""
+        return residual(p, q, token)
 
 
 @dataclass(frozen=True)
@@ -98,8 +108,8 @@ class Standard(OneByOne):
     siblings with or without replacement, one after another.
     """
 
-    def test(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        return ratio(at(p, token), at(q, token)), residual(p, q, token)
+    def probability(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> Tensor:
+        return ratio(at(p, token), at(q, token))
 
     def __str__(self) -> str:
         return "standard acceptance"

@@ -70,7 +70,7 @@ class SmallModel(Proposer):
         return work(own.network, own.rows) / work(target.network, target.rows)
 
     def begin(self, run: Rounds, lengths: LengthPolicy) -> GrowingSession:
-        return GrowingSession(SmallReader(self, run), self.shape, lengths)
+        return GrowingSession(run, SmallReader(self, run), self.shape, lengths)
 
     def described(self, networks: Mapping[str, Any]) -> str:
         config = networks[DRAFT].config

@@ -4,8 +4,10 @@ Every image advances at its own pace, so none depends on the others of its batch
 Jacobi advances all rows by the shortest, which is not exact). Randomness has a stream for drafts, one for verdicts and
 one for the tokens that the target draws itself, each used once for every purpose and round.
 
-The host reads from the device once a round: which drafts were accepted. An n-gram proposer also reads the new tokens,
-and a confidence threshold adds a read for each level of drafts.
+All that a round computes stays on the device, lengths and paths as well. The host reads once a round: how many tokens
+each image has gained and how far it drafts next, which decide the shapes of the next pass, and the new tokens, which
+some proposers keep. It copies nothing to the device; an n-gram proposer copies its drafts. A confidence threshold adds
+a read for each level of drafts.
 
 Letters: B images, R rows (B, or 2B under guidance: conditional half first), L tokens, N drafts, M positions with
 drafts, S drafts for one position, A tokens decided in a round, C width, V vocabulary.
@@ -14,7 +16,7 @@ drafts, S drafts for one position, A tokens decided in a round, C width, V vocab
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, cast
 
@@ -27,14 +29,14 @@ from var_toolkit.core.cache import RaggedCache
 from var_toolkit.core.engine import Drawing
 from var_toolkit.core.filters import pick
 from var_toolkit.core.finite import FiniteCheck
-from var_toolkit.core.noise import Noise, Stream
+from var_toolkit.core.noise import Noise, RoundNoise, Stream
 from var_toolkit.core.parts import Part
 from var_toolkit.core.plan import Verify
 from var_toolkit.core.preserved import Preserved
 from var_toolkit.heads.categorical import only
-from var_toolkit.methods.speculative.drafts import Draft
+from var_toolkit.methods.speculative.drafts import Draft, PerImage, Topology
 from var_toolkit.methods.speculative.lengths import Account, LengthPolicy, Record
-from var_toolkit.methods.speculative.rules import Rule, Verdict
+from var_toolkit.methods.speculative.rules import Drafted, Rule
 from var_toolkit.methods.speculative.tally import Tally
 from var_toolkit.methods.speculative.token_sampling import TokenSampling
 
@@ -58,13 +60,15 @@ class Rounds:
         self.network, self.images = sampling.network, len(request)
         self.total = total or self.network.scales.total  # tokens when this is over
         known = 0 if begun is None else begun.shape[1]
-        device = next(self.network.parameters()).device
-        self.tokens_BL = torch.zeros(self.images, self.total, dtype=torch.int64, device=device)
+        zeros_B = torch.zeros(self.images, dtype=torch.int64, device=next(self.network.parameters()).device)
+        self.none = PerImage([0] * self.images, zeros_B)
+        self._written = zeros_B.new_zeros(self.images, self.total + 1)  # the last column takes what lies behind the end
+        self.tokens_BL = self._written[:, : self.total]
         if begun is not None:
             self.tokens_BL[:, :known] = begun
         self.first = known
         self.counts = [known] * self.images  # decided tokens of each image, which is the position of the next
-        self.positions_B = torch.full((self.images,), known, dtype=torch.int64, device=device)  # the same as a tensor
+        self.positions_B = zeros_B + known  # the same as a tensor
         self.round = 0
         self.preserved, self.checks = preserved, checks or FiniteCheck()
 
@@ -77,34 +81,72 @@ class Rounds:
         """The last decided token of each image, (B, 1)."""
         return self.tokens_BL.gather(1, self.positions_B.unsqueeze(1) - 1)
 
-    def extend(self, tokens_BA: Tensor, new: Sequence[int]) -> None:
-        """Append the first `new` tokens of each row to those that are decided."""
-        if min(new) == max(new) == tokens_BA.shape[1]:
-            self.tokens_BL.scatter_(1, self._ranks(tokens_BA) + self.positions_B.unsqueeze(1), tokens_BA)
-            self.positions_B = self.positions_B + max(new)
-        else:
-            new_B = torch.tensor(new).to(tokens_BA.device)
-            pairs = [(row, rank) for row, count in enumerate(new) for rank in range(count)]
-            rows_X, ranks_X = torch.tensor(pairs).to(tokens_BA.device).unbind(1)
-            self.tokens_BL[rows_X, self.positions_B[rows_X] + ranks_X] = tokens_BA[rows_X, ranks_X]
-            self.positions_B = self.positions_B + new_B
+    def extend(self, tokens_BA: Tensor, new_B: Tensor) -> None:
+        """Append the first `new_B` tokens of each row to those that are decided; the others count for nothing."""
+        ranks_A = torch.arange(tokens_BA.shape[1], device=tokens_BA.device)
+        self._written.scatter_(1, (self.positions_B.unsqueeze(1) + ranks_A).clamp(max=self.total), tokens_BA)
+        self.positions_B = self.positions_B + new_B
+
+    def read(self, checked: Checked, next_BX: Tensor) -> tuple[Checked, list[list[int]]]:
+        """What the host learns of a round, and some more numbers of each image: the one read of a round."""
+        told = torch.cat((checked.gained.unsqueeze(1), next_BX, checked.tokens), dim=1).tolist()
+        new, more = [row[0] for row in told], 1 + next_BX.shape[1]
+        self.gain(new)
+        listed = [row[more : more + count] for row, count in zip(told, new, strict=True)]
+        tokens, features = (part[:, : max(new)] for part in (checked.tokens, checked.features))
+        known = replace(checked, new=new, listed=listed, tokens=tokens, features=features)
+        return known, [row[1:more] for row in told]
+
+    def gain(self, new: Sequence[int]) -> None:
+        """Count new tokens of each image."""
         self.counts = [count + more for count, more in zip(self.counts, new, strict=True)]
 
-    @staticmethod
-    def _ranks(tokens_BA: Tensor) -> Tensor:
-        return torch.arange(tokens_BA.shape[1], device=tokens_BA.device)
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a rule says of the M positions with drafts."""
+
+    rule: Rule
+    p: Tensor  # (B, M, V): the target's
+    drafted: Drafted
+    uniform: Tensor  # (B, M, S)
+    choice: Tensor  # (B, M): the draft that is accepted, or S if none is
+
+    @cached_property
+    def residual(self) -> Tensor:
+        """What the token of each position is drawn from if no draft is accepted, (B, M, V)."""
+        return self.rule.judge(self.p, self.drafted, self.uniform).residual
+
+    def residual_at(self, position_B1: Tensor) -> Tensor:
+        """The same of one position of each image, (B, 1, V)."""
+        drafted = self.drafted
+        one = drafted._replace(
+            tokens=along(drafted.tokens, position_B1),
+            valid=along(drafted.valid, position_B1),
+            q=None if drafted.q is None else along(drafted.q, position_B1),
+            depth=drafted.depth.gather(1, position_B1),
+        )
+        return self.rule.judge(along(self.p, position_B1), one, along(self.uniform, position_B1)).residual
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A round that is over."""
+    """A round that is over. `new` and `listed` are what the host has read of it."""
 
     draft: Draft | None
     p: Tensor  # (B, 1 + N, V): what the target would draw from behind each node
-    verdict: Verdict | None  # of the M positions, (B, M)
-    new: list[int]  # tokens that each image gains: the accepted drafts and one more, or none at all
-    tokens: Tensor  # (B, A): these tokens, from the left
+    judged: Judgement | None  # of a draft
+    gained: Tensor  # (B): tokens that each image gains: the accepted drafts and one more, or none at all
+    tokens: Tensor  # (B, A): these tokens, from the left, then any
     features: Tensor  # (R, A, C): the target's, where it predicted them
+    new: Sequence[int] = ()
+    listed: Sequence[list[int]] = ()  # the new tokens of each image
+
+    @property
+    def judgement(self) -> Judgement:
+        """Of the drafts, where there were some."""
+        assert self.judged is not None
+        return self.judged
 
 
 class Session(Protocol):
@@ -114,7 +156,7 @@ class Session(Protocol):
         """See what became of the last round; also of the first pass, which had no drafts."""
         ...
 
-    def propose(self, run: Rounds, depths: Sequence[int]) -> tuple[Draft | None, list[int]]:
+    def propose(self, run: Rounds, depths: PerImage) -> tuple[Draft | None, PerImage]:
         """Drafts of at most so many levels for each image, and how many passes each of them alone would take."""
         ...
 
@@ -205,19 +247,23 @@ def speculate(run: Rounds, settings: Speculation, rule: Rule) -> Tally:
     """Decide all tokens of a batch (`run.tokens_BL`); returns what it took."""
     target, session = Target(run, settings.proposer.nodes), settings.proposer.begin(run, settings.lengths)
     books = _Books(run, settings.lengths, settings.proposer.cost(run.sampling, run.networks))
-    draft, passes = None, [0] * run.images
+    draft, passes = None, run.none
     while True:
         checked = target.check(draft, rule)
-        books.enter(checked, passes)
-        if not any(run.left):
+        checked, told = run.read(checked, books.weigh(checked, passes))
+        depths = books.enter(checked, passes, told)
+        target.rewind()
+        if not any(depths.known):
             break
         run.round += 1
-        depths = books.depths()
-        if any(depths):
-            session.learn(run, checked)
-            draft, passes = session.propose(run, depths)
-        else:  # nor ever again: images that gave up drafting, and those near their end, stay so
-            draft, passes = None, [0] * run.images
+        session.learn(run, checked)
+        draft, passes = session.propose(run, depths)
+    # Images that gave up drafting, and those near their end, stay so. Of their passes the host need not read anything.
+    while any(run.left):
+        run.round += 1
+        target.check(None, rule)
+        books.enter_plain()
+        target.rewind()
     run.checks.require()
     return books.closed(target.cache.nbytes)
 
@@ -227,39 +273,55 @@ class _Books:
 
     def __init__(self, run: Rounds, lengths: LengthPolicy, cost: float) -> None:
         self.run, self.lengths, self.cost = run, lengths, cost
-        self.windows = [lengths.first] * run.images
-        self.accounts = [Account() for _ in run.counts]
+        device = run.positions_B.device
+        self.windows_B = self.depths_B = torch.full((run.images,), lengths.first, device=device)
+        self.account = Account.of_images(run.images, device) if cost > 0 else None  # drafts without cost always pay
         self.tally = Tally(images=run.images, decided=(run.total - run.first) * run.images)
         self.tally.paces = [[] for _ in run.counts]
 
-    def enter(self, checked: Checked, passes: Sequence[int]) -> None:
-        """A round that is over; the first pass had no drafts and belongs to none."""
-        offered = [0] * self.run.images if checked.draft is None else checked.draft.depths
-        for row, (drafted, new) in enumerate(zip(offered, checked.new, strict=True)):
-            if new == 0:
-                continue
-            self.tally.target_passes += 1
-            self.tally.paces[row].append(new)
-            if self.run.round > 0:
-                self._enter(row, Record(drafted, new - 1, passes[row]))
+    def weigh(self, checked: Checked, passes: PerImage) -> Tensor:
+        """How far to draft next, and whether drafting is given up, of each image, (B, 2).
 
-    def _enter(self, row: int, record: Record) -> None:
-        self.windows[row] = self.lengths.after(self.windows[row], record)
-        self.accounts[row].add(record)
-        self.tally.draft_passes += record.passes
-        self.tally.drafted += record.drafted
-        self.tally.accepted_counts[record.accepted] += 1
+        None where drafting does not pay, and none behind the end. The first pass had no drafts and belongs to no round.
+        """
+        if self.run.round > 0:
+            drafted_B = (checked.draft.depths if checked.draft is not None else self.run.none).tensor
+            record = Record(drafted_B, checked.gained - 1, passes.tensor)
+            self.windows_B = self.lengths.after(self.windows_B, record)
+            if self.account is not None:
+                self.account.add(record)
+        given_up_B = self.run.none.tensor if self.account is None else (~self.account.pays(self.cost)).long()
+        open_B = torch.minimum(self.windows_B, self.run.total - self.run.positions_B)
+        self.depths_B = (open_B - 1).clamp(min=0) * (1 - given_up_B)
+        return torch.stack((self.depths_B, given_up_B), dim=1)
 
-    def depths(self) -> list[int]:
-        """How many tokens to draft for each image: none where that does not pay, and none behind its end."""
-        return [
-            max(0, min(window, left) - 1) if account.pays(self.cost) else 0
-            for window, left, account in zip(self.windows, self.run.left, self.accounts, strict=True)
-        ]
+    def enter(self, checked: Checked, passes: PerImage, told: Sequence[Sequence[int]]) -> PerImage:
+        """Enter what the host has read of a round; returns how far to draft."""
+        drafted = (checked.draft.depths if checked.draft is not None else self.run.none).known
+        for row, new in enumerate(checked.new):
+            self._enter(row, new, drafted[row], passes.known[row])
+        self.tally.fall_backs = sum(given_up for _, given_up in told)
+        return PerImage([depth for depth, _ in told], self.depths_B)
+
+    def enter_plain(self) -> None:
+        """Enter a pass without drafts, of which every image gains a token that is not finished."""
+        new = [min(1, left) for left in self.run.left]
+        self.run.gain(new)
+        for row, more in enumerate(new):
+            self._enter(row, more, 0, 0)
+
+    def _enter(self, row: int, new: int, drafted: int, passes: int) -> None:
+        if new == 0:
+            return
+        self.tally.target_passes += 1
+        self.tally.paces[row].append(new)
+        if self.run.round > 0:
+            self.tally.draft_passes += passes
+            self.tally.drafted += drafted
+            self.tally.accepted_counts[new - 1] += 1
 
     def closed(self, cache_bytes: int) -> Tally:
         """The numbers of the whole run."""
-        self.tally.fall_backs = sum(not account.pays(self.cost) for account in self.accounts)
         self.tally.forward_passes, self.tally.cache_bytes = self.run.round + 1, cache_bytes
         return self.tally
 
@@ -272,6 +334,7 @@ class Target:
         self.condition = run.network.condition(run.request.rows(run.network, run.sampling.rows))
         self.cache: RaggedCache = self.network.new_ragged_cache(run.images * run.sampling.rows, 1 + run.total + nodes)
         self.uniform_BL = run.noise.uniform(Stream.TOKEN, 0, run.total)
+        self.verdicts = RoundNoise(run.noise, Stream.ACCEPT, nodes)
 
     def check(self, draft: Draft | None, rule: Rule) -> Checked:
         """One pass over the last decided token and its drafts; appends the accepted drafts, and one token more."""
@@ -283,26 +346,47 @@ class Target:
         given = self._given(positions)
         p = run.sampling.head.probabilities(logits if given is None else only(given[0], logits, given[1]))
         checked = self._plain(p, hidden_RLC) if draft is None else self._judged(draft, p, hidden_RLC, rule)
-        run.extend(checked.tokens, checked.new)
-        self.cache.rewind(run.counts * run.sampling.rows)
+        run.extend(checked.tokens, checked.gained)
         return checked
+
+    def rewind(self) -> None:
+        """Drop drafts that were not accepted from the cache, after the host has learnt how many were."""
+        self.cache.rewind(self.run.counts * self.run.sampling.rows, self.run.positions_B.repeat(self.run.sampling.rows))
 
     def _plain(self, p: Tensor, hidden_R1C: Tensor) -> Checked:
         """A token for each image, without drafts."""
         tokens_B1 = pick(p, self._uniform(self.run.positions_B.unsqueeze(1)))
-        return Checked(None, p, None, [min(1, left) for left in self.run.left], tokens_B1, hidden_R1C)
+        return Checked(None, p, None, self._unfinished().long(), tokens_B1, hidden_R1C)
 
     def _judged(self, draft: Draft, p: Tensor, hidden_RLC: Tensor, rule: Rule) -> Checked:
         """The accepted drafts, and a token after them."""
-        run, rows, verdict = self.run, self.run.sampling.rows, self._verdict(draft, p, rule)
-        paths = _paths(draft, verdict)
-        new = [len(path) if left else 0 for path, left in zip(paths, run.left, strict=True)]
-        nodes_BA = _padded(paths).to(p.device)
-        tokens_BA = self._tokens(draft, p, verdict, nodes_BA, paths)
-        if not draft.topology.is_chain:  # which lies where it belongs already
+        run, rows, judged = self.run, self.run.sampling.rows, self._judgement(draft, p, rule)
+        if draft.topology.is_chain:
+            accepted_B1 = (judged.choice == 0).cumprod(1).sum(1, keepdim=True)
+            last_B1, drafts_BA, features = accepted_B1, draft.tokens, hidden_RLC
+        else:
+            nodes_BA, accepted_B1 = _path(draft.topology, judged.choice)
+            last_B1, drafts_BA = (
+                nodes_BA.gather(1, accepted_B1),
+                draft.tokens.gather(1, (nodes_BA[:, 1:] - 1).clamp(min=0)),
+            )
+            features = along(hidden_RLC, nodes_BA.repeat(rows, 1))
             root_B1 = run.positions_B.unsqueeze(1)
             self.cache.move(run.positions_B.repeat(rows), (root_B1 + nodes_BA).repeat(rows, 1))
-        return Checked(draft, p, verdict, new, tokens_BA, along(hidden_RLC, nodes_BA.repeat(rows, 1)))
+        drawn_B1 = pick(self._after(judged, p, last_B1), self._uniform(run.positions_B.unsqueeze(1) + accepted_B1))
+        tokens_BA = torch.cat((drafts_BA, drawn_B1), dim=1).scatter(1, accepted_B1, drawn_B1)
+        new_B = (accepted_B1.squeeze(1) + 1) * self._unfinished()
+        return Checked(draft, p, judged, new_B, tokens_BA, features)
+
+    @staticmethod
+    def _after(judged: Judgement, p: Tensor, node_B1: Tensor) -> Tensor:
+        """What the token behind the last accepted node is drawn from, (B, 1, V)."""
+        inner = judged.choice.shape[1]
+        rest_B1V = judged.residual_at(node_B1.clamp(max=inner - 1))
+        return torch.where((node_B1 < inner).unsqueeze(-1), rest_B1V, along(p, node_B1))
+
+    def _unfinished(self) -> Tensor:
+        return self.run.positions_B < self.run.total
 
     def _read(self, draft: Draft | None) -> Tensor:
         run, copies = self.run, self.run.sampling.rows
@@ -311,11 +395,10 @@ class Target:
             return cast(Tensor, self.network.next_hidden(self.condition.tokens, begun_RL, cache=self.cache)[:, -1:])
         tokens_BL, branches = run.last(), None
         if draft is not None:
-            tokens_BL = torch.cat((tokens_BL, draft.tokens), dim=1)
-            root_R = run.positions_B.repeat(copies)
-            branches = draft.topology.branches(
-                range(draft.topology.nodes), root_R, root_R, longest=max(run.counts), first=0
-            )
+            tree, tokens_BL = draft.topology, torch.cat((tokens_BL, draft.tokens), dim=1)
+            if not tree.is_chain:
+                root_R = run.positions_B.repeat(copies)
+                branches = tree.branches(range(tree.nodes), root_R, root_R, longest=max(run.counts), first=0)
         hidden = self.network.next_hidden(None, tokens_BL.repeat(copies, 1), cache=self.cache, branches=branches)
         return cast(Tensor, hidden)
 
@@ -331,31 +414,21 @@ class Target:
     def _positions(self, draft: Draft | None) -> Tensor:
         """Of the tokens behind each node, in the map, (B, 1 + N)."""
         counts_B1 = self.run.positions_B.unsqueeze(1)
-        return counts_B1 if draft is None else counts_B1 + draft.topology.depths.to(counts_B1.device)
+        return counts_B1 if draft is None else counts_B1 + draft.topology.on(counts_B1.device).depths
 
-    def _verdict(self, draft: Draft, p: Tensor, rule: Rule) -> Verdict:
+    def _judgement(self, draft: Draft, p: Tensor, rule: Rule) -> Judgement:
         """For every position with drafts, because the accepted path is known only afterwards."""
         if draft.kind not in rule.kinds:
             raise ValueError(f"{rule} judges {' or '.join(rule.kinds)} drafts; these are {draft.kind}")
-        drafted = draft.drafted()
-        positions, count = drafted.tokens.shape[1], draft.tokens.shape[1]
-        given = self._given(self._positions(draft)[:, :positions])
+        drafted, inner = draft.drafted(), draft.topology.inner
+        given = self._given(self._positions(draft)[:, :inner])
         if given is not None:  # whatever the rule: at a preserved position no other token is accepted
             fits = ~given[1].unsqueeze(-1) | (drafted.tokens == given[0].unsqueeze(-1))
             drafted = drafted._replace(valid=drafted.valid & fits)
         # A number for each draft, so that it does not depend on how far others of the batch have drafted.
-        uniform_BN = self.run.noise.uniform(Stream.ACCEPT, 0, count, attempt=self.run.round)
-        children_MS = draft.topology.children.clamp(min=0).to(p.device)
-        return rule.judge(p[:, :positions], drafted, uniform_BN[:, children_MS])
-
-    def _tokens(self, draft: Draft, p: Tensor, verdict: Verdict, nodes_BA: Tensor, paths: list[list[int]]) -> Tensor:
-        """The drafts along each path, and behind them one token from what is left there, (B, A)."""
-        p = torch.cat((verdict.residual, p[:, verdict.residual.shape[1] :]), dim=1)
-        accepted_B1 = torch.tensor([[len(path) - 1] for path in paths]).to(p.device)
-        last_B1V = along(p, nodes_BA.gather(1, accepted_B1))
-        drawn_B1 = pick(last_B1V, self._uniform(self.run.positions_B.unsqueeze(1) + accepted_B1))
-        drafts_BA = draft.tokens.gather(1, (nodes_BA[:, 1:] - 1).clamp(min=0))
-        return torch.cat((drafts_BA, drawn_B1), dim=1).scatter(1, accepted_B1, drawn_B1)
+        uniform = draft.by_position(self.verdicts.of(self.run.round)[:, : draft.tokens.shape[1]])
+        p = p[:, :inner]
+        return Judgement(rule, p, drafted, uniform, rule.choice(p, drafted, uniform))
 
     def _uniform(self, positions_B1: Tensor) -> Tensor:
         """The numbers that draw the tokens of these positions; a finished image gets any."""
@@ -364,26 +437,24 @@ class Target:
 
 def along(values_RLX: Tensor, index_RA: Tensor) -> Tensor:
     """Some positions of each row, (R, A, X)."""
-    return values_RLX.gather(1, index_RA.unsqueeze(-1).expand(-1, -1, values_RLX.shape[-1]))
+    rows, length, _ = values_RLX.shape
+    begin_R1 = length * torch.arange(rows, device=index_RA.device).unsqueeze(1)
+    return values_RLX.flatten(0, 1).index_select(0, (begin_R1 + index_RA).flatten()).unflatten(0, index_RA.shape)
 
 
-def _paths(draft: Draft, verdict: Verdict) -> list[list[int]]:
-    """The nodes of each image from the root along the accepted drafts.
+def _path(tree: Topology, choice_BM: Tensor) -> tuple[Tensor, Tensor]:
+    """The nodes of each image from the root along the accepted drafts, (B, 1 + levels), and how many drafts, (B, 1).
 
-    The one read of a round by the host, which has to know how far each image has come.
+    Shorter paths go on with the root.
     """
-    children = draft.topology.children_lists
-    return [_path(choice, children) for choice in verdict.choice.tolist()]
-
-
-def _path(choice: list[int], children: list[list[int]]) -> list[int]:
-    path = [0]
-    while path[-1] < len(children) and choice[path[-1]] < len(children[0]):
-        path.append(1 + children[path[-1]][choice[path[-1]]])
-    return path
-
-
-def _padded(paths: list[list[int]]) -> Tensor:
-    """Paths as one tensor, int64; shorter ones go on with the root."""
-    longest = max(map(len, paths))
-    return torch.tensor([path + [0] * (longest - len(path)) for path in paths])
+    children_MS = tree.on(choice_BM.device).children
+    node_B1 = torch.zeros_like(choice_BM[:, :1])
+    accepted_B1, path = torch.ones_like(node_B1, dtype=torch.bool), [node_B1]
+    for _ in tree.widths:
+        chosen_B1 = choice_BM.gather(1, node_B1)
+        accepted_B1 = accepted_B1 & (chosen_B1 < tree.siblings)
+        child_B1 = 1 + children_MS[node_B1, chosen_B1.clamp(max=tree.siblings - 1)]
+        node_B1 = torch.where(accepted_B1, child_B1, 0)
+        path.append(node_B1)
+    nodes_BA = torch.cat(path, dim=1)
+    return nodes_BA, (nodes_BA > 0).sum(1, keepdim=True)

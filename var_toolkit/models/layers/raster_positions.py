@@ -69,7 +69,7 @@ def _behind(cache: KVCache | None, new: int, device: torch.device) -> Branches:
     if isinstance(cache, SlotCache):
         return Branches(cache.slot[None], cache.seen())
     cache = cast(RaggedCache, cache)
-    positions_RL = cache.lengths_R.to(device).unsqueeze(1) + torch.arange(new, device=device)
+    positions_RL = cache.lengths_R.unsqueeze(1) + torch.arange(new, device=device)
     slots_K = torch.arange(cache.length + new, device=device)
     return Branches(positions_RL, slots_K <= positions_RL.unsqueeze(-1))
 
