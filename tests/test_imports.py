@@ -23,7 +23,7 @@ LEVELS = (
     ("methods",),
     (
         "best_of", "pipeline", "streaming", "loading", "saving", "output", "default_plans", "settings", "editing",
-        "formats.model_card", "wanted", "image_conditions", "precision",
+        "formats.model_card", "loaded_adapters", "wanted", "image_conditions", "precision",
         "named_plans",
     ),
     (

@@ -29,9 +29,11 @@ from var_toolkit.formats.facts import Facts, of_both, of_entry, read_facts
 from var_toolkit.formats.fitting import AnyTokenizer, fitted
 from var_toolkit.formats.hub import at_revision, is_hub_id, snapshot, with_revision
 from var_toolkit.formats.lone_tokenizers import ALONE, find_tokenizer, read_autoencoder, read_tokenizer
+from var_toolkit.formats.peft_files import read_adapter
 from var_toolkit.formats.published import ADAPTER
 from var_toolkit.formats.text_folders import checked_encoder, read_text_encoder
 from var_toolkit.guidance import read_sampling, weight
+from var_toolkit.loaded_adapters import require_adaptable, require_weight
 from var_toolkit.methods.collaborative import collaborative, require_one_tokenizer
 from var_toolkit.methods.distilled import is_distilled, with_teacher
 from var_toolkit.methods.speculative.settings import DraftModel
@@ -81,6 +83,7 @@ def load(
     tokenizer: str | Path | None = None,
     draft_model: str | Path | None = None,
     revision: str | None = None,
+    adapters: Sequence[tuple[str | Path, float]] = (),
     device: str = "auto",
     dtype: str | torch.dtype = torch.float32,
 ) -> Pipeline:
@@ -90,10 +93,10 @@ def load(
 
     An existing directory has precedence over a name. For a model of continuous tokens, `tokenizer` replaces its own by
     any AutoencoderKL of diffusers with the same number of channels: a directory, a hub id, or a name. A `revision` of a
-    hub id is a branch, a tag or a commit. `device` "auto" is CUDA if available, else the CPU. `dtype` may also be
-    "int8" (`Pipeline.quantize`) or "auto", the fastest precision for the model on the device (`precision`); a model
-    that was saved in int8 stays so. ValueError in one line for a source that does not exist, is damaged or does not
-    fit.
+    hub id is a branch, a tag or a commit. `adapters` are folders in peft's format with their weights
+    (`Pipeline.load_lora_weights`). `device` "auto" is CUDA if available, else the CPU. `dtype` may also be "int8"
+    (`Pipeline.quantize`) or "auto", the fastest precision for the model on the device (`precision`); a model that was
+    saved in int8 stays so. ValueError in one line for a source that does not exist, is damaged or does not fit.
     """
     where = find_device(device)
     precision_of(dtype, where)  # raises ValueError
@@ -101,20 +104,30 @@ def load(
         source = at_revision(str(source), revision)
     if draft_model is not None:
         source = Drafting(str(source), str(draft_model))
-    if tokenizer is not None:
-        skeleton(
-            source, tokenizer=tokenizer
-        )  # raises ValueError for parts that do not fit, before any weights are read
+    if tokenizer is not None or adapters:
+        # Raises ValueError for parts that do not fit, before any weights are read.
+        skeleton(source, tokenizer=tokenizer, adapters=adapters)
     pipe = _opened(source, tokenizer, weights=True)
+    for folder, share in adapters:
+        pipe.load_lora_weights(folder, weight=share)
     precision = precision_of(dtype, where, pipe.backbones)
     if precision.quantized:
         pipe.quantize()
     return pipe.to(where, precision.wide)
 
 
-def skeleton(source: Source, *, tokenizer: str | Path | None = None) -> Pipeline:
-    """A pipeline without weights (on the meta device), for plans and costs: only configurations are read."""
-    return _opened(source, tokenizer, weights=False)
+def skeleton(
+    source: Source, *, tokenizer: str | Path | None = None, adapters: Sequence[tuple[str | Path, float]] = ()
+) -> Pipeline:
+    """A pipeline without weights (on the meta device), for plans and costs: only configurations are read.
+
+    ValueError in one line for `adapters` that do not fit.
+    """
+    pipe = _opened(source, tokenizer, weights=False)
+    for folder, share in adapters:
+        require_adaptable(pipe.backbone, read_adapter(Path(folder)))
+        require_weight(share, str(folder))
+    return pipe
 
 
 def load_tokenizer(source: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> AnyTokenizer:

@@ -40,9 +40,11 @@ from var_toolkit.default_plans import (
 from var_toolkit.devices import destination
 from var_toolkit.editing import as_image, on_canvas, prepare
 from var_toolkit.formats.facts import Facts
+from var_toolkit.formats.peft_files import read_adapter
 from var_toolkit.guidance import with_cfg
 from var_toolkit.image_conditions import control_square, edits, require_image
 from var_toolkit.images import Given, as_output, given_square, middle_square
+from var_toolkit.loaded_adapters import LoadedAdapters
 from var_toolkit.methods.by_name import apply_method
 from var_toolkit.methods.collaborative import refiner_role
 from var_toolkit.methods.latent_search import latent_search, read_scorer
@@ -105,6 +107,7 @@ class Pipeline:
         self._scorers: dict[str, torch.nn.Module] = {}
         self.compiler: Compiler | None = None
         self.facts = facts or Facts()
+        self._adapters: LoadedAdapters | None = None
 
     def __repr__(self) -> str:
         networks = " + ".join(
@@ -232,6 +235,39 @@ class Pipeline:
             unpack_linears(network)
         pack_convolutions(self.tokenizer)
         self.compiler = Compiler(backend)
+        return self
+
+    def load_lora_weights(
+        self, source: str | Path, adapter_name: str | None = None, *, weight: float = 1.0
+    ) -> Pipeline:
+        """Merge an adapter (LoRA or DoRA, a folder in peft's format) into the weights of the backbone, in place.
+
+        Several add up, each with its weight. `save_pretrained` saves the merged model. ValueError in one line for a
+        folder that is no adapter, or one that does not fit.
+        """
+        adapter = read_adapter(Path(source))
+        loaded = self._adapters or LoadedAdapters(self.backbone)
+        loaded.add(adapter_name or f"default_{len(loaded.changes)}", adapter, weight)
+        self._adapters = loaded
+        self.facts = self.facts.altered(f"with the adapter {Path(source).name}, weight {weight:g}")
+        return self
+
+    def set_adapters(
+        self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] | None = None
+    ) -> Pipeline:
+        """Use loaded adapters with other weights, 1 if none are given; the others have no effect.
+
+        ValueError for a name that is not loaded.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        given = 1.0 if adapter_weights is None else adapter_weights
+        weights = [given] * len(names) if isinstance(given, int | float) else list(given)
+        if len(names) != len(weights):
+            raise ValueError(f"adapter_weights has {len(weights)} numbers for {len(names)} adapters")
+        loaded = self._adapters or LoadedAdapters(self.backbone)
+        loaded.use(dict(zip(names, weights, strict=True)))
+        told = ", ".join(f"{name} {weight:g}" for name, weight in zip(names, weights, strict=True))
+        self.facts = self.facts.altered(f"with the adapters {told}" if names else "without adapters")
         return self
 
     def decode(self, latent_BChw: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ def test_the_options_are_the_documented_ones():
     images = machine | drawing | plans | encoder | {
         "--class", "--prompt", "--prompt-embeds", "--negative-prompt",
         "-n", "--seed", "--model", "--out", "--grid", "--trace", "--save-tokens", "--plan", "--dry-run",
-        "--json", "--compile",
+        "--json", "--compile", "--adapter",
     }  # fmt: skip
     assert options["sample"] == images | {"--control"}
     assert options["edit"] == images | {"--mask", "--expand", "--instruction", "--keep-pixels"}
@@ -155,6 +155,7 @@ def test_the_options_are_the_documented_ones():
     assert options["convert"] == {
         "-h", "--help", "--tokenizer", "--backbone", "--adapter", "--config", "--out", "--half", "--weights",
     }  # fmt: skip
+    assert options["merge"] == {"-h", "--help", "--model", "--adapter", "--out"}
     assert options["evaluate sample"] == machine | drawing | plans | {
         "--model", "--out", "--classes", "--per-class", "--seed", "--npz", "--shards", "--json",
     }  # fmt: skip

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from var_toolkit.cli.hints import tell_label_order, tell_purpose
 from var_toolkit.cli.options import (
+    add_adapter_option,
     add_machine_options,
     add_model_option,
     add_sampling_options,
@@ -49,6 +50,7 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
         "--seed", type=at_least(0), default=0, help="seed of the first image of each; the next ones count up"
     )
     add_model_option(parser, default=None)
+    add_adapter_option(parser)
     add_sampling_options(parser)
     add_machine_options(parser)
     parser.add_argument(
@@ -115,7 +117,7 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
 
     device = find_device(args.device)
     # Sizes alone: what cannot be drawn is refused before anything is downloaded.
-    shape = skeleton(model_of(args), tokenizer=args.tokenizer)
+    shape = skeleton(model_of(args), tokenizer=args.tokenizer, adapters=args.adapter)
     precision = precision_of(args.dtype, device, shape.backbones)
     if precision.quantized:
         shape.quantize()
@@ -140,7 +142,7 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     tell_slow_dtype(device, precision.wide)
 
     began = time.perf_counter()
-    pipe = load(model_of(args), tokenizer=args.tokenizer, device=args.device, dtype=args.dtype)
+    pipe = load(model_of(args), tokenizer=args.tokenizer, adapters=args.adapter, device=args.device, dtype=args.dtype)
     pipe = pipe.compile() if args.compile else pipe.pack()
     place_encoder(args, pipe)
     loading = time.perf_counter() - began
@@ -300,6 +302,7 @@ def _report(
         facts = {
             "model": str(model_of(args)),
             "tokenizer": args.tokenizer,
+            "adapters": args.adapter,
             "plan": plan.to_json(),
             "plan_in_words": "; ".join(str(pipe.bind(plan)).splitlines()),
             **counted(pipe.bind(plan)),

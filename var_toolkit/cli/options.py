@@ -74,6 +74,30 @@ def add_model_option(parser: argparse.ArgumentParser, default: str | None = DEFA
     )
 
 
+def add_adapter_option(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """--adapter."""
+    parser.add_argument(
+        "--adapter",
+        type=adapter,
+        action="append",
+        required=required,
+        default=None if required else [],
+        metavar="DIR[:WEIGHT]",
+        help="LoRA or DoRA in peft's format, such as the final/ of a run with an adapter; several add up",
+    )
+
+
+def adapter(text: str) -> tuple[str, float]:
+    """An adapter and its weight, which is 1 if none is given."""
+    folder, _, weight = text.rpartition(":")
+    if not folder or Path(text).is_dir():
+        return text, 1.0
+    try:
+        return folder, float(weight)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: {weight!r} is no number; write DIR or DIR:WEIGHT") from None
+
+
 def model_of(args: argparse.Namespace) -> str | Pair | Drafting:
     """What `load` and `skeleton` open: a model, a model and its draft model, or a drafter and a refiner (CoDe)."""
     given = (args.drafter, args.refiner, args.draft_scales)

@@ -11,8 +11,8 @@ from itertools import takewhile
 from typing import Any, NoReturn
 
 COMMANDS = (
-    "sample", "edit", "vary", "reconstruct", "control", "embed", "models", "classes", "convert", "train", "evaluate",
-    "bench", "demo", "serve", "push", "doctor",
+    "sample", "edit", "vary", "reconstruct", "control", "embed", "models", "classes", "convert", "merge", "train",
+    "evaluate", "bench", "demo", "serve", "push", "doctor",
 )  # fmt: skip
 
 

@@ -54,6 +54,19 @@ def write_card(pipe: Pipeline, folder: Path, source: str) -> None:
     write_whole(folder / CARD, lambda path: path.write_text(model_card(pipe, source), encoding="utf-8"))
 
 
+def write_adapter_card(folder: Path, facts: Facts, base: str, source: str) -> None:
+    """Write the card of an adapter of a base model, which `--adapter` opens by the name `source`."""
+    parts = [
+        f"---\n{yaml.safe_dump({'library_name': 'peft', 'tags': ['image-generation', 'lora']}, sort_keys=False)}---",
+        f"# {source.rpartition('/')[2]}",
+        f"An adapter of the model `{base}`. It lies in peft's format and draws with its base model:",
+        f"```\nvargen sample --model {base} --adapter {source} --class 0\n```",
+        f"## Training\n\n{_training(facts)}",
+        SIGNATURE,
+    ]
+    write_whole(folder / CARD, lambda path: path.write_text("\n\n".join(parts) + "\n", encoding="utf-8"))
+
+
 def _front_matter(pipe: Pipeline) -> dict[str, Any]:
     facts, names = pipe.facts, [_title(backbone).lower() for backbone in pipe.backbones]
     told: dict[str, Any] = {"library_name": "var_toolkit"}

@@ -9,7 +9,7 @@ import yaml
 from var_toolkit import __version__
 from var_toolkit.formats.directory import INDEX
 from var_toolkit.formats.facts import DATA, Facts, write_facts
-from var_toolkit.formats.model_card import write_card
+from var_toolkit.formats.model_card import write_adapter_card, write_card
 from var_toolkit.loading import skeleton
 from var_toolkit.training.recipe import CaptionsData, Data, FoldersData, Recipe, SamplesData
 
@@ -22,15 +22,24 @@ def note_training(folder: Path, recipe: Recipe, images: int, numbers: dict[str, 
     `numbers` are the last ones of its log, `images` how many it has seen; the card calls the model `name`.
     """
     facts = Facts(
-        origin=f"trained with var_toolkit {__version__} from a recipe",
+        origin=f"{_what(recipe)}trained with var_toolkit {__version__} from a recipe",
         data=_in_words(recipe.data),
         images_seen=images,
-        recipe=yaml.safe_dump(_portable(dataclasses.asdict(recipe)), sort_keys=False),
+        recipe=yaml.safe_dump(portable(dataclasses.asdict(recipe)), sort_keys=False),
         training={key: value for key, value in numbers.items() if not _is_detail(key)},
     )
     write_facts(folder, facts)
+    if recipe.adapter is not None:
+        write_adapter_card(folder, facts, portable(recipe.objective_options.initial), name)
     if (folder / INDEX).is_file():
         write_card(skeleton(folder), folder, name)
+
+
+def _what(recipe: Recipe) -> str:
+    if recipe.adapter is None:
+        return ""
+    kind = {"lora": "LoRA", "dora": "DoRA"}[recipe.adapter.kind]
+    return f"a {kind} of rank {recipe.adapter.rank} for {portable(recipe.objective_options.initial)}, "
 
 
 def _in_words(data: Data) -> str:
@@ -42,13 +51,13 @@ def _in_words(data: Data) -> str:
     return f"{data.count:,} {DATA[data.kind]}"
 
 
-def _portable(value: Any) -> Any:
+def portable(value: Any) -> Any:
     """Settings without the folders of the machine of a run: such a path is replaced by its last name.
 
     What a run delivers is called `final` always, so there the name of the run stays as well.
     """
     if isinstance(value, dict):
-        return {key: _portable(item) for key, item in value.items()}
+        return {key: portable(item) for key, item in value.items()}
     if isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~")):
         path = Path(value)
         return "/".join(path.parts[-2:]) if path.name == "final" else path.name

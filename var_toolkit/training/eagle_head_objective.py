@@ -19,7 +19,7 @@ from var_toolkit.training.acceptance import soft_cross_entropy
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.distillation import DistillationObjective, DistillationOptions
 from var_toolkit.training.draws import Draws, Numbers
-from var_toolkit.training.objectives import Loss
+from var_toolkit.training.objectives import NO_ADAPTER, Loss
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
 
@@ -50,6 +50,7 @@ class EagleHeadObjective(DistillationObjective):
 
     options_type = EagleHeadOptions
     network_type = EagleHead
+    refused = NO_ADAPTER
 
     def _require_target(self, model: Any, teacher: RasterGPT) -> None:
         with torch.device("meta"):

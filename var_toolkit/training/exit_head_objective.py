@@ -11,6 +11,7 @@ from var_toolkit.formats.directory import save_network
 from var_toolkit.models.draft_heads import ExitHead, early_exit
 from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.training.distillation import MatchingObjective
+from var_toolkit.training.objectives import NO_ADAPTER
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
 
@@ -20,6 +21,7 @@ class ExitHeadObjective(MatchingObjective):
     """The first layers of the target and the head; only the head is trained."""
 
     network_type = ExitHead
+    refused = NO_ADAPTER
 
     def _require_target(self, model: Any, teacher: RasterGPT) -> None:
         with torch.device("meta"):

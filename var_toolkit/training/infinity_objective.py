@@ -118,6 +118,10 @@ class InfinityObjective(Objective):
         sizes = WordEncoderConfig(self.words, model.text_channels, o.text_depth, o.text_heads, model.text_longest)
         return TextToImage(Infinity(model), WordEncoder(sizes))
 
+    def adapted(self, network: TextToImage) -> nn.Module:
+        """The transformer, without its text encoder."""
+        return network.backbone
+
     def save(self, network: Any, directory: Path) -> None:
         """Save a model directory, which includes the tokenizer and the text encoder."""
         pipe = Pipeline(self.tokenizer, network.backbone, SAMPLING, text_encoder=network.encoder)

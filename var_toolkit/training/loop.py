@@ -25,9 +25,11 @@ from var_toolkit.files import check_writable, made, written_whole
 from var_toolkit.formats.facts import FACTS
 from var_toolkit.images import ImageFileError
 from var_toolkit.locks import held
+from var_toolkit.models.layers.lora import require_peft
 from var_toolkit.processes import Team, team_of_this_process
 from var_toolkit.progress import Progress
 from var_toolkit.training import parallel
+from var_toolkit.training.adapters import TrainedAdapter
 from var_toolkit.training.batches import stream
 from var_toolkit.training.checkpoint import as_json, read_checkpoint, write_checkpoint
 from var_toolkit.training.damaged_images import read_together
@@ -64,6 +66,8 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path, device: str = "auto", s
             raise ValueError(
                 f"batch_size is {recipe.batch_size}; it must be a multiple of the {team.size} processes{parts}"
             )
+        if recipe.adapter is not None:
+            require_peft()
         _check_out(out)
         team.led(lambda: stack.enter_context(_held(out)))
         saved = read_checkpoint(out / "checkpoint.pt", recipe)
@@ -131,6 +135,7 @@ class _Run:
         if len(objective.source) < recipe.batch_size:
             raise ValueError(f"batch_size is {recipe.batch_size}, but there are only {len(objective.source)} images")
         self.recipe, self.out, self.team, self.objective = recipe, out, team, objective
+        self.adapter = TrainedAdapter(recipe, objective) if recipe.adapter is not None else None
         self.steps = recipe.total_steps(len(objective.source))
         self.state = TrainingState(recipe, objective, team, self.steps)
         self.journal = Journal(out, active=team.leads)
@@ -258,12 +263,15 @@ class _Run:
         self.team.led(lambda: self._write(weights, final))
 
     def _write(self, weights: dict[str, Any], final: Path) -> None:
-        network = self.objective.empty_network()
-        network.load_state_dict(weights)
         images, name = self.steps * self.recipe.batch_size, f"{self.out.resolve().name}/{final.name}"
         # What was delivered before is of the same run, perhaps after fewer steps.
         with written_whole(final, overwrite=True) as folder:
-            self.objective.save(network.eval(), folder)
+            if self.adapter is not None:
+                self.adapter.save(weights, folder)
+            else:
+                network = self.objective.empty_network()
+                network.load_state_dict(weights)
+                self.objective.save(network.eval(), folder)
             note_training(folder, self.recipe, images, self.journal.last_numbers(), name)
 
 

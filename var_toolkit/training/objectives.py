@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -33,7 +33,8 @@ class Phase:
 
 
 WHOLE_BATCH = {"accumulate": "its loss is not the mean of those of single images"}
-NO_BLOCKS = {"checkpoint_activations": "its network has no transformer blocks"}
+NO_BLOCKS = dict.fromkeys(("checkpoint_activations", "adapter"), "its network has no transformer blocks")
+NO_ADAPTER = {"adapter": "it trains no single network that draws images by itself"}
 
 
 class Workplace(NamedTuple):
@@ -96,6 +97,10 @@ class Objective(ABC):
     def preview(self, network: nn.Module) -> Tensor | None:
         """Images in [-1, 1], (B, 3, h, w), for a grid of eight columns; None if there is nothing to show."""
         return None
+
+    def adapted(self, network: Any) -> nn.Module:
+        """The part of the main network that an adapter adapts: the one that draws."""
+        return cast(nn.Module, network)
 
     @abstractmethod
     def empty_network(self) -> nn.Module:

@@ -13,6 +13,7 @@ from var_toolkit.formats.limits import network_config
 from var_toolkit.strict_fields import build, refuse_unknown_keys, shown
 from var_toolkit.training.registry import objective_class
 
+MOST_RANK = 4_096
 MOST_HELD_OUT = 2_048  # images of files, which stay in memory decoded, as bytes
 
 
@@ -171,6 +172,21 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """A LoRA or a DoRA that is trained in place of the network, by peft."""
+
+    kind: Literal["lora", "dora"] = "lora"
+    rank: int = 8
+    alpha: float = 16.0  # what the adapter adds is multiplied by alpha / rank
+    targets: tuple[str, ...] | None = None  # ends of names of layers; by default all linear ones of transformer blocks
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.rank <= MOST_RANK, f"rank is {self.rank}; expected 1 to {MOST_RANK}")
+        _require(0 < self.alpha < math.inf, f"alpha is {self.alpha}; expected a number above 0")
+        _require(self.targets != (), "targets is empty; name layers, or remove it")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One training run.
 
@@ -198,6 +214,7 @@ class Recipe:
     compile: bool = False
     accumulate: int = 1  # micro-batches of a step, whose gradients add up to those of the whole batch
     checkpoint_activations: bool = False  # compute those within transformer blocks again instead of keeping them
+    adapter: AdapterConfig | None = None  # what is trained in place of the network
     objective_options: Any = None
     family: str | None = None  # of the network, if it is not that of the objective
 
@@ -213,6 +230,7 @@ class Recipe:
             self.optimiser.kind == "adamw" or self.parallel == "ddp",
             "optimiser: kind is muon, which needs whole matrices; take parallel: ddp, or kind: adamw",
         )
+        _require(self.adapter is None or self.parallel == "ddp", "an adapter is trained with parallel: ddp only")
         _require(
             self.batch_size % self.accumulate == 0,
             f"accumulate is {self.accumulate}; batch_size, {self.batch_size}, must be a multiple of it",
@@ -279,6 +297,8 @@ def recipe_from(values: object, *, where: str = "recipe") -> Recipe:
     for name, why in objective.refused.items():
         if getattr(recipe, name) != Recipe.__dataclass_fields__[name].default:
             raise ValueError(f"{where}: objective {recipe.objective} takes no {name}: {why}; remove it")
+    if recipe.adapter is not None and getattr(recipe.objective_options, "initial", None) is None:
+        raise ValueError(f"{where}: adapter needs the weights that it adapts; give initial in objective_options")
     objective.check(recipe, where=where)
     return recipe
 

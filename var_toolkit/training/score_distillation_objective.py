@@ -34,7 +34,7 @@ from var_toolkit.models.var import VAR
 from var_toolkit.registry import Sampling, family_of
 from var_toolkit.training.batches import Batch, Source, TokenArray
 from var_toolkit.training.draws import Draws
-from var_toolkit.training.objectives import WHOLE_BATCH, Loss, Phase, Workplace
+from var_toolkit.training.objectives import NO_ADAPTER, WHOLE_BATCH, Loss, Phase, Workplace
 from var_toolkit.training.recipe import Recipe, SamplesData
 from var_toolkit.training.registry import objective
 from var_toolkit.training.sample_cache import cached_samples
@@ -94,7 +94,7 @@ class ScoreDistillationObjective(VarObjective):
     """Velocities of noise minus tokens for the guidance network; SiD's loss with alpha 1 for the student."""
 
     options_type: ClassVar[type] = ScoreDistillationOptions
-    refused = WHOLE_BATCH
+    refused = WHOLE_BATCH | NO_ADAPTER
     network_type: ClassVar[Any] = DistilledVAR
     data_kinds: ClassVar[tuple[str, ...]] = ("samples",)
     log_note = (
