@@ -35,7 +35,7 @@ def running(models: dict[str, Served], *, queue: int = 64, batch: int = 16, draw
     try:
         yield service
     finally:
-        if not service.alive:
+        if service.drawer.ident is None:
             service.start()
         assert service.end(60)
 

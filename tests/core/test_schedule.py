@@ -37,7 +37,7 @@ def test_split_undoes_packing():
     assert torch.equal(torch.cat(parts, 1), packed)
 
 
-@pytest.mark.parametrize("sides", [(), (0, 1), (2, 1), (1, 1), (1, "2"), (1.0, 2)])
+@pytest.mark.parametrize("sides", [(), (0, 1), (2, 1), (1, 1), (1, "2"), (1.0, 2), (True, 2)])
 def test_invalid_patch_nums_are_refused(sides):
     with pytest.raises(ValueError, match="patch_nums"):
         increasing_sides(sides)

@@ -55,11 +55,14 @@ def run(args: argparse.Namespace) -> None:
 
     with listening(args.host, args.port) as on:
         hosts = trusted_hosts(on, args.host)
+        from var_toolkit.devices import find_device
+        from var_toolkit.precision import precision_of
         from var_toolkit.serving.app import build
         from var_toolkit.serving.models import served, shapes
         from var_toolkit.serving.process import serve
         from var_toolkit.serving.service import Service
 
+        precision_of(args.dtype, find_device(args.device))  # raises ValueError before anything is read
         found = shapes(args.model or [DEFAULT])
         models = {name: served(name, shape, device=args.device, dtype=args.dtype) for name, shape in found.items()}
         service = Service(models, queue=args.queue, batch=args.batch)

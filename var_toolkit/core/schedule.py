@@ -158,4 +158,4 @@ def increasing_sides(sides: Iterable[int]) -> tuple[int, ...]:
 def _is_map(entry: object) -> bool:
     """Whether this is a side of a square map or (height, width)."""
     numbers = entry if isinstance(entry, tuple) else (entry, entry)
-    return len(numbers) == 2 and all(isinstance(number, int) and number > 0 for number in numbers)
+    return len(numbers) == 2 and all(type(number) is int and number > 0 for number in numbers)

@@ -65,16 +65,18 @@ def bad_input(error: Exception, param: str | None = None) -> ApiError:
 def bad_fields(error: RequestValidationError | ValidationError) -> ApiError:
     """The answer to fields that are not of their types, or unknown: the first of them."""
     first = error.errors()[0]
-    place = [str(one) for one in first["loc"] if one != "body"]
-    if first["type"] in ("json_invalid", "model_attributes_type", "dict_type", "missing") and len(place) != 1:
-        return ApiError(400, "the body is not a JSON object; send one, with Content-Type: application/json")
+    place = [str(one) for one in first["loc"] if one not in ("body", "query")]
+    said = str(first["msg"]).removeprefix("Value error, ")
+    said = f"{said[:1].lower()}{said[1:]}"
     if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not JSON, from character {place[0]} on; send a JSON object")
-    name = shown(".".join(place)).strip("'\"") or None
+        return ApiError(400, f"{said} from character {place[0]} of the body on; send a JSON object")
+    if not place:
+        other = "the body is not a JSON object; send one, with Content-Type: application/json"
+        return ApiError(400, said if first["type"] == "value_error" else other)
+    name = shown(place[0]).strip("'\"")
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{name} is no field of this request; /openapi.json lists them", param=name)
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return ApiError(400, f"{name}: {message[:1].lower()}{message[1:]}", param=name)
+    return ApiError(400, f"{name}: {said}", param=name)
 
 
 def of_drawing(error: BaseException) -> ApiError:

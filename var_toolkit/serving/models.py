@@ -60,8 +60,9 @@ class Served:
 
     @cached_property
     def plans(self) -> dict[str, Plan]:
-        """The plans that can be asked for by name."""
-        return {name: self.shape.plan(**settings) for name, settings in self.settings.items()}
+        """The plans that can be asked for by name, its own first."""
+        others = {name: self.shape.plan(**settings) for name, settings in [*self.settings.items()][1:]}
+        return {next(iter(self.settings)): self.own_plan, **others}
 
     @cached_property
     def settings(self) -> dict[str, Mapping[str, Any]]:
