@@ -3,9 +3,11 @@
 import pytest
 import timm
 import torch
+from torch.nn import functional as F
 
 from var_toolkit.training.loop import train
 from var_toolkit.training.perceptual import PerceptualDistance, TimmFeatures
+from var_toolkit.training.reconstruction import edge_loss
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +60,23 @@ def test_what_timm_does_not_have_is_named(missing):
     with pytest.raises(ValueError, match=missing) as caught:
         TimmFeatures(missing)
     assert "\n" not in str(caught.value)
+
+
+def test_a_blurred_edge_costs_more_than_one_a_pixel_away():
+    """Squared differences say the opposite, and so blur edges."""
+    real = torch.full((1, 3, 16, 16), -0.5)
+    real[..., 8:] = 0.5
+    moved = real.roll(1, 3).index_fill(3, torch.tensor([0]), -0.5)
+    blurred = real.clone()
+    blurred[..., 6:10] = torch.tensor([-0.4, -0.2, 0.2, 0.4])
+    assert edge_loss(real, real) == 0
+    assert edge_loss(blurred, real) > edge_loss(moved, real) > 0
+    assert F.mse_loss(blurred, real) < F.mse_loss(moved, real)
+
+
+def test_images_without_edges_get_a_gradient():
+    flat = torch.zeros(1, 3, 8, 8, requires_grad=True)
+    edge_loss(flat + 0.01 * images(0)[:1, :, :8, :8], images(1)[:1, :, :8, :8]).backward()
+    edge_loss(flat, flat.detach()).backward()
+    assert flat.grad.isfinite().all()
+    assert flat.grad.abs().sum() > 0
