@@ -11,11 +11,12 @@ import torch
 import var_toolkit
 from var_toolkit.cli import main
 from var_toolkit.formats.directory import load_network
+from var_toolkit.images import to_uint8
 from var_toolkit.registry import ENTRIES, Embedded, embedded_part
 from var_toolkit.still_life.classifier import StillLifeClassifier
 from var_toolkit.still_life.data_set import render
 from var_toolkit.still_life.scene_judge import prompts
-from var_toolkit.still_life.scene_quality import prompt_scores
+from var_toolkit.still_life.scene_quality import edge_f1, prompt_scores
 from var_toolkit.still_life.scene_quality import renderings as scenes_of
 
 EMBEDDED = [name for name, entry in ENTRIES.items() if isinstance(entry.source, Embedded) and entry.draws]
@@ -71,10 +72,12 @@ def test_the_text_model_draws_what_a_prompt_asks_for():
     assert scores.whole > 0.25
 
 
-def test_the_tokenizer_of_scenes_keeps_real_renderings():
-    real = scenes_of(prompts(48)) / 127.5 - 1
-    errors = (load_network(embedded_part("scenes-tokenizer")).reconstruct(real) - real).square().mean((1, 2, 3)) / 4
+def test_the_tokenizer_of_scenes_keeps_real_renderings_and_their_edges():
+    real = scenes_of(prompts(48))
+    again = load_network(embedded_part("scenes-tokenizer")).reconstruct(real / 127.5 - 1).clamp(-1, 1)
+    errors = (again - (real / 127.5 - 1)).square().mean((1, 2, 3)) / 4
     assert (-10 * errors.log10()).mean() > 31
+    assert edge_f1(to_uint8((again + 1) / 2), real) > 0.8
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
