@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="replace images that cannot be read by others (of the same class), leave out those without a caption, "
         "and report how many there were",
     )
+    parser.add_argument(
+        "--track",
+        choices=("tensorboard", "wandb", "trackio"),
+        help="also show log and images in TensorBoard (in the folder of the run), Weights & Biases or trackio",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,7 +46,12 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         final = train(
-            recipe, out, cache_dir=args.cache or default_cache(), device=args.device, skip_damaged=args.skip_damaged
+            recipe,
+            out,
+            cache_dir=args.cache or default_cache(),
+            device=args.device,
+            skip_damaged=args.skip_damaged,
+            track=args.track,
         )
     except TrainingStoppedError as stopped:
         print(stopped)

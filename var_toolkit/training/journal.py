@@ -1,4 +1,4 @@
-"""The record of a run: JSON lines, TensorBoard if it is installed, and grids of images."""
+"""The record of a run: JSON lines and grids of images, which a tracker may show as well."""
 
 import json
 import math
@@ -10,14 +10,15 @@ from torch import Tensor
 
 from var_toolkit.files import sweep, write_whole
 from var_toolkit.images import to_uint8
+from var_toolkit.training.trackers import Tracker
 
 
 class Journal:
-    """Writes `log.jsonl`, `samples/` and `tensorboard/`; in all processes but the first it writes nothing."""
+    """Writes `log.jsonl` and `samples/`, and hands both on to a tracker; all processes but the first write nothing."""
 
     def __init__(self, out: Path, *, active: bool) -> None:
         self.out, self.active = out, active
-        self.board: Any = None
+        self.tracker: Tracker | None = None
         self.begun = False
         self.header: dict[str, object] | None = None
 
@@ -53,9 +54,8 @@ class Journal:
         # JSON has no NaN and no infinity.
         short = {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in numbers.items()}
         self._append({"step": step, **short})
-        if self.board is not None:
-            for key, value in numbers.items():
-                self.board.add_scalar(key, value, step)
+        if self.tracker is not None:
+            self.tracker.scalars(step, {key: value for key, value in short.items() if value is not None})
 
     def _append(self, line: dict[str, Any]) -> None:
         try:
@@ -69,7 +69,7 @@ class Journal:
             return
         if self.header is not None:
             self._replace([json.dumps(self.header)])
-        self.board, self.begun = _tensorboard(self.out / "tensorboard"), True
+        self.begun = True
 
     def note_damaged(self, step: int, names: list[str]) -> None:
         """Logs damaged images that were replaced, each once in a run, however often it is resumed."""
@@ -93,12 +93,17 @@ class Journal:
         return {key: value for key, value in found.items() if key != "step"}
 
     def show(self, step: int, images: Tensor) -> None:
-        if self.active:
-            write_sheet(self.out / "samples" / f"{step:07d}.png", images)
+        if not self.active:
+            return
+        path = self.out / "samples" / f"{step:07d}.png"
+        write_sheet(path, images)
+        if self.tracker is not None:
+            self.tracker.image(step, path)
 
     def close(self) -> None:
-        if self.board is not None:
-            self.board.close()
+        if self.tracker is not None:
+            self.tracker.close()
+            self.tracker = None
 
 
 def write_sheet(path: Path, images: Tensor, columns: int = 8) -> None:
@@ -126,11 +131,3 @@ def _is_header(line: str) -> bool:
 
 def _step(line: str) -> float:
     return float(_fields(line).get("step", math.inf))
-
-
-def _tensorboard(directory: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(directory))

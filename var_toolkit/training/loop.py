@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -40,13 +41,22 @@ from var_toolkit.training.objectives import Objective, Workplace
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective_class
 from var_toolkit.training.state import TrainingState
+from var_toolkit.training.trackers import open_tracker, require_tracker
 
 
 class TrainingStoppedError(Exception):
     """A signal ended the run early; its checkpoint is on disk."""
 
 
-def train(recipe: Recipe, out: Path, *, cache_dir: Path, device: str = "auto", skip_damaged: bool = False) -> Path:
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    cache_dir: Path,
+    device: str = "auto",
+    skip_damaged: bool = False,
+    track: str | None = None,
+) -> Path:
     """Train as the recipe says, or continue the run in `out`; returns the directory of what it delivers.
 
     That is a model directory for a backbone, and the network alone for anything else. A run that is finished already
@@ -56,6 +66,9 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path, device: str = "auto", s
     images and tokens for later runs. SIGINT and SIGTERM write a checkpoint and raise `TrainingStoppedError`.
     ValueError if the recipe, the data or `out` does not fit; then nothing is left in `out`. FloatingPointError if the
     loss is no longer finite.
+
+    `track` names a tracker that also shows the log and the images of `samples/` (`trackers.TRACKERS`); a run that goes
+    on continues in the same tracked run.
 
     An image that cannot be read raises `ImageFileError`, a ValueError that names it, after a checkpoint. With
     `skip_damaged` the next image of its class takes its place, and the log names it.
@@ -68,13 +81,18 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path, device: str = "auto", s
             )
         if recipe.adapter is not None:
             require_peft()
+        if track is not None:
+            require_tracker(track)
         _check_out(out)
         team.led(lambda: stack.enter_context(_held(out)))
         saved = read_checkpoint(out / "checkpoint.pt", recipe)
         torch.manual_seed(derived(recipe.seed, "initialisation"))
         objective = objective_class(recipe.objective, recipe.family)(recipe, Workplace(cache_dir, team, skip_damaged))
         run = _Run(recipe, out, team, objective)
+        stack.callback(run.journal.close)
         run.start(saved)
+        if track is not None and run.first < run.steps:
+            team.led(partial(run.track, track))
         with _stop_signals() as asked:
             run.steps_to_the_end(asked)
         return run.finish()
@@ -154,6 +172,10 @@ class _Run:
         self.journal.rewind(self.first, header, _changed_length(json.loads(saved["recipe"]), self.recipe))
         if self.first >= self.steps and self.team.leads:
             tqdm.write(f"{self.out}: finished already, after step {self.first}; increase steps or epochs to continue")
+
+    def track(self, kind: str) -> None:
+        """Let a tracker show the rest of the run."""
+        self.journal.tracker = open_tracker(kind, self.out, json.loads(as_json(self.recipe)), self.first)
 
     def steps_to_the_end(self, asked: threading.Event) -> None:
         todo, done = range(self.first, self.steps), self.first
