@@ -62,6 +62,7 @@ class Embedded:
     classifier: str | None = None
     draft_head: str | None = None
     text_encoder: str | None = None
+    decoder: str | None = None  # a small one, for a tokenizer
 
     @staticmethod
     def folder(part: str) -> Path:

@@ -41,6 +41,7 @@ from var_toolkit.devices import destination
 from var_toolkit.editing import as_image, on_canvas, prepare
 from var_toolkit.formats.facts import Facts
 from var_toolkit.formats.peft_files import read_adapter
+from var_toolkit.formats.small_decoders import read_decoder
 from var_toolkit.guidance import with_cfg
 from var_toolkit.image_conditions import control_square, edits, require_image
 from var_toolkit.images import Given, as_output, given_square, middle_square
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from var_toolkit.formats.fitting import AnyTokenizer
+    from var_toolkit.tokenizers.small_decoder import SmallDecoder
 
 
 class Pipeline:
@@ -105,6 +107,7 @@ class Pipeline:
         self.refiner, self.draft_scales = refiner, draft_scales
         self.draft_model = draft_model
         self._scorers: dict[str, torch.nn.Module] = {}
+        self.small_decoder: SmallDecoder | None = None
         self.compiler: Compiler | None = None
         self.facts = facts or Facts()
         self._adapters: LoadedAdapters | None = None
@@ -181,7 +184,7 @@ class Pipeline:
         for network in self.networks:
             require_fit(network.state_dict(), dtype, type(network).__name__)
         self.tokenizer.place(device, dtype)
-        for network in self.networks:
+        for network in [*self.networks, *([self.small_decoder] if self.small_decoder else [])]:
             network.to(device=device, dtype=dtype)
         if self.text_encoder is not None and device is not None:
             self.text_encoder.to(device)
@@ -270,11 +273,31 @@ class Pipeline:
         self.facts = self.facts.altered(f"with the adapters {told}" if names else "without adapters")
         return self
 
+    def load_decoder(self, source: str | Path = "small") -> Pipeline:
+        """Decode latents by a small decoder from here on: nearly the same images in a small part of the time.
+
+        "small" is the one that comes with the package for this tokenizer; other sources are a name, the `final/` of a
+        run of objective small-decoder, or a hub id. Like a draft model it is saved separately. ValueError in one line
+        if there is none, or if it was made for another tokenizer.
+        """
+        self.small_decoder = read_decoder(source, self.tokenizer, self.device).to(self.device, self.dtype)
+        return self
+
+    def unload_decoder(self) -> Pipeline:
+        """Decode latents by the tokenizer's own decoder again."""
+        self.small_decoder = None
+        return self
+
+    @property
+    def decoder(self) -> Any:
+        """What decodes latents: the small decoder that was loaded, or the tokenizer."""
+        return self.small_decoder or self.tokenizer
+
     def decode(self, latent_BChw: Tensor) -> Tensor:
-        """The tokenizer's images of latents, in [-1, 1], float32 (B, 3, h, w)."""
-        decode = self.tokenizer.decode
+        """The images of latents, in [-1, 1], float32 (B, 3, h, w)."""
+        decode = self.decoder.decode
         # Convolutions in 8 bits quantise by numbers that the host reads on the CPU.
-        if self.compiler is None or (self.device.type == "cpu" and is_quantized(self.tokenizer)):
+        if self.compiler is None or (self.device.type == "cpu" and is_quantized(self.decoder)):
             images: Tensor = decode(latent_BChw)
             return images
         return self.compiler(decode)(latent_BChw).clone()  # the next call of a CUDA graph writes to the same memory
@@ -320,7 +343,7 @@ class Pipeline:
     def bind(self, plan: Plan) -> Run:
         """The plan with the networks of this model: `run.cost()`, `print(run)`. ValueError if it does not fit."""
         scorers = {name: self._scorer(name) for name in plan.scorers}
-        return bind(plan, self.roles | scorers, self.tokenizer, self.compiler)
+        return bind(plan, self.roles | scorers, self.tokenizer, self.compiler, self.small_decoder)
 
     def _scorer(self, name: str) -> torch.nn.Module:
         """The network that scores candidates, read once. ValueError if there is none of that name."""
@@ -523,7 +546,7 @@ class Pipeline:
         `vary` do. ValueError for anything else, and for an image smaller than the patch of one token.
         """
         square = given_square(image, self.tokenizer.image_side, least=self.tokenizer.downsample)
-        drawn = self.tokenizer.reconstruct(square.unsqueeze(0).to(self.device) * 2 - 1)
+        drawn = self.decode(self.tokenizer.coded(square.unsqueeze(0).to(self.device) * 2 - 1))
         return as_output(require_finite(drawn.cpu(), "the decoder's images"), "pil")[0]
 
     def save_pretrained(

@@ -142,7 +142,7 @@ def test_the_options_are_the_documented_ones():
     images = machine | drawing | plans | encoder | {
         "--class", "--prompt", "--prompt-embeds", "--negative-prompt",
         "-n", "--seed", "--model", "--out", "--grid", "--trace", "--save-tokens", "--plan", "--dry-run",
-        "--json", "--compile", "--adapter",
+        "--json", "--compile", "--adapter", "--decoder",
     }  # fmt: skip
     assert options["sample"] == images | {"--control"}
     assert options["edit"] == images | {"--mask", "--expand", "--instruction", "--keep-pixels"}

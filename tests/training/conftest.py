@@ -88,6 +88,7 @@ MODELS = {
     "distilled-decoding": VAR | {"coded": 1, "jumps": [2]},
     "score-distillation": VAR | {"coded": 0, "jumps": []},
     "latent-scorer": {"scales": [1], "latent_channels": 4, "side": 8, "cells": 2, "width": 8},
+    "small-decoder": {"latent_channels": 4, "widths": [8, 8, 8], "blocks": [1, 0, 0]},
     "hmar": HMAR,
     "hmar-mask": HMAR,
     "car": VAR | {"control_channels": [4] * 5, "light_width": 4, "light_layers": 1},
@@ -167,7 +168,7 @@ def _options(parts: Path) -> dict[str, dict[str, Any]]:
     return {
         "tokenizer": _all_terms(parts) | {"revive_every": 2},
         "raster-tokenizer": _all_terms(parts) | {"revive_every": 2},
-        **dict.fromkeys(("kl", "bits-tokenizer"), _all_terms(parts)),
+        **dict.fromkeys(("kl", "bits-tokenizer", "small-decoder"), _all_terms(parts)),
         "drafter": drafter,
         "refiner": drafter | {"teacher": str(parts / "teacher")},
         "hmar-mask": {"initial": str(parts / "hmar")},

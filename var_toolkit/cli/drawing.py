@@ -58,6 +58,11 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="torch.compile the networks, for many batches of one size on a GPU",
     )
+    parser.add_argument(
+        "--decoder",
+        metavar="NAME",
+        help="decode by a small decoder: small (that of the package for the tokenizer), a name, directory or hub id",
+    )
     parser.add_argument("--batch-size", type=at_least(1), default=8, help="images at a time (default 8)")
     parser.add_argument("--out", type=Path, default=Path("."), help="a folder, or a .png, .jpg or .webp file")
     parser.add_argument("--grid", action="store_true", help="one file with all images, one row per class or prompt")
@@ -119,6 +124,8 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     # Sizes alone: what cannot be drawn is refused before anything is downloaded.
     shape = skeleton(model_of(args), tokenizer=args.tokenizer, adapters=args.adapter)
     precision = precision_of(args.dtype, device, shape.backbones)
+    if args.decoder is not None:
+        shape.load_decoder(args.decoder)
     if precision.quantized:
         shape.quantize()
     if args.compile:
@@ -143,6 +150,8 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
 
     began = time.perf_counter()
     pipe = load(model_of(args), tokenizer=args.tokenizer, adapters=args.adapter, device=args.device, dtype=args.dtype)
+    if args.decoder is not None:
+        pipe.load_decoder(args.decoder)
     pipe = pipe.compile() if args.compile else pipe.pack()
     place_encoder(args, pipe)
     loading = time.perf_counter() - began
@@ -303,6 +312,7 @@ def _report(
             "model": str(model_of(args)),
             "tokenizer": args.tokenizer,
             "adapters": args.adapter,
+            "decoder": args.decoder,
             "plan": plan.to_json(),
             "plan_in_words": "; ".join(str(pipe.bind(plan)).splitlines()),
             **counted(pipe.bind(plan)),

@@ -28,11 +28,12 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps({"models": rows}))
         return
-    print(f"{'name':22} {'pixels':>6} {'parameters':>10}  {'weights':14} {'FID*':>5}  {'draws':7}  what it is")
+    wide = max(len(row["name"]) for row in rows)
+    print(f"{'name':{wide}} {'pixels':>6} {'parameters':>10}  {'weights':14} {'FID*':>5}  {'draws':7}  what it is")
     for row in rows:
         fid = f"{row['published_fid']:.2f}" if row["published_fid"] else ""
         print(
-            f"{row['name']:22} {row['resolution']:>6} {_short(row['parameters']):>10}  "
+            f"{row['name']:{wide}} {row['resolution']:>6} {_short(row['parameters']):>10}  "
             f"{row['weights']:14} {fid:>5}  {row['draws'] or '':7}  {row['summary']}"
         )
     print("* as its authors report it on ImageNet, 50,000 images")

@@ -141,6 +141,12 @@ class Run:
     networks: Mapping[str, Any]  # by role, those that the plan names
     steps: tuple[Bound, ...]
     compiler: Compiler | None = None  # None: passes run as they are
+    small_decoder: Any = None  # what decodes latents in place of the tokenizer
+
+    @property
+    def decoder(self) -> Any:
+        """What decodes latents."""
+        return self.tokenizer if self.small_decoder is None else self.small_decoder
 
     def compiled(self, method: Pass) -> Pass:
         """A method of a network, compiled if the run is."""
@@ -208,7 +214,13 @@ class Run:
         return "\n".join(lines)
 
 
-def bind(plan: Plan, networks: Mapping[str, Any], tokenizer: Any, compiler: Compiler | None = None) -> Run:
+def bind(
+    plan: Plan,
+    networks: Mapping[str, Any],
+    tokenizer: Any,
+    compiler: Compiler | None = None,
+    small_decoder: Any = None,
+) -> Run:
     """The run of a plan with networks by role. ValueError of one line for whatever does not fit."""
     for role in plan.roles:
         if role not in networks:
@@ -234,7 +246,7 @@ def bind(plan: Plan, networks: Mapping[str, Any], tokenizer: Any, compiler: Comp
     if counts and not any(2 <= count <= depth for count, depth in counts):
         count, depth = max(counts, key=lambda one: one[1])
         raise ValueError(f"subnet is {count}; it must be from 2 to {depth}, the layers of the backbone")
-    run = Run(plan, tokenizer, used, tuple(_bound(plan, used)), compiler)
+    run = Run(plan, tokenizer, used, tuple(_bound(plan, used)), compiler, small_decoder)
     _ = run.parts  # raises ValueError for a verification that does not fit
     return run
 

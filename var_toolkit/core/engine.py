@@ -41,13 +41,14 @@ class ScaleEvent:
     latent: Tensor  # float32, (B, C, h, w): the sum of all scales so far, or where each codes the whole image, its map
     tokenizer: Any
     schedule: Schedule
+    decoder: Any  # what decodes latents: the tokenizer, or a small decoder
 
     def preview(self) -> Tensor:
         """The images as they would be if the finer scales stayed empty, float in [-1, 1], (B, 3, h, w).
 
         Of a map that codes the whole image, smaller, the image is enlarged.
         """
-        image: Tensor = self.tokenizer.decode(self.latent)
+        image: Tensor = self.decoder.decode(self.latent)
         size = self.schedule.image_size(self.tokenizer.downsample)
         return image if image.shape[-2:] == size else F.interpolate(image, size=size, mode="bilinear")
 
@@ -177,7 +178,8 @@ class Drawing:
         latent = self.canvas.add(tokens, scale, codes)
         self.tokens.append(tokens)
         if self.on_scale is not None:
-            self.on_scale(ScaleEvent(scale, tokens, latent, self.run.tokenizer, self.run.schedule))
+            run = self.run
+            self.on_scale(ScaleEvent(scale, tokens, latent, run.tokenizer, run.schedule, run.decoder))
 
     def put_tokens(self, tokens_BL: Tensor, codes_BLC: Tensor | None = None) -> None:
         """Add tokens of the only map, a part of it; `codes` if others than theirs go to the canvas."""

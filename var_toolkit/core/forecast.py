@@ -9,7 +9,6 @@ import torch
 
 from var_toolkit.core.bind import Run
 from var_toolkit.core.plan import Tokens
-from var_toolkit.core.schedule import Schedule
 from var_toolkit.models.layers.int8_layer import is_quantized, weights_of
 
 WARM_UP = 3
@@ -22,9 +21,9 @@ def forecast(run: Run, *, images: int, batch: int, dtype: str) -> dict[str, Any]
     `dtype` is that of all that is not in 8 bits.
     There is no guess for next-token models: single tokens are bound by memory and calls, not by multiply-adds.
     """
-    counted, decoder = run.cost(), run.candidates * decoder_multiply_adds(run.tokenizer, run.schedule)
+    counted, decoder = run.cost(), run.candidates * decoder_multiply_adds(run)
     wide = getattr(torch, dtype)
-    networks: list[Any] = [run.tokenizer, *run.unique_networks]
+    networks: list[Any] = [run.decoder, run.tokenizer, *run.unique_networks]
     held = {id(p): p for network in networks for p in weights_of(network)}.values()
     weights = sum(p.numel() * (1 if p.dtype == torch.int8 else wide.itemsize) for p in held)
     told = {
@@ -38,24 +37,24 @@ def forecast(run: Run, *, images: int, batch: int, dtype: str) -> dict[str, Any]
         "cache_megabytes_per_batch": round(counted.cache_values * wide.itemsize * min(batch, images) / 1e6, 1),
     }
     if not any(isinstance(step.places, Tokens) for step in run.plan.steps):
-        backbone, last = (
-            _speed(torch.int8 if any(map(is_quantized, some)) else wide) for some in (networks[1:], networks[:1])
-        )
+        both = (run.unique_networks, [run.decoder])
+        backbone, last = (_speed(torch.int8 if any(map(is_quantized, some)) else wide) for some in both)
         seconds = images * (counted.multiply_adds / backbone + decoder / last)
         told["seconds_on_this_cpu_about"] = float(f"{seconds:.2g}")
     return told
 
 
-def decoder_multiply_adds(tokenizer: Any, schedule: Schedule) -> int:
-    """Multiply-adds of the tokenizer's decoder for one image of a schedule."""
+def decoder_multiply_adds(run: Run) -> int:
+    """Multiply-adds of what decodes the latent of one image."""
     from copy import deepcopy
 
     from torch.utils.flop_counter import FlopCounterMode
 
-    tokenizer = deepcopy(tokenizer).to("meta")
-    latent = torch.zeros(1, tokenizer.channels, *schedule.maps[-1], device="meta")
+    decoder, tokenizer = deepcopy(run.decoder).to("meta"), run.tokenizer
+    size = (side // tokenizer.latent_pixels for side in run.schedule.image_size(tokenizer.downsample))
+    latent = torch.zeros(1, tokenizer.channels, *size, device="meta")
     with FlopCounterMode(display=False) as counter:
-        tokenizer.decode(latent)
+        decoder.decode(latent)
     return counter.get_total_flops() // 2
 
 

@@ -77,6 +77,11 @@ class CodebookTokenizer(nn.Module):
         """Pixels per token of the finest map along one side."""
         return int(self.config.downsample)
 
+    @property
+    def latent_pixels(self) -> int:
+        """Pixels per latent position along one side."""
+        return self.image_side // self.latent_side
+
     def place(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move in place. The quantiser stays in float32, since its sums and nearest-code search need the precision.
 
@@ -147,9 +152,13 @@ class CodebookTokenizer(nn.Module):
         """The latent after any scale -> images in [-1, 1], float32 (B, 3, h, w); NaN where the decoder overflows."""
         return clamped(self._decode_latent(latent_BChw).float())
 
+    def coded(self, images: Tensor) -> Tensor:
+        """The latent of images that `decode` reconstructs them from, (B, C, h, w), float32."""
+        return self.latents(self.token_maps(images))[-1]
+
     def reconstruct(self, images: Tensor) -> Tensor:
         """Encode and decode images; the result is in [-1, 1], float32 (B, 3, h, w)."""
-        return self.decode(self.latents(self.token_maps(images))[-1])
+        return self.decode(self.coded(images))
 
     def _decode_latent(self, latent_BChw: Tensor) -> Tensor:
         latent_BChw = latent_BChw.to(self.post_quant_conv.weight.dtype, memory_format=torch.channels_last)

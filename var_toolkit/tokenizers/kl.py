@@ -115,6 +115,11 @@ class KLTokenizer(nn.Module):
         return self.patch * 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
 
     @property
+    def latent_pixels(self) -> int:
+        """Pixels per latent position along one side."""
+        return self.downsample // self.patch
+
+    @property
     def image_side(self) -> int:
         """Height and width, in pixels, of the images that this tokenizer encodes and decodes."""
         return self.scales.finest * self.downsample
@@ -175,9 +180,13 @@ class KLTokenizer(nn.Module):
         latent = latent.to(self.autoencoder.dtype, memory_format=torch.channels_last)
         return clamped(self.autoencoder.decode(latent).sample.float())
 
+    def coded(self, images: Tensor) -> Tensor:
+        """The latent of images that `decode` reconstructs them from: that of `encode`."""
+        return self.encode(images)
+
     def reconstruct(self, images: Tensor) -> Tensor:
         """Encode and decode images; the result is in [-1, 1], float32 (B, 3, h, w)."""
-        return self.decode(self.encode(images))
+        return self.decode(self.coded(images))
 
     def _scaling(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Shift to subtract from latents and factor to multiply by, scalar or per channel."""

@@ -50,7 +50,7 @@ def cached_tokens(
     """
     found = f"tokens-{name}-{len(images)}-{weights_hash(tokenizer)}"
     stored = Stored(found, (tokenizer.scales.total,), token_dtype(tokenizer.config.vocab_size))
-    codes = _codes(lambda part: torch.cat(tokenizer.encode(part), dim=1), array_chunks(images), _device(tokenizer))
+    codes = codes_of(lambda part: torch.cat(tokenizer.encode(part), dim=1), array_chunks(images), _device(tokenizer))
     return cached(stored, len(images), codes, directory, progress=progress)
 
 
@@ -61,7 +61,7 @@ def cached_features(
     side = tokenizer.latent_side
     found = f"features-{name}-{len(images)}-{hash_of(_encoding(tokenizer), repr(side))}"
     stored = Stored(found, (tokenizer.channels, side, side), np.float16)
-    codes = _codes(tokenizer.features, array_chunks(images), _device(tokenizer))
+    codes = codes_of(tokenizer.features, array_chunks(images), _device(tokenizer))
     return cached(stored, len(images), codes, directory, progress=progress)
 
 
@@ -75,7 +75,7 @@ def cached_moments(
     side = tokenizer.scales.finest
     found = f"moments-{name}-{count}-{hash_of(_encoding(tokenizer.autoencoder), repr(side))}"
     stored = Stored(found, (2 * tokenizer.channels, side, side), np.float16)
-    return cached(stored, count, _codes(tokenizer.moments, chunks, _device(tokenizer)), directory, progress=progress)
+    return cached(stored, count, codes_of(tokenizer.moments, chunks, _device(tokenizer)), directory, progress=progress)
 
 
 def token_dtype(vocab_size: int) -> type:
@@ -115,7 +115,7 @@ def _device(network: torch.nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
-def _codes(encode: Callable[[Tensor], Tensor], chunks: Chunks, device: torch.device) -> Codes:
+def codes_of(encode: Callable[[Tensor], Tensor], chunks: Chunks, device: torch.device) -> Codes:
     """Codes of images; `encode` takes float images (B, 3, h, w) in [-1, 1] to (B, *shape)."""
 
     def codes(start: int) -> Iterator[Tensor]:

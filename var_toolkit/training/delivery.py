@@ -52,7 +52,7 @@ def _in_words(data: Data) -> str:
 
 
 def portable(value: Any) -> Any:
-    """Settings without the folders of the machine of a run: such a path is replaced by its last name.
+    """Settings, or a name alone, without the folders of the machine of a run: such a path is replaced by its last name.
 
     What a run delivers is called `final` always, so there the name of the run stays as well.
     """

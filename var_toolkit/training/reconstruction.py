@@ -52,7 +52,8 @@ class ReconstructionObjective(Objective):
     """Generator phase, and a discriminator phase once the adversarial term is on.
 
     Those that go on from it name the network (`name`), say what it returns for images (`_reconstructed`) and where
-    its last convolution is (`_last_weight`).
+    its last convolution is (`_last_weight`). One that does not reconstruct the images themselves also says what it
+    reads and what that is to become (`_pair`), and how (`_made`).
     """
 
     name: str
@@ -81,8 +82,17 @@ class ReconstructionObjective(Objective):
             self.networks["discriminator"] = self.discriminator
 
     @abstractmethod
-    def _reconstructed(self, real: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _reconstructed(self, given: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Images, what their code adds to the loss (weighted), and that by name (not weighted)."""
+
+    def _pair(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the network reads, and the images that it is to make of that."""
+        return images(batch), images(batch)
+
+    def _made(self, network: Any, given: Tensor) -> Tensor:
+        """Images by the network that would be delivered, in [-1, 1]."""
+        made: Tensor = network.reconstruct(given)
+        return made
 
     @abstractmethod
     def _last_weight(self) -> Tensor:
@@ -96,15 +106,16 @@ class ReconstructionObjective(Objective):
             return self._generator_loss(batch, made, adversary)
 
         def critic(batch: Batch, draws: Draws) -> Loss:
-            return self._critic_loss(batch, made)
+            return self._critic_loss(made)
 
         first = Phase((self.name,), generator)
         return [first, Phase(("discriminator",), critic)] if self.discriminator is not None else [first]
 
     def _generator_loss(self, batch: Batch, made: "_Made", adversary: bool) -> Loss:
-        real, o = images(batch), self.options
-        drawn, code_loss, code_terms = self._reconstructed(real)
-        made.images = drawn.detach()
+        o = self.options
+        given, real = self._pair(batch)
+        drawn, code_loss, code_terms = self._reconstructed(given)
+        made.images, made.wanted = drawn.detach(), real
         drawn = drawn.float()
         terms = {"l1": F.l1_loss(drawn, real), "l2": F.mse_loss(drawn, real), **code_terms}
         total = o.l1 * terms["l1"] + o.l2 * terms["l2"]
@@ -128,35 +139,36 @@ class ReconstructionObjective(Objective):
         norms = [torch.autograd.grad(x, weight, retain_graph=True)[0].norm() for x in (reconstruction, adversarial)]
         return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
 
-    def _critic_loss(self, batch: Batch, made: "_Made") -> Loss:
-        both = torch.cat([images(batch), made.images.float()]).contiguous(memory_format=torch.channels_last)
+    def _critic_loss(self, made: "_Made") -> Loss:
+        both = torch.cat([made.wanted, made.images.float()]).contiguous(memory_format=torch.channels_last)
         real, fake = self.networks["discriminator"](both).chunk(2)
         loss = hinge_loss(real, fake)
         verdicts = {"verdict_real": real.detach().mean(), "verdict_fake": fake.detach().mean()}
         return Loss(loss, {"critic": loss.detach(), **verdicts})
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        errors = [self._errors(network, images(batch)) for batch in self.held_out]
+        errors = [self._errors(network, batch) for batch in self.held_out]
         return {"psnr": float((-10 * torch.log10(torch.cat(errors) / 4)).mean())} if errors else {}
 
-    @staticmethod
-    def _errors(network: Any, real: Tensor) -> Tensor:
-        return (network.reconstruct(real) - real).square().mean((1, 2, 3))
+    def _errors(self, network: Any, batch: Batch) -> Tensor:
+        given, wanted = self._pair(batch)
+        return (self._made(network, given) - wanted).square().mean((1, 2, 3))
 
     def preview(self, network: Any) -> Tensor | None:
         """Rows of eight held-out images, each above its reconstruction."""
         first = self.held_out.first()
         if first is None:
             return None
-        real = images(first)[:16]
-        pairs = zip(real.split(8), network.reconstruct(real).split(8), strict=True)
+        given, wanted = (some[:16] for some in self._pair(first))
+        pairs = zip(wanted.split(8), self._made(network, given).split(8), strict=True)
         return torch.cat([part for pair in pairs for part in pair])
 
 
 class _Made:
-    """The generator's images of one step, handed from its phase to the discriminator's."""
+    """The generator's images of one step, and what they were to be, handed from its phase to the discriminator's."""
 
     images: Tensor
+    wanted: Tensor
 
 
 def edge_loss(drawn_B3hw: Tensor, real_B3hw: Tensor) -> Tensor:

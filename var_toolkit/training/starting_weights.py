@@ -11,7 +11,8 @@ from var_toolkit.formats.directory import CONFIG, load_network
 from var_toolkit.loading import tokenizer_network
 from var_toolkit.registry import Embedded, embedded_part, find_entry, home_of
 
-FREE = {"drop_path", "dropout", "input_side", "scaling_factor"}  # of the settings: weights may start with others
+# Of the settings: weights may start with others.
+FREE = {"drop_path", "dropout", "input_side", "scaling_factor", "tokenizer"}
 CLASSES = "num_classes"
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -77,6 +77,8 @@ def size_of(row: Row) -> Size:
             shape.quantize()
         if row.compile:
             shape.compile()
+        if row.decoder is not None:
+            shape.load_decoder(row.decoder)
         run = shape.bind(shape.plan(**row.plan))
         _require_subjects(row, shape)
     except (TypeError, ValueError) as error:  # a setting of the wrong type is compared with a number
@@ -84,11 +86,11 @@ def size_of(row: Row) -> Size:
     counted, wide = run.cost(), precision.wide
     words = "; ".join(str(run).splitlines())
     weights = list({id(p): p for network in run.unique_networks for p in weights_of(network)}.values())
-    tokenizer = list(weights_of(shape.tokenizer))
+    tokenizer = list({id(p): p for network in (run.tokenizer, run.decoder) for p in weights_of(network)}.values())
     parameters, others = (sum(p.numel() for p in some) for some in (weights, tokenizer))
     sizes = (p.numel() * (1 if p.dtype == torch.int8 else wide.itemsize) for p in [*weights, *tokenizer])
     held = sum(sizes) + row.batch * counted.cache_bytes(wide)
-    return Size(words, counted, wide, decoder_multiply_adds(run.tokenizer, run.schedule), parameters, others, held)
+    return Size(words, counted, wide, decoder_multiply_adds(run), parameters, others, held)
 
 
 def _require_subjects(row: Row, shape: Pipeline) -> None:

@@ -32,6 +32,7 @@ class Row:
     plan: Any = field(default_factory=dict)  # keywords of `Pipeline.plan`
     dtype: Literal["float32", "bfloat16", "float16", "int8", "auto"] = "float32"
     device: str = "auto"
+    decoder: str | None = None  # a small one in place of the tokenizer's own, as `Pipeline.load_decoder` takes it
     compile: bool = False  # networks compiled by torch.compile (`Pipeline.compile`)
     batch: int = 8
     quality: int = 0  # how many images are judged, of classes 0, 1, ... or prompts of scenes; 0 is off
@@ -56,6 +57,8 @@ class Row:
             raise ValueError("prompts has an empty one; say what each image is to show")
         if self.quality and self.prompts:
             raise ValueError("quality is judged on prompts of its own; remove quality or prompts")
+        if self.decoder is not None and self.weights == "random":
+            raise ValueError("a small decoder is made for the tokenizer's own weights; remove decoder or weights")
         if self.quality and self.weights == "random":
             raise ValueError("random weights have no quality; remove quality or weights")
 

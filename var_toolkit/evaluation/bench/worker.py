@@ -109,7 +109,8 @@ class Worker:
 
 def _pipeline(row: Row) -> Pipeline:
     open_it = random_pipeline if row.weights == "random" else load
-    return open_it(row.source, device=row.device, dtype=row.dtype)
+    pipe = open_it(row.source, device=row.device, dtype=row.dtype)
+    return pipe if row.decoder is None else pipe.load_decoder(row.decoder)
 
 
 def _prompts(pipe: Pipeline, row: Row) -> dict[str, PromptEmbeds] | None:
