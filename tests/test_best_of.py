@@ -124,6 +124,13 @@ def test_the_command_line_names_a_missing_function_before_weights_are_read(capsy
     assert "no_such_module:score" in capsys.readouterr().err
 
 
+def test_a_model_of_clip_without_its_package_is_named_before_weights_are_read(monkeypatch, capsys):
+    monkeypatch.setattr("var_toolkit.methods.scorers.find_spec", lambda name: None)
+    asked = ["sample", "--prompt", "a red cube on sand", "--best-of", "2", "--scorer", "clip=some/model", "--dry-run"]
+    assert main(asked) == 2
+    assert "pip install" in capsys.readouterr().err
+
+
 def test_the_command_line_says_which_candidate_each_image_is(tmp_path, capsys):
     drawn = ["sample", "--class", "207", "--model", "stilllife-var-small", "--best-of", "2", "-n", "2"]
     main([*drawn, "--out", str(tmp_path), "--json"])

@@ -17,6 +17,7 @@ from var_toolkit.core.compiled import Compiler
 from var_toolkit.core.engine import decode
 from var_toolkit.core.noise import Noise
 from var_toolkit.core.plan import Group
+from var_toolkit.models.layers.int8_conv import Int8Conv2d, has_int8_convolutions
 from var_toolkit.models.mar import MAR
 from var_toolkit.pipeline import Pipeline
 
@@ -85,6 +86,13 @@ def test_a_pipeline_compiles_its_decoder_too_unless_it_is_quantised(precision, s
     torch.testing.assert_close(found.images, wanted.images, atol=1e-5, rtol=0)
     assert graphs() == len(pipe.backbone.scales) + (precision == "float32")
     assert not any(tensor.is_mkldnn for tensor in pipe.pack().backbone.parameters())
+
+
+def test_convolutions_that_are_quantised_after_compiling_are_packed(small_tokenizer):
+    pipe = Pipeline(deepcopy(small_tokenizer), small_var_network(depth=1)).compile("eager").quantize().pack()
+    found = [layer for layer in pipe.tokenizer.decoder.modules() if isinstance(layer, Int8Conv2d)]
+    assert found
+    assert all(layer.weight.is_mkldnn == has_int8_convolutions() for layer in found)
 
 
 @pytest.mark.slow

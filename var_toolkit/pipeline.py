@@ -212,12 +212,10 @@ class Pipeline:
     def pack(self) -> Pipeline:
         """On the CPU, pack linear layers, and convolutions in 8 bits, for oneDNN, in place: faster, after a moment.
 
-        `to`, saving and copying undo it; training a packed backbone begins with `backbone.train()`. Nothing changes
-        after `compile`, since the compiler has layouts of its own.
+        `to`, saving and copying undo it; training a packed backbone begins with `backbone.train()`. After `compile`
+        linear layers stay as they are, since the compiler has layouts of its own.
         """
-        if self.compiler is not None:
-            return self
-        for network in self.networks:
+        for network in self.networks if self.compiler is None else ():
             pack_linears(network)
         pack_convolutions(self.tokenizer)
         return self

@@ -265,7 +265,11 @@ class SearchSettings(TypedDict, total=False):
     ]
     candidates: Annotated[
         int | None,
-        Setting("draw N candidates of the scales that a small network scores by their latents", count(1, "off"), "N"),
+        Setting(
+            "draw N candidates of the scales that a small network scores by their latents",
+            Range(1, 1000, True, "off"),
+            "N",
+        ),
     ]
     latent_scorer: Annotated[
         str | None, Setting("of --candidates: that network, one of the package or a directory", metavar="NAME")

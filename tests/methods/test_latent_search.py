@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from var_toolkit.core.engine import decode
+from var_toolkit.core.forecast import forecast
 from var_toolkit.core.noise import Noise, candidate_seeds
 from var_toolkit.core.plan import Plan
 from var_toolkit.core.preserved import Preserved
@@ -86,6 +87,16 @@ def test_the_cost_counts_heads_and_scores_of_all_candidates_and_nothing_else(pip
     assert (ours.forward_passes, ours.cache_values) == (theirs.forward_passes, theirs.cache_values)
 
 
+def test_a_forecast_tells_the_memory_of_the_candidates_at_the_scale_that_has_most(pipe, scorer):
+    run = pipe.bind(pipe.plan(candidates=COUNT, latent_scorer=scorer))
+    config, schedule, latent = pipe.backbone.config, pipe.backbone.scales, run.tokenizer.channels
+    rows = next(one.rows for one in run.steps if one.step.scale == 2)
+    values = rows * schedule.lengths[2] * (config.embed_dim + config.vocab_size) + latent * schedule.finest**2
+    told = forecast(run, images=5, batch=4, dtype="float32")["candidates_megabytes_per_batch"]
+    assert told == round(4 * 4 * COUNT * values / 1e6, 1)
+    assert "candidates_megabytes_per_batch" not in forecast(pipe.bind(pipe.plan()), images=5, batch=4, dtype="float32")
+
+
 def test_one_candidate_is_the_plain_draw(pipe, scorer):
     plan = pipe.plan(candidates=2, latent_scorer=scorer)
     single = replace(plan, steps=tuple(replace(s, search=s.search and replace(s.search, count=1)) for s in plan.steps))
@@ -104,6 +115,7 @@ def test_a_scorer_of_other_sizes_is_refused(pipe, small_tokenizer, small_var, tm
     ("model", "settings", "named"),
     [
         ("stilllife-var-small", {"candidates": 0}, "candidates"),
+        ("stilllife-var-small", {"candidates": 1001}, "candidates"),
         ("stilllife-var-small", {"latent_scorer": "stilllife-classifier"}, "latent_scorer"),
         ("stilllife-var-small", {"candidates": 2, "latent_scorer": "stilllife-classifier"}, "latent_scorer"),
         ("stilllife-var-small", {"candidates": 2, "latent_scorer": "missing"}, "missing"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import prod
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from var_toolkit.core.bind import Run
 from var_toolkit.core.plan import Tokens
 from var_toolkit.models.layers.int8_layer import is_quantized, weights_of
 
+FLOAT32 = 4  # bytes
 WARM_UP = 3
 TRIALS = 5
 
@@ -36,6 +38,8 @@ def forecast(run: Run, *, images: int, batch: int, dtype: str) -> dict[str, Any]
         "weights_megabytes": round(weights / 1e6, 1),
         "cache_megabytes_per_batch": round(counted.cache_values * wide.itemsize * min(batch, images) / 1e6, 1),
     }
+    if (searched := _candidate_values(run)) > 0:
+        told["candidates_megabytes_per_batch"] = round(searched * FLOAT32 * min(batch, images) / 1e6, 1)
     if not any(isinstance(step.places, Tokens) for step in run.plan.steps):
         both = (run.unique_networks, [run.decoder])
         backbone, last = (_speed(torch.int8 if any(map(is_quantized, some)) else wide) for some in both)
@@ -44,15 +48,31 @@ def forecast(run: Run, *, images: int, batch: int, dtype: str) -> dict[str, Any]
     return told
 
 
+def _candidate_values(run: Run) -> int:
+    """Features, logits and latents of all candidates of one image, at the scale where they are the most."""
+    found = [0]
+    latent = run.tokenizer.channels * prod(_latent_size(run))
+    for one in run.steps:
+        if one.step.search is not None:
+            config, tokens = one.network.config, run.schedule.lengths[one.step.scale]
+            drawn = one.rows * tokens * (config.embed_dim + getattr(config, "vocab_size", 0))
+            found.append(one.step.search.count * (drawn + latent))
+    return max(found)
+
+
+def _latent_size(run: Run) -> tuple[int, int]:
+    height, width = run.schedule.image_size(run.tokenizer.downsample)
+    return height // run.tokenizer.latent_pixels, width // run.tokenizer.latent_pixels
+
+
 def decoder_multiply_adds(run: Run) -> int:
     """Multiply-adds of what decodes the latent of one image."""
     from copy import deepcopy
 
     from torch.utils.flop_counter import FlopCounterMode
 
-    decoder, tokenizer = deepcopy(run.decoder).to("meta"), run.tokenizer
-    size = (side // tokenizer.latent_pixels for side in run.schedule.image_size(tokenizer.downsample))
-    latent = torch.zeros(1, tokenizer.channels, *size, device="meta")
+    decoder = deepcopy(run.decoder).to("meta")
+    latent = torch.zeros(1, run.tokenizer.channels, *_latent_size(run), device="meta")
     with FlopCounterMode(display=False) as counter:
         decoder.decode(latent)
     return counter.get_total_flops() // 2

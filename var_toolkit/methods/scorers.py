@@ -9,12 +9,14 @@ id or a directory), or `module:function`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from var_toolkit.conditions.text_encoders import EXTRA
 from var_toolkit.modules import imported
 from var_toolkit.strict_fields import shown
 
@@ -65,9 +67,14 @@ def find_scorer(name: str, device: torch.device | str = "cpu") -> Scorer:
 
 
 def require_function(name: str) -> None:
-    """ValueError of one line if the function of a name is missing; its module is imported. A CLIP model is not read."""
+    """ValueError of one line if the function of a name is missing, or the package that it needs.
+
+    The module of a function is imported; a CLIP model is not read.
+    """
     if not name.startswith(CLIP):
         find_scorer(name)
+    elif find_spec("transformers") is None:
+        raise ValueError(f"scorer {name} needs transformers: {EXTRA}")
 
 
 def scores_of(scorer: Scorer, images_B3hw: Tensor, asked: Sequence[Any]) -> list[float]:
