@@ -48,6 +48,28 @@ def test_packed_and_plain_products_are_the_same(wide):
     assert_close(layer(x), plain, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@torch.no_grad()
+def test_large_inputs_are_computed_by_pieces_with_the_same_result(wide, packed, dtype, monkeypatch):
+    layer, x = Int8Linear(wide), torch.randn(3, 11, 40).to(dtype)
+    if packed:
+        layer.pack()
+    compute = (layer, layer.gelu, layer.silu, lambda x: layer.with_bias(x, None))
+    wanted = [one(x) for one in compute]
+    monkeypatch.setattr(int8_linear, "LARGE", 33 * 40 - 1)
+    monkeypatch.setattr(int8_linear, "PIECE", 10)
+    sizes, product = [], Int8Linear._product
+    monkeypatch.setattr(
+        Int8Linear, "_product", lambda self, rows, *rest: (sizes.append(len(rows)), product(self, rows, *rest))[1]
+    )
+    found = [one(x) for one in compute]
+    assert sizes == [10, 10, 10, 3] * len(compute)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == other.dtype
+        assert_close(one, other, atol=1e-6, rtol=1e-6)
+
+
 def test_packing_a_network_packs_them(wide):
     network = nn.Sequential(Int8Linear(wide), Linear(24, 8))
     pack_linears(network)
