@@ -17,11 +17,13 @@ from var_toolkit.models.layers.lora import require_layers, require_peft, weight_
 def require_adaptable(network: nn.Module, adapter: Adapter) -> None:
     """ValueError of one line if an adapter does not fit a network, or none can be merged into it."""
     require_peft()
-    if is_quantized(network):
-        raise ValueError(
-            f"{adapter.source}: no adapter can be merged into int8 weights; load the model in float32 first"
-        )
+    _require_wide(network, adapter.source)
     require_layers(network, adapter)
+
+
+def _require_wide(network: nn.Module, source: str) -> None:
+    if is_quantized(network):
+        raise ValueError(f"{source}: no adapter can be merged into int8 weights; load the model in float32 first")
 
 
 def require_weight(weight: float, source: str) -> None:
@@ -54,6 +56,7 @@ class LoadedAdapters:
 
     def use(self, weights: Mapping[str, float]) -> None:
         """Take other weights; adapters that are not named have none. ValueError for an unknown name."""
+        _require_wide(self.network, ", ".join(weights) or "no adapter")
         for name, weight in weights.items():
             if name not in self.changes:
                 raise ValueError(f"no adapter is named {name!r}; loaded are {', '.join(self.changes) or 'none'}")

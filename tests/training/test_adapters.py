@@ -25,7 +25,7 @@ from var_toolkit.training.registry import objective_class, objective_names
 from var_toolkit.training.state import TrainingState
 
 CPU = torch.device("cpu")
-ALONE = {"car", "hmar-mask"}  # their initial weights may be those of another network, so they are not tried here
+WITHOUT = {"car"}  # its light branch has no blocks
 
 
 def takes_adapters(name):
@@ -33,7 +33,7 @@ def takes_adapters(name):
     return "adapter" not in cls.refused and "initial" in {field.name for field in fields(cls.options_type)}
 
 
-NAMES = [name for name in objective_names() if takes_adapters(name) and name not in ALONE]
+NAMES = [name for name in objective_names() if takes_adapters(name) and name not in WITHOUT]
 
 
 @pytest.fixture(scope="session")
@@ -133,6 +133,21 @@ def test_a_run_delivers_what_peft_reads(run, bases):
         assert_close(ours[name], weight)
 
 
+def test_what_peft_trained_elsewhere_is_merged_as_peft_does(bases, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = bases("var")[0]
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=["proj", "fc2"], use_rslora=True, init_lora_weights=False)
+    with torch.random.fork_rng():
+        theirs = get_peft_model(var_toolkit.load(base, device="cpu").backbone, config)
+    theirs.save_pretrained(tmp_path)
+    ours = var_toolkit.load(base, adapters=[(tmp_path, 1.0)], device="cpu").backbone.state_dict()
+    plain = var_toolkit.load(base, device="cpu").backbone.state_dict()
+    assert any(not torch.equal(ours[name], plain[name]) for name in plain)
+    for name, weight in theirs.merge_and_unload().state_dict().items():
+        assert_close(ours[name], weight)
+
+
 def test_a_resumed_run_ends_with_the_same_bits(run, cache, tmp_path):
     out, recipe = run
     for steps in (1, 2):
@@ -198,8 +213,12 @@ BAD = {
     "alpha": (changed({"lora_alpha": None}), "lora_alpha is None"),
     "pattern": (changed({"rank_pattern": {"(a+)+$": 4}}), "rank_pattern is set"),
     "bias": (changed({"bias": "all"}), "bias is 'all'"),
+    "changed base": (changed({"init_lora_weights": "pissa_niter_4"}), "init_lora_weights is 'pissa_niter_4'"),
     "dora without": (changed({"use_dora": True}), "lacks the magnitudes of"),
-    "other network": (changed({"auto_mapping": {"base_model_class": "MAR"}}), "adapter of MAR; the model is VAR"),
+    "other network": (
+        changed({"auto_mapping": {"base_model_class": "MAR"}}),
+        r"adapter of MAR \(var\); the model is VAR",
+    ),
     "half": (changed({}, lambda found: dict([next(iter(found.items()))])), "expected .2, inputs. and .outputs, 2."),
     "foreign": (changed({}, lambda found: {"conv.weight": torch.ones(2)}), "'conv.weight' is no tensor of LoRA"),
     "nan": (changed({}, lambda found: first(found, "A", lambda t: t * float("nan"))), "not finite"),

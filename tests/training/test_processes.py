@@ -37,7 +37,9 @@ def test_two_processes_reach_the_weights_of_one(tiny, cache, tmp_path, weights, 
     optimiser = {"lr": 1e-3, "eps": 1e-3}
     recipe = tiny(objective, parallel=parallel, precision="fp32", steps=4, optimiser=optimiser, **options)
     alone = train(recipe, tmp_path / "alone", cache_dir=cache, device="cpu")
-    together = train_in_two(recipe, tmp_path / "two")
+    # One of the objectives also saves memory, which changes no result.
+    saving = {"accumulate": 2, "checkpoint_activations": True} if objective == "var" else {}
+    together = train_in_two(dataclasses.replace(recipe, **saving), tmp_path / "two")
     expected, got = weights(alone), weights(together)
     assert expected.keys() == got.keys()
     for name in expected:

@@ -30,4 +30,4 @@ def run(args: argparse.Namespace) -> None:
     from var_toolkit.loading import load
 
     load(args.model, adapters=args.adapter, device="cpu").save_pretrained(args.out)
-    print(f"{args.out}: {args.model} with {len(args.adapter)} merged; draw with `vargen sample --model {args.out}`")
+    print(f"{args.out}: {args.model} with its adapters; draw with `vargen sample --model {args.out}`")

@@ -54,13 +54,14 @@ def write_card(pipe: Pipeline, folder: Path, source: str) -> None:
     write_whole(folder / CARD, lambda path: path.write_text(model_card(pipe, source), encoding="utf-8"))
 
 
-def write_adapter_card(folder: Path, facts: Facts, base: str, source: str) -> None:
-    """Write the card of an adapter of a base model, which `--adapter` opens by the name `source`."""
+def write_adapter_card(folder: Path, facts: Facts, base: str, source: str, *, text: bool) -> None:
+    """Write the card of an adapter of a base model, of text or classes; `--adapter` opens it by the name `source`."""
+    subject = f'--prompt "{PROMPT}"' if text else "--class 0"
     parts = [
         f"---\n{yaml.safe_dump({'library_name': 'peft', 'tags': ['image-generation', 'lora']}, sort_keys=False)}---",
         f"# {source.rpartition('/')[2]}",
         f"An adapter of the model `{base}`. It lies in peft's format and draws with its base model:",
-        f"```\nvargen sample --model {base} --adapter {source} --class 0\n```",
+        f"```\nvargen sample --model {base} --adapter {source} {subject}\n```",
         f"## Training\n\n{_training(facts)}",
         SIGNATURE,
     ]

@@ -24,8 +24,15 @@ MOST = 4096  # rank
 UNREAD = (
     "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "lora_bias", "fan_in_fan_out",
     "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "arrow_config", "use_qalora",
-    "use_bdlora", "exclude_modules", "megatron_config",
+    "use_bdlora", "velora_config", "monteclora_config", "kasa_config",
 )  # fmt: skip
+CHANGING = (
+    "pissa",
+    "olora",
+    "corda",
+    "loftq",
+    "lora_ga",
+)  # what init_lora_weights begins with where it changes the base
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,11 @@ def read_adapter(folder: Path) -> Adapter:
     for name in UNREAD:
         if config.get(name):
             raise ValueError(f"{path}: {name} is set, which is not supported; train the adapter without it")
+    first = config.get("init_lora_weights")
+    if isinstance(first, str) and first.startswith(CHANGING):
+        raise ValueError(
+            f"{path}: init_lora_weights is {shown(first)}, which changes the base model; it is not supported"
+        )
     told = {str(name).removeprefix(PREFIX): tensor for name, tensor in read_safetensors(folder / WEIGHTS).items()}
     found, sizes = _layers(told, rank := _rank(config, path), folder / WEIGHTS)
     dora, mapping = config.get("use_dora") is True, config.get("auto_mapping")

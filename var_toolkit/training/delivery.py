@@ -30,7 +30,8 @@ def note_training(folder: Path, recipe: Recipe, images: int, numbers: dict[str, 
     )
     write_facts(folder, facts)
     if recipe.adapter is not None:
-        write_adapter_card(folder, facts, portable(recipe.objective_options.initial), name)
+        base, text = portable(recipe.objective_options.initial), not hasattr(recipe.model, "num_classes")
+        write_adapter_card(folder, facts, base, name, text=text)
     if (folder / INDEX).is_file():
         write_card(skeleton(folder), folder, name)
 

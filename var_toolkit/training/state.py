@@ -123,6 +123,8 @@ class TrainingState:
                     loss = phase.loss(part, own)
                 self.scaler.scale(loss.total / count).backward()
             terms.append(loss.terms)
+        if count == 1:
+            return terms[0]
         return {name: torch.stack([one[name] for one in terms]).mean(0) for name in terms[0]}
 
     def autocast(self) -> torch.autocast:

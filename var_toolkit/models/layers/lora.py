@@ -83,7 +83,8 @@ def require_layers(network: nn.Module, adapter: Adapter) -> None:
     """ValueError of one line for an adapter of another kind of network, or of layers of other sizes."""
     kind, layers = type(network).__name__, dict(network.named_modules())
     if adapter.network not in (None, kind):
-        raise ValueError(f"{adapter.source} is an adapter of {adapter.network}; the model is {kind}")
+        base = f" ({adapter.base})" if adapter.base is not None else ""
+        raise ValueError(f"{adapter.source} is an adapter of {adapter.network}{base}; the model is {kind}")
     for name, (inputs, outputs) in adapter.sizes.items():
         layer = layers.get(name)
         if not isinstance(layer, nn.Linear):
