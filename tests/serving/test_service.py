@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
 from small_service import DRAW, asked, client_of, count_of, error_of, pixels, running, until
 
+from var_toolkit.serving import line as line_module
 from var_toolkit.serving.app import build
 from var_toolkit.serving.line import ClosedError, FullError, Line
 
@@ -254,3 +257,16 @@ def test_a_line_serves_the_first_and_what_goes_with_it():
         line.join([Item("c")])
     batches = [[items.index(one) for one in line.next()] for _ in range(4)]
     assert batches == [[0, 3], [1, 4], [5], []]
+
+
+def test_a_batch_waits_for_those_whose_requests_are_being_read(monkeypatch):
+    monkeypatch.setattr(line_module, "LONGEST", 60)
+    line, items = Line(room=4, batch=3), [Item("a"), Item("a")]
+    with ThreadPoolExecutor(1) as pool:
+        with line.expecting():
+            line.join(items[:1])
+            batch = pool.submit(line.next)
+            time.sleep(5 * line_module.SETTLE)
+            assert not batch.done()
+            line.join(items[1:])
+        assert batch.result(60) == items

@@ -11,6 +11,7 @@ from var_toolkit.cli.options import add_machine_options, add_model_option, at_le
 
 if TYPE_CHECKING:
     from var_toolkit.demo.live import Worker
+    from var_toolkit.serving.service import Service
 
 SUMMARY = "a page to draw, compare and edit images in the browser"
 PATIENCE = 5  # seconds for a layer of a large model, or a download, to end
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         end_drawing(studio.worker)
 
 
-def end_drawing(worker: Worker) -> None:
+def end_drawing(worker: Worker | Service) -> None:
     """Wait for the drawing thread; leave without it, and past what would abort, after a while or another Ctrl-C."""
     try:
         ended = worker.end(PATIENCE)

@@ -66,9 +66,9 @@ def run(args: argparse.Namespace) -> None:
         found = shapes(args.model or [DEFAULT])
         models = {name: served(name, shape, device=args.device, dtype=args.dtype) for name, shape in found.items()}
         service = Service(models, queue=args.queue, batch=args.batch)
-        app = build(service, keys=keys, hosts=["*"] if keys else hosts)
         if not keys and hosts == ["*"]:
             print("note: anybody who reaches this machine can draw; give --api-key-file", file=sys.stderr)
+        app = build(service, keys=keys, hosts=["*"] if keys else hosts)
         service.start()
         print(f"vargen serve: {address(on, args.host)} (Ctrl-C ends it)", flush=True)
         serve(app, service, on)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -44,7 +44,10 @@ def _add_drawing(app: FastAPI, service: Service) -> None:
     @app.post("/v1/images/generations")
     async def generate(asked: Generation, request: Request) -> Response:
         """Draw images of a class, or of what a prompt says."""
-        order = await run_in_threadpool(lambda: order_of(model_of(service.models, asked.model), asked))
+
+        def order() -> Order:
+            return order_of(model_of(service.models, asked.model), asked)
+
         return await _answer(service, request, asked, order, "image_generation")
 
     @app.post("/v1/images/edits")
@@ -56,11 +59,15 @@ def _add_drawing(app: FastAPI, service: Service) -> None:
             model = model_of(service.models, asked.model)
             return order_of(model, asked, edited_of(image, mask, keep_pixels=asked.keep_pixels))
 
-        return await _answer(service, request, asked, await run_in_threadpool(order), "image_edit")
+        return await _answer(service, request, asked, order, "image_edit")
 
 
-async def _answer(service: Service, request: Request, asked: Generation, order: Order, kind: str) -> Response:
-    job = service.submit(order)
+async def _answer(
+    service: Service, request: Request, asked: Generation, order: Callable[[], Order], kind: str
+) -> Response:
+    """The answer to a request whose order is made, and so checked, beside the event loop."""
+    with service.line.expecting():
+        job = service.submit(await run_in_threadpool(order))
     return stream(service, job, kind) if asked.stream else await whole(service, request, job)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from threading import Condition
+from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
-SETTLE = 0.005  # seconds without a newcomer, after which a batch that is not full is drawn
+SETTLE = 0.01  # seconds without a newcomer, after which a batch that is not full is drawn
+LONGEST = 0.1  # seconds that it waits for those whose requests are being read
 
 
 class Waiting(Protocol):
@@ -36,6 +39,7 @@ class Line(Generic[T]):
     def __init__(self, room: int, batch: int) -> None:
         self.room, self.batch = room, batch
         self._waiting: deque[T] = deque()
+        self._coming = 0
         self._closed = False
         self._changed = Condition()
 
@@ -56,6 +60,18 @@ class Line(Generic[T]):
                 raise FullError
             self._waiting += some
             self._changed.notify()
+
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """Somebody is about to join, so a batch that is not full waits a little longer."""
+        with self._changed:
+            self._coming += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._coming -= 1
+                self._changed.notify()
 
     def leave(self, some: Sequence[T]) -> None:
         """Give up the places of those that still wait."""
@@ -83,8 +99,11 @@ class Line(Generic[T]):
 
     def _settle(self) -> None:
         """Wait as long as newcomers join the batch, so that those that come together are drawn together."""
-        before = 0
-        while before < (count := sum(1 for _ in self._alike())) < self.batch and not self._closed:
+        before, end = 0, monotonic() + LONGEST
+        while not self._closed and monotonic() < end:
+            count = sum(1 for _ in self._alike())
+            if count >= self.batch or not (self._coming or count > before):
+                return
             before = count
             self._changed.wait(SETTLE)
 
