@@ -4,7 +4,9 @@ import asyncio
 
 import numpy as np
 import pytest
-from small_service import DRAW, asked, count_of, error_of, events_of, opened, pixels, running, until
+from small_service import DRAW, EDIT, asked, count_of, error_of, events_of, opened, pixels, running, until
+
+from var_toolkit.serving import guards
 
 
 def near(image, other) -> bool:
@@ -211,6 +213,26 @@ def test_a_body_that_is_no_request_is_refused(models, content, kind, status):
         answer = asked(service, lambda client: client.post(DRAW, content=content, headers={"content-type": kind}))
     assert answer.status_code == status
     assert error_of(answer)["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(("path", "kind"), [(DRAW, "application/json"), (EDIT, "multipart/form-data; boundary=x")])
+def test_a_body_of_unknown_length_is_read_up_to_the_limit(models, path, kind, monkeypatch):
+    monkeypatch.setattr(guards, "MOST_JSON", 4096)
+    monkeypatch.setattr(guards, "MOST_UPLOAD", 4096)
+    sent = []
+
+    async def endless():
+        yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        while len(sent) < 1000:
+            sent.append(1)
+            yield b" " * 1000
+
+    with running(models, draws=False) as service:
+        headers = {"content-type": kind}
+        answer = asked(service, lambda client: client.post(path, content=endless(), headers=headers))
+    assert answer.status_code == 413
+    assert "larger than 4096 bytes" in error_of(answer)["message"]
+    assert len(sent) < 10
 
 
 def test_one_request_that_fails_fails_alone(models, monkeypatch):

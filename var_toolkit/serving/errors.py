@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -52,8 +53,6 @@ class AsciiResponse(JSONResponse):
     """JSON in ASCII: half of a surrogate pair, which a client may send and a message repeat, has no UTF-8."""
 
     def render(self, content: Any) -> bytes:
-        import json
-
         return json.dumps(content).encode("ascii")
 
 
@@ -69,7 +68,7 @@ def bad_fields(error: RequestValidationError | ValidationError) -> ApiError:
     said = str(first["msg"]).removeprefix("Value error, ")
     said = f"{said[:1].lower()}{said[1:]}"
     if first["type"] == "json_invalid":
-        return ApiError(400, f"{said} from character {place[0]} of the body on; send a JSON object")
+        return ApiError(400, f"the body is not JSON from character {', '.join(place)} on; send a JSON object")
     if not place:
         other = "the body is not a JSON object; send one, with Content-Type: application/json"
         return ApiError(400, said if first["type"] == "value_error" else other)

@@ -105,9 +105,7 @@ def _require_closed(plan: Plan, shape: Pipeline) -> None:
     if plan.best_of is not None:
         scorers |= {plan.best_of.scorer} - {*KNOWN}
     if scorers:
-        raise ValueError(
-            f"plan: scorer {shown(min(scorers))} is not served; leave it to the settings best_of, candidates"
-        )
+        raise ValueError(f"plan: scorer {shown(min(scorers))} is not served; use the settings best_of or candidates")
     if any(step.verify is not None for step in plan.steps):
         raise ValueError("plan: speculation is not read from JSON here; give it by settings, such as speculate")
 
@@ -135,4 +133,6 @@ def _require_few_candidates(plan: Plan) -> None:
     counts = [step.search.count for step in plan.steps if step.search is not None]
     counts += [] if plan.best_of is None else [plan.best_of.count]
     if max(counts, default=1) > MOST_CANDIDATES:
-        raise ApiError(400, f"the plan draws {max(counts)} candidates; at most {MOST_CANDIDATES} are", param="plan")
+        raise ApiError(
+            400, f"the plan draws {max(counts)} candidates; at most {MOST_CANDIDATES} are allowed", param="plan"
+        )
