@@ -53,7 +53,10 @@ def test_training_lowers_the_loss_and_delivers_a_decoder_that_knows_its_tokenize
         ({"tokenizer": None}, "missing key 'tokenizer'"),
         ({"parallel": "fsdp"}, "parallel is 'fsdp'"),
         ({"model": {"widths": [8, 8], "blocks": [1]}}, r"blocks is \[1\]"),
-        ({"model": {"widths": [8, 8], "blocks": [1, 1], "latent_channels": 4}}, "channels for 8 x 8 pixels"),
+        (
+            {"model": {"widths": [8, 8], "blocks": [1, 1], "latent_channels": 4}},
+            r"model: .* for 4 x 4 pixels, but the tokenizer has .* for 8 x 8",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(tiny, cache, tmp_path, changes, words):

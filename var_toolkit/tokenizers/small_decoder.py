@@ -25,7 +25,7 @@ ROUNDING = 1e-2  # relative, of these values in half precision
 
 @dataclass(frozen=True)
 class SmallDecoderConfig:
-    """Sizes for a tokenizer of 64 pixels and more; `tokenizer` and `marks` are filled in by training.
+    """Sizes, by default for a tokenizer as VAR's; training fills in `tokenizer` and `marks`.
 
     Each resolution has its number of channels and of blocks, from that of the latent on, and each is half of the next.
     """
@@ -47,6 +47,11 @@ class SmallDecoderConfig:
     def latent_pixels(self) -> int:
         """Pixels per latent position along one side."""
         return 2 ** len(self.widths)
+
+    @property
+    def latents(self) -> str:
+        """The latents that it is for, in words."""
+        return latents_of(self.latent_channels, self.latent_pixels)
 
 
 class SmallDecoder(nn.Module):
@@ -82,13 +87,7 @@ class SmallDecoder(nn.Module):
         Of a tokenizer without weights only the sizes are compared.
         """
         config = self.config
-        ours, theirs = (
-            f"{one[0]} channels for {one[1]} x {one[1]} pixels"
-            for one in (
-                (config.latent_channels, config.latent_pixels),
-                (tokenizer.channels, tokenizer.latent_pixels),
-            )
-        )
+        ours, theirs = config.latents, latents_of(tokenizer.channels, tokenizer.latent_pixels)
         if ours != theirs:
             raise ValueError(
                 f"decoder {source} is for {config.tokenizer}, with latents of {ours}; this model's have {theirs}: "
@@ -115,6 +114,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.conv2(F.relu(self.conv1(x))))
+
+
+def latents_of(channels: int, pixels: int) -> str:
+    """Latents of some sizes, in words."""
+    return f"{channels} channels for {pixels} x {pixels} pixels"
 
 
 def marks_of(tokenizer: Any) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.loading import load_tokenizer
-from var_toolkit.tokenizers.small_decoder import SmallDecoder, SmallDecoderConfig, marks_of
+from var_toolkit.tokenizers.small_decoder import SmallDecoder, SmallDecoderConfig, latents_of, marks_of
 from var_toolkit.training.batches import Batch, FeatureArray, ImageArray, Source
 from var_toolkit.training.code_cache import Stored, array_chunks, cached, codes_of, hash_of
 from var_toolkit.training.data_sources import images_of, require_size
@@ -47,8 +47,12 @@ class SmallDecoderObjective(ReconstructionObjective):
         self.recipe, self.options, device = recipe, recipe.objective_options, workplace.team.device
         self.tokenizer = load_tokenizer(str(recipe.tokenizer), device="cpu")
         require_size(recipe.data, self.tokenizer.image_side)
+        found = latents_of(self.tokenizer.channels, self.tokenizer.latent_pixels)
+        if recipe.model.latents != found:
+            raise ValueError(
+                f"model: latent_channels and widths are for {recipe.model.latents}, but the tokenizer has {found}"
+            )
         decoder = self.empty_network()
-        decoder.require_tokenizer(self.tokenizer, "model")
         start_from(decoder, self.options.initial)
         self.tokenizer.place(device).requires_grad_(False)
         self._open(decoder.to(device), workplace)
