@@ -13,7 +13,7 @@ from var_toolkit.core.schedule import Schedule
 
 COUNT = 2**31 - 1  # an upper limit of counts, far above any real number of tokens, codes or images
 DISCRETE, CONTINUOUS, DISTILLED = ("discrete tokens",), ("continuous tokens",), ("distilled models",)
-PROPOSERS = ("jacobi", "draft", "early-exit", "ngram", "eagle")
+PROPOSERS = ("auto", "jacobi", "draft", "early-exit", "ngram", "eagle")
 RULES = ("standard", "kseq", "lantern", "grouped", "decayed")
 
 
@@ -197,7 +197,11 @@ class SpeculationSettings(TypedDict, total=False):
     """Speculative decoding: proposer, acceptance rule and draft length."""
 
     speculate: Annotated[
-        str | None, Setting(f"proposer: {', '.join(PROPOSERS[:-1])} or {PROPOSERS[-1]}", metavar="NAME")
+        str | None,
+        Setting(
+            f"proposer: auto (tokens of plain decoding, faster), {', '.join(PROPOSERS[1:-1])} or {PROPOSERS[-1]}",
+            metavar="NAME",
+        ),
     ]
     accept: Annotated[
         str | None,
@@ -213,7 +217,7 @@ class SpeculationSettings(TypedDict, total=False):
     ]
     draft_tree: Annotated[
         tuple[int, ...] | None,
-        Setting("instead of a chain, a tree: children of each node, per level", None, "K,K,...", PROPOSERS[1:]),
+        Setting("instead of a chain, a tree: children of each node, per level", None, "K,K,...", PROPOSERS[2:]),
     ]
     draft_confidence: Annotated[
         float | None,

@@ -41,6 +41,8 @@ def run(models, *options: str) -> int:
 @pytest.mark.parametrize(
     "options",
     [
+        "--speculate auto",
+        "--speculate auto --draft-length 3",
         "--speculate jacobi",
         "--speculate jacobi --jacobi-start random --jacobi-keep --draft-length auto",
         "--speculate draft --draft-model @small --draft-length 3",
@@ -104,8 +106,13 @@ def test_draft_models_load_beside_a_model_and_follow_it(models):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--accept lantern", "accept is for speculative decoding; give speculate as well: jacobi, draft, early-exit"),
-        ("--speculate guess", "speculate is 'guess'; it must be one of jacobi, draft, early-exit, ngram, eagle"),
+        (
+            "--accept lantern",
+            "accept is for speculative decoding; give speculate as well: auto, jacobi, draft, early-exit",
+        ),
+        ("--speculate guess", "speculate is 'guess'; it must be one of auto, jacobi, draft, early-exit, ngram, eagle"),
+        ("--speculate auto --accept lantern", "speculate auto gives the tokens of plain decoding; leave accept out"),
+        ("--speculate auto --draft-tree 2,2", "--draft-tree is for speculate draft or early-exit or ngram or eagle"),
         ("--speculate jacobi --accept all", "accept is 'all'; it must be one of standard, kseq"),
         ("--speculate jacobi --accept kseq", "accept kseq needs independent drafts, which jacobi"),
         ("--speculate ngram --accept kseq", "accept kseq needs independent drafts, which ngram"),

@@ -53,6 +53,7 @@ PLANS = [
     ("hmar", {"refine": "published", "refine_clean": True}),
     ("flowar", {"solver": "heun", "steps": 3, "guidance_interval": (0.1, 0.8)}),
     ("gpt", {"guided_tokens": 4, "top_p": 0.9}),
+    ("gpt", {"speculate": "auto", "draft_length": 4}),
     ("gpt", {"speculate": "jacobi", "jacobi_start": "likeliest", "accept": "decayed"}),
     ("gpt", {"speculate": "ngram", "draft_tree": (2, 1), "accept": "lantern", "neighbours": 3}),
     ("draft", {"speculate": "draft", "accept": "kseq", "draft_length": "auto"}),

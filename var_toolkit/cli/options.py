@@ -128,7 +128,11 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     speculation = parser.add_argument_group("speculative decoding")
     groups = dict.fromkeys(FewerSettings.__annotations__, fewer)
     groups |= dict.fromkeys(SearchSettings.__annotations__, parser.add_argument_group("search at test time"))
-    groups |= dict.fromkeys(SpeculationSettings.__annotations__, speculation)
+    # The three that matter, and those of single proposers and rules.
+    groups |= dict.fromkeys(
+        SpeculationSettings.__annotations__, parser.add_argument_group("speculative decoding: details")
+    )
+    groups |= dict.fromkeys(("speculate", "accept", "draft_length"), speculation)
     for name, setting in SETTINGS.items():
         if name == "subnet":
             parser.add_argument(
@@ -137,7 +141,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
                 help="replace the model's own by an AutoencoderKL: a directory or a hub id",
             )
         if name == "accept":
-            speculation.add_argument(
+            groups["draft_tree"].add_argument(
                 "--draft-model", metavar="MODEL", help="the smaller model or the trained head: a name or a directory"
             )
         if name not in ("method", "method_options"):

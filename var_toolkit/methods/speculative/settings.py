@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from var_toolkit.core.plan import DRAFT, Plan, Tokens
 from var_toolkit.heads.categorical import Categorical
 from var_toolkit.methods.collaborative import require_one_tokenizer
+from var_toolkit.methods.speculative.as_plain import AsPlain
 from var_toolkit.methods.speculative.decayed import Decayed
 from var_toolkit.methods.speculative.eagle import Eagle
 from var_toolkit.methods.speculative.grouped import Grouped
@@ -63,8 +64,15 @@ def speculative(plan: Plan, given: Mapping[str, Any], model: Model) -> Plan:
     _require_owned(given, proposer, rule)
     by_token = isinstance(plan.steps[0].places, Tokens)
     _require_target(plan, model, proposer, by_token)
-    verify = _by_token(given, model) if by_token else _by_scale(given, model)
+    verify = _as_plain(given, model) if proposer == "auto" else (_by_token if by_token else _by_scale)(given, model)
     return plan.changed(verify=verify)
+
+
+def _as_plain(given: Mapping[str, Any], model: Model) -> AsPlain:
+    if given.get("accept", "standard") != "standard":
+        raise ValueError("speculate auto gives the tokens of plain decoding; leave accept out, or use speculate jacobi")
+    length = given.get("draft_length", AUTO)
+    return AsPlain(min(JACOBI_WINDOW if length == AUTO else length, model.tokenizer.scales.total))
 
 
 def _by_token(given: Mapping[str, Any], model: Model) -> Speculation:

@@ -97,6 +97,10 @@ class Rounds:
         known = replace(checked, new=new, listed=listed, tokens=tokens, features=features)
         return known, [row[1:more] for row in told]
 
+    def restart(self, count: int) -> None:
+        """Take back what lies behind the first tokens, of each image the same number."""
+        self.counts, self.positions_B = [count] * self.images, torch.full_like(self.positions_B, count)
+
     def gain(self, new: Sequence[int]) -> None:
         """Count new tokens of each image."""
         self.counts = [count + more for count, more in zip(self.counts, new, strict=True)]
@@ -223,16 +227,7 @@ class Speculator:
 
     def draw(self, drawing: Drawing) -> None:
         """Draw the tokens of the steps."""
-        rounds = Rounds(
-            self.sampling,
-            drawing.request,
-            drawing.noise,
-            networks=self.run.networks,
-            begun=drawing.begun,
-            total=self.stop,
-            preserved=drawing.preserved,
-            checks=drawing.checks,
-        )
+        rounds = rounds_of(self.sampling, drawing, self.run, self.stop)
         tally = speculate(rounds, self.settings, self.rule)
         drawing.add(tally, tally.forward_passes, tally.cache_bytes)
         drawing.put_tokens(rounds.tokens_BL[:, rounds.first :])
@@ -240,6 +235,20 @@ class Speculator:
     def __str__(self) -> str:
         settings = self.settings
         return f"{settings.proposer.described(self.run.networks)}, {settings.rule}, {settings.lengths}"
+
+
+def rounds_of(sampling: TokenSampling, drawing: Drawing, run: Run, stop: int) -> Rounds:
+    """The rounds that draw the tokens of a drawing up to `stop`."""
+    return Rounds(
+        sampling,
+        drawing.request,
+        drawing.noise,
+        networks=run.networks,
+        begun=drawing.begun,
+        total=stop,
+        preserved=drawing.preserved,
+        checks=drawing.checks,
+    )
 
 
 @torch.inference_mode()
@@ -338,16 +347,20 @@ class Target:
 
     def check(self, draft: Draft | None, rule: Rule) -> Checked:
         """One pass over the last decided token and its drafts; appends the accepted drafts, and one token more."""
-        run = self.run
-        hidden_RLC = self._read(draft)
+        p, hidden_RLC = self.probabilities(draft)
+        checked = self._plain(p, hidden_RLC) if draft is None else self._judged(draft, p, hidden_RLC, rule)
+        self.run.extend(checked.tokens, checked.gained)
+        return checked
+
+    def probabilities(self, draft: Draft | None) -> tuple[Tensor, Tensor]:
+        """What the tokens behind each node are drawn from, (B, 1 + N, V), and features (R, 1 + N, C), of one pass."""
+        run, hidden_RLC = self.run, self._read(draft)
         what = f"the target's logits from token {min(run.counts)} on"
         positions = self._positions(draft)
         logits = run.sampling.choices(self.network.next_logits(hidden_RLC), positions, run.checks, what)
         given = self._given(positions)
-        p = run.sampling.head.probabilities(logits if given is None else only(given[0], logits, given[1]))
-        checked = self._plain(p, hidden_RLC) if draft is None else self._judged(draft, p, hidden_RLC, rule)
-        run.extend(checked.tokens, checked.gained)
-        return checked
+        logits = logits if given is None else only(given[0], logits, given[1])
+        return run.sampling.head.probabilities(logits), hidden_RLC
 
     def rewind(self) -> None:
         """Drop drafts that were not accepted from the cache, after the host has learnt how many were."""
@@ -355,7 +368,7 @@ class Target:
 
     def _plain(self, p: Tensor, hidden_R1C: Tensor) -> Checked:
         """A token for each image, without drafts."""
-        tokens_B1 = pick(p, self._uniform(self.run.positions_B.unsqueeze(1)))
+        tokens_B1 = pick(p, self.uniform(self.run.positions_B.unsqueeze(1)))
         return Checked(None, p, None, self._unfinished().long(), tokens_B1, hidden_R1C)
 
     def _judged(self, draft: Draft, p: Tensor, hidden_RLC: Tensor, rule: Rule) -> Checked:
@@ -373,7 +386,7 @@ class Target:
             features = along(hidden_RLC, nodes_BA.repeat(rows, 1))
             root_B1 = run.positions_B.unsqueeze(1)
             self.cache.move(run.positions_B.repeat(rows), (root_B1 + nodes_BA).repeat(rows, 1))
-        drawn_B1 = pick(self._after(judged, p, last_B1), self._uniform(run.positions_B.unsqueeze(1) + accepted_B1))
+        drawn_B1 = pick(self._after(judged, p, last_B1), self.uniform(run.positions_B.unsqueeze(1) + accepted_B1))
         tokens_BA = torch.cat((drafts_BA, drawn_B1), dim=1).scatter(1, accepted_B1, drawn_B1)
         new_B = (accepted_B1.squeeze(1) + 1) * self._unfinished()
         return Checked(draft, p, judged, new_B, tokens_BA, features)
@@ -430,9 +443,9 @@ class Target:
         p = p[:, :inner]
         return Judgement(rule, p, drafted, uniform, rule.choice(p, drafted, uniform))
 
-    def _uniform(self, positions_B1: Tensor) -> Tensor:
+    def uniform(self, positions_BL: Tensor) -> Tensor:
         """The numbers that draw the tokens of these positions; a finished image gets any."""
-        return self.uniform_BL.gather(1, positions_B1.clamp(max=self.run.total - 1))
+        return self.uniform_BL.gather(1, positions_BL.clamp(max=self.run.total - 1))
 
 
 def along(values_RLX: Tensor, index_RA: Tensor) -> Tensor:
