@@ -74,12 +74,15 @@ def test_candidates_are_fields_of_a_plan_that_other_methods_keep(pipe, scorer):
     assert f"{COUNT} candidates" in str(pipe.bind(plan))
 
 
-def test_the_cost_counts_heads_and_scores_of_all_candidates_and_nothing_else(pipe, scorer):
-    plain, searched = (pipe.bind(pipe.plan(**more)) for more in ({}, {"candidates": 5, "latent_scorer": scorer}))
+@pytest.mark.parametrize(("smooth", "again"), [(False, 0), (True, 4)])
+def test_the_cost_counts_what_heads_and_the_scorer_compute_for_candidates_and_nothing_else(pipe, scorer, smooth, again):
+    """Codes are drawn from logits that all candidates share; mixtures of codes are computed for each."""
+    search = {"candidates": 5, "latent_scorer": scorer}
+    plain, searched = (pipe.bind(pipe.plan(smooth=smooth, **more)) for more in ({}, search))
     ours, theirs = searched.cost(), plain.cost()
     network, schedule = pipe._scorer(scorer), pipe.backbone.scales
     heads = sum(
-        4 * step.head.rows(step.guidance, one.rows) * pipe.backbone.head_work(schedule.lengths[step.scale])
+        again * step.head.rows(step.guidance, one.rows) * pipe.backbone.head_work(schedule.lengths[step.scale])
         for one in searched.steps
         if (step := one.step).scale in network.config.scales
     )
@@ -91,9 +94,9 @@ def test_a_forecast_tells_the_memory_of_the_candidates_at_the_scale_that_has_mos
     run = pipe.bind(pipe.plan(candidates=COUNT, latent_scorer=scorer))
     config, schedule, latent = pipe.backbone.config, pipe.backbone.scales, run.tokenizer.channels
     rows = next(one.rows for one in run.steps if one.step.scale == 2)
-    values = rows * schedule.lengths[2] * (config.embed_dim + config.vocab_size) + latent * schedule.finest**2
+    values = rows * schedule.lengths[2] * (config.embed_dim + config.vocab_size) + COUNT * latent * schedule.finest**2
     told = forecast(run, images=5, batch=4, dtype="float32")["candidates_megabytes_per_batch"]
-    assert told == round(4 * 4 * COUNT * values / 1e6, 1)
+    assert told == round(4 * 4 * values / 1e6, 1)
     assert "candidates_megabytes_per_batch" not in forecast(pipe.bind(pipe.plan()), images=5, batch=4, dtype="float32")
 
 

@@ -496,7 +496,8 @@ def _work(one: Bound, schedule: Schedule) -> int:
     again = head + len(depth) * network.layer_work(schedule.lengths[drawn], schedule.lengths[drawn])
     candidates = 1 if step.search is None else step.search.count
     # Masked passes run without guidance.
-    drawing = one.rows * work + candidates * step.head.rows(step.guidance, one.rows) * head + len(step.masked) * again
+    heads = step.head.computations(candidates) * step.head.rows(step.guidance, one.rows)
+    drawing = one.rows * work + heads * head + len(step.masked) * again
     return drawing + (0 if step.search is None else candidates * one.scorer.work())
 
 

@@ -6,7 +6,6 @@ holds what scales were drawn from. Letters: B images, M candidates of each, R ro
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,11 +23,7 @@ def best_candidate(drawing: Drawing, one: Bound, hidden_RLC: Tensor, at: Setting
     assert one.step.search is not None
     count, images = one.step.search.count, len(drawing.request)
     image = torch.arange(images, device=hidden_RLC.device).repeat_interleave(count)
-    rows = torch.cat([image + images * half for half in range(drawing.rows)])
-    noise = drawing.noise.candidates(count)
-    before = None if at.latent is None else at.latent[image]
-    every = replace(at, condition=at.condition.of_rows(rows), noise=noise, latent=before)
-    drawn = one.step.head.draw(hidden_RLC[rows], every)
+    drawn = one.step.head.draw_candidates(hidden_RLC, at, count)
     tokens = drawn.tokens
     if drawing.preserved is not None:
         tokens = drawing.preserved.merge_tokens(at.scale, tokens)
@@ -37,4 +32,5 @@ def best_candidate(drawing: Drawing, one: Bound, hidden_RLC: Tensor, at: Setting
     assert labels is not None  # a scorer is bound to networks of classes alone
     scores = one.scorer(latent, labels[image], at.scale).view(images, count)
     chosen = scores.argmax(1) + count * torch.arange(images, device=scores.device)
-    return Drawn(*(None if part is None else part[chosen] for part in drawn))  # type: ignore[arg-type]
+    codes = None if drawn.codes is None else drawn.codes[chosen]
+    return Drawn(drawn.tokens[chosen], codes, drawn.logits)

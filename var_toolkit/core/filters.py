@@ -63,10 +63,15 @@ def pick(mass_BLV: Tensor, uniform_BL: Tensor) -> Tensor:
     A pure function of masses and noise. Masses need not sum to 1. Where there is no mass at all, or NaN, the result is
     the last code, never an index beyond it.
     """
+    return pick_several(mass_BLV, uniform_BL.unsqueeze(-1)).squeeze(-1)
+
+
+def pick_several(mass_BLV: Tensor, uniform_BLM: Tensor) -> Tensor:
+    """M tokens each, (B, L, M), every one as `pick` draws it."""
     summed_BLV = mass_BLV.cumsum(dim=-1)
     # uniform is below 1, so the product stays below the total; the clamp acts only where the total is 0 or NaN.
-    found_BL1 = torch.searchsorted(summed_BLV, uniform_BL.unsqueeze(-1) * summed_BLV[..., -1:], right=True)
-    return found_BL1.squeeze(-1).clamp(max=mass_BLV.shape[-1] - 1)
+    found_BLM = torch.searchsorted(summed_BLV, uniform_BLM * summed_BLV[..., -1:], right=True)
+    return found_BLM.clamp(max=mass_BLV.shape[-1] - 1)
 
 
 def soft_codes(logits_BLV: Tensor, gumbel_BLV: Tensor, codebook_VC: Tensor, *, progress: float) -> Tensor:

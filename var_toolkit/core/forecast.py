@@ -56,7 +56,8 @@ def _candidate_values(run: Run) -> int:
         if one.step.search is not None:
             config, tokens = one.network.config, run.schedule.lengths[one.step.scale]
             drawn = one.rows * tokens * (config.embed_dim + getattr(config, "vocab_size", 0))
-            found.append(one.step.search.count * (drawn + latent))
+            count = one.step.search.count
+            found.append(one.step.head.computations(count) * drawn + count * latent)
     return max(found)
 
 

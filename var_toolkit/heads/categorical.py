@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from var_toolkit.core.filters import filter_top_k_top_p, guide, pick, soft_codes
+from var_toolkit.core.filters import filter_top_k_top_p, guide, pick, pick_several, soft_codes
 from var_toolkit.core.noise import Stream
 from var_toolkit.heads.head import Drawn, Head, Setting
 from var_toolkit.ranges import checked, flag
@@ -57,6 +57,18 @@ class Categorical(Head):
             return Drawn(tokens, None, logits)
         gumbel = at.noise.gumbel(Stream.SMOOTH, at.first, at.count, logits.shape[-1])
         return Drawn(tokens, soft_codes(logits, gumbel, at.pyramid.codebook(), progress=at.progress), logits)
+
+    def draw_candidates(self, hidden_RLC: Tensor, at: Setting, count: int) -> Drawn:
+        """As of any head; the logits are computed and filtered once for all candidates of an image."""
+        if self.smooth:
+            return super().draw_candidates(hidden_RLC, at, count)
+        logits = self.choices(at.network.logits(at.condition, hidden_RLC), at)
+        uniform = at.noise.candidates(count).uniform(Stream.TOKEN, at.first, at.count).view(-1, count, at.count)
+        tokens_BLM = pick_several(self.probabilities(logits), uniform.transpose(1, 2).contiguous())
+        return Drawn(tokens_BLM.transpose(1, 2).flatten(0, 1), None, logits)
+
+    def computations(self, candidates: int) -> int:
+        return candidates if self.smooth else 1
 
     def picker(self, at: Setting, first: int, count: int) -> Callable[[Tensor, int], Tensor]:
         """What draws tokens from `filtered` logits: those of a position, of `count` from `first` on, and after it."""

@@ -5,9 +5,10 @@ Letters: B images, R rows (B, or 2B under guidance: conditional half first), L t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from var_toolkit.core.noise import Noise
@@ -57,6 +58,18 @@ class Head(Part):
     def draw(self, hidden_RLC: Tensor, at: Setting) -> Drawn:
         """The tokens of some features."""
         raise NotImplementedError
+
+    def draw_candidates(self, hidden_RLC: Tensor, at: Setting, count: int) -> Drawn:
+        """`count` draws of each image from the same features, one image after another; the logits are of images."""
+        rows = torch.arange(len(hidden_RLC), device=hidden_RLC.device).repeat_interleave(count)
+        latent = None if at.latent is None else at.latent.repeat_interleave(count, dim=0)
+        condition, noise = at.condition.of_rows(rows), at.noise.candidates(count)
+        drawn = self.draw(hidden_RLC[rows], replace(at, condition=condition, noise=noise, latent=latent))
+        return drawn._replace(logits=None if drawn.logits is None else drawn.logits[::count])
+
+    def computations(self, candidates: int) -> int:
+        """How often it computes for so many candidates."""
+        return candidates
 
     def evaluations(self) -> int:
         """Evaluations of a head network for each draw, beyond the features; 0 if it has none."""
