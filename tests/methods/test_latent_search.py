@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import var_toolkit
 from var_toolkit.core.engine import decode
 from var_toolkit.core.forecast import forecast
 from var_toolkit.core.noise import Noise, candidate_seeds
@@ -129,3 +130,11 @@ def test_candidates_without_a_scorer_that_fits_are_refused(model, settings, name
     with pytest.raises(ValueError, match=named) as told:
         skeleton(model).plan(**settings)
     assert "\n" not in str(told.value)
+
+
+def test_the_small_model_of_still_lifes_has_its_scorer():
+    pipe = var_toolkit.load("stilllife-var-small", device="cpu")
+    drawn = [pipe([207, 503], seeds=[0, 1], output_type="latent", **how).tokens for how in ({}, {"candidates": 16})]
+    same = [torch.equal(one, other) for one, other in zip(*drawn, strict=True)]
+    assert same[0]  # candidates begin at the second scale
+    assert not all(same[1:3])

@@ -202,6 +202,7 @@ MODELS = {
     "stilllife-var-small": {
         "summary": "VAR, 6 layers, still lifes",
         "embedded": {"tokenizer": "stilllife-tokenizer", "backbone": "stilllife-var-small"},
+        "sampling": {"latent_scorer": "stilllife-latent-scorer"},
         "training": {
             "recipes": ("stilllife-var-small",), "images": 38_000, "judged": 1000, "agreement": 53.4, "distance": 244,
         },
