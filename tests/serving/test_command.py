@@ -112,6 +112,7 @@ def test_a_port_in_use_is_one_line_before_anything_is_loaded(capsys):
         (["--api-key-file", "no-such-file"], "no-such-file"),
         (["--api-key-file", "empty"], "--api-key-file empty is empty"),
         (["--api-key-file", "short"], "too short or not ASCII"),
+        (["--api-key-file", "binary"], "--api-key-file binary has a key that is too short or not ASCII"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -119,6 +120,7 @@ def test_what_cannot_be_served_is_one_line(options, words, capsys, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "short").write_text("long-enough\nshort\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfelong-enough")
     monkeypatch.setattr("var_toolkit.serving.models.load", lambda name, **_: pytest.fail(f"{name} was loaded"))
     assert main(["serve", "--port", str(free_port()), *options]) == 2
     assert words in one_line(capsys)

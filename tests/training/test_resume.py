@@ -132,17 +132,27 @@ def test_another_length_is_noted_once_and_the_log_before_stays(tiny, cache, tmp_
     assert notes == [{"step": 2, "note": "steps changed from 2 to 3; the schedule follows the new length from here"}]
 
 
-def test_a_checkpoint_from_before_there_were_kinds_of_optimisers_is_continued(tiny, cache, tmp_path, capsys):
-    short, long = (tiny("var", steps=n) for n in (2, 3))
+@pytest.mark.parametrize(
+    ("objective", "part", "name", "other", "told"),
+    [
+        ("var", "optimiser", "kind", {"lr": 1e-3, "kind": "muon"}, r"optimiser.kind = 'adamw'.*'muon'"),
+        ("tokenizer", "objective_options", "edges", {"edges": 1.0}, r"objective_options.edges = 0.0.*1.0"),
+    ],
+    ids=["kind of optimiser", "option of objective"],
+)
+def test_what_a_checkpoint_is_too_old_to_know_has_its_default(
+    objective, part, name, other, told, tiny, cache, tmp_path
+):
+    short, long = (tiny(objective, steps=n) for n in (2, 3))
     train(short, tmp_path, cache_dir=cache, device="cpu")
     content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     recipe = json.loads(content["recipe"])
-    del recipe["optimiser"]["kind"]
+    del recipe[part][name]
     torch.save(content | {"recipe": json.dumps(recipe)}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=told):
+        train(tiny(objective, **{part: other}), tmp_path, cache_dir=cache, device="cpu")
     train(long, tmp_path, cache_dir=cache, device="cpu")
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
-    with pytest.raises(ValueError, match=r"optimiser.kind = 'adamw'.*'muon'"):
-        train(tiny("var", optimiser={"lr": 1e-3, "kind": "muon"}), tmp_path, cache_dir=cache, device="cpu")
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"pickle"])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from var_toolkit.training.loop import train
-from var_toolkit.training.trackers import TRACKERS, require_tracker
+from var_toolkit.training.trackers import TRACKERS, open_tracker, require_tracker
 
 # What Weights & Biases and trackio have in common, and writes down how it is called.
 FAKE = """
@@ -69,6 +69,20 @@ def test_tensorboard_has_the_numbers_of_the_log_and_the_images(trained):
     assert shown == rows(out)
     assert {name for _, name in shown} >= {"loss", "validation_loss", "lr"}
     assert [one.step for one in events.Images("samples")] == [2, 4]
+
+
+@pytest.mark.parametrize("first", [0, 2], ids="from step {}".format)
+def test_tensorboard_shows_no_step_twice_that_a_run_repeats(first, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for begun, value in ((0, 1.0), (first, 2.0)):
+        tracker = open_tracker("tensorboard", tmp_path, {}, begun)
+        for step in range(begun + 1, 4):
+            tracker.scalars(step, {"loss": value})
+        tracker.close()
+    shown = [(one.step, one.value) for one in EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")]
+    assert shown == [(step, 1.0 if step <= first else 2.0) for step in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TRACKERS if kind != "tensorboard"])

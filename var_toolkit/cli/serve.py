@@ -90,8 +90,10 @@ def _keys(file: Path | None) -> list[str]:
         found = [os.environ[KEY].strip()] if os.environ.get(KEY) else []
         where = f"the variable {KEY}"
     else:
-        found = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         where = f"--api-key-file {file}"
+        # What is no UTF-8 becomes characters that no key may have, about which a complaint names the file.
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        found = [line.strip() for line in lines if line.strip()]
         if not found:
             raise ValueError(f"{where} is empty; write a key into it, one a line")
     if any(len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() for key in found):

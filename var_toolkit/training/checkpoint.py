@@ -41,7 +41,7 @@ def read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any] | None:
         return None
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        then, now = (_decisive(json.loads(text)) for text in (content["recipe"], as_json(recipe)))
+        then, now = (_decisive(json.loads(text), recipe) for text in (content["recipe"], as_json(recipe)))
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError):
         raise ValueError(f"{path} is damaged or not the checkpoint of a run; delete it to start again") from None
     for name in now:
@@ -54,12 +54,21 @@ def read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any] | None:
     return content
 
 
-def _decisive(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The part of a recipe that must be the same for a run to be resumed."""
+def _decisive(recipe: dict[str, Any], of: Recipe) -> dict[str, Any]:
+    """The part of a recipe that must be the same for a run to be resumed.
+
+    What older versions did not know has its default: the kind of the optimiser, and options of the objective.
+    """
     fixed = {name: value for name, value in recipe.items() if name not in FREE_TO_CHANGE}
     data = {name: value for name, value in recipe["data"].items() if name not in FREE_IN_DATA}
-    optimiser = {"kind": "adamw"} | recipe["optimiser"]  # older checkpoints have no kind
-    return fixed | {"data": data, "optimiser": optimiser}
+    optimiser = {"kind": "adamw"} | recipe["optimiser"]
+    options = _defaults(of.objective_options) | (recipe.get("objective_options") or {})
+    return fixed | {"data": data, "optimiser": optimiser, "objective_options": options}
+
+
+def _defaults(options: Any) -> dict[str, Any]:
+    fields = dataclasses.fields(options) if dataclasses.is_dataclass(options) else ()
+    return {one.name: one.default for one in fields if one.default is not dataclasses.MISSING}
 
 
 def as_json(recipe: Recipe) -> str:

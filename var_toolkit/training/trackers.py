@@ -54,7 +54,7 @@ class _TensorBoard:
     def __init__(self, out: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
+        self.writer: Any = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
