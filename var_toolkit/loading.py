@@ -29,6 +29,7 @@ from var_toolkit.formats.facts import Facts, of_both, of_entry, read_facts
 from var_toolkit.formats.fitting import AnyTokenizer, fitted
 from var_toolkit.formats.hub import at_revision, is_hub_id, snapshot, with_revision
 from var_toolkit.formats.lone_tokenizers import ALONE, find_tokenizer, read_autoencoder, read_tokenizer
+from var_toolkit.formats.peft_files import CONFIG as ADAPTER_CONFIG
 from var_toolkit.formats.peft_files import read_adapter
 from var_toolkit.formats.published import ADAPTER
 from var_toolkit.formats.text_folders import checked_encoder, read_text_encoder
@@ -210,6 +211,8 @@ def _head_folder(source: str) -> Path | None:
 def _from_directory(folder: Path, given: Mapping[str, Part], weights: bool) -> Pipeline:
     if not (folder / INDEX).exists() and (folder / "final" / INDEX).is_file():
         raise ValueError(f"{folder / INDEX} is missing; did you mean {folder / 'final'}?")
+    if not (folder / INDEX).exists() and (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{folder} holds an adapter; give its base model, and this folder as --adapter")
     index = read_json(folder / INDEX)
     for part in PARTS:
         if part not in index or not (folder / part).is_dir():

@@ -1,6 +1,8 @@
 """Adapters: trained by every objective that starts from weights, saved as peft does, merged where a model draws."""
 
 import json
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -242,6 +244,20 @@ def test_a_bad_adapter_is_one_line(name, run, bases, tmp_path, capsys):
         var_toolkit.load(bases("var")[0], adapters=[(folder, 1.0)], device="cpu")
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
+
+
+def test_an_adapter_in_place_of_a_model_is_named(run):
+    with pytest.raises(ValueError, match="final holds an adapter; give its base model, and this folder as --adapter"):
+        var_toolkit.load(run[0] / "final", device="cpu")
+
+
+def test_peft_is_imported_without_a_word_on_standard_error():
+    code = (
+        "from torch import nn; from var_toolkit.models.layers.lora import inject; "
+        "inject(nn.Sequential(nn.Linear(2, 2)), ['0'], rank=1, alpha=1.0, dora=False)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stderr == ""
 
 
 @pytest.mark.parametrize("weight", ["x", "nan"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,8 @@ def _ends(name: str, end: str) -> bool:
 
 def inject(network: nn.Module, layers: Sequence[str], *, rank: int, alpha: float, dora: bool) -> None:
     """Put adapters that change nothing yet into layers, in place; nothing else of the network is trained."""
-    from peft import LoraConfig
+    with _quiet():
+        from peft import LoraConfig
 
     _inject(network, LoraConfig(r=rank, lora_alpha=alpha, use_dora=dora, target_modules=list(layers)))  # type: ignore[arg-type]
 
@@ -62,11 +64,18 @@ def _inject(network: nn.Module, config: LoraConfig) -> None:
     from var_toolkit.models.layers.lora_linear import LoraLinear
 
     config._register_custom_module({Linear: LoraLinear})
+    with _quiet():
+        inject_adapter_in_model(config, network)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it peft may import torchao, about which torch would write to standard error."""
     logger = logging.getLogger("torch.utils._pytree")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # peft tries to import torchao, about which torch would write to standard error
+    logger.setLevel(logging.ERROR)
     try:
-        inject_adapter_in_model(config, network)
+        yield
     finally:
         logger.setLevel(level)
 
@@ -99,7 +108,8 @@ def weight_changes(weights: Mapping[str, Tensor], adapter: Adapter) -> dict[str,
 
     peft merges them in layers of their own, so that no network changes.
     """
-    from peft import LoraConfig, set_peft_model_state_dict
+    with _quiet():
+        from peft import LoraConfig, set_peft_model_state_dict
 
     shell = nn.Module()
     for name in adapter.sizes:
