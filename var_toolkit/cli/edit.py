@@ -23,6 +23,7 @@ SUMMARY = "redraw a part of an image: inpaint, outpaint, change the class"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen edit`."""
+    parser.usage = "%(prog)s IMAGE (--mask FILE|X,Y,W,H | --expand N|L,T,R,B | --instruction TEXT) [options]"
     parser.add_argument(
         "image",
         type=Path,

@@ -18,6 +18,7 @@ SUMMARY = "draw images of classes or prompts"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen sample`."""
+    parser.usage = "%(prog)s (--class CLASS ... | --prompt TEXT) [-n N] [--seed SEED] [--model MODEL] [options]"
     add_subject_options(parser, required=True)
     parser.add_argument(
         "--control",

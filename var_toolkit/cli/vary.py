@@ -19,6 +19,7 @@ SUMMARY = "draw variations of an image by redrawing its finer scales"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen vary`."""
+    parser.usage = "%(prog)s IMAGE --from-scale K [options]"
     parser.add_argument(
         "image",
         type=Path,
