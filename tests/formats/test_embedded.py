@@ -62,14 +62,14 @@ def test_samples_show_what_their_class_says(name, judge):
 
 
 def test_the_text_model_draws_what_a_prompt_asks_for():
-    """Not yet every solid of several: it is under-trained (docs/measurements.md)."""
+    """Most of it: several different solids are often mixed up (docs/measurements.md)."""
     pipe, asked = var_toolkit.load("scenes-infinity", device="cpu"), prompts(24)
     images = pipe(prompt=[one.caption.text for one in asked], seeds=range(24), output_type="pt", batch_size=24).images
     scores = prompt_scores((images * 255).round().to(torch.uint8), asked)
     assert scores.attributes["ground"] > 0.8
     assert scores.attributes["light"] > 0.8
     assert scores.attributes["count"] > 0.6
-    assert scores.whole > 0.25
+    assert scores.whole > 0.4
 
 
 def test_the_tokenizer_of_scenes_keeps_real_renderings_and_their_edges():

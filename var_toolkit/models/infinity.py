@@ -473,10 +473,10 @@ FAMILY = Family(
 NETWORKS = {"Infinity": "backbone"}
 MODELS = {
     "scenes-infinity": {
-        "summary": "Infinity, 6 layers, scenes from text; under-trained", "resolution": 128, "class_names": "none",
+        "summary": "Infinity, 6 layers, scenes from text", "resolution": 128, "class_names": "none",
         "embedded": {"tokenizer": "scenes-tokenizer", "backbone": "scenes-infinity", "text_encoder": "scenes-words"},
         "sampling": {"cfg": 3.0, "top_k": 0, "top_p": 0.97, "temperature": 0.5},
-        "training": {"recipes": ("scenes-infinity",), "images": 365_000},
+        "training": {"recipes": ("scenes-infinity",), "images": 525_000},
     },
     "infinity-125m": {
         "summary": "Infinity, 12 layers, text to image",
