@@ -130,8 +130,8 @@ async def load(args: argparse.Namespace, pipe: Pipeline) -> None:
         cuts = statistics.quantiles(seen.seconds, n=20)
         print(f"seconds of an answer: p50 {cuts[9]:.2f}, p95 {cuts[18]:.2f}")
     if seen.memory:
-        settled = seen.memory[len(seen.memory) // 3]
-        print(f"memory: {settled / 1e6:.0f} MB after a third, {seen.memory[-1] / 1e6:.0f} MB at the end")
+        early = seen.memory[len(seen.memory) // 3]
+        print(f"memory: {early / 1e6:.0f} MB after a third, {seen.memory[-1] / 1e6:.0f} MB at the end")
     for name in ("batch_images_count", "images_total", "abandoned_total", "refused_total"):
         print(f"vargen_{name}: {sum(map(float, re.findall(rf'^vargen_{name}(?:{{.*}})? (.+)$', counts, re.M))):.0f}")
 

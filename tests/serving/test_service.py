@@ -266,7 +266,7 @@ def test_a_batch_waits_for_those_whose_requests_are_being_read(monkeypatch):
         with line.expecting():
             line.join(items[:1])
             batch = pool.submit(line.next)
-            time.sleep(5 * line_module.SETTLE)
+            time.sleep(5 * line_module.PAUSE)
             assert not batch.done()
             line.join(items[1:])
         assert batch.result(60) == items

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from var_toolkit.files import check_new, check_writable
+from var_toolkit.cli.new_directory import add_new_directory_option, require_new_directory
 
 SUMMARY = "turn published weight files into a model directory"
 NETWORKS = ("tokenizer", "backbone")
@@ -47,19 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which weights of a training checkpoint: ema, the averaged ones (the default if it has both), or model, "
         "those that were trained",
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the directory to write; it must not exist"
-    )
+    add_new_directory_option(parser)
     parser.add_argument("--half", action="store_true", help="store the weights in float16: half the size")
 
 
 def run(args: argparse.Namespace) -> None:
     """Read and check the files, then write the directory completely or not at all."""
-    try:
-        check_new(args.out)
-    except ValueError as error:
-        raise ValueError(f"--out {error}") from None
-    check_writable(args.out.parent)
+    require_new_directory(args.out)
     config = _config(args.config)
     import torch
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from var_toolkit.cli.new_directory import add_new_directory_option, require_new_directory
 from var_toolkit.cli.options import add_adapter_option, add_model_option
-from var_toolkit.files import check_new, check_writable
 
 SUMMARY = "merge adapters into a model"
 
@@ -15,18 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `vargen merge`."""
     add_model_option(parser)
     add_adapter_option(parser, required=True)
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the directory to write; it must not exist"
-    )
+    add_new_directory_option(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Load, merge, and write the directory completely or not at all."""
-    try:
-        check_new(args.out)
-    except ValueError as error:
-        raise ValueError(f"--out {error}") from None
-    check_writable(args.out.parent)
+    require_new_directory(args.out)
     from var_toolkit.loading import load
 
     load(args.model, adapters=args.adapter, device="cpu").save_pretrained(args.out)

@@ -10,7 +10,7 @@ from threading import Condition
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
-SETTLE = 0.01  # seconds without a newcomer, after which a batch that is not full is drawn
+PAUSE = 0.01  # seconds without a newcomer, after which a batch that is not full is drawn
 LONGEST = 0.1  # seconds that it waits for those whose requests are being read
 
 
@@ -90,14 +90,14 @@ class Line(Generic[T]):
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
-                self._settle()
+                self._await_newcomers()
                 chosen = list(islice(self._alike(), self.batch))
                 gone = set(map(id, chosen))
                 self._waiting = deque(one for one in self._waiting if id(one) not in gone)
                 if chosen or self._closed:
                     return chosen
 
-    def _settle(self) -> None:
+    def _await_newcomers(self) -> None:
         """Wait as long as newcomers join the batch, so that those that come together are drawn together."""
         before, end = 0, monotonic() + LONGEST
         while not self._closed and monotonic() < end:
@@ -105,7 +105,7 @@ class Line(Generic[T]):
             if count >= self.batch or not (self._coming or count > before):
                 return
             before = count
-            self._changed.wait(SETTLE)
+            self._changed.wait(PAUSE)
 
     def _alike(self) -> Iterator[T]:
         """The first in the line, and all that can be drawn with it."""
