@@ -59,6 +59,7 @@ from var_toolkit.models.layers import linear, raster_positions
 from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.models.llamagen_t2i import TextRasterGPT, TextRasterGPTConfig
 from var_toolkit.models.mar import MAR
+from var_toolkit.models.medusa_heads import HydraHeads, MedusaHeads, MedusaHeadsConfig
 from var_toolkit.models.star import STAR, STARConfig
 from var_toolkit.models.var import VAR, VARConfig
 from var_toolkit.models.varedit import VAREdit, VAREditConfig
@@ -568,6 +569,10 @@ def eagle():
     return on_cuda(lambda: EagleHead(EagleHeadConfig(**sizes)))
 
 
+def heads(kind):
+    return lambda: on_cuda(lambda: kind(MedusaHeadsConfig(32, 16, heads=3, hidden=8)))
+
+
 TREE = {"draft_tree": (2, 2)}
 LANTERN = {"accept": "lantern", "neighbours": 3}
 # Settings, what drafts, and the operators of a round at most: those of the passes, and what drafting and judging add.
@@ -583,6 +588,8 @@ SPECULATIONS = {
     "draft-kseq": ({"speculate": "draft", "accept": "kseq"}, lambda: gpt(depth=1), 2080),
     "early-exit-grouped": ({"speculate": "early-exit", "accept": "grouped"}, None, 1000),
     "eagle-lantern": ({"speculate": "eagle", **LANTERN}, eagle, 1080),
+    "medusa": ({"speculate": "medusa"}, heads(MedusaHeads), 600),
+    "hydra-tree": ({"speculate": "hydra", **TREE}, heads(HydraHeads), 780),
     "ngram": ({"speculate": "ngram", "draft_length": 3}, None, 375),
     "ngram-tree": ({"speculate": "ngram", **TREE}, None, 560),
 }

@@ -13,7 +13,8 @@ from var_toolkit.core.schedule import Schedule
 
 COUNT = 2**31 - 1  # an upper limit of counts, far above any real number of tokens, codes or images
 DISCRETE, CONTINUOUS, DISTILLED = ("discrete tokens",), ("continuous tokens",), ("distilled models",)
-PROPOSERS = ("auto", "jacobi", "draft", "early-exit", "ngram", "eagle")
+PROPOSERS = ("auto", "jacobi", "draft", "early-exit", "ngram", "eagle", "medusa", "hydra")
+TRAINED = ("draft", "early-exit", "eagle", "medusa", "hydra")  # proposers that are networks
 RULES = ("standard", "kseq", "lantern", "grouped", "decayed")
 
 
@@ -221,7 +222,7 @@ class SpeculationSettings(TypedDict, total=False):
     ]
     draft_confidence: Annotated[
         float | None,
-        Setting("stop drafting where no token is as probable as P", SHARE, "P", of=("draft", "early-exit", "eagle")),
+        Setting("stop drafting where no token is as probable as P", SHARE, "P", of=TRAINED),
     ]
     jacobi_start: Annotated[
         str | None,

@@ -12,6 +12,7 @@ from var_toolkit.cli import main
 from var_toolkit.formats.directory import save_network
 from var_toolkit.loading import Drafting, load, skeleton
 from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig, ExitHead, ExitHeadConfig
+from var_toolkit.models.medusa_heads import HydraHeads, MedusaHeads, MedusaHeadsConfig
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.registry import Sampling
 
@@ -30,6 +31,9 @@ def models(tmp_path_factory) -> dict[str, str]:
     sizes = {name: sizes[name] for name in ("embed_dim", "num_heads", "mlp_hidden", "side", "vocab_size")}
     save_network(EagleHead(EagleHeadConfig(**sizes)), folder / "eagle")
     save_network(ExitHead(ExitHeadConfig(**sizes, layers=1)), folder / "exit")
+    heads = MedusaHeadsConfig(sizes["embed_dim"], sizes["vocab_size"], heads=3, hidden=8)
+    save_network(MedusaHeads(heads), folder / "medusa")
+    save_network(HydraHeads(heads), folder / "hydra")
     return {path.name: str(path) for path in folder.iterdir()}
 
 
@@ -51,6 +55,9 @@ def run(models, *options: str) -> int:
         "--speculate early-exit --exit-layers 1",
         "--speculate early-exit --draft-model @exit",
         "--speculate eagle --draft-model @eagle --draft-tree 3,2,1",
+        "--speculate medusa --draft-model @medusa --draft-tree 3,2",
+        "--speculate hydra --draft-model @hydra",
+        "--speculate hydra --draft-model @hydra --accept kseq --draft-confidence 0.2",
         "--speculate ngram",
         "--speculate jacobi --draft-length 1000",
         "--speculate jacobi --accept lantern --delta 0.3",
@@ -128,6 +135,11 @@ def test_draft_models_load_beside_a_model_and_follow_it(models):
         ("--speculate draft --draft-model @other", "has vocab_size 8, but the target has 16"),
         ("--speculate draft --draft-model @eagle", "is of kind EagleHead; speculate draft needs a next-token model"),
         ("--speculate eagle --draft-model @small", "is a RasterGPT; speculate eagle takes an EagleHead"),
+        ("--speculate hydra --draft-model @medusa", "is a MedusaHeads; speculate hydra takes HydraHeads"),
+        ("--speculate medusa --draft-model @hydra", "is a HydraHeads; speculate medusa takes MedusaHeads"),
+        ("--speculate hydra --draft-model @eagle", "is a EagleHead; speculate hydra takes HydraHeads"),
+        ("--speculate hydra --draft-model @hydra --draft-length 5", "--draft-length is 4 at most"),
+        ("--speculate medusa --draft-model @medusa --draft-tree 1,1,1,1", "a tree has 3 levels at most"),
         ("--speculate early-exit --draft-model @eagle", "is a EagleHead; speculate early-exit takes an ExitHead"),
         ("--speculate early-exit --exit-layers 2", "layers is 2;"),
         ("--speculate jacobi --accept lantern --delta 1.5", "--delta is 1.5; it must be a number from 0 to 1"),
@@ -166,7 +178,7 @@ def test_bad_input_is_one_line_and_status_2(models, options, words, capsys):
         ("--speculate draft --draft-model stilllife-var-small --subnet 8 --full-scales 4", "without smooth, subnet"),
         ("--model stilllife-flowar --speculate draft", "FlowAR draws continuous tokens"),
         ("--speculate draft --draft-model stilllife-gpt-eagle", "EagleHead"),
-        ("--draft-model stilllife-var-small", "--draft-model is for --speculate draft, early-exit or eagle"),
+        ("--draft-model stilllife-var-small", "--draft-model is for --speculate draft, early-exit, eagle"),
         ("--model stilllife-gpt --speculate ngram --draft-tree 40,40,40", "it must have 1000 drafts at most"),
         ("--model stilllife-gpt --speculate ngram --draft-tree 2000", "256 tokens of 1024 codes"),
         ("--model stilllife-hmar --speculate draft --draft-model stilllife-var-small", "HMAR cannot be its target"),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from methods.toy import SIDE, distance, drawn, request, toy, toy_head, truth
+from methods.toy import SIDE, distance, drawn, request, toy, toy_head, toy_heads, truth
 from runs import run_with
 from small_llamagen import golden_gpt
 from torch.testing import assert_close
@@ -24,15 +24,18 @@ from var_toolkit.methods.speculative.growing import Shape
 from var_toolkit.methods.speculative.jacobi import Jacobi
 from var_toolkit.methods.speculative.kseq import KSeq
 from var_toolkit.methods.speculative.lengths import Adaptive, Fixed
+from var_toolkit.methods.speculative.medusa import Medusa
 from var_toolkit.methods.speculative.ngram import NGram
 from var_toolkit.methods.speculative.rules import Standard
 from var_toolkit.methods.speculative.small_model import EarlyExit, SmallModel
 from var_toolkit.methods.speculative.token_sampling import TokenSampling
 from var_toolkit.methods.speculative.verify import Rounds, Speculation, Target, speculate
+from var_toolkit.models.medusa_heads import MedusaHeads
 
 HEAD_SETTINGS = Categorical(temperature_first=True)
 SAMPLES, MANY = 2000, 100_000
 TARGET, SMALL, HEAD = toy(1), toy(2, depth=1), toy_head(3)
+MEDUSA, HYDRA = toy_heads(6, MedusaHeads), toy_heads(5)
 CHAIN, TREE, CHAINS = Shape((1, 1, 1)), Shape((2, 2, 1)), Shape((3, 1, 1), chains=True)
 SAMPLINGS = {
     "guided": TokenSampling(TARGET, HEAD_SETTINGS, 0.7),
@@ -53,10 +56,20 @@ PROPOSERS = {
     "ngram-tree": NGram(TREE),
     "eagle": Eagle(CHAIN),
     "eagle-tree": Eagle(TREE),
+    "medusa": Medusa(CHAIN),
+    "medusa-tree": Medusa(TREE),
+    "hydra": Medusa(CHAIN, sequential=True),
+    "hydra-tree": Medusa(TREE, sequential=True),
+}
+DRAFTING = ("small", "eagle", "medusa", "hydra")  # which draft with a network
+CHAINED = {
+    "small-chains": SmallModel(CHAINS),
+    "eagle-chains": Eagle(CHAINS),
+    "hydra-chains": Medusa(CHAINS, sequential=True),
 }
 LENGTHS = {"fixed": Fixed(4), "confidence": Fixed(4, 0.65), "adaptive": Adaptive(4)}
 COMBINATIONS = [
-    *((name, "standard", policy) for name in PROPOSERS for policy in LENGTHS if name.startswith(("small", "eagle"))),
+    *((name, "standard", policy) for name in PROPOSERS for policy in LENGTHS if name.startswith(DRAFTING)),
     *(
         (name, "standard", policy)
         for name in PROPOSERS
@@ -64,9 +77,8 @@ COMBINATIONS = [
         if name.startswith(("j", "n"))
     ),
     ("exit", "standard", "fixed"),
-    *((name, "kseq", policy) for name in ("small-chains", "eagle-chains") for policy in LENGTHS),
+    *((name, "kseq", policy) for name in CHAINED for policy in LENGTHS),
 ]
-CHAINED = {"small-chains": SmallModel(CHAINS), "eagle-chains": Eagle(CHAINS)}
 BY_PROPOSER = [[each for each in COMBINATIONS if each[0] == name] for name in dict.fromkeys(c[0] for c in COMBINATIONS)]
 QUICK = [each[number % len(each)] for number, each in enumerate(BY_PROPOSER)]  # the policies in turn
 RULES = {"standard": Standard(), "kseq": KSeq()}
@@ -74,6 +86,8 @@ RULES = {"standard": Standard(), "kseq": KSeq()}
 
 def draft_of(proposer):
     """The network that drafts."""
+    if isinstance(proposer, Medusa):
+        return HYDRA if proposer.sequential else MEDUSA
     return HEAD if isinstance(proposer, Eagle) else SMALL
 
 
@@ -148,9 +162,12 @@ def test_so_it_does_with_many_samples(proposer, rule, policy, plain_many):
         ("jacobi-keep", "filtered"),
         ("small-tree", "filtered"),
         ("eagle", "filtered"),
+        ("medusa", "filtered"),
+        ("hydra", "filtered"),
         ("jacobi-repeat", "plain"),
         ("ngram", "plain"),
         ("eagle", "plain"),
+        ("hydra-tree", "plain"),
     ],
 )
 def test_so_it_does_with_filters_and_without_guidance(proposer, stage, plain):
@@ -168,7 +185,9 @@ def test_the_measure_sees_a_rule_that_is_not_exact(plain):
     assert distance(tokens, chances) > 2 * noise
 
 
-@pytest.mark.parametrize("proposer", [Jacobi(1), SmallModel(Shape(())), NGram(Shape(())), Eagle(Shape(()))])
+@pytest.mark.parametrize(
+    "proposer", [Jacobi(1), SmallModel(Shape(())), NGram(Shape(())), Eagle(Shape(())), Medusa(Shape(()))]
+)
 def test_window_1_is_plain_decoding(proposer):
     stage = SAMPLINGS["filtered"]
     tokens, tally = drawn(Speculation(proposer, Standard(), Fixed(1)), stage, range(50), draft_of(proposer))
@@ -304,7 +323,7 @@ def test_a_network_of_whole_maps_cannot_speculate_token_by_token(small_var, smal
         run_with(small_tokenizer, small_var, verify=Speculation(Jacobi(8), Standard(), Fixed(8)))
 
 
-@pytest.mark.parametrize("proposer", ["jacobi-keep", "small-tree", "ngram", "exit"])
+@pytest.mark.parametrize("proposer", ["jacobi-keep", "small-tree", "ngram", "exit", "hydra"])
 def test_verification_starts_behind_and_ends_before_plain_steps(proposer):
     """Tokens 0 and 1 plain, 2 to 6 verified, 7 and 8 plain; with window 1 the tokens are those of plain decoding."""
     network, tokenizer = TARGET, SimpleNamespace(pyramid_of=lambda schedule: NoImages())
@@ -314,7 +333,7 @@ def test_verification_starts_behind_and_ends_before_plain_steps(proposer):
     def drawn_by(verify, count):
         parts = (Tokens(0, 2), None), (Tokens(2, 5), verify), (Tokens(7, 2), None)
         plan = Plan(whole.schedule, [replace(step, places=places, verify=one) for places, one in parts])
-        run = bind(plan, {"backbone": network, "draft": SMALL}, tokenizer)
+        run = bind(plan, {"backbone": network, "draft": draft_of(chosen)}, tokenizer)
         return decode(run, request(count), Noise(range(count)))
 
     chosen = PROPOSERS[proposer]
@@ -338,7 +357,7 @@ def test_eagle_cannot_start_behind_other_steps():
 
 
 @pytest.mark.parametrize("rule", [Standard(), Grouped(2)], ids=["standard", "grouped"])
-@pytest.mark.parametrize("proposer", ["jacobi-keep", "small-tree", "ngram", "eagle"])
+@pytest.mark.parametrize("proposer", ["jacobi-keep", "small-tree", "ngram", "eagle", "hydra"])
 def test_preserved_tokens_survive_any_rule_and_the_others_follow_them(proposer, rule):
     mask = torch.zeros(1, SIDE**2, dtype=torch.bool)
     mask[0, [1, 4]] = True

@@ -12,6 +12,7 @@ from var_toolkit.methods.speculative.token_sampling import TokenSampling
 from var_toolkit.methods.speculative.verify import Rounds, Speculation, speculate
 from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig
 from var_toolkit.models.llamagen import RasterGPT, RasterGPTConfig
+from var_toolkit.models.medusa_heads import HydraHeads, MedusaHeads, MedusaHeadsConfig
 
 CODES, SIDE = 2, 3
 SIZES = {"embed_dim": 16, "num_heads": 2, "mlp_hidden": 24, "vocab_size": CODES, "side": SIDE}
@@ -26,6 +27,11 @@ def toy(seed: int, depth: int = 2, **changes: int) -> RasterGPT:
 def toy_head(seed: int) -> EagleHead:
     """A head that has learnt nothing."""
     return _with_opinions(EagleHead(EagleHeadConfig(**SIZES)), seed)
+
+
+def toy_heads(seed: int, kind: type[MedusaHeads] = HydraHeads) -> MedusaHeads:
+    """Heads that have learnt nothing."""
+    return _with_opinions(kind(MedusaHeadsConfig(SIZES["embed_dim"], CODES, heads=3, hidden=8)), seed)
 
 
 def _with_opinions(network, seed):

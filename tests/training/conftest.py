@@ -64,6 +64,7 @@ RASTER_GPT = {
 FLEXVAR = {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_nums": [1, 2, 8], "vocab_size": 32,
            "latent_channels": 4, "position_side": 8, "shared_aln": True}  # fmt: skip
 HEAD = {"embed_dim": 16, "num_heads": 2, "mlp_hidden": 32, "vocab_size": 32, "side": 8}
+HEADS = {"embed_dim": 16, "vocab_size": 32, "heads": 2, "hidden": 12}
 MODELS = {
     "tokenizer": TOKENIZER,
     "raster-tokenizer": RASTER_VQ,
@@ -75,6 +76,7 @@ MODELS = {
     "sar": FLEXVAR,
     "eagle-head": HEAD,
     "exit-head": HEAD | {"layers": 1},
+    **dict.fromkeys(("medusa-heads", "hydra-heads"), HEADS),
     "kl": KL,
     "flowar": FLOWAR,
     "mar": MAR,
@@ -93,7 +95,7 @@ MODELS = {
     "hmar-mask": HMAR,
     "car": VAR | {"control_channels": [4] * 5, "light_width": 4, "light_layers": 1},
 }  # VAR for the others
-DRAFTERS = ("raster-distil", "eagle-head", "exit-head")  # of next-token models
+DRAFTERS = ("raster-distil", "eagle-head", "exit-head", "medusa-heads", "hydra-heads")  # of next-token models
 # The multi-scale one for the others.
 TOKENIZERS = {
     **dict.fromkeys(("flowar", "mar", "himar", "acdit", "xar", "ecar"), "kl"),

@@ -20,13 +20,14 @@ from var_toolkit.formats.directory import load_network
 from var_toolkit.loading import load
 from var_toolkit.models.draft_heads import EagleHead, ExitHead, early_exit
 from var_toolkit.models.llamagen import RasterGPT
+from var_toolkit.models.medusa_heads import HydraHeads, MedusaHeads
 from var_toolkit.training import sample_cache
 from var_toolkit.training.acceptance import acceptance, soft_cross_entropy, tvd_plus_plus
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.loop import train
 from var_toolkit.training.sample_cache import cached_samples, spread_labels
 
-NAMES = ["raster-distil", "eagle-head", "exit-head"]
+NAMES = ["raster-distil", "eagle-head", "exit-head", "medusa-heads", "hydra-heads"]
 DRAFT = 2 * torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
 TARGET = 2 * torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(1))
 FILTERED = filter_top_k_top_p(TARGET, top_k=3)
@@ -190,6 +191,37 @@ def test_an_eagle_head_learns_features_of_both_rows_and_the_guided_choices(build
     assert_close(loss.terms["acceptance"], acceptance(draft, target[:, 1:]).mean(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["medusa-heads", "hydra-heads"])
+def test_each_head_learns_the_guided_choices_of_the_token_that_it_drafts(build, name):
+    objective, batch = build(name, decay=0.5)
+    network = fill(objective.networks["var"])
+    rows, target = taught(objective, batch)
+    embedded = objective.teacher.tok_embeddings(batch.tokens.long())
+    losses, accepted = [], []
+    with torch.no_grad():
+        for head in range(2):
+            # By the book: the features that predicted the first of some tokens, then these; the next one is drafted.
+            starts = range(63 - head)
+            logits = [
+                objective.teacher.next_logits(
+                    network(
+                        torch.stack(
+                            [torch.cat((row[:, i], *embedded[:, i : i + head + 1].unbind(1)), dim=-1) for i in starts],
+                            1,
+                        )
+                    )
+                )
+                for row in rows
+            ]
+            draft = guide(torch.cat(logits), 1.0)
+            losses.append(soft_cross_entropy(draft, target[:, head + 1 :]).mean())
+            accepted.append(acceptance(draft, target[:, head + 1 :]).mean())
+        loss = objective._loss(batch, DRAWS)
+    assert_close(loss.total, losses[0] + 0.5 * losses[1], atol=1e-5, rtol=1e-5)
+    assert_close(loss.terms["acceptance_2"], accepted[1], atol=1e-5, rtol=1e-5)
+    assert_close(loss.terms["acceptance"], sum(accepted) / 2, atol=1e-5, rtol=1e-5)
+
+
 def test_noise_is_on_the_features_in_training_alone(build):
     objective, batch = build("eagle-head", feature_noise=0.5)
     network = objective.networks["var"]
@@ -259,7 +291,10 @@ def test_the_teacher_stays_as_it_is(tiny, parts, cache, tmp_path, weights):
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(parts / "raster-teacher").items())
 
 
-@pytest.mark.parametrize(("name", "cls"), [("eagle-head", EagleHead), ("exit-head", ExitHead)])
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [("eagle-head", EagleHead), ("exit-head", ExitHead), ("medusa-heads", MedusaHeads), ("hydra-heads", HydraHeads)],
+)
 def test_heads_are_delivered_alone_and_can_be_embedded(tiny, cache, tmp_path, monkeypatch, name, cls):
     final = train(tiny(name, steps=1), tmp_path / "run", cache_dir=cache, device="cpu")
     assert isinstance(load_network(final), cls)
@@ -279,7 +314,7 @@ def test_a_small_model_is_delivered_with_settings_that_fit_it(tiny, settings, ca
 
 
 def test_heads_go_on_from_delivered_ones(tiny, settings, cache, tmp_path, weights):
-    for name in ("eagle-head", "exit-head"):
+    for name in ("eagle-head", "exit-head", "hydra-heads"):
         first = train(tiny(name, steps=2, ema=None), tmp_path / name, cache_dir=cache, device="cpu")
         options = settings(name)["objective_options"] | {"initial": str(first)}
         recipe = tiny(name, steps=1, ema=None, objective_options=options)
@@ -294,6 +329,8 @@ def test_heads_go_on_from_delivered_ones(tiny, settings, cache, tmp_path, weight
         ("raster-distil", {"num_classes": 10}, "model: num_classes is 10, but the teacher has 1000"),
         ("raster-distil", {"vocab_size": 64}, "model: vocab_size is 64, but the teacher has 32"),
         ("eagle-head", {"embed_dim": 32}, "embed_dim is 32 .* 16"),
+        ("hydra-heads", {"embed_dim": 32}, "embed_dim is 32 .* 16"),
+        ("medusa-heads", {"heads": 63}, "heads is 63; .* 62 at most"),
         ("exit-head", {"layers": 2}, "layers is 2; .* 1 to 1"),
         ("exit-head", {"num_heads": 1}, "num_heads is 1 .* 2"),
     ],
@@ -313,6 +350,7 @@ def test_a_drafter_that_does_not_fit_is_refused_before_anything_is_drawn(
         ("eagle-head", {}, "missing key 'teacher'"),
         ("eagle-head", {"teacher": "a", "choice_weight": -1.0}, "choice_weight is -1.0; .*0 or more"),
         ("eagle-head", {"teacher": "a", "feature_noise": -0.1}, "feature_noise is -0.1; .*0 or more"),
+        ("hydra-heads", {"teacher": "a", "decay": 0.0}, "decay is 0.0; .*above 0"),
         ("exit-head", {"teacher": "a", "loss": "kl"}, "loss is 'kl'; allowed: cross-entropy, tvd"),
         ("raster-distil", {"teacher": "a", "class_dropout": 0.1}, "unknown key 'class_dropout'"),
     ],

@@ -54,7 +54,7 @@ def test_the_published_recipes_have_the_published_peak_rates():
             {"objective": "gan"},
             [
                 "objective is 'gan'",
-                "ecar, exit-head, flexvar, flowar, himar, hmar, hmar-mask, infinity, kl, latent-scorer, mar",
+                "himar, hmar, hmar-mask, hydra-heads, infinity, kl, latent-scorer, mar, medusa-heads, raster-distil",
             ],
         ),
         ({"family": "var"}, ["classifier", "family", "var or raster-gpt"]),

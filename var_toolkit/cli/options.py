@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from var_toolkit.registry import DEFAULT, find_entry
-from var_toolkit.setting_table import SETTINGS, FewerSettings, SearchSettings, Setting, SpeculationSettings
+from var_toolkit.setting_table import SETTINGS, TRAINED, FewerSettings, SearchSettings, Setting, SpeculationSettings
 
 if TYPE_CHECKING:
     from var_toolkit.loading import Drafting, Pair
@@ -101,8 +101,8 @@ def adapter(text: str) -> tuple[str, float]:
 def model_of(args: argparse.Namespace) -> str | Pair | Drafting:
     """What `load` and `skeleton` open: a model, a model and its draft model, or a drafter and a refiner (CoDe)."""
     given = (args.drafter, args.refiner, args.draft_scales)
-    if args.draft_model is not None and args.speculate not in ("draft", "early-exit", "eagle"):
-        raise ValueError("--draft-model is for --speculate draft, early-exit or eagle; give one of them")
+    if args.draft_model is not None and args.speculate not in TRAINED:
+        raise ValueError(f"--draft-model is for --speculate {', '.join(TRAINED)}; give one of them")
     if all(value is None for value in given):
         known = find_entry(args.model) if args.exit_layers is None else None
         draft_model = args.draft_model or (known.draft_models.get(args.speculate) if known is not None else None)

@@ -50,7 +50,7 @@ class Shape(Part):
 class Reader(Protocol):
     """A network that drafts, and its cache of every decided token, in some networks with the class before them."""
 
-    cache: RaggedCache
+    cache: RaggedCache | None  # None where the features at a token say all that is known of those before it
     sampling: TokenSampling  # how it draws
 
     def read(self, tokens_BL: Tensor, features_RLC: Tensor, branches: Branches | None) -> Tensor:
@@ -76,16 +76,17 @@ class GrowingSession:
         hidden_RLC, cache = self.reader.read(checked.tokens, checked.features, None), self.reader.cache
         rows, read = self.reader.sampling.rows, checked.tokens.shape[1]
         new_R = checked.gained.repeat(rows)
-        lengths = [end - read + more for end, more in zip(cache.lengths, [*checked.new] * rows, strict=True)]
-        cache.rewind(lengths, cache.lengths_R - read + new_R)
+        if cache is not None:
+            lengths = [end - read + more for end, more in zip(cache.lengths, [*checked.new] * rows, strict=True)]
+            cache.rewind(lengths, cache.lengths_R - read + new_R)
         self.root_R1C = hidden_RLC if read == 1 else along(hidden_RLC, (new_R - 1).clamp(min=0).unsqueeze(1))
 
     def propose(self, run: Rounds, depths: PerImage) -> tuple[Draft | None, PerImage]:
         """Level by level; an image stops where its proposer is not sure."""
         assert self.root_R1C is not None
         tree = topology(self.shape.widths[: max(depths.known)], self.shape.chains)
-        before, hidden_RnC = PerImage(self.reader.cache.lengths, self.reader.cache.lengths_R), self.root_R1C
-        drafted = depths
+        cache, hidden_RnC, drafted = self.reader.cache, self.root_R1C, depths
+        before = None if cache is None else PerImage(cache.lengths, cache.lengths_R)
         tokens: list[Tensor] = []
         masses: list[Tensor] = []
         for level, width in enumerate(tree.widths):
@@ -100,7 +101,8 @@ class GrowingSession:
                 break
             tokens.append(self._drawn(run, q_BnV, width, first=tree.levels[level + 1].start - 1))
             masses.append(q_BnV)
-        self.reader.cache.rewind(*before)
+        if cache is not None and before is not None:
+            cache.rewind(*before)
         passes = self._passes(drafted, depths)
         if not tokens:
             return None, passes
@@ -116,12 +118,13 @@ class GrowingSession:
         return PerImage(known, torch.minimum(drafted.tensor + 1, asked.tensor))
 
     def _read(
-        self, run: Rounds, fed: range, before: PerImage, tokens_Bn: Tensor, parents_RnC: Tensor, tree: Topology
+        self, run: Rounds, fed: range, before: PerImage | None, tokens_Bn: Tensor, parents_RnC: Tensor, tree: Topology
     ) -> Tensor:
         """Features at the nodes of a level, whose parents' are given."""
-        width = tokens_Bn.shape[1] // parents_RnC.shape[1]
-        root_R = run.positions_B.repeat(self.reader.sampling.rows)
-        branches = tree.branches(fed, before.tensor, root_R, longest=max(before.known), first=1)
+        width, branches = tokens_Bn.shape[1] // parents_RnC.shape[1], None
+        if before is not None:
+            root_R = run.positions_B.repeat(self.reader.sampling.rows)
+            branches = tree.branches(fed, before.tensor, root_R, longest=max(before.known), first=1)
         return self.reader.read(tokens_Bn, parents_RnC.repeat_interleave(width, dim=1), branches)
 
     def _sure(self, q_BnV: Tensor, depths: PerImage, level: int) -> PerImage:

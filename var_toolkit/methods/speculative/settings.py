@@ -19,6 +19,7 @@ from var_toolkit.methods.speculative.jacobi import Jacobi
 from var_toolkit.methods.speculative.kseq import KSeq
 from var_toolkit.methods.speculative.lantern import Lantern
 from var_toolkit.methods.speculative.lengths import Adaptive, Fixed
+from var_toolkit.methods.speculative.medusa import Medusa
 from var_toolkit.methods.speculative.next_scale import NextScale, require_same_images
 from var_toolkit.methods.speculative.ngram import NGram
 from var_toolkit.methods.speculative.rules import Rule, Standard
@@ -30,6 +31,7 @@ from var_toolkit.setting_table import PROPOSERS, RULES, SETTINGS
 JACOBI_WINDOW, WINDOW, SCALES, EXIT_LAYERS, CHAINS, NEIGHBOURS = 16, 5, 2, 2, 4, 1000
 DRAFTS = 1000  # of a tree
 AUTO = "auto"  # the draft length
+HEADS = ("medusa", "hydra")  # proposers whose draft models reach only so far
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +146,8 @@ def _extent(model: Model, given: Mapping[str, Any], proposer: str, rule: str) ->
     if tree is not None and length is not None:
         raise ValueError("draft_tree and draft_length both say how far to draft; give one of them")
     window = JACOBI_WINDOW if proposer == "jacobi" else WINDOW
+    if proposer in HEADS:
+        window = min(WINDOW, 1 + getattr(_draft_model(model, proposer).network.config, "heads", WINDOW))
     if tree is not None:
         window = len(_tree(tree, model)) + 1
     elif length is not None and length != AUTO:
@@ -167,6 +171,8 @@ def _proposer(model: Model, name: str, shape: Shape, lengths: Fixed, given: Mapp
     drafter = _draft_model(model, name)
     if name == "eagle":
         return Eagle(shape)
+    if name in HEADS:
+        return Medusa(shape, sequential=name == "hydra")
     found = SmallModel(shape, drafter.guided)
     found.require_fit(model.backbone, {DRAFT: drafter.network})
     if drafter.tokenizer is not None:
