@@ -30,6 +30,7 @@ LEVELS = (
         "evaluation", "training", "still_life.quality", "still_life.editing_quality", "still_life.data_set",
         "still_life.image_cache", "still_life.classifier_objective", "still_life.scene_data",
         "still_life.scene_detector_objective", "still_life.scene_quality",
+        "still_life.scene_edit_quality",
     ),
     ("cli", "demo", "serving", "__main__"),
 )  # fmt: skip

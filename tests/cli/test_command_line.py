@@ -166,6 +166,9 @@ def test_the_options_are_the_documented_ones():
     assert options["evaluate prompts"] == machine | drawing | plans | {
         "-n", "--model", "--seed", "--sheet", "--prompts", "--clip-score", "--json",
     }  # fmt: skip
+    assert options["evaluate edits"] == machine | (drawing - {"--batch-size"}) | plans | {
+        "-n", "--model", "--seed", "--sheet", "--json",
+    }  # fmt: skip
     assert options["bench"] == {"-h", "--help", "--rounds", "--only", "--out", "--json", "--allow-code", "--published"}
     assert options["demo"] == machine | {"--model", "--host", "--port"}
     assert options["serve"] == options["demo"] | {"--queue", "--batch", "--api-key-file"}

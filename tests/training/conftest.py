@@ -18,6 +18,7 @@ from var_toolkit.models import hmar, var
 from var_toolkit.models.llamagen import RasterGPT, RasterGPTConfig
 from var_toolkit.processes import Team
 from var_toolkit.still_life.classifier import StillLifeClassifier, StillLifeClassifierConfig
+from var_toolkit.still_life.scene_data import SCENE_EDITS, SCENES
 from var_toolkit.tokenizers.bsq import MultiScaleBSQ, MultiScaleBSQConfig
 from var_toolkit.tokenizers.kl import KLConfig
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
@@ -70,6 +71,7 @@ MODELS = {
     "raster-tokenizer": RASTER_VQ,
     "bits-tokenizer": BSQ,
     "infinity": INFINITY,
+    "varedit": INFINITY,
     "raster-gpt": RASTER_GPT,
     "raster-distil": RASTER_GPT | {"depth": 1},
     "flexvar": FLEXVAR,
@@ -99,7 +101,7 @@ DRAFTERS = ("raster-distil", "eagle-head", "exit-head", "medusa-heads", "hydra-h
 # The multi-scale one for the others.
 TOKENIZERS = {
     **dict.fromkeys(("flowar", "mar", "himar", "acdit", "xar", "ecar"), "kl"),
-    "infinity": "bits-tokenizer",
+    **dict.fromkeys(("infinity", "varedit"), "bits-tokenizer"),
     **dict.fromkeys(("raster-gpt", "flexvar", "sar", *DRAFTERS), "raster-tokenizer"),
 }
 COMMON = {
@@ -117,6 +119,17 @@ COMMON = {
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def noisy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with noise in place of scenes and of edited ones, which would be rendered for long."""
+    folder, noise = tmp_path_factory.mktemp("noisy-cache"), np.random.default_rng(0)
+    for kind in (SCENES, SCENE_EDITS):
+        for split in ("train", "validation"):
+            images = noise.integers(0, 256, (24, 3, kind.size, kind.size), dtype=np.uint8)
+            np.save(folder / f"{kind.name}-{split}.npy", images)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -154,6 +167,8 @@ def settings(parts: Path) -> Callable[..., dict[str, Any]]:
         values = copy.deepcopy({"objective": objective, "model": model, **COMMON, "objective_options": options})
         if objective in ("scene-detector", "infinity"):
             values["data"] = {"kind": "scenes", "count": 24, "validation_count": 8}
+        if objective == "varedit":
+            values["data"] = {"kind": "scene-edits", "count": 24, "validation_count": 8}
         if objective == "car":
             values["data"] = COMMON["data"] | {"control": "edges"}
         if objective in (*DRAFTERS, "distilled-decoding", "score-distillation", "latent-scorer"):
@@ -187,7 +202,7 @@ def _options(parts: Path) -> dict[str, dict[str, Any]]:
         },
         "latent-scorer": {"teacher": str(parts / "var"), "judge": str(parts / "classifier")},
         **{name: {"teacher": str(parts / "raster-teacher")} for name in DRAFTERS},
-        "infinity": {"text_heads": 2, "text_depth": 1},
+        **{name: {"text_heads": 2, "text_depth": 1} for name in ("infinity", "varedit")},
         "variant": {"subnets": [2], "full_scales": 1, "subnet_probability": [0.5, 0.5]},
     }
 

@@ -39,7 +39,7 @@ NAMES = [name for name in objective_names() if takes_adapters(name) and name not
 
 
 @pytest.fixture(scope="session")
-def bases(tmp_path_factory, tiny, cache):
+def bases(tmp_path_factory, tiny, cache, noisy_cache):
     """Model directories of untrained networks by objective, and the recipes that would train them."""
     made, folder = {}, tmp_path_factory.mktemp("bases")
 
@@ -51,7 +51,8 @@ def bases(tmp_path_factory, tiny, cache):
                 changes["data"] = {"kind": "captions", "root": str(root), "size": 128, "workers": 0}
             recipe = tiny(name, **changes)
             torch.manual_seed(0)
-            objective = objective_class(name)(recipe, Workplace(cache, Team(0, 1, CPU)))
+            data = noisy_cache if name == "varedit" else cache
+            objective = objective_class(name)(recipe, Workplace(data, Team(0, 1, CPU)))
             network = next(iter(objective.networks.values()))
             with torch.no_grad():
                 for weight in network.parameters():
@@ -83,7 +84,8 @@ def small(**config):
 
 @pytest.mark.parametrize(("name", "kind"), [*((name, "lora") for name in NAMES), ("var", "dora"), ("mar", "dora")])
 @torch.no_grad()
-def test_a_model_with_an_adapter_computes_what_was_trained(name, kind, bases, cache, tmp_path):
+def test_a_model_with_an_adapter_computes_what_was_trained(name, kind, bases, cache, noisy_cache, tmp_path):
+    cache = noisy_cache if name == "varedit" else cache
     with torch.enable_grad():
         adapter, objective, network = adapted(bases, cache, name, kind=kind)
     part, base = objective.adapted(network), bases(name)[0]

@@ -1,4 +1,4 @@
-"""Draw a large set of images (`sample`), score a set (`score`), or judge images of prompts (`prompts`)."""
+"""Draw a large set of images (`sample`), score a set (`score`), or judge images of prompts or edits."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import argparse
 from importlib import import_module
 
 SUMMARY = "draw many images; compute FID, Inception Score, KID, precision and recall"
-STEPS = ("sample", "score", "prompts")
+STEPS = ("sample", "score", "prompts", "edits")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The two steps, each with its own options."""
+    """The steps, each with its own options."""
     steps = parser.add_subparsers(dest="step", metavar="STEP")
     for name in STEPS:
         module = import_module(f"var_toolkit.cli.evaluate_{name}")

@@ -107,7 +107,7 @@ def _of_scenes(args: argparse.Namespace, pipe: Pipeline, clip: ClipScore | None)
         facts["clip_score"] = {name: float(score.mean()) for name, score in scores.items()}
         shown = ", ".join(f"{name} {value:.2f}" for name, value in facts["clip_score"].items())
         lines.append(f"CLIPScore by {clip.source}: {shown}")
-    _write_sheet(report.images, args.sheet)
+    write_sheet(report.images, args.sheet)
     return _Found(facts, lines)
 
 
@@ -117,7 +117,7 @@ def _of_file(args: argparse.Namespace, pipe: Pipeline, clip: ClipScore, asked: l
     seeds = range(args.seed, args.seed + len(asked))
     images = drawn_prompts(pipe, asked, seeds, args.batch_size, sampling_settings(args))
     score = clip(images, asked)
-    _write_sheet(images, args.sheet)
+    write_sheet(images, args.sheet)
     told = f"CLIPScore of {len(asked)} prompts by {clip.source}: {score.mean():.2f}, worst {score.min():.2f}"
     return _Found({"prompts": len(asked), "clip_score": {"model": float(score.mean())}}, [told])
 
@@ -138,7 +138,8 @@ def _lines(report: PromptReport) -> list[str]:
     ]
 
 
-def _write_sheet(images_B3hw: Tensor, path: Path | None) -> None:
+def write_sheet(images_B3hw: Tensor, path: Path | None) -> None:
+    """Write the first uint8 images (B, 3, h, w) side by side, where a file is given."""
     if path is None:
         return
     from torchvision.transforms.functional import to_pil_image

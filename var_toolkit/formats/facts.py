@@ -23,6 +23,7 @@ SIGNATURE = (
 DATA = {
     "still-lifes": "still lifes rendered by var_toolkit",
     "scenes": "scenes with captions rendered by var_toolkit",
+    "scene-edits": "pairs of scenes with instructions rendered by var_toolkit",
     "imagenet": "ImageNet",
 }
 

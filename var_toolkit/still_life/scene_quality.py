@@ -56,7 +56,7 @@ def prompt_report(
     seeds = range(seed, seed + count)
     made = drawn_prompts(pipe, [one.caption.text for one in asked], seeds, batch_size, settings)
     real = renderings(asked)
-    again = torch.cat([_reconstructed(pipe, part) for part in real.split(BATCH)])
+    again = torch.cat([reconstructed(pipe, part) for part in real.split(BATCH)])
     columns = {"model": made, "renderings": real, "reconstructions": again}
     error = (again.float() - real.float()).square().mean((1, 2, 3)) / 255**2
     return PromptReport(
@@ -87,7 +87,7 @@ def drawn_prompts(
 
 
 @torch.inference_mode()
-def _reconstructed(pipe: Pipeline, images_B3hw: Tensor) -> Tensor:
+def reconstructed(pipe: Pipeline, images_B3hw: Tensor) -> Tensor:
     """uint8 images as the tokenizer of a model returns them."""
     given = (images_B3hw / 127.5 - 1).to(pipe.device, next(pipe.tokenizer.parameters()).dtype)
     found: Tensor = pipe.tokenizer.reconstruct(given).float().cpu()
@@ -95,7 +95,8 @@ def _reconstructed(pipe: Pipeline, images_B3hw: Tensor) -> Tensor:
 
 
 @cache
-def _judge() -> SceneDetector:
+def embedded_detector() -> SceneDetector:
+    """The embedded detector."""
     judge = load_network(embedded_part(JUDGE))
     assert isinstance(judge, SceneDetector)
     return judge.requires_grad_(False)
@@ -106,7 +107,7 @@ def prompt_scores(images_B3hw: Tensor, asked: Sequence[Prompt], detector: SceneD
     """Scores of uint8 images (B, 3, 128, 128) that were drawn for prompts. ValueError if the two differ in number."""
     if not len(images_B3hw) == len(asked) > 0:
         raise ValueError(f"there are {len(images_B3hw)} images and {len(asked)} prompts; give one prompt per image")
-    detector = detector or _judge()
+    detector = detector or embedded_detector()
     found = [scene for part in images_B3hw.split(BATCH) for scene in detector.find(part / 127.5 - 1)]
     verdicts = [judge(prompt.caption, scene) for prompt, scene in zip(asked, found, strict=True)]
     of_category = {
@@ -127,7 +128,7 @@ def prompt_share(images_B3hw: Tensor, asked: Sequence[str]) -> list[float]:
     ValueError in one line for a prompt that is not of the grammar of captions.
     """
     wanted = [read_caption(text) for text in asked]
-    found = [scene for part in images_B3hw.split(BATCH) for scene in _judge().find(part / 127.5 - 1)]
+    found = [scene for part in images_B3hw.split(BATCH) for scene in embedded_detector().find(part / 127.5 - 1)]
     verdicts = [judge(caption, scene) for caption, scene in zip(wanted, found, strict=True)]
     return [_mean([getattr(one, name) for name in ATTRIBUTES]) for one in verdicts]
 

@@ -26,6 +26,7 @@ class Batch(NamedTuple):
     judged: Tensor | None = None  # (B,) float32: how probable it is that the images show their classes
     small_moments: Tensor | None = None  # (B, 2C, h, w) float32, those of smaller images
     controls: Tensor | None = None  # (B, 3, h, w) in [-1, 1], the control image of each image
+    sources: Tensor | None = None  # (B, C, h, w) float32, latents of the images that are edited
 
     def split(self, parts: int) -> list["Batch"]:
         """Micro-batches of equal size, in order."""

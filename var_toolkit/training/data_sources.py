@@ -28,6 +28,7 @@ from var_toolkit.training.recipe import (
     FoldersData,
     Recipe,
     SamplesData,
+    SceneEditsData,
     ScenesData,
     StillLifesData,
 )
@@ -98,7 +99,7 @@ def require_size(data: Data, side: int) -> None:
     if isinstance(data, FoldersData | CaptionsData):
         size = data.size
     else:
-        size = scene_drawing.SIZE if isinstance(data, ScenesData) else image_cache.SIZE
+        size = scene_drawing.SIZE if isinstance(data, ScenesData | SceneEditsData) else image_cache.SIZE
     if size != side:
         raise ValueError(f"data: images have {size} x {size} pixels, but the tokenizer reads {side} x {side}")
 
@@ -125,12 +126,12 @@ def images_of(
     def drawn(count: int, split: str) -> ImageArray:
         return ImageArray(*still_lifes(workplace, count, split), workplace.team.device)
 
-    return _rendered(data, drawn, recipe, workplace)
+    return rendered(data, drawn, recipe, workplace)
 
 
-def _rendered(
-    data: StillLifesData | ScenesData | SamplesData,
-    drawn: Callable[[int, str], ImageArray],
+def rendered(
+    data: StillLifesData | ScenesData | SceneEditsData | SamplesData,
+    drawn: Callable[[int, str], Source],
     recipe: Recipe,
     workplace: Workplace,
 ) -> tuple[Source, HeldOut]:
@@ -157,7 +158,7 @@ def _scenes(data: ScenesData, recipe: Recipe, workplace: Workplace) -> tuple[Sou
         caption = training_caption if split == "train" else unseen
         return ImageArray(scenes(workplace, count, split), np.arange(count), workplace.team.device, caption)
 
-    return _rendered(data, drawn, recipe, workplace)
+    return rendered(data, drawn, recipe, workplace)
 
 
 def require_still_life_classes(classes: int) -> None:
@@ -183,6 +184,15 @@ def scenes(workplace: Workplace, count: int, split: str) -> np.ndarray:
     from var_toolkit.still_life.scene_data import SCENES
 
     return cached_images(SCENES, workplace.cache_dir, count, split, progress=workplace.team.leads)
+
+
+def edited_scenes(workplace: Workplace, count: int, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The first scenes of a split before and after their edits, uint8 (count, 3, 128, 128) each."""
+    from var_toolkit.still_life.image_cache import cached_images
+    from var_toolkit.still_life.scene_data import SCENE_EDITS
+
+    before = scenes(workplace, count, split)
+    return before, cached_images(SCENE_EDITS, workplace.cache_dir, count, split, progress=workplace.team.leads)
 
 
 def class_names_of(data: Data, source: Source) -> Named:

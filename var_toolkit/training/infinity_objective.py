@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from var_toolkit.conditions.condition import Asked, Request
 from var_toolkit.conditions.words import WordEncoder, WordEncoderConfig, vocabulary
 from var_toolkit.core.bind import run_of
 from var_toolkit.core.engine import decode
@@ -58,15 +59,18 @@ class InfinityOptions:
 
 
 class TextToImage(nn.Module):
-    """The two networks that are trained as one: captions and teacher inputs -> logits."""
+    """The two networks that are trained as one: captions and what else the backbone reads -> logits."""
+
+    backbone: Infinity
+    encoder: WordEncoder
 
     def __init__(self, backbone: Infinity, encoder: WordEncoder) -> None:
         super().__init__()
         self.backbone, self.encoder = backbone, encoder
 
-    def forward(self, captions: Sequence[str], inputs_BLD: Tensor, dropped_B: Tensor | None = None) -> Tensor:
+    def forward(self, captions: Sequence[str], *given: Tensor) -> Tensor:
         prompt = self.encoder(captions)
-        return self.backbone(prompt.features, prompt.mask, inputs_BLD, dropped_B)
+        return self.backbone(prompt.features, prompt.mask, *given)
 
 
 @objective("infinity")
@@ -74,7 +78,9 @@ class InfinityObjective(Objective):
     """Cross-entropy of every bit, given coarser scales in which some bits are wrong."""
 
     options_type: ClassVar[type] = InfinityOptions
-    data_kinds = ("scenes", "captions")
+    data_kinds: ClassVar[tuple[str, ...]] = ("scenes", "captions")
+    network_type: ClassVar[type[Infinity]] = Infinity
+    sampling: ClassVar[Sampling] = SAMPLING  # of the model that is delivered
     log_note = "accuracy is the share of bits that are predicted; an untrained network has half of them"
 
     @classmethod
@@ -93,15 +99,23 @@ class InfinityObjective(Objective):
         self.tokenizer = self._open_tokenizer().to(workplace.team.device)
         self.scales: Schedule = self.tokenizer.scales
         self.source, self.held_out = self._data(workplace)
-        self.words = self.options.words or _words(recipe, self.source)
+        self.words = self.options.words or self._known_words()
         network = self.empty_network()
         network.backbone.init_weights(adaln_gamma=self.options.adaln_gamma)
         network.encoder.init_weights()
         if self.options.initial is not None:
-            start_from(network.backbone, self.options.initial)
-            start_from(network.encoder, self.options.initial)
+            self._begin(network, self.options.initial)
         self.networks = {"infinity": network.to(workplace.team.device)}
         self.record = nn.Module()
+
+    def _begin(self, network: TextToImage, initial: str) -> None:
+        """Fill both networks with the weights to start from."""
+        start_from(network.backbone, initial)
+        start_from(network.encoder, initial)
+
+    def _known_words(self) -> tuple[str, ...]:
+        """The words of the text encoder: those that the texts may have."""
+        return _words(self.recipe, self.source)
 
     def _open_tokenizer(self) -> MultiScaleBSQ:
         """The tokenizer of the recipe, with the schedule of the model. ValueError if the sizes do not fit."""
@@ -116,7 +130,7 @@ class InfinityObjective(Objective):
     def empty_network(self) -> TextToImage:
         model, o = self.recipe.model, self.options
         sizes = WordEncoderConfig(self.words, model.text_channels, o.text_depth, o.text_heads, model.text_longest)
-        return TextToImage(Infinity(model), WordEncoder(sizes))
+        return TextToImage(self.network_type(model), WordEncoder(sizes))
 
     def adapted(self, network: TextToImage) -> nn.Module:
         """The transformer, without its text encoder."""
@@ -124,7 +138,7 @@ class InfinityObjective(Objective):
 
     def save(self, network: Any, directory: Path) -> None:
         """Save a model directory, which includes the tokenizer and the text encoder."""
-        pipe = Pipeline(self.tokenizer, network.backbone, SAMPLING, text_encoder=network.encoder)
+        pipe = Pipeline(self.tokenizer, network.backbone, self.sampling, text_encoder=network.encoder)
         pipe.save_pretrained(directory)
 
     def _data(self, workplace: Workplace) -> tuple[Source, HeldOut]:
@@ -151,7 +165,7 @@ class InfinityObjective(Objective):
         flips = random_flips(self.scales, self.recipe.model.token_bits, self.options.flips, draws)
         bits_BLD, inputs_BLD = self._forced(batch, flips)
         dropped_B = draws.per_image("caption dropout") < self.options.caption_dropout
-        logits_BLV = self.networks["infinity"](_captions(batch), inputs_BLD, dropped_B)
+        logits_BLV = self.networks["infinity"](_captions(batch), *self._shown(batch), inputs_BLD, dropped_B)
         losses_BL = bit_losses(logits_BLV, bits_BLD)
         loss = (losses_BL * self._weights(losses_BL.device)).sum(1).mean()
         return Loss(loss, {"loss": loss.detach(), **self._by_scale(losses_BL.detach(), logits_BLV.detach(), bits_BLD)})
@@ -163,6 +177,10 @@ class InfinityObjective(Objective):
             features = self.tokenizer.features(images(batch)) if batch.features is None else batch.features
             found = self.tokenizer.pyramid.corrected(features, flips)
         return torch.cat(found.bits, dim=1), found.inputs
+
+    def _shown(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What the backbone reads besides the text and the teacher inputs."""
+        return ()
 
     def _weights(self, device: torch.device) -> Tensor:
         return token_weights(self.scales, self.options.reweight).to(device)
@@ -184,7 +202,7 @@ class InfinityObjective(Objective):
 
     def _judged(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         bits_BLD, inputs_BLD = self._forced(batch, [])
-        logits_BLV = network(_captions(batch), inputs_BLD)
+        logits_BLV = network(_captions(batch), *self._shown(batch), inputs_BLD)
         losses_BL = bit_losses(logits_BLV, bits_BLD)
         loss = (losses_BL * self._weights(losses_BL.device)).sum(1).mean()
         return {"loss": loss, **self._by_scale(losses_BL, logits_BLV, bits_BLD)}
@@ -192,15 +210,21 @@ class InfinityObjective(Objective):
     def preview(self, network: Any) -> Tensor | None:
         """What the first held-out captions draw, with the same noise at every call."""
         first = self.held_out.first()
-        if first is None:
-            return None
-        prompt = network.encoder.encode(_captions(first)[:SHOWN])
-        head = Bits(top_p=SAMPLING.top_p, temperature=0.5)
+        return None if first is None else self._drawn(network, first)
+
+    @torch.no_grad()
+    def _drawn(self, network: Any, batch: Batch) -> Tensor:
+        """What the first captions of a batch draw, (B, 3, h, w)."""
+        prompt = network.encoder.encode(_captions(batch)[:SHOWN])
+        head = Bits(top_p=self.sampling.top_p, temperature=0.5)
         run = run_of(self.tokenizer, network.backbone, guidance=2.0, head=head)
-        with torch.no_grad():
-            request = network.backbone.request(prompt)
+        asked = self._asked(network.backbone.request(prompt), batch)
         noise = Noise(range(len(prompt)), prompt.features.device)
-        return self.tokenizer.decode(decode(run, request, noise).latent)
+        return self.tokenizer.decode(decode(run, asked, noise).latent)
+
+    def _asked(self, request: Request, batch: Batch) -> Asked:
+        """What the first images of a batch are drawn from, of the request of their texts."""
+        return request
 
 
 def random_flips(scales: Schedule, bits: int, most: float, draws: Draws) -> list[Tensor]:

@@ -50,6 +50,19 @@ class ScenesData:
 
 
 @dataclass(frozen=True)
+class SceneEditsData:
+    """Pairs of scenes with instructions, 128 px, rendered once and stored on disk: the first scenes, edited."""
+
+    kind: Literal["scene-edits"] = "scene-edits"
+    count: int = 16_000
+    validation_count: int = 500
+
+    def __post_init__(self) -> None:
+        _require(self.count > 0, f"count is {self.count}; expected a number above 0")
+        _require(self.validation_count >= 0, f"validation_count is {self.validation_count}; expected 0 or more")
+
+
+@dataclass(frozen=True)
 class FoldersData:
     """Images in one folder a class, as ImageNet is unpacked: `root` holds the class folders."""
 
@@ -118,10 +131,11 @@ class SamplesData:
         _require(self.validation_count >= 0, f"validation_count is {self.validation_count}; expected 0 or more")
 
 
-Data = StillLifesData | ScenesData | FoldersData | CaptionsData | SamplesData
+Data = StillLifesData | ScenesData | SceneEditsData | FoldersData | CaptionsData | SamplesData
 DATA: dict[str, type[Data]] = {
     "still-lifes": StillLifesData,
     "scenes": ScenesData,
+    "scene-edits": SceneEditsData,
     "folders": FoldersData,
     "captions": CaptionsData,
     "samples": SamplesData,

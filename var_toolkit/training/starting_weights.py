@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from var_toolkit.formats.directory import CONFIG, load_network
 from var_toolkit.loading import tokenizer_network
-from var_toolkit.registry import Embedded, embedded_part, find_entry, home_of
+from var_toolkit.registry import Embedded, find_entry, home_of
 
 # Of the settings: weights may start with others.
 FREE = {"drop_path", "dropout", "input_side", "scaling_factor", "tokenizer"}
@@ -29,8 +29,8 @@ def network_from(name: str, cls: type[Network], *, what: str) -> Network:
     nearby = [folder for folder in (Path(name), Path(name) / part) if (folder / CONFIG).is_file()]
     if nearby:
         network = load_network(nearby[0])
-    elif Embedded.folder(name).is_dir() and not (part == "tokenizer" and find_entry(name) is not None):
-        network = load_network(embedded_part(name))
+    elif (folder := _embedded(name, part)) is not None:
+        network = load_network(folder)
     elif part == "tokenizer":
         try:
             network = tokenizer_network(name)
@@ -44,6 +44,17 @@ def network_from(name: str, cls: type[Network], *, what: str) -> Network:
     if not isinstance(network, cls):
         raise ValueError(f"{what}: {name} holds a {type(network).__name__}; expected a {cls.__name__}")
     return network
+
+
+def _embedded(name: str, part: str) -> Path | None:
+    """The folder of an embedded network by its own name, or as a part of the embedded model of that name."""
+    known = find_entry(name)
+    if known is not None and part == "tokenizer":
+        return None  # a model of the zoo knows where its tokenizer is
+    if known is not None and isinstance(known.source, Embedded):
+        return known.source.parts().get(part)
+    folder = Embedded.folder(name)
+    return folder if folder.is_dir() else None
 
 
 def start_from(network: nn.Module, name: str | None, *, same_classes: bool = False) -> None:
