@@ -100,6 +100,40 @@ def test_captions_are_true_varied_and_of_the_vocabulary() -> None:
     assert len(texts) > 0.95 * MANY
 
 
+def named(text: str) -> list[tuple[str, str]]:
+    """Solids and colours in the order of a caption's words."""
+    return [(wish.solid, wish.colour) for wish in read_caption(text).wishes]
+
+
+def from_left(scene) -> list[tuple[str, str]]:
+    return [(thing.solid, thing.colour) for thing in sorted(scene.things, key=lambda thing: thing.x)]
+
+
+def vague(text: str) -> bool:
+    """Whether a caption of several different solids does not say how they stand."""
+    found = read_caption(text)
+    return len(set(found.wishes)) > 1 and not (found.left_of or found.in_front_of or found.between)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_captions_for_training_name_solids_from_left_to_right_unless_they_say_how_these_stand(split):
+    told = (
+        (lambda number: training_caption(number, 0))
+        if split == "train"
+        else (lambda number: unseen_caption(scene_of(number, split), number, from_left=True).text)
+    )
+    listed = [(scene_of(number, split), told(number)) for number in range(150) if vague(told(number))]
+    assert len(listed) > 10
+    for scene, text in listed:
+        assert named(text) == from_left(scene), text
+
+
+def test_prompts_of_the_judge_name_solids_in_any_order():
+    listed = [p for p in prompts(400) if p.category in ("two objects", "attribute binding")]
+    ordered = [named(prompt.caption.text) == from_left(prompt.scene) for prompt in listed]
+    assert 0.15 < sum(ordered) / len(ordered) < 0.6
+
+
 def test_training_never_uses_unseen_captions() -> None:
     drawn = [training_caption(number, epoch) for number in range(60) for epoch in range(5)]
     assert not any(map(unseen, drawn))

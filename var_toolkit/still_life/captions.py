@@ -1,6 +1,8 @@
 """Captions of scenes, from a grammar with paraphrases, and what each caption asks for.
 
 A caption is true of its scene, and leaves things out as people do: a size, the ground, the light, or how solids stand.
+Captions for training that leave out how solids stand name them from left to right: the bits of a coarse map are drawn
+independently of one another, so that a model cannot choose between two orders there and would mix them.
 """
 
 from __future__ import annotations
@@ -83,8 +85,11 @@ class Caption:
     light: str | None = None
 
 
-def caption(scene: Scene, seed: int) -> Caption:
-    """A caption of a scene; the seed, at least 0, chooses the words and what is left out."""
+def caption(scene: Scene, seed: int, *, from_left: bool = False) -> Caption:
+    """A caption of a scene; the seed, at least 0, chooses the words and what is left out.
+
+    A caption that does not say how solids stand names them in any order, or with `from_left` from left to right.
+    """
     draw = np.random.Generator(np.random.Philox(key=[seed, 130]))
     things, alike = scene.things, len({(t.solid, t.colour, t.size) for t in scene.things}) == 1 < len(scene.things)
     sized = [draw.random() < 0.6] * len(things) if alike else [draw.random() < 0.6 for _ in things]
@@ -93,7 +98,7 @@ def caption(scene: Scene, seed: int) -> Caption:
     if alike:
         text = _several(draw, wishes)
     else:
-        text, orders = _arranged(draw, scene, [_noun_phrase(draw, wish) for wish in wishes])
+        text, orders = _arranged(draw, scene, [_noun_phrase(draw, wish) for wish in wishes], from_left)
     ground = scene.ground if draw.random() < 0.8 else None
     light = scene.light if draw.random() < 0.7 else None
     return Caption(_framed(draw, text, ground, light), wishes, **orders, ground=ground, light=light)
@@ -101,12 +106,12 @@ def caption(scene: Scene, seed: int) -> Caption:
 
 def training_caption(number: int, epoch: int) -> str:
     """The caption of a training scene in an epoch: another one in each, and none that is `unseen`."""
-    return _first(scene_of(number), 4096 * number + 64 * (epoch % 64), False).text
+    return _first(scene_of(number), 4096 * number + 64 * (epoch % 64), False, from_left=True).text
 
 
-def unseen_caption(scene: Scene, seed: int) -> Caption:
+def unseen_caption(scene: Scene, seed: int, *, from_left: bool = False) -> Caption:
     """A caption whose words no training scene is shown with."""
-    return _first(scene, 4096 * seed, True)
+    return _first(scene, 4096 * seed, True, from_left=from_left)
 
 
 def unseen(text: str) -> bool:
@@ -114,9 +119,10 @@ def unseen(text: str) -> bool:
     return crc32(text.encode()) % 16 == 0
 
 
-def _first(scene: Scene, seed: int, wanted: bool) -> Caption:
+def _first(scene: Scene, seed: int, wanted: bool, *, from_left: bool) -> Caption:
     """The first caption of a scene from a seed on that is unseen, or that is not."""
-    return next(found for found in (caption(scene, one) for one in count(seed)) if unseen(found.text) == wanted)
+    captions = (caption(scene, one, from_left=from_left) for one in count(seed))
+    return next(found for found in captions if unseen(found.text) == wanted)
 
 
 def _several(draw: np.random.Generator, wishes: tuple[Wish, ...]) -> str:
@@ -133,20 +139,23 @@ def _adjectives(draw: np.random.Generator, wish: Wish) -> list[str]:
     return [*([] if wish.size is None else [_one(draw, SIZE_WORDS[wish.size])]), wish.colour]
 
 
-def _arranged(draw: np.random.Generator, scene: Scene, phrases: list[str]) -> tuple[str, dict[str, Any]]:
+def _arranged(
+    draw: np.random.Generator, scene: Scene, phrases: list[str], from_left: bool
+) -> tuple[str, dict[str, Any]]:
     """The solids in words, and the order that the words ask for."""
     if len(phrases) == 1:
         return phrases[0], {}
     vague = draw.random() < 0.3
-    shuffled = [phrases[i] for i in draw.permutation(len(phrases))]
+    order = draw.permutation(len(phrases)) if not from_left else np.argsort([thing.x for thing in scene.things])
+    listed = [phrases[i] for i in order]
     if len(phrases) == 2:
         if vague:
-            return _one(draw, BESIDE).format(*shuffled), {}
+            return _one(draw, BESIDE).format(*listed), {}
         if scene.arrangement == "depth":
             return _one(draw, FRONT).format(*phrases), {"in_front_of": ((0, 1),)}
         return _one(draw, LEFT).format(*phrases), {"left_of": ((0, 1),)}
     if vague:
-        return _one(draw, TOGETHER).format(*shuffled), {}
+        return _one(draw, TOGETHER).format(*listed), {}
     if draw.random() < 0.5:
         return _one(draw, THREE).format(*phrases), {"left_of": ((0, 1), (1, 2))}
     first, last = (0, 2) if draw.random() < 0.5 else (2, 0)

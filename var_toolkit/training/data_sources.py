@@ -152,7 +152,7 @@ def _scenes(data: ScenesData, recipe: Recipe, workplace: Workplace) -> tuple[Sou
     from var_toolkit.still_life.scenes import scene_of
 
     def unseen(number: int, epoch: int) -> str:
-        return unseen_caption(scene_of(number, "validation"), number).text
+        return unseen_caption(scene_of(number, "validation"), number, from_left=True).text
 
     def drawn(count: int, split: str) -> ImageArray:
         caption = training_caption if split == "train" else unseen
