@@ -325,11 +325,25 @@ def _downloaded(source: Hub, parts: Sequence[str]) -> dict[str, Part]:
     return {part: Part(network, files[part]) for part, network in networks.items()}
 
 
+def _require_one_text_encoder(drafter: Pipeline, refiner: Pipeline) -> None:
+    """ValueError if the refiner was trained on what another text encoder says; one without an encoder is trusted."""
+    names = [half.text_encoder.name for half in (drafter, refiner) if half.text_encoder is not None]
+    if len(set(names)) > 1:
+        raise ValueError(
+            f"drafter and refiner have different text encoders, {names[0]} and {names[1]}; train the refiner with the "
+            "drafter's (objective_options: text_encoder)"
+        )
+
+
 def code(drafter: Pipeline, refiner: Pipeline, draft_scales: int) -> Pipeline:
-    """One pipeline that draws with two models (CoDe). ValueError if their tokenizers or classes differ."""
+    """One pipeline that draws with two models (CoDe).
+
+    ValueError if their tokenizers, text encoders or classes differ.
+    """
     if drafter.refiner or refiner.refiner:
         raise ValueError("one of the two is itself a pair; bind a plan of more than two models in Python (`core.bind`)")
     require_one_tokenizer(drafter.tokenizer, refiner.tokenizer)
+    _require_one_text_encoder(drafter, refiner)
     if is_distilled(drafter.backbone):
         with_teacher(drafter.plan(), refiner.plan(), first=draft_scales)  # raises ValueError if it does not fit
     else:

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from var_toolkit.conditions.words import words_of
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.bits import bit_losses
-from var_toolkit.loading import load
+from var_toolkit.loading import Pair, load
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.infinity_objective import random_flips, token_weights
 from var_toolkit.training.loop import train
@@ -86,11 +86,30 @@ def test_a_run_delivers_a_model_that_takes_prompts(tiny, cache, tmp_path):
     train(again, tmp_path / "again", cache_dir=cache, device="cpu")
 
 
+def test_a_second_model_learns_to_read_with_the_text_encoder_of_the_first_and_draws_with_it(
+    tiny, settings, cache, tmp_path
+):
+    first = train(tiny("infinity", steps=1), tmp_path / "first", cache_dir=cache, device="cpu")
+    options = {"text_encoder": str(first)}
+    second = tiny("infinity", steps=2, optimiser={"lr": 1e-2}, objective_options=options)
+    final = train(second, tmp_path / "second", cache_dir=cache, device="cpu")
+    given, kept = (load(one, device="cpu").text_encoder for one in (first, final))
+    assert_close(kept.state_dict(), given.state_dict(), rtol=0, atol=0)
+    pair = load(Pair(str(first), str(final), 1), device="cpu")
+    assert pair(prompt="a red cube on sand", seeds=[0]).images[0].size == (128, 128)
+    other = train(tiny("infinity", steps=1, seed=1), tmp_path / "other", cache_dir=cache, device="cpu")
+    with pytest.raises(ValueError, match="different text encoders, words-"):
+        load(Pair(str(first), str(other), 1), device="cpu")
+    wide = settings("infinity")["model"] | {"text_longest": 30}
+    with pytest.raises(ValueError, match="text_longest 30 do not fit"):
+        train(tiny("infinity", model=wide, objective_options=options), tmp_path / "odd", cache_dir=cache, device="cpu")
+
+
 def test_held_out_captions_have_no_unknown_words(build):
     objective, _ = build("infinity")
     captions = [text for batch in objective.held_out for text in batch.captions]
     assert len(captions) == 8
-    assert {word for text in captions for word in words_of(text)} <= set(objective.words)
+    assert {word for text in captions for word in words_of(text)} <= set(objective.encoder_sizes.words)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +117,8 @@ def test_held_out_captions_have_no_unknown_words(build):
     [
         ({"tokenizer": None}, "missing key 'tokenizer'"),
         ({"objective_options": {"flips": 2.0}}, "flips is 2.0"),
+        ({"objective_options": {"text_encoder": "a", "words": ["red"]}}, "text_encoder brings its own words"),
+        ({"objective_options": {"text_encoder": "a", "initial": "b"}}, "text_encoder brings its own words"),
         ({"objective_options": {"caption_dropout": 1.0}}, "caption_dropout is 1.0"),
         ({"data": {"kind": "still-lifes"}}, "kind is 'still-lifes'"),
     ],

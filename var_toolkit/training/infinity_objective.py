@@ -51,11 +51,14 @@ class InfinityOptions:
     text_heads: int = 4
     words: tuple[str, ...] | None = None  # that the encoder knows; those of the captions if none are given
     initial: str | None = None  # model directory of weights to start from
+    text_encoder: str | None = None  # of another model, used as it is: CoDe's two models read one prompt
 
     def __post_init__(self) -> None:
         require_share(caption_dropout=self.caption_dropout)
         if not 0 <= self.flips <= 1:
             raise ValueError(f"flips is {self.flips}; it must be a probability from 0 to 1")
+        if self.text_encoder is not None and (self.words, self.initial) != (None, None):
+            raise ValueError("text_encoder brings its own words and weights; leave out words and initial")
 
 
 class TextToImage(nn.Module):
@@ -99,10 +102,12 @@ class InfinityObjective(Objective):
         self.tokenizer = self._open_tokenizer().to(workplace.team.device)
         self.scales: Schedule = self.tokenizer.scales
         self.source, self.held_out = self._data(workplace)
-        self.words = self.options.words or self._known_words()
+        self.encoder_sizes = self._encoder_sizes()
         network = self.empty_network()
         network.backbone.init_weights(adaln_gamma=self.options.adaln_gamma)
         network.encoder.init_weights()
+        if self.options.text_encoder is not None:
+            network.encoder.load_state_dict(self._given_encoder().state_dict())
         if self.options.initial is not None:
             self._begin(network, self.options.initial)
         self.networks = {"infinity": network.to(workplace.team.device)}
@@ -127,10 +132,29 @@ class InfinityObjective(Objective):
         require_size(self.recipe.data, tokenizer.image_side)
         return tokenizer.requires_grad_(False).eval()
 
-    def empty_network(self) -> TextToImage:
+    def _given_encoder(self) -> WordEncoder:
+        """The text encoder of another model. ValueError if the transformer cannot read what it says."""
+        model, found = self.recipe.model, network_from(str(self.options.text_encoder), WordEncoder, what="text_encoder")
+        sizes = (found.config.width, found.config.longest)
+        if sizes != (model.text_channels, model.text_longest):
+            raise ValueError(
+                f"model: text_channels {model.text_channels} and text_longest {model.text_longest} do not fit "
+                f"text_encoder {self.options.text_encoder}, which has {sizes[0]} and {sizes[1]}"
+            )
+        return found
+
+    def _encoder_sizes(self) -> WordEncoderConfig:
         model, o = self.recipe.model, self.options
-        sizes = WordEncoderConfig(self.words, model.text_channels, o.text_depth, o.text_heads, model.text_longest)
-        return TextToImage(self.network_type(model), WordEncoder(sizes))
+        if o.text_encoder is not None:
+            return self._given_encoder().config
+        words = o.words or self._known_words()
+        return WordEncoderConfig(words, model.text_channels, o.text_depth, o.text_heads, model.text_longest)
+
+    def empty_network(self) -> TextToImage:
+        encoder = WordEncoder(self.encoder_sizes)
+        if self.options.text_encoder is not None:
+            encoder.requires_grad_(False)
+        return TextToImage(self.network_type(self.recipe.model), encoder)
 
     def adapted(self, network: TextToImage) -> nn.Module:
         """The transformer, without its text encoder."""
