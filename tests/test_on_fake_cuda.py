@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from runs import code_of, rebound, run_with, variant_of
+from small_dar import tiny_dar, tiny_flow
 from small_flowar import tiny_config, tiny_kl
 from small_llamagen import tiny_gpt_config, tiny_vq
 from small_mar import tiny_acdit_config, tiny_himar_config, tiny_mar_config, tiny_xar_config
@@ -41,6 +42,7 @@ from var_toolkit.methods.fewer_tokens import fastvar, scalekv
 from var_toolkit.methods.latent_search import latent_search
 from var_toolkit.methods.speculative import as_plain, drafts, verify
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
+from var_toolkit.models import dar
 from var_toolkit.models import star as star_models
 from var_toolkit.models.acdit import ACDiT
 from var_toolkit.models.car import CAR, CARConfig
@@ -130,6 +132,7 @@ def clear_tables():
     """What is made once a device must not outlive the mode, nor come from before it."""
     for table in (
         raster_positions.known_rotation,
+        dar.known_rotation,
         star_models._rotation,
         pyramid_attention._cached_mask,
         drafts._tables,
@@ -332,6 +335,7 @@ PLANS = ASKED | {
     "ecar": lambda: whole(on_cuda(lambda: tiny_kl(1, 2, 4)), ecar(), guidance=2.0, solver="heun", steps=2),
     "mar-dpm": lambda: mar_plan(solver="dpm++", denoising_steps=3),
     "gpt": lambda: gpt_plan(top_p=0.9, guided_tokens=3),
+    "dar": lambda: whole(on_cuda(tiny_flow), on_cuda(tiny_dar), guidance=2.0, top_k=4),
     "code": code_plan,
     "distilled-var": distilled,
     "distilled-gpt": distilled_gpt,

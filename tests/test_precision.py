@@ -7,6 +7,7 @@ import pytest
 import torch
 from golden.cases import fill
 from PIL import Image
+from small_dar import tiny_dar, tiny_flow
 from small_flexvar import small_flexvar_pipe
 from small_flowar import tiny_ecar, tiny_flowar, tiny_kl
 from small_infinity import small_varedit, words_pipeline
@@ -52,6 +53,7 @@ PLANS = {
     "flexvar": {},
     "flowar": {"cfg": 2.0, "guidance_interval": (0.0, 0.4), "steps": 3},
     "llamagen": {"cfg": 2.0},
+    "dar": {"cfg": 2.0},
     "llamagen-speculation": {"speculate": "draft"},
     "llamagen-jacobi": {"speculate": "jacobi"},
     "infinity": {"cfg": 3.0},
@@ -95,6 +97,7 @@ def model(request, small_tokenizer, small_var, small_hmar):
         "flexvar": small_flexvar_pipe,
         "flowar": lambda: Pipeline(tiny_kl(1, 2, 4), tiny_flowar(patch_nums=(1, 2, 4))),
         "llamagen": gpt,
+        "dar": lambda: Pipeline(tiny_flow(), tiny_dar()),
         "infinity": words_pipeline,
         "varedit": lambda: words_pipeline(small_varedit),
         "star": lambda: of_sizes(STAR, STARConfig, text_channels=CHANNELS),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from var_toolkit.core.plan import Plan, Tokens, plan_of
 from var_toolkit.core.schedule import Schedule
+from var_toolkit.entries import Sampling
 from var_toolkit.guidance import weight
 from var_toolkit.heads.head import Head
 from var_toolkit.heads.one_shot import OneShot
@@ -31,6 +32,7 @@ def default_plan(pipe: Pipeline, given: dict[str, Any]) -> Plan:
         "given_steps": "steps" in given,
         "given_cfg": "cfg" in given or "guidance_scale" in given,
         "given_pivot_cfg": "pivot_cfg" in given,
+        "given_first_cfg": "first_cfg" in given,
     }
     plan = _full_depth(pipe, asdict(defaults) | given | found)
     if is_distilled(pipe.backbone):
@@ -108,6 +110,7 @@ def _full_depth(pipe: Pipeline, chosen: dict[str, Any]) -> Plan:
         network,
         schedule=schedule,
         guidance=_guidance(chosen, network),
+        first=_first(chosen, network, schedule),
         heads=heads,
         masked=masked_passes(chosen["refine"], schedule) if refined else None,
         clean=refined and chosen["refine_clean"],
@@ -134,6 +137,14 @@ def _guidance(chosen: dict[str, Any], network: Any) -> float | tuple[float, ...]
         return strength
     given = chosen["pivot_cfg"] if chosen["given_pivot_cfg"] or not chosen["given_cfg"] else None
     return (strength if given is None else given - 1, strength)
+
+
+def _first(chosen: dict[str, Any], network: Any, schedule: Schedule) -> float | None:
+    """The weight of guidance at the first token, from which it grows; None where it is the same at all."""
+    if chosen["given_first_cfg"] and not isinstance(network.places(schedule)[0], Tokens):
+        raise ValueError(f"first_cfg is for next-token models, not {type(network).__name__}; use cfg")
+    given = chosen["first_cfg"] if chosen["given_first_cfg"] or not chosen["given_cfg"] else None
+    return None if given is None else weight({"cfg": given}, Sampling(), network)
 
 
 def _is_constant(name: str) -> bool:

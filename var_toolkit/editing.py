@@ -25,6 +25,15 @@ Box = Sequence[int]  # x, y, width, height
 Sides = Sequence[int]  # left, top, right, bottom
 
 
+def require_places(tokenizer: Any) -> None:
+    """ValueError for a tokenizer whose tokens are each of the whole image, so that a part cannot be redrawn."""
+    if not getattr(tokenizer, "spatial", True):
+        raise ValueError(
+            f"each token of {type(tokenizer).__name__} is of the whole image, so no part of it can be redrawn; edit "
+            "with a model of token maps, such as VAR, LlamaGen or MAR"
+        )
+
+
 @dataclass(frozen=True)
 class Edit:
     """An image, the mask of what is redrawn, and the square of it that the model draws."""

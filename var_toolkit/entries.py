@@ -28,6 +28,7 @@ class Sampling:
     refine: str = "off"  # which scales are drawn in several masked passes (HMAR): a name, or lists as in `--refine`
     refine_clean: bool = False
     pivot_cfg: float | None = None  # of Hi-MAR's pivots, counted as `cfg`; None for that number
+    first_cfg: float | None = None  # of next-token models: of the first token, counted as `cfg`; None for that number
     cfg_schedule: str = "linear"  # or "constant": the same guidance at all scales and groups of tokens
     solver: str = "published"  # of continuous tokens: see `heads.flow.Flow` and `heads.diffusion.Diffusion`
     steps: int = 25  # of FlowAR's solver at each scale; of MAR's iterations, at most one for each token

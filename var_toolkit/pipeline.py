@@ -21,7 +21,9 @@ from var_toolkit.conditions.class_names import ClassNames, class_names, kept
 from var_toolkit.conditions.text import PromptCache, PromptEmbeds, TextEncoder, TextInput, listed_texts, text_of
 from var_toolkit.core.bind import Run, bind
 from var_toolkit.core.compiled import Compiler, require_compilable, require_cpp
+from var_toolkit.core.engine import start_of
 from var_toolkit.core.finite import require_finite, require_fit
+from var_toolkit.core.noise import Noise
 from var_toolkit.core.plan import BACKBONE, DRAFT, Plan
 from var_toolkit.core.preserved import (
     Preserved,
@@ -38,7 +40,7 @@ from var_toolkit.default_plans import (
     with_subnet,
 )
 from var_toolkit.devices import destination
-from var_toolkit.editing import as_image, on_canvas, prepare
+from var_toolkit.editing import as_image, on_canvas, prepare, require_places
 from var_toolkit.formats.facts import Facts
 from var_toolkit.formats.peft_files import read_adapter
 from var_toolkit.formats.small_decoders import read_decoder
@@ -291,14 +293,18 @@ class Pipeline:
         """What decodes latents: the small decoder that was loaded, or the tokenizer."""
         return self.small_decoder or self.tokenizer
 
-    def decode(self, latent_BChw: Tensor) -> Tensor:
-        """The images of latents, in [-1, 1], float32 (B, 3, h, w)."""
-        decode = self.decoder.decode
+    def decode(self, latent_BChw: Tensor, noise: Noise | None = None) -> Tensor:
+        """The images of latents, in [-1, 1], float32 (B, 3, h, w).
+
+        A decoder that is a flow (D-AR) starts from the `noise` of the images, without it from that of seed 0.
+        """
+        decode, start = self.decoder.decode, () if noise is None else start_of(self.decoder, noise)
         # Convolutions in 8 bits quantise by numbers that the host reads on the CPU.
         if self.compiler is None or (self.device.type == "cpu" and is_quantized(self.decoder)):
-            images: Tensor = decode(latent_BChw)
+            images: Tensor = decode(latent_BChw, *start)
             return images
-        return self.compiler(decode)(latent_BChw).clone()  # the next call of a CUDA graph writes to the same memory
+        found: Tensor = self.compiler(decode)(latent_BChw, *start)
+        return found.clone()  # the next call of a CUDA graph writes to the same memory
 
     @property
     def networks(self) -> list[torch.nn.Module]:
@@ -462,6 +468,7 @@ class Pipeline:
         if instruction is not None or edits(self.backbone):
             odd = mask is not None or expand is not None or keep_pixels or class_labels is not None
             return self._stream_instructed(image, instruction, odd, drawing)
+        require_places(self.tokenizer)
         planned, side = self._planned(drawing)
         edit = prepare(image, mask, expand, side=side, whole=keep_pixels)
         if keep_pixels and drawing.get("output_type") == "latent":

@@ -72,6 +72,16 @@ class SamplingSettings(TypedDict, total=False):
         float | None,
         Setting("Hi-MAR: guidance of the pivots, 1 is off; where only cfg is given, as that", Range(1, 1e4), "SCALE"),
     ]
+    first_cfg: Annotated[
+        float | None,
+        Setting(
+            "next-token models: guidance of the first token, which grows evenly to cfg at the last one; where only cfg "
+            "is given, as that",
+            Range(0, 1e4, meaning="off"),
+            "SCALE",
+            of=DISCRETE,
+        ),
+    ]
     cfg_schedule: Annotated[
         str | None,
         Setting("linear: guidance grows with the scales or tokens drawn, as published; or constant", metavar="NAME"),

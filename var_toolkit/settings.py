@@ -20,7 +20,7 @@ from var_toolkit.setting_table import CONTINUOUS, DISCRETE, DISTILLED, SETTINGS,
 from var_toolkit.strict_fields import shown
 
 Labels = SupportsIndex | str | Iterable[SupportsIndex | str | None] | None
-GUIDING = ("cfg", "guidance_scale", "guidance_scales", "guided_tokens")
+GUIDING = ("cfg", "guidance_scale", "first_cfg", "guidance_scales", "guided_tokens")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 

@@ -78,7 +78,7 @@ def batches(
         drawn = decode(run, asked, noise, preserved=preserved, on_scale=callback_on_scale_end)
         if output_type == "latent" and how is None:
             return Made(drawn, None)
-        return Made(drawn, require_finite(pipe.decode(drawn.latent), "the decoder's images"))
+        return Made(drawn, require_finite(pipe.decode(drawn.latent, noise), "the decoder's images"))
 
     def batch(one: Wanted) -> PipelineOutput:
         chosen: list[Chosen] = []

@@ -117,7 +117,7 @@ def test_the_options_are_the_documented_ones():
         "--tokenizer",
     }
     drawing |= {"--solver", "--steps", "--guidance-interval", "--guidance-scales", "--guided-tokens"}
-    drawing |= {"--cfg-schedule", "--denoising-steps", "--pivot-cfg", "--guidance-layer"}
+    drawing |= {"--cfg-schedule", "--denoising-steps", "--pivot-cfg", "--first-cfg", "--guidance-layer"}
     plans = {"--subnet", "--full-scales", "--refine", "--refine-clean", "--drafter", "--refiner", "--draft-scales"}
     plans |= {
         "--speculate", "--accept", "--draft-model", "--draft-length", "--draft-tree", "--draft-confidence",

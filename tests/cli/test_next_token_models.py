@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from small_dar import tiny_dar, tiny_flow
 from small_llamagen import tiny_gpt, tiny_vq
 
 from var_toolkit.cli import main
@@ -45,6 +46,15 @@ def test_the_grid_and_the_trace_show_the_finished_images(llamagen, capsys):
     assert "class 3" in capsys.readouterr().out
 
 
+def test_the_trace_of_a_flow_shows_the_image_after_every_group_of_tokens(tmp_path, capsys):
+    folder = tmp_path / "dar"
+    Pipeline(tiny_flow(), tiny_dar(), Sampling(8.0, top_k=0, top_p=0.0, first_cfg=1.2)).save_pretrained(folder)
+    assert sample(str(folder), "--trace", "trace.gif", "--first-cfg", "2", "--cfg", "3") == 0
+    assert Image.open("trace.gif").n_frames == 3
+    assert sample(str(folder), "--dry-run") == 0
+    assert "guidance 0.2 to 7" in capsys.readouterr().out
+
+
 def test_guided_tokens_reach_the_plan_and_the_images(llamagen, capsys):
     assert sample(llamagen, "--guided-tokens", "4", "--dry-run", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
@@ -75,6 +85,7 @@ def test_without_guidance_half_the_memory_is_held(llamagen, capsys):
         (["--steps", "5"], "steps is for continuous tokens"),
         (["--subnet", "2", "--full-scales", "1"], "RasterGPT has no subnets; VARiant needs VAR"),
         (["--guided-tokens", "-1"], "'-1' must be an integer of at least 0"),
+        (["--model", "VAR", "--first-cfg", "3"], "--first-cfg is for next-token models, not VAR"),
         (["--model", "VAR", "--guided-tokens", "3"], "--guided-tokens is for next-token models, not VAR"),
         (["--tokenizer", "./nowhere"], "./nowhere: "),
         (

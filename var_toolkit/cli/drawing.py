@@ -215,7 +215,7 @@ def _draw(pipe: Pipeline, args: argparse.Namespace, task: Task, subjects: Subjec
     count = len(subjects) * args.n
     candidates = 1 if plan.best_of is None else plan.best_of.count  # fewer are drawn where a threshold is reached
     passes = count // size * candidates + -(-(count % size) * candidates // size)
-    turns = passes * (len(plan.schedule) - plan.skipped)
+    turns = passes * pipe.bind(plan).stages
     with Writers() as writers, Progress(turns, "scales", what="drawing", leave=False) as bar:
 
         def on_scale(event: ScaleEvent) -> None:

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     if args.instructions is not None:
         _run_instructions(args)
         return
-    from var_toolkit.editing import prepare
+    from var_toolkit.editing import prepare, require_places
     from var_toolkit.image_conditions import require_image
     from var_toolkit.images import read_image
 
@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
     def check(shape: Pipeline, plan: Plan) -> dict[str, Any]:
         require_image(shape.backbone, plan, source=False, control=False)
+        require_places(shape.tokenizer)
         with named(args.image):
             side = plan.schedule.finest * shape.tokenizer.downsample
             edit = prepare(image, mask, expand, side=side, whole=args.keep_pixels)

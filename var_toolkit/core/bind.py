@@ -163,6 +163,11 @@ class Run:
         return 1 if self.plan.best_of is None else self.plan.best_of.count
 
     @property
+    def stages(self) -> int:
+        """How often a callback may be called: after every scale, or of a map whose groups are decoded after each."""
+        return len(getattr(self.pyramid, "groups", ())) or len(self.schedule) - self.plan.skipped
+
+    @property
     def pyramid(self) -> Any:
         """The tokenizer's pyramid for the schedule."""
         return self.tokenizer.pyramid_of(self.schedule)
@@ -536,6 +541,8 @@ def _guidance_in_words(group: list[Bound]) -> str:
     values = [one.step.guidance for one in group]
     if group[0].step.mixed_after is not None:
         return f"guidance {max(values):g} after layer {group[0].step.mixed_after}"
+    if isinstance(group[0].step.places, Tokens) and len({*values} - {0.0}) > 1:
+        return f"guidance {values[0]:g} to {max(values):g}, growing with the tokens"
     if min(values) == max(values) or isinstance(group[0].step.places, Tokens):  # whose end is told in tokens
         return f"guidance {max(values):g}"
     last = max(one.step.scale for one in group if one.step.guidance == max(values))

@@ -5,7 +5,7 @@ Letters: B images, R rows (B, or 2B under guidance: conditional half first), L t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
@@ -34,23 +34,34 @@ from var_toolkit.heads.head import Drawn, Setting
 
 @dataclass(frozen=True)
 class ScaleEvent:
-    """What a callback learns after every scale."""
+    """What a callback learns after every scale, or after every group of tokens where a tokenizer decodes groups."""
 
-    scale: int
+    scale: int  # or the group
     tokens: Tensor  # (B, n_k), int64; continuous ones (B, n_k, C), float32
     latent: Tensor  # float32, (B, C, h, w): the sum of all scales so far, or where each codes the whole image, its map
     tokenizer: Any
     schedule: Schedule
     decoder: Any  # what decodes latents: the tokenizer, or a small decoder
+    noise: Noise  # of the images
+
+    def of(self, images: Sequence[int]) -> ScaleEvent:
+        """What is told of some of the images."""
+        rows = list(images)
+        return replace(self, tokens=self.tokens[rows], latent=self.latent[rows], noise=self.noise.of(rows))
 
     def preview(self) -> Tensor:
         """The images as they would be if the finer scales stayed empty, float in [-1, 1], (B, 3, h, w).
 
         Of a map that codes the whole image, smaller, the image is enlarged.
         """
-        image: Tensor = self.decoder.decode(self.latent)
+        image: Tensor = self.decoder.decode(self.latent, *start_of(self.decoder, self.noise))
         size = self.schedule.image_size(self.tokenizer.downsample)
         return image if image.shape[-2:] == size else F.interpolate(image, size=size, mode="bilinear")
+
+
+def start_of(decoder: Any, noise: Noise) -> tuple[Tensor, ...]:
+    """What a decoder takes besides latents: noise to start from, (B, 3, h, w), if it is a flow; nothing otherwise."""
+    return (decoder.start(noise),) if hasattr(decoder, "start") else ()
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,8 @@ class Drawing:
         self.run, self.request, self.preserved, self.on_scale = run, request, preserved, on_scale
         self.noise = RunNoise(noise, run.schedule.total)
         self.canvas, self.checks = Canvas(run.pyramid, run.schedule, preserved), FiniteCheck()
+        # How many tokens are known after each group, where groups are decoded and somebody looks.
+        self.groups: tuple[int, ...] = () if on_scale is None else getattr(self.canvas.pyramid, "groups", ())
         self.tokens: list[Tensor] = []  # of complete scales
         self.begun: Tensor | None = None  # tokens of a map that is drawn in parts, (B, L)
         self.begun_codes: list[Tensor] = []  # their codes, (B, n, C) of each part
@@ -177,16 +190,24 @@ class Drawing:
         """Add the tokens of a scale; `codes` if others than theirs go to the canvas."""
         latent = self.canvas.add(tokens, scale, codes)
         self.tokens.append(tokens)
+        self._tell(max(scale, len(self.groups) - 1), tokens, latent)
+
+    def _tell(self, scale: int, tokens: Tensor, latent: Tensor) -> None:
+        """Call back."""
         if self.on_scale is not None:
             run = self.run
-            self.on_scale(ScaleEvent(scale, tokens, latent, run.tokenizer, run.schedule, run.decoder))
+            self.on_scale(ScaleEvent(scale, tokens, latent, run.tokenizer, run.schedule, run.decoder, self.noise))
 
     def put_tokens(self, tokens_BL: Tensor, codes_BLC: Tensor | None = None) -> None:
         """Add tokens of the only map, a part of it; `codes` if others than theirs go to the canvas."""
         self.begun = tokens_BL if self.begun is None else torch.cat((self.begun, tokens_BL), dim=1)
         self.begun_codes.append(self.canvas.pyramid.embed(tokens_BL) if codes_BLC is None else codes_BLC)
-        if self.begun.shape[1] == self.run.schedule.total:
-            self.put(0, self.begun, torch.cat(self.begun_codes, dim=1))
+        known, codes = self.begun.shape[1], self.begun_codes
+        if known == self.run.schedule.total:
+            self.put(0, self.begun, torch.cat(codes, dim=1))
+        elif known in self.groups:
+            latent = self.canvas.pyramid.grow(None, torch.cat(codes, dim=1), 0)
+            self._tell(self.groups.index(known), self.begun, latent)
 
     def count(self, one: Bound, passes: int, evaluations: int = 0) -> None:
         """Enter what a step took."""
@@ -287,6 +308,7 @@ def _draw_tokens(drawing: Drawing, one: Bound) -> None:
         device = next(one.network.parameters()).device
         before = torch.empty(len(drawing.request), 0, dtype=torch.int64, device=device)
     unread, found = before[:, cache.tokens :], []
+    ends = {*drawing.groups, new.stop}
     for position in new:
         hidden = read(drawing.condition.tokens if cache.length == 0 else None, unread.repeat(one.rows, 1))
         logits = one.network.logits(drawing.condition, hidden[:, -1:])
@@ -294,8 +316,10 @@ def _draw_tokens(drawing: Drawing, one: Bound) -> None:
         if drawing.preserved is not None:
             unread = drawing.preserved.merge_tokens(0, unread, slice(position, position + 1))
         found.append(unread)
+        if position + 1 in ends:
+            drawing.put_tokens(torch.cat(found, dim=1))
+            found = []
     drawing.count(one, len(new))
-    drawing.put_tokens(torch.cat(found, dim=1))
 
 
 def _draw_group(drawing: Drawing, one: Bound) -> None:

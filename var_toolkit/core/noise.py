@@ -40,6 +40,7 @@ class Stream(IntEnum):
     DIFFUSION = 7
     DIFFUSION_STEPS = 8
     CANDIDATE = 9
+    PIXELS = 10
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -71,6 +72,12 @@ class Noise:
         """The noise of `count` candidates of each image, one image after another."""
         found = Noise.__new__(Noise)
         found._seeds_B11 = self.of_candidates(count).view(-1, 1, 1)
+        return found
+
+    def of(self, images: Sequence[int]) -> Noise:
+        """The noise of some of the images, by their places in the batch."""
+        found = Noise.__new__(Noise)
+        found._seeds_B11 = self._seeds_B11[list(images)]
         return found
 
     @property

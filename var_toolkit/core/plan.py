@@ -355,6 +355,7 @@ def plan_of(
     *,
     schedule: Schedule | None = None,
     guidance: float | tuple[float, ...] = 0.0,
+    first: float | None = None,
     head: Head | None = None,
     heads: Iterable[Head] | None = None,
     masked: Iterable[tuple[int, ...]] | None = None,
@@ -367,8 +368,9 @@ def plan_of(
 
     `guidance` is that of the last scale, which the ramp of the network lowers for the others unless it is `constant`;
     it acts on the scales (for a network that draws token by token: the tokens) in `guided`; several numbers are of each
-    map. `heads` and `masked` have one entry per scale. `iterations` are those of a network that draws groups of tokens.
-    `fields` are further fields of every step.
+    map. Of single tokens, that of the last one, to which it grows evenly from `first`, if that is given. `heads` and
+    `masked` have one entry per scale. `iterations` are those of a network that draws groups of tokens. `fields` are
+    further fields of every step.
     """
     schedule = schedule or network.scales
     head = head or network.default_head
@@ -377,14 +379,17 @@ def plan_of(
     by_scale = list(heads) if heads is not None else [head] * len(schedule)
     passes = list(masked) if masked is not None else [()] * len(schedule)
     chosen = network.places(schedule) if iterations is None else network.groups(schedule, iterations)
+    if first is not None:
+        chosen = tuple(Tokens(token, 1) for token in range(schedule.total))
     for places in chosen:
         for part, on in _split(places, guided):
             k = 0 if isinstance(part, Tokens | Together) else part.index
             drawn = network.head_at(by_scale[k], schedule, k)
             share = ramp[k] if constant or not isinstance(part, Group) else network.guidance_at(part, schedule)
-            steps.append(
-                Step(part, guidance=strength[k] * share if on else 0.0, head=drawn, masked=passes[k], **fields)
-            )
+            weight = strength[k] * share
+            if first is not None and isinstance(part, Tokens):
+                weight = first + (weight - first) * part.first / max(schedule.total - 1, 1)
+            steps.append(Step(part, guidance=weight if on else 0.0, head=drawn, masked=passes[k], **fields))
     return Plan(schedule, tuple(steps))
 
 

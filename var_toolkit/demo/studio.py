@@ -215,7 +215,7 @@ class Studio:
         self, pipe: Pipeline, plan: Plan, draw: Callable[[Watch], Any], tell: Tell, *, previews: bool = False
     ) -> Frame:
         """The finished image of one call of a pipeline, which shows its scales to a watch."""
-        device, scales, aside = pipe.device, len(plan.schedule) - plan.skipped, 0.0
+        device, scales, aside = pipe.device, pipe.bind(plan).stages, 0.0
 
         def watch(event: ScaleEvent) -> None:
             nonlocal aside

@@ -42,6 +42,7 @@ FOREIGN = (
     "omegaconf.base.Metadata", "omegaconf.nodes.AnyNode", "omegaconf.nodes.StringNode", "omegaconf.nodes.IntegerNode",
     "omegaconf.nodes.FloatNode", "omegaconf.nodes.BooleanNode", "easydict.EasyDict", "yacs.config.CfgNode",
     "ml_collections.config_dict.config_dict.ConfigDict", "addict.addict.Dict", "mmengine.config.config.ConfigDict",
+    "config_util.Config",
 )  # fmt: skip
 
 

@@ -11,15 +11,16 @@ from var_toolkit.registry import family_of, published
 from var_toolkit.tokenizers.bsq import MultiScaleBSQ
 from var_toolkit.tokenizers.kl import KLTokenizer
 from var_toolkit.tokenizers.multiscale_vq import MultiScaleVQ
+from var_toolkit.tokenizers.pixel_flow import PixelFlowVQ
 from var_toolkit.tokenizers.raster_vq import RasterVQ
 
-AnyTokenizer = MultiScaleVQ | RasterVQ | MultiScaleBSQ | KLTokenizer
+AnyTokenizer = MultiScaleVQ | RasterVQ | PixelFlowVQ | MultiScaleBSQ | KLTokenizer
 # Published tokenizers with the sizes of another one, by that: the backbones of the one draw noise with the other.
 ALIKE = {"infinity_vae_d32reg.pth": ("infinity_vae_d32.pth",)}
 
 
 def fitted(tokenizer: nn.Module, backbone: Any, sources: tuple[str, str]) -> AnyTokenizer:
-    """A MultiScaleVQ as it is; a RasterVQ, MultiScaleBSQ or AutoencoderKL with the backbone's scales.
+    """A MultiScaleVQ or a PixelFlowVQ as it is; a RasterVQ, MultiScaleBSQ or AutoencoderKL with the backbone's scales.
 
     ValueError in one line if the two do not fit; `sources` name tokenizer and backbone in errors.
     """
@@ -33,6 +34,10 @@ def fitted(tokenizer: nn.Module, backbone: Any, sources: tuple[str, str]) -> Any
         channels = getattr(backbone.config, "latent_channels", tokenizer.config.code_dim)  # LlamaGen reads no codes
         _require_equal(channels, tokenizer.config.code_dim, "channels of codes", sources)
         return tokenizer.for_schedule(backbone.scales)
+    if isinstance(tokenizer, PixelFlowVQ):
+        _require_equal(backbone.config.vocab_size, tokenizer.config.vocab_size, "codes", sources)
+        _require_equal(backbone.config.tokens, tokenizer.config.tokens, "tokens", sources)
+        return tokenizer
     if isinstance(tokenizer, MultiScaleBSQ):
         _require_pair(backbone, tokenizer, sources)
         return tokenizer.for_tokens(backbone.scales, backbone.config.token_bits)

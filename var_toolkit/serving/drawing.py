@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from threading import Event, Thread
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -74,8 +73,7 @@ class Drawer(Thread):
             rows = [row for row, piece in enumerate(batch) if piece.job.wants_preview(event.scale)]
             if not rows:
                 return
-            some = replace(event, tokens=event.tokens[rows], latent=event.latent[rows])
-            for row, image in zip(rows, as_output(some.preview().cpu(), "pil"), strict=True):
+            for row, image in zip(rows, as_output(event.of(rows).preview().cpu(), "pil"), strict=True):
                 batch[row].job.show(image)
 
         return watch

@@ -8,6 +8,7 @@ from secrets import randbelow
 from typing import Any
 
 from var_toolkit.core.plan import Plan
+from var_toolkit.editing import require_places
 from var_toolkit.ranges import RANGES
 from var_toolkit.serving.errors import ApiError, bad_input
 from var_toolkit.serving.fields import Generation
@@ -67,7 +68,7 @@ def order_of(model: Served, asked: Generation, edited: Edited | None = None) -> 
         raise ApiError(400, "a stream shows one candidate; leave out best_of, or give stream false", param="stream")
     if edited is not None:
         _require_editing(model, plan, edited)
-    previews = _previews(plan, asked.partial_images) if asked.stream else ()
+    previews = _previews(model, plan, asked.partial_images) if asked.stream else ()
     seeds = _seeds(asked)
     return Order(model, plan, subject, asked.negative_prompt, seeds, edited, previews, asked.output_format)
 
@@ -81,6 +82,10 @@ def _require_kind(model: Served, edited: Edited | None) -> None:
 
 
 def _require_editing(model: Served, plan: Plan, edited: Edited) -> None:
+    try:
+        require_places(model.shape.tokenizer)
+    except ValueError as error:
+        raise bad_input(error, "model") from None
     width, height = model.size_of(plan)
     if width != height:
         raise ApiError(400, f"edits are of squares, and the plan draws {width}x{height}; leave size out", param="size")
@@ -132,9 +137,9 @@ def _seeds(asked: Generation) -> tuple[int, ...]:
     return tuple(range(first, first + asked.n))
 
 
-def _previews(plan: Plan, count: int | None) -> tuple[int, ...]:
+def _previews(model: Served, plan: Plan, count: int | None) -> tuple[int, ...]:
     """The scales that are shown, evenly spread from the first on; after the last one the image is finished."""
-    scales = range(len(plan.schedule) - plan.skipped - 1)
+    scales = range(model.shape.bind(plan).stages - 1)
     if count is None or count >= len(scales):
         return tuple(scales)
     return tuple(scales[number * len(scales) // count] for number in range(count))

@@ -1,4 +1,4 @@
-"""What tokenizers with a codebook share: a convolutional encoder, a quantiser and a convolutional decoder.
+"""What tokenizers with a codebook share: an encoder, a quantiser and a decoder, most of them convolutional.
 
 Images are float in [-1, 1], (B, 3, h, w). Letters: B images, C channels of a code.
 """

@@ -46,6 +46,8 @@ class SmallDecoderObjective(ReconstructionObjective):
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         self.recipe, self.options, device = recipe, recipe.objective_options, workplace.team.device
         self.tokenizer = load_tokenizer(str(recipe.tokenizer), device="cpu")
+        if not getattr(self.tokenizer, "spatial", True):
+            raise ValueError(f"tokenizer: {type(self.tokenizer).__name__} has no map of latents, which is decoded here")
         require_size(recipe.data, self.tokenizer.image_side)
         found = latents_of(self.tokenizer.channels, self.tokenizer.latent_pixels)
         if recipe.model.latents != found:

@@ -40,7 +40,9 @@ class TokenSampling:
         if any(one.step.head != first.head for one in steps) or strengths != [first.guidance] * len(on) + [0.0] * (
             len(steps) - len(on)
         ):
-            raise ValueError("the tokens of one verification must be drawn alike, but for guidance that ends")
+            raise ValueError(
+                "the tokens of one verification must be drawn alike, but for guidance that ends; leave first_cfg out"
+            )
         ends = [one.step.places.first for one in steps[len(on) :] if isinstance(one.step.places, Tokens)]
         return cls(steps[0].network, first.head, first.guidance, ends[0] if ends else None)
 

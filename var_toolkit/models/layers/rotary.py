@@ -1,4 +1,4 @@
-"""2D RoPE: half of a head's channels encode the row, half the column.
+"""RoPE, mostly in 2D: half of a head's channels encode the row, half the column.
 
 Letters: R rows, H heads, L tokens, D head width.
 """
@@ -65,6 +65,13 @@ def rotation_on_span(sides: Iterable[int], span: float, head_dim: int, device: t
     lines = [torch.arange(side, dtype=torch.float32, device=device) / max(side - 1, 1) * span for side in sides]
     by_rows = _rotation([(line, line) for line in lines], head_dim, theta)
     return Rotation(*(table.roll(table.shape[1] // 2, dims=1) for table in by_rows))
+
+
+def rotation_on_line(count: int, head_dim: int, device: torch.device, theta: float = 1e4) -> Rotation:
+    """RoPE of a sequence of `count` tokens, in one dimension."""
+    numbers = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
+    angles = torch.arange(count, device=device).unsqueeze(1) * theta ** -(numbers / head_dim)
+    return Rotation(angles.cos(), angles.sin())
 
 
 def _rotation(lines: Iterable[Sequence[Tensor]], head_dim: int, theta: float) -> Rotation:
