@@ -16,6 +16,7 @@ import torch
 
 from var_toolkit.formats.directory import INDEX, PARTS, load_network, save_network, write_tensors
 from var_toolkit.formats.eight_bits import packed
+from var_toolkit.formats.frequent_codes import FILE
 from var_toolkit.formats.safetensors_files import read_safetensors
 from var_toolkit.registry import WEIGHTS, Embedded
 
@@ -54,6 +55,8 @@ def main() -> None:
         mix_with(network, load_network(target), args.mix)
     shutil.rmtree(target, ignore_errors=True)
     save_network(network, target, torch.float16)
+    if (args.network / FILE).is_file():
+        shutil.copy(args.network / FILE, target)
     if args.eight_bits:
         write_tensors(target / WEIGHTS, packed(read_safetensors(target / WEIGHTS)))
     total = sum(path.stat().st_size for path in target.parent.rglob("*.safetensors"))

@@ -562,7 +562,7 @@ class Answers(Watch):
 
 def speculated(given, draft=None, plan=gpt_plan):
     run = plan()
-    model = draft and DraftModel(draft(), "draft", tokenizer=run.tokenizer)
+    model = draft and DraftModel(draft(), "draft", tokenizer=run.tokenizer, frequent=tuple(range(16)))
     pipe = SimpleNamespace(tokenizer=run.tokenizer, backbone=run.networks["backbone"], draft_model=model)
     networks = {**run.networks, **({"draft": model.network} if model else {})}
     return bind(speculative(run.plan, given, pipe), networks, run.tokenizer)
@@ -593,6 +593,7 @@ SPECULATIONS = {
     "early-exit-grouped": ({"speculate": "early-exit", "accept": "grouped"}, None, 1000),
     "eagle-lantern": ({"speculate": "eagle", **LANTERN}, eagle, 1080),
     "medusa": ({"speculate": "medusa"}, heads(MedusaHeads), 600),
+    "eagle-codes": ({"speculate": "eagle", "draft_codes": 5}, eagle, 1080),
     "hydra-tree": ({"speculate": "hydra", **TREE}, heads(HydraHeads), 780),
     "ngram": ({"speculate": "ngram", "draft_length": 3}, None, 375),
     "ngram-tree": ({"speculate": "ngram", **TREE}, None, 560),

@@ -267,7 +267,7 @@ def test_a_tokenizer_alone_has_no_int8(capsys):
     assert "--dtype int8" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("head", ["stilllife-gpt-exit", "stilllife-gpt-eagle"])
+@pytest.mark.parametrize("head", ["stilllife-gpt-exit", "stilllife-gpt-eagle", "stilllife-gpt-hydra"])
 def test_the_head_that_drafts_is_quantised_where_it_has_a_block(head):
     pipe = skeleton(Drafting("stilllife-gpt", head)).quantize()
     assert is_quantized(pipe.draft_model.network) == hasattr(pipe.draft_model.network, "block")

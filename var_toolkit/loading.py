@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from var_toolkit.formats.directory import (
 )
 from var_toolkit.formats.facts import Facts, of_both, of_entry, read_facts
 from var_toolkit.formats.fitting import AnyTokenizer, fitted
+from var_toolkit.formats.frequent_codes import read_frequent
 from var_toolkit.formats.hub import at_revision, is_hub_id, snapshot, with_revision
 from var_toolkit.formats.lone_tokenizers import ALONE, find_tokenizer, read_autoencoder, read_tokenizer
 from var_toolkit.formats.peft_files import CONFIG as ADAPTER_CONFIG
@@ -192,9 +193,15 @@ def _draft_model(source: str, tokenizer: str | Path | None, weights: bool) -> Dr
         network = (load_network if weights else empty_network)(place)
         if type(network).__name__ not in (heads := registry.networks("draft_head")):
             raise ValueError(f"{place} holds a {type(network).__name__}; alone it must be a {' or '.join(heads)}")
-        return DraftModel(network, source)
+        return DraftModel(network, source, frequent=read_frequent(place, cast(Any, network).config.vocab_size))
     pipe = _opened(source, tokenizer, weights=weights)
-    return DraftModel(pipe.backbone, source, weight({}, pipe.sampling, pipe.backbone) > 0, pipe.tokenizer)
+    known, vocabulary = registry.find_entry(source), getattr(pipe.backbone.config, "vocab_size", 0)
+    if known is not None and isinstance(known.source, Embedded) and known.source.backbone and not Path(source).is_dir():
+        folder = Embedded.folder(known.source.backbone)
+    else:
+        folder = Path(source)
+    guided = weight({}, pipe.sampling, pipe.backbone) > 0
+    return DraftModel(pipe.backbone, source, guided, pipe.tokenizer, read_frequent(folder, vocabulary))
 
 
 def _head_folder(source: str) -> Path | None:

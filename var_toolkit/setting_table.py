@@ -234,6 +234,10 @@ class SpeculationSettings(TypedDict, total=False):
         float | None,
         Setting("stop drafting where no token is as probable as P", SHARE, "P", of=TRAINED),
     ]
+    draft_codes: Annotated[
+        int | None,
+        Setting("VocabTrim: draft only the N most frequent codes", count(1), "N", of=TRAINED),
+    ]
     jacobi_start: Annotated[
         str | None,
         Setting("jacobi: drafts of new positions: random, repeat or likeliest", metavar="NAME", of=("jacobi",)),

@@ -121,8 +121,8 @@ def test_the_options_are_the_documented_ones():
     plans = {"--subnet", "--full-scales", "--refine", "--refine-clean", "--drafter", "--refiner", "--draft-scales"}
     plans |= {
         "--speculate", "--accept", "--draft-model", "--draft-length", "--draft-tree", "--draft-confidence",
-        "--jacobi-start", "--jacobi-keep", "--exit-layers", "--delta", "--lambda", "--neighbours", "--raw-codes",
-        "--group", "--boost", "--decay", "--method",
+        "--draft-codes", "--jacobi-start", "--jacobi-keep", "--exit-layers", "--delta", "--lambda", "--neighbours",
+        "--raw-codes", "--group", "--boost", "--decay", "--method",
     }  # fmt: skip
     plans |= {
         "--coded",

@@ -10,6 +10,7 @@ from small_llamagen import tiny_gpt, tiny_gpt_config, tiny_vq
 
 from var_toolkit.cli import main
 from var_toolkit.formats.directory import save_network
+from var_toolkit.formats.frequent_codes import write_frequent
 from var_toolkit.loading import Drafting, load, skeleton
 from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig, ExitHead, ExitHeadConfig
 from var_toolkit.models.medusa_heads import HydraHeads, MedusaHeads, MedusaHeadsConfig
@@ -34,6 +35,8 @@ def models(tmp_path_factory) -> dict[str, str]:
     heads = MedusaHeadsConfig(sizes["embed_dim"], sizes["vocab_size"], heads=3, hidden=8)
     save_network(MedusaHeads(heads), folder / "medusa")
     save_network(HydraHeads(heads), folder / "hydra")
+    for name in ("hydra", "small"):
+        write_frequent(folder / name, list(range(sizes["vocab_size"] - 1, -1, -1)))
     return {path.name: str(path) for path in folder.iterdir()}
 
 
@@ -58,6 +61,9 @@ def run(models, *options: str) -> int:
         "--speculate medusa --draft-model @medusa --draft-tree 3,2",
         "--speculate hydra --draft-model @hydra",
         "--speculate hydra --draft-model @hydra --accept kseq --draft-confidence 0.2",
+        "--speculate hydra --draft-model @hydra --draft-codes 5",
+        "--speculate draft --draft-model @small --draft-codes 1 --draft-tree 2,2",
+        "--speculate draft --draft-model @small --draft-codes 1000",
         "--speculate ngram",
         "--speculate jacobi --draft-length 1000",
         "--speculate jacobi --accept lantern --delta 0.3",
@@ -99,6 +105,8 @@ def test_window_1_draws_what_plain_decoding_draws_and_the_batch_changes_nothing(
 def test_the_plan_says_it_in_words(models, capsys):
     assert run(models, "--speculate", "jacobi", "--accept", "lantern", "--delta", "0.25", "--dry-run") == 0
     assert "Jacobi drafts, repeat start, LANTERN, delta 0.25, 15 neighbours, window 16" in capsys.readouterr().out
+    assert run(models, "--speculate", "hydra", "--draft-model", "@hydra", "--draft-codes", "5", "--dry-run") == 0
+    assert "drafts by Hydra heads, 5 codes, standard acceptance, window 4" in capsys.readouterr().out
 
 
 def test_draft_models_load_beside_a_model_and_follow_it(models):
@@ -135,6 +143,9 @@ def test_draft_models_load_beside_a_model_and_follow_it(models):
         ("--speculate draft --draft-model @other", "has vocab_size 8, but the target has 16"),
         ("--speculate draft --draft-model @eagle", "is of kind EagleHead; speculate draft needs a next-token model"),
         ("--speculate eagle --draft-model @small", "is a RasterGPT; speculate eagle takes an EagleHead"),
+        ("--speculate ngram --draft-codes 4", "--draft-codes is for speculate draft"),
+        ("--speculate medusa --draft-model @medusa --draft-codes 4", "has no frequent_codes.json"),
+        ("--speculate early-exit --draft-codes 4", "speculate early-exit needs a draft model"),
         ("--speculate hydra --draft-model @medusa", "is a MedusaHeads; speculate hydra takes HydraHeads"),
         ("--speculate medusa --draft-model @hydra", "is a HydraHeads; speculate medusa takes MedusaHeads"),
         ("--speculate hydra --draft-model @eagle", "is a EagleHead; speculate hydra takes HydraHeads"),
@@ -175,6 +186,7 @@ def test_bad_input_is_one_line_and_status_2(models, options, words, capsys):
         ("--speculate draft --draft-model stilllife-var-small --draft-length auto", "must be a number of scales"),
         ("--speculate draft --draft-model stilllife-var-small --accept kseq", "accept kseq is for next-token models"),
         ("--speculate draft --draft-model stilllife-var-small --draft-tree 2,2", "a VAR's drafts are whole scales"),
+        ("--speculate draft --draft-model stilllife-var-small --draft-codes 2", "a VAR's drafts are whole scales"),
         ("--speculate draft --draft-model stilllife-var-small --subnet 8 --full-scales 4", "without smooth, subnet"),
         ("--model stilllife-flowar --speculate draft", "FlowAR draws continuous tokens"),
         ("--speculate draft --draft-model stilllife-gpt-eagle", "EagleHead"),

@@ -120,6 +120,8 @@ def test_the_first_command_of_the_readme_draws_an_image_without_a_network(tmp_pa
         ("--speculate draft", 1.2),
         ("--speculate eagle", 1.2),
         ("--speculate early-exit", 1.2),
+        ("--speculate medusa", 1.1),
+        ("--speculate hydra --draft-codes 900", 1.1),
         ("--speculate ngram", 1),
     ],
 )

@@ -60,6 +60,9 @@ PROPOSERS = {
     "medusa-tree": Medusa(TREE),
     "hydra": Medusa(CHAIN, sequential=True),
     "hydra-tree": Medusa(TREE, sequential=True),
+    "small-codes": SmallModel(CHAIN, codes=(1,)),
+    "eagle-codes-tree": Eagle(TREE, codes=(0,)),
+    "hydra-codes": Medusa(CHAIN, sequential=True, codes=(1,)),
 }
 DRAFTING = ("small", "eagle", "medusa", "hydra")  # which draft with a network
 CHAINED = {
@@ -164,6 +167,7 @@ def test_so_it_does_with_many_samples(proposer, rule, policy, plain_many):
         ("eagle", "filtered"),
         ("medusa", "filtered"),
         ("hydra", "filtered"),
+        ("hydra-codes", "filtered"),
         ("jacobi-repeat", "plain"),
         ("ngram", "plain"),
         ("eagle", "plain"),

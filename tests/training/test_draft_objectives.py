@@ -17,6 +17,7 @@ from var_toolkit.core.engine import decode
 from var_toolkit.core.filters import filter_top_k_top_p, guide
 from var_toolkit.core.noise import Noise
 from var_toolkit.formats.directory import load_network
+from var_toolkit.formats.frequent_codes import read_frequent
 from var_toolkit.loading import load
 from var_toolkit.models.draft_heads import EagleHead, ExitHead, early_exit
 from var_toolkit.models.llamagen import RasterGPT
@@ -298,11 +299,22 @@ def test_the_teacher_stays_as_it_is(tiny, parts, cache, tmp_path, weights):
 def test_heads_are_delivered_alone_and_can_be_embedded(tiny, cache, tmp_path, monkeypatch, name, cls):
     final = train(tiny(name, steps=1), tmp_path / "run", cache_dir=cache, device="cpu")
     assert isinstance(load_network(final), cls)
+    frequent = read_frequent(final, 32)
+    assert sorted(frequent) == list(range(32))
     monkeypatch.setattr("var_toolkit.registry.Embedded.folder", staticmethod(lambda part: tmp_path / part))
     script = Path(__file__).parents[2] / "scripts" / "embed_weights.py"
     monkeypatch.setattr(sys, "argv", [str(script), str(final), "kept"])
     exec(compile(script.read_text(), str(script), "exec"), {"__name__": "__main__"})
     assert load_network(tmp_path / "kept").config == load_network(final).config
+    assert read_frequent(tmp_path / "kept", 32) == frequent
+
+
+def test_codes_are_delivered_by_how_often_they_were_learnt(build, tmp_path):
+    objective, _ = build("raster-distil")
+    objective.save(objective.networks["var"], tmp_path / "final")
+    counts = np.bincount(objective.source.values.ravel(), minlength=32)[list(read_frequent(tmp_path / "final", 32))]
+    assert (np.diff(counts) <= 0).all()
+    assert counts[0] > counts[-1]
 
 
 def test_a_small_model_is_delivered_with_settings_that_fit_it(tiny, settings, cache, tmp_path):

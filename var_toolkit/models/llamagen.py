@@ -304,6 +304,7 @@ MODELS = {
         "sampling": {"cfg": 2.0, "top_k": 0, "top_p": 0.0},
         "draft_models": {
             "draft": "stilllife-gpt-small", "early-exit": "stilllife-gpt-exit", "eagle": "stilllife-gpt-eagle",
+            "medusa": "stilllife-gpt-medusa", "hydra": "stilllife-gpt-hydra",
         },
         "training": {"recipes": ("stilllife-gpt",), "images": 125_000, "judged": 500, "agreement": 56.8},
     },

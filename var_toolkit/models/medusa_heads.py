@@ -106,3 +106,13 @@ class DraftHead(nn.Module):
 
 
 NETWORKS = {"MedusaHeads": "draft_head", "HydraHeads": "draft_head"}
+MODELS = {
+    "stilllife-gpt-medusa": {
+        "summary": "Medusa's heads, draft for stilllife-gpt",
+        "embedded": {"draft_head": "stilllife-gpt-medusa"},
+    },
+    "stilllife-gpt-hydra": {
+        "summary": "Hydra's heads, draft for stilllife-gpt",
+        "embedded": {"draft_head": "stilllife-gpt-hydra"},
+    },
+}  # fmt: skip

@@ -6,13 +6,17 @@ Letters: B images, R rows (2B under guidance, conditional rows first), L tokens,
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from var_toolkit.core.bind import Run, run_of
 from var_toolkit.core.filters import filter_top_k_top_p
+from var_toolkit.formats.directory import save_network
+from var_toolkit.formats.frequent_codes import write_frequent
 from var_toolkit.guidance import weight
 from var_toolkit.methods.speculative.token_sampling import TokenSampling
 from var_toolkit.models.llamagen import RasterGPT
@@ -90,6 +94,17 @@ class DistillationObjective(RasterGPTObjective):
         features_RLC = self.teacher.next_hidden(self.teacher.prefix(labels), seen_BL)
         logits, positions = self.teacher.next_logits(features_RLC), torch.zeros_like(seen_BL[:1, :1])
         return features_RLC, self.target.choices(logits, positions)
+
+    def save(self, network: nn.Module, directory: Path) -> None:
+        """Save the proposer, and the codes by how often it has learnt them (`methods.speculative.vocab_trim`)."""
+        self._save(network, directory)
+        if isinstance(self.source, TokenArray):
+            counts = np.bincount(self.source.values.ravel(), minlength=self.recipe.model.vocab_size)
+            write_frequent(directory, np.argsort(-counts, kind="stable").tolist())
+
+    def _save(self, network: nn.Module, directory: Path) -> None:
+        """Save a head alone."""
+        save_network(network, directory)
 
     def _acceptance(self, draft_BLV: Tensor, target_BLV: Tensor) -> Tensor:
         """The mean acceptance probability of drafts that are sampled with the target's filters."""

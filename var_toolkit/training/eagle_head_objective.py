@@ -4,7 +4,6 @@ Letters: B images, R rows (twice as many under guidance), L tokens, V vocabulary
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from var_toolkit.core.filters import guide
-from var_toolkit.formats.directory import save_network
 from var_toolkit.models.draft_heads import EagleHead
 from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.training.acceptance import soft_cross_entropy
@@ -89,7 +87,3 @@ class EagleHeadObjective(DistillationObjective):
 
     def preview(self, network: nn.Module) -> None:
         """None: the head cannot sample an image without its target."""
-
-    def save(self, network: nn.Module, directory: Path) -> None:
-        """Save only the head."""
-        save_network(network, directory)

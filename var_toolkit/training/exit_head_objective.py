@@ -1,13 +1,11 @@
 """Trains the head of a GPT's early exit, as in Kangaroo (arXiv 2404.18911): the target drafts for itself."""
 
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from var_toolkit.core.bind import Run
-from var_toolkit.formats.directory import save_network
 from var_toolkit.models.draft_heads import ExitHead, early_exit
 from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.training.distillation import MatchingObjective
@@ -41,7 +39,3 @@ class ExitHeadObjective(MatchingObjective):
     def _run(self, network: nn.Module, **settings: Any) -> Run:
         exit_ = early_exit(self.teacher, self.recipe.model.layers, cast(ExitHead, network))
         return super()._run(exit_, **settings)
-
-    def save(self, network: nn.Module, directory: Path) -> None:
-        """Save only the head."""
-        save_network(network, directory)

@@ -7,14 +7,12 @@ Letters: B images, R rows (twice as many under guidance), L tokens, V vocabulary
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from var_toolkit.core.filters import guide
-from var_toolkit.formats.directory import save_network
 from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.models.medusa_heads import HydraHeads, MedusaHeads
 from var_toolkit.training.acceptance import soft_cross_entropy
@@ -90,10 +88,6 @@ class MedusaHeadsObjective(DistillationObjective):
 
     def preview(self, network: nn.Module) -> None:
         """None: heads cannot sample an image without their target."""
-
-    def save(self, network: nn.Module, directory: Path) -> None:
-        """Save only the heads."""
-        save_network(network, directory)
 
 
 @objective("hydra-heads")

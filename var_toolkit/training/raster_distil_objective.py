@@ -1,6 +1,7 @@
 """Trains a small GPT to draft for a larger one, after FastDraft (arXiv 2411.11055) and TVD++ (arXiv 2403.00858)."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.registry import Sampling
 from var_toolkit.training.distillation import MatchingObjective, MatchingOptions
 from var_toolkit.training.objectives import Workplace
+from var_toolkit.training.raster_gpt_objective import RasterGPTObjective
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
 
@@ -40,6 +42,9 @@ class RasterDistilObjective(MatchingObjective):
     def _class_names(self) -> Named:
         still_lifes = self.options.class_embedding == "still-life-factors"
         return "still-lifes" if still_lifes else super()._class_names()
+
+    def _save(self, network: nn.Module, directory: Path) -> None:
+        RasterGPTObjective.save(self, network, directory)
 
     def _drafted(self, network: nn.Module, labels: Tensor, seen_BL: Tensor) -> Tensor:
         logits_BLV: Tensor = network(labels, seen_BL)

@@ -16,6 +16,7 @@ from var_toolkit.methods.speculative.growing import GrowingSession, Shape
 from var_toolkit.methods.speculative.lengths import LengthPolicy
 from var_toolkit.methods.speculative.token_sampling import TokenSampling
 from var_toolkit.methods.speculative.verify import Proposer, Rounds
+from var_toolkit.methods.speculative.vocab_trim import Trimmed, output_work, told
 from var_toolkit.models.draft_heads import EagleHead
 from var_toolkit.models.layers.raster_positions import Branches
 
@@ -25,6 +26,7 @@ class Eagle(Proposer):
     """The head and the target are guided alike, as published for LANTERN."""
 
     shape: Shape
+    codes: tuple[int, ...] | None = None  # that it drafts (`vocab_trim`); None is all
 
     roles: ClassVar[tuple[str, ...]] = (DRAFT,)
     needs_all_features: ClassVar[bool] = True
@@ -44,13 +46,14 @@ class Eagle(Proposer):
         """One block of the target's layers and its output layer."""
         network = target.network
         layer = network.layer_work(1, network.config.tokens // 2)
-        return float((layer + network.head_work(1)) / (network.config.depth * layer + network.head_work(1)))
+        whole = network.config.depth * layer + network.head_work(1)
+        return float((layer + output_work(network, self.codes)) / whole)
 
     def begin(self, run: Rounds, lengths: LengthPolicy) -> GrowingSession:
         return GrowingSession(run, EagleReader(self, run), self.shape, lengths)
 
     def __str__(self) -> str:
-        return f"drafts by an EAGLE head{self.shape}"
+        return f"drafts by an EAGLE head{self.shape}{told(self.codes)}"
 
 
 class EagleReader:
@@ -59,6 +62,7 @@ class EagleReader:
     def __init__(self, settings: Eagle, run: Rounds) -> None:
         self.sampling, self.head = run.sampling, run.networks[DRAFT]
         self.target: Any = run.network
+        self.output = Trimmed(self.target, settings.codes)
         self.cache = self.head.new_ragged_cache(run.images * self.sampling.rows, 1 + run.total + settings.nodes)
 
     def read(self, tokens_BL: Tensor, features_RLC: Tensor, branches: Branches | None) -> Tensor:
@@ -68,5 +72,4 @@ class EagleReader:
         return found
 
     def logits(self, hidden_RLC: Tensor) -> Tensor:
-        logits: Tensor = self.target.next_logits(hidden_RLC)
-        return logits
+        return self.output.logits(hidden_RLC)

@@ -21,6 +21,7 @@ from var_toolkit.methods.speculative.lengths import LengthPolicy
 from var_toolkit.methods.speculative.rules import Kind
 from var_toolkit.methods.speculative.token_sampling import TokenSampling
 from var_toolkit.methods.speculative.verify import Checked, Rounds, along
+from var_toolkit.methods.speculative.vocab_trim import Trimmed, output_work
 from var_toolkit.models.layers.raster_positions import Branches
 
 
@@ -52,13 +53,14 @@ class Reader(Protocol):
 
     cache: RaggedCache | None  # None where the features at a token say all that is known of those before it
     sampling: TokenSampling  # how it draws
+    output: Trimmed  # its last layer
 
     def read(self, tokens_BL: Tensor, features_RLC: Tensor, branches: Branches | None) -> Tensor:
         """Features at tokens that follow what the cache holds, (R, L, C)."""
         ...
 
     def logits(self, hidden_RLC: Tensor) -> Tensor:
-        """Of the tokens behind them, (R, L, V)."""
+        """Of the tokens behind them, (R, L, N): of the codes that `output` has."""
         ...
 
 
@@ -95,7 +97,7 @@ class GrowingSession:
             positions_Bn = (run.positions_B + level).unsqueeze(1).expand(-1, len(tree.levels[level]))
             logits, what = self.reader.logits(hidden_RnC), f"the draft model's logits from token {min(run.counts)} on"
             chosen = self.reader.sampling.choices(logits, positions_Bn, run.checks, what)
-            q_BnV = self.reader.sampling.head.probabilities(chosen)
+            q_BnV = self.reader.output.spread(self.reader.sampling.head.probabilities(chosen))
             drafted = self._sure(q_BnV, drafted, level)
             if max(drafted.known) <= level:
                 break
@@ -152,7 +154,7 @@ class GrowingSession:
         return torch.stack(found, dim=-1).flatten(1)
 
 
-def work(network: Any, rows: int) -> int:
-    """Multiply-adds of one pass over one token of an image, half a map behind it."""
+def work(network: Any, rows: int, codes: tuple[int, ...] | None = None) -> int:
+    """Multiply-adds of one pass over one token of an image, half a map behind it; of an output layer of some codes."""
     c = network.config
-    return rows * (c.depth * network.layer_work(1, c.tokens // 2) + network.head_work(1))
+    return rows * (c.depth * network.layer_work(1, c.tokens // 2) + output_work(network, codes))

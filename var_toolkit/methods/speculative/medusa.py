@@ -22,6 +22,7 @@ from var_toolkit.methods.speculative.growing import GrowingSession, Shape
 from var_toolkit.methods.speculative.lengths import LengthPolicy
 from var_toolkit.methods.speculative.token_sampling import TokenSampling
 from var_toolkit.methods.speculative.verify import Proposer, Rounds
+from var_toolkit.methods.speculative.vocab_trim import Trimmed, output_work, told
 from var_toolkit.models.layers.raster_positions import Branches
 from var_toolkit.models.medusa_heads import HydraHeads, MedusaHeads
 
@@ -32,6 +33,7 @@ class Medusa(Proposer):
 
     shape: Shape
     sequential: bool = False
+    codes: tuple[int, ...] | None = None  # that they draft (`vocab_trim`); None is all
 
     roles: ClassVar[tuple[str, ...]] = (DRAFT,)
 
@@ -62,13 +64,14 @@ class Medusa(Proposer):
         """One head and the target's output layer."""
         network = target.network
         layer, output = network.layer_work(1, network.config.tokens // 2), network.head_work(1)
-        return float((networks[DRAFT].work() + output) / (network.config.depth * layer + output))
+        drafting = networks[DRAFT].work() + output_work(network, self.codes)
+        return float(drafting / (network.config.depth * layer + output))
 
     def begin(self, run: Rounds, lengths: LengthPolicy) -> GrowingSession:
-        return GrowingSession(run, HeadsReader(run), self.shape, lengths)
+        return GrowingSession(run, HeadsReader(self, run), self.shape, lengths)
 
     def __str__(self) -> str:
-        return f"drafts by {'Hydra' if self.sequential else 'Medusa'} heads{self.shape}"
+        return f"drafts by {'Hydra' if self.sequential else 'Medusa'} heads{self.shape}{told(self.codes)}"
 
 
 class HeadsReader:
@@ -76,14 +79,14 @@ class HeadsReader:
 
     cache: RaggedCache | None = None
 
-    def __init__(self, run: Rounds) -> None:
+    def __init__(self, settings: Medusa, run: Rounds) -> None:
         self.sampling, self.heads = run.sampling, run.networks[DRAFT]
         self.target: Any = run.network
+        self.output = Trimmed(self.target, settings.codes)
 
     def read(self, tokens_BL: Tensor, features_RLX: Tensor, branches: Branches | None) -> Tensor:
         tokens_RL = tokens_BL.repeat(self.sampling.rows, 1)
         return torch.cat((features_RLX, self.target.tok_embeddings(tokens_RL)), dim=-1)
 
     def logits(self, hidden_RLX: Tensor) -> Tensor:
-        logits: Tensor = self.target.next_logits(self.heads(hidden_RLX))
-        return logits
+        return self.output.logits(self.heads(hidden_RLX))

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any, Protocol
 
 from var_toolkit.core.plan import DRAFT, Plan, Tokens
+from var_toolkit.formats.frequent_codes import FILE
 from var_toolkit.heads.categorical import Categorical
 from var_toolkit.methods.collaborative import require_one_tokenizer
 from var_toolkit.methods.speculative.as_plain import AsPlain
@@ -42,6 +43,7 @@ class DraftModel:
     name: str
     guided: bool = False  # a backbone: as the target is
     tokenizer: Any = None  # of a backbone
+    frequent: tuple[int, ...] | None = None  # codes, the most frequent first, where they are known
 
 
 class Model(Protocol):
@@ -85,7 +87,7 @@ def _by_token(given: Mapping[str, Any], model: Model) -> Speculation:
 
 def _by_scale(given: Mapping[str, Any], model: Model) -> NextScale:
     """Of a VAR: a smaller one drafts whole scales."""
-    for name in ("draft_tree", "draft_confidence"):
+    for name in ("draft_tree", "draft_confidence", "draft_codes"):
         if name in given:
             raise ValueError(f"{name} is for next-token models; a VAR's drafts are whole scales: use draft_length")
     if given.get("accept") == "kseq":
@@ -166,27 +168,42 @@ def _proposer(model: Model, name: str, shape: Shape, lengths: Fixed, given: Mapp
         return Jacobi(lengths.window, given.get("jacobi_start", "repeat"), given.get("jacobi_keep", False))
     if name == "ngram":
         return NGram(shape)
+    codes = _draft_codes(model, name, given.get("draft_codes"))
     if name == "early-exit":
-        return _early_exit(model, shape, given.get("exit_layers"))
+        return _early_exit(model, shape, given.get("exit_layers"), codes)
     drafter = _draft_model(model, name)
     if name == "eagle":
-        return Eagle(shape)
+        return Eagle(shape, codes)
     if name in HEADS:
-        return Medusa(shape, sequential=name == "hydra")
-    found = SmallModel(shape, drafter.guided)
+        return Medusa(shape, sequential=name == "hydra", codes=codes)
+    found = SmallModel(shape, drafter.guided, codes)
     found.require_fit(model.backbone, {DRAFT: drafter.network})
     if drafter.tokenizer is not None:
         require_one_tokenizer(model.tokenizer, drafter.tokenizer, ("target", "draft model"))
     return found
 
 
-def _early_exit(model: Model, shape: Shape, layers: int | None) -> EarlyExit:
+def _draft_codes(model: Model, name: str, count: int | None) -> tuple[int, ...] | None:
+    """The most frequent codes; None for all."""
+    if count is None:
+        return None
+    drafter = _draft_model(model, name)
+    if drafter.frequent is None:
+        raise ValueError(
+            f"draft_codes needs to know which codes are frequent, and {drafter.name} has no {FILE}, which training "
+            "writes; leave draft_codes out, or write that file"
+        )
+    codes = drafter.frequent[: checked("draft_codes", count)]
+    return None if len(codes) == model.backbone.config.vocab_size else codes
+
+
+def _early_exit(model: Model, shape: Shape, layers: int | None, codes: tuple[int, ...] | None) -> EarlyExit:
     """With a trained head the conditional row alone, as the head learns it; without, guided as the target is."""
     head = model.draft_model
     if head is None:
         return EarlyExit(shape, layers=layers or min(EXIT_LAYERS, model.backbone.config.depth - 1))
     trained: int = getattr(head.network.config, "layers", EXIT_LAYERS)
-    return EarlyExit(shape, guided=False, layers=layers or trained, with_head=True)
+    return EarlyExit(shape, guided=False, codes=codes, layers=layers or trained, with_head=True)
 
 
 def _rule(model: Model, name: str, given: Mapping[str, Any]) -> Rule:

@@ -18,6 +18,7 @@ from var_toolkit.methods.speculative.growing import GrowingSession, Shape, work
 from var_toolkit.methods.speculative.lengths import LengthPolicy
 from var_toolkit.methods.speculative.token_sampling import TokenSampling
 from var_toolkit.methods.speculative.verify import Proposer, Rounds
+from var_toolkit.methods.speculative.vocab_trim import Trimmed, told
 from var_toolkit.models.draft_heads import ExitHead, early_exit
 from var_toolkit.models.layers.raster_positions import Branches
 from var_toolkit.models.llamagen import RasterTransformer
@@ -31,6 +32,7 @@ class SmallModel(Proposer):
 
     shape: Shape
     guided: bool = True
+    codes: tuple[int, ...] | None = None  # that it drafts (`vocab_trim`); None is all
 
     roles: ClassVar[tuple[str, ...]] = (DRAFT,)
 
@@ -67,7 +69,7 @@ class SmallModel(Proposer):
 
     def cost(self, target: TokenSampling, networks: Mapping[str, Any]) -> float:
         own = self.sampling(target, networks)
-        return work(own.network, own.rows) / work(target.network, target.rows)
+        return work(own.network, own.rows, self.codes) / work(target.network, target.rows)
 
     def begin(self, run: Rounds, lengths: LengthPolicy) -> GrowingSession:
         return GrowingSession(run, SmallReader(self, run), self.shape, lengths)
@@ -75,7 +77,7 @@ class SmallModel(Proposer):
     def described(self, networks: Mapping[str, Any]) -> str:
         config = networks[DRAFT].config
         named = f"{type(networks[DRAFT]).__name__} {config.depth} x {config.embed_dim}"
-        return f"drafts by {named}{'' if self.guided else ' without guidance'}{self.shape}"
+        return f"drafts by {named}{'' if self.guided else ' without guidance'}{self.shape}{told(self.codes)}"
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class EarlyExit(SmallModel):
     def described(self, networks: Mapping[str, Any]) -> str:
         head = " with a trained head" if self.with_head else ""
         guided = "" if self.guided else " without guidance"
-        return f"drafts by an exit after {self.layers} layers{head}{guided}{self.shape}"
+        return f"drafts by an exit after {self.layers} layers{head}{guided}{self.shape}{told(self.codes)}"
 
 
 class SmallReader:
@@ -113,6 +115,7 @@ class SmallReader:
     def __init__(self, settings: SmallModel, run: Rounds) -> None:
         self.sampling = settings.sampling(run.sampling, run.networks)
         self.network, rows = self.sampling.network, run.images * self.sampling.rows
+        self.output = Trimmed(self.network, settings.codes)
         self.prefix = self.network.condition(run.request.rows(self.network, self.sampling.rows)).tokens
         self.begun_RL = run.tokens_BL[:, : run.first].repeat(self.sampling.rows, 1)
         self.cache = self.network.new_ragged_cache(rows, 2 + run.total + settings.nodes)
@@ -124,4 +127,4 @@ class SmallReader:
         return self.network.next_hidden(prefix, tokens_RL, cache=self.cache, branches=branches)[:, -new:]
 
     def logits(self, hidden_RLC: Tensor) -> Tensor:
-        return cast(Tensor, self.network.next_logits(hidden_RLC))
+        return self.output.logits(hidden_RLC)
