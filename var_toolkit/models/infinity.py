@@ -476,7 +476,23 @@ MODELS = {
         "summary": "Infinity, 6 layers, scenes from text", "resolution": 128, "class_names": "none",
         "embedded": {"tokenizer": "scenes-tokenizer", "backbone": "scenes-infinity", "text_encoder": "scenes-words"},
         "sampling": {"cfg": 3.0, "top_k": 0, "top_p": 0.97, "temperature": 0.5},
-        "training": {"recipes": ("scenes-infinity",), "images": 525_000},
+        "training": {"recipes": ("scenes-infinity",), "images": 602_000},
+    },
+    "scenes-infinity-small": {
+        "like": "scenes-infinity", "summary": "Infinity, 3 layers, scenes from text",
+        "embedded": {
+            "tokenizer": "scenes-tokenizer", "backbone": "scenes-infinity-small", "text_encoder": "scenes-words",
+        },
+        "training": {"recipes": ("scenes-infinity-small",), "images": 77_000},
+    },
+    "scenes-code-4": {
+        "like": "scenes-infinity", "summary": "CoDe: the deep one for 4 scales, then the small one",
+        "embedded": {
+            "tokenizer": "scenes-tokenizer", "backbone": "scenes-infinity", "refiner": "scenes-infinity-small",
+            "text_encoder": "scenes-words",
+        },
+        "draft_scales": 4,
+        "training": {"recipes": ("scenes-infinity", "scenes-infinity-small")},
     },
     "infinity-125m": {
         "summary": "Infinity, 12 layers, text to image",

@@ -1,8 +1,8 @@
 """Captions of scenes, from a grammar with paraphrases, and what each caption asks for.
 
 A caption is true of its scene, and leaves things out as people do: a size, the ground, the light, or how solids stand.
-Captions for training that leave out how solids stand name them from left to right: the bits of a coarse map are drawn
-independently of one another, so that a model cannot choose between two orders there and would mix them.
+Captions for training that leave out how solids stand are of rows and name them from left to right: the bits of a coarse
+map are drawn independently of one another, so that a model cannot choose between two orders there and would mix them.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Caption:
 def caption(scene: Scene, seed: int, *, from_left: bool = False) -> Caption:
     """A caption of a scene; the seed, at least 0, chooses the words and what is left out.
 
-    A caption that does not say how solids stand names them in any order, or with `from_left` from left to right.
+    A caption that does not say how solids stand names them in any order; with `from_left` from left to right, and one
+    that stands behind another is always told.
     """
     draw = np.random.Generator(np.random.Philox(key=[seed, 130]))
     things, alike = scene.things, len({(t.solid, t.colour, t.size) for t in scene.things}) == 1 < len(scene.things)
@@ -145,7 +146,7 @@ def _arranged(
     """The solids in words, and the order that the words ask for."""
     if len(phrases) == 1:
         return phrases[0], {}
-    vague = draw.random() < 0.3
+    vague = draw.random() < 0.3 and not (from_left and scene.arrangement == "depth")
     order = draw.permutation(len(phrases)) if not from_left else np.argsort([thing.x for thing in scene.things])
     listed = [phrases[i] for i in order]
     if len(phrases) == 2:
