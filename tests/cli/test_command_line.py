@@ -47,7 +47,7 @@ def test_ctrl_c_while_the_program_starts_is_one_line(monkeypatch, capsys):
         ([], "vargen: give a command: sample,"),
         (["smaple"], "vargen: 'smaple' is not a command; did you mean sample?"),
         (["paint"], "'paint' is not a command; use sample,"),
-        (["evaluate"], "vargen evaluate: give a step: sample, score or prompts"),
+        (["evaluate"], "vargen evaluate: give a step: sample, score, prompts or edits"),
         (
             ["evaluate", "score", "--imges", "x"],
             "vargen evaluate score: unknown option --imges; did you mean --images?",

@@ -21,12 +21,15 @@ from var_toolkit.models.varedit import VAREdit, VAREditConfig
 from var_toolkit.registry import Sampling
 from var_toolkit.training.batches import Batch, Source
 from var_toolkit.training.code_cache import cached_features
+from var_toolkit.training.copying_heads import copy_source
 from var_toolkit.training.data_sources import HeldOut, edited_scenes, rendered
 from var_toolkit.training.infinity_objective import InfinityObjective, TextToImage
 from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.recipe import SceneEditsData
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import network_from, require_same_sizes
+
+FITTED = 96  # pairs to which the heads that copy the source are fitted
 
 
 class EditedScenes:
@@ -89,6 +92,19 @@ class VAREditObjective(InfinityObjective):
         require_same_sizes(network.encoder, encoder, initial, free={"words"})
         network.backbone.load_state_dict(saved.state_dict())
         network.encoder.load_state_dict(with_words(encoder, network.encoder))
+        if not isinstance(saved, VAREdit):
+            self._let_copy(network)
+
+    @torch.no_grad()
+    def _let_copy(self, network: TextToImage) -> None:
+        """Fit heads that copy the source to the first pairs."""
+        assert isinstance(self.source, EditedScenes)
+        assert isinstance(network.backbone, VAREdit)
+        network.to(self.source.device)
+        (batch,) = self.source.batches([torch.arange(min(FITTED, len(self.source)))], 0)
+        _, inputs = self._forced(batch, [])
+        source, captions = self._source(batch), batch.captions or ()
+        copy_source(network.backbone, source, lambda: network(captions, source, inputs))
 
     def _known_words(self) -> tuple[str, ...]:
         """Those of the initial weights, and then those of instructions."""
