@@ -55,6 +55,20 @@ def test_published_code_leaves_nothing_behind(tmp_path):
     assert not {"someones", "someones.network", "stub"} & set(sys.modules)
 
 
+def test_what_published_code_imports_of_others_stays(tmp_path, monkeypatch):
+    """Some libraries register operators, and cannot be imported twice."""
+    for name in ("published", "others"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "others" / "library_of_others.py").touch()
+    (tmp_path / "published" / "network_of_theirs.py").write_text("import library_of_others, json")
+    monkeypatch.syspath_prepend(tmp_path / "others")
+    before = sys.modules["json"]
+    with importable(tmp_path / "published", json=ModuleType("json")):
+        library = import_module("network_of_theirs").library_of_others
+    assert sys.modules.pop("library_of_others") is library
+    assert sys.modules["json"] is before
+
+
 def test_a_network_is_built_without_its_own_initialisation():
     def build():
         layer = nn.Linear(2, 2)

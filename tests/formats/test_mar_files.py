@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from golden.cases import FOLDER
 from golden.recipe import fill_
 from safetensors.torch import save_file
 from small_mar import tiny_acdit_config, tiny_himar_config, tiny_mar
@@ -13,11 +14,12 @@ from var_toolkit.cli import main
 from var_toolkit.formats.directory import save_network
 from var_toolkit.formats.published import backbone_from_tensors, published_sampling
 from var_toolkit.loading import load
-from var_toolkit.models.acdit import ACDiT
+from var_toolkit.models.acdit import ACDiT, ACDiTConfig
 from var_toolkit.models.himar import HiMAR
 from var_toolkit.registry import entry
 from var_toolkit.tokenizers.kl import KLConfig
 
+ACDIT = json.loads((FOLDER / "acdit-published-settings" / "case.json").read_text())
 TOLD = {"encoder_num_heads": 2, "decoder_num_heads": 2}
 CHANNELS = 16  # of KL-16
 TABLES = {f"cond_diffloss.net.{name}": torch.zeros(1, 25, 16) for name in ("pos_embed", "c_pos_embed")}
@@ -113,6 +115,27 @@ def test_a_checkpoint_of_acdit_becomes_the_network_it_is(tmp_path, patch):
     torch.testing.assert_close(edited.images[..., -patch:], given[..., -patch:], atol=5e-3, rtol=0)
     with pytest.raises(ValueError, match=r"^steps is for [^\n]*$"):
         pipe.plan(steps=4)
+
+
+@pytest.mark.parametrize("size", ["XL", pytest.param("H", marks=pytest.mark.slow)])
+def test_published_sizes_of_acdit_are_read_without_a_configuration(size):
+    """From tensors of the published shapes; they take no memory."""
+    facts = ACDIT["sizes"][size]
+    config = ACDiTConfig(embed_dim=facts["hidden_size"], depth=facts["depth"])
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in ACDiT(config).state_dict().items()}
+    tensors = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+    network = backbone_from_tensors("acdit", tensors, {}, f"ACDiT-{size}-img.pt")
+    assert network.config == config
+    assert (network.config.side**2, network.config.block_side**2) == (
+        ACDIT["image"]["spatial_len"],
+        ACDIT["image"]["block_size"],
+    )
+    assert sum(p.numel() for p in network.parameters()) == facts["parameters_image"]
+    with pytest.raises(ValueError, match=r"lacks 'blocks\.3\.attn"):
+        backbone_from_tensors(
+            "acdit", {n: t for n, t in tensors.items() if not n.startswith("blocks.3.attn.")}, {}, "a file"
+        )
 
 
 @pytest.mark.parametrize(("decoder", "patch"), [(48, 1), (32, 2)])

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--published",
         type=Path,
         metavar="FOLDER",
-        help="for peers: a checkout of VAR, LlamaGen or Infinity of FoundationVision, which is run",
+        help="for peers: a checkout of VAR, LlamaGen, Infinity or MAR, which is run",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 

@@ -38,7 +38,7 @@ def var(folder: Path, peer: Peer, device: torch.device) -> Iterator[Mapping[str,
             with torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
                 return network.autoregressive_infer_cfg(B=peer.batch, label_B=labels, g_seed=seed, **VAR_SETTINGS).cpu()
 
-        yield {"ours": _ours(tokenizer, network, peer, device, VAR_SETTINGS), "published": theirs}
+        yield {"ours": ours(tokenizer, network, peer, device, VAR_SETTINGS), "published": theirs}
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def llamagen(folder: Path, peer: Peer, device: torch.device) -> Iterator[Mapping
         build = gpt.GPT_models[f"GPT-{peer.model.removeprefix('llamagen-').upper()}"]
         network: Any = made(lambda: build(vocab_size=CODES, block_size=SIDE**2, num_classes=1000, cls_token_num=1))
         tokenizer: Any = made(lambda: decoder.VQ_models["VQ-16"](codebook_size=CODES, codebook_embed_dim=CODE_WIDTH))
-        ours = _ours(tokenizer, network, peer, device, GPT_SETTINGS)
+        own = ours(tokenizer, network, peer, device, GPT_SETTINGS)
         tokenizer.to(device)
         network.to(device, torch.bfloat16 if in_half(peer.dtype, device) else torch.float32)
 
@@ -66,7 +66,7 @@ def llamagen(folder: Path, peer: Peer, device: torch.device) -> Iterator[Mapping
             drawn = generate.generate(network, labels, SIDE**2, cfg_scale=scale, top_k=kept)
             return tokenizer.decode_code(drawn, [peer.batch, CODE_WIDTH, SIDE, SIDE]).cpu()
 
-        yield {"ours": ours, "published": theirs}
+        yield {"ours": own, "published": theirs}
 
 
 def _both(build: Callable[[], tuple[nn.Module, nn.Module]]) -> Any:
@@ -74,7 +74,7 @@ def _both(build: Callable[[], tuple[nn.Module, nn.Module]]) -> Any:
     return made(lambda: nn.ModuleList(build()))
 
 
-def _ours(tokenizer: nn.Module, network: nn.Module, peer: Peer, device: torch.device, settings: dict[str, Any]) -> Draw:
+def ours(tokenizer: nn.Module, network: nn.Module, peer: Peer, device: torch.device, settings: dict[str, Any]) -> Draw:
     """Our pipeline with the weights of the published networks, read as its files are."""
     source: Any = registry.entry(peer.model).source
     both = {"tokenizer": tokenizer, "backbone": network}

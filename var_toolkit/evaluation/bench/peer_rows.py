@@ -34,9 +34,10 @@ class Code:
     commit: str
     file: str
     peers: tuple[Peer, ...]
+    owner: str = "FoundationVision"
 
     def __str__(self) -> str:
-        address = f"https://github.com/FoundationVision/{self.name}"
+        address = f"https://github.com/{self.owner}/{self.name}"
         return f"git clone {address} && git -C {self.name} checkout {self.commit}"
 
 
@@ -54,6 +55,10 @@ CODES = (
     Code(
         "Infinity", "4c27bbb54a9918847a2fe56b0fbe31a8523791a1", "infinity/models/infinity.py",
         _rows("infinity-2b", (1,), ("bfloat16",)),
+    ),
+    Code(
+        "mar", "fe470ac24afbee924668d8c5c83e9fec60af3a73", "models/mar.py",
+        _rows("mar-base", (1, 4), ("float32", "bfloat16", "best")), "LTH14",
     ),
 )  # fmt: skip
 

@@ -14,10 +14,11 @@ from typing import Any
 from var_toolkit.devices import find_device
 from var_toolkit.evaluation.bench.peer_classes import llamagen, var
 from var_toolkit.evaluation.bench.peer_infinity import infinity
+from var_toolkit.evaluation.bench.peer_mar import mar
 from var_toolkit.evaluation.bench.peer_rows import Peer
 from var_toolkit.evaluation.bench.published_code import Draw
 
-BOTH = {"var": var, "llamagen": llamagen, "infinity": infinity}  # by the first word of a model's name
+BOTH = {"var": var, "llamagen": llamagen, "infinity": infinity, "mar": mar}  # by the first word of a model's name
 
 
 def compare(folder: Path, peers: list[Peer], rounds: int, on_turn: Callable[[str], None]) -> list[dict[str, Any]]:

@@ -24,16 +24,20 @@ KINDS = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.BatchNorm2d, nn.SyncBatchNorm
 @contextmanager
 def importable(folder: Path, **stubs: ModuleType) -> Iterator[None]:
     """Imports find the code, and `stubs` in place of what it imports but does not need here."""
-    before, known = [(kind, kind.reset_parameters) for kind in KINDS], set(sys.modules)
+    before, known = [(kind, kind.reset_parameters) for kind in KINDS], dict(sys.modules)
     sys.path.insert(0, str(folder))
+    sys.modules.update(stubs)
     try:
-        with patch.dict(sys.modules, stubs):
-            yield
+        yield
     finally:
         sys.path.remove(str(folder))
+        # One by one: other libraries that were imported in between stay, since some cannot be imported twice.
+        for name in stubs:
+            del sys.modules[name]
+            sys.modules.update({name: known[name]} if name in known else {})
         for kind, reset in before:  # the published code replaces them for good
             kind.reset_parameters = reset  # type: ignore[method-assign]
-        for name in set(sys.modules) - known:
+        for name in set(sys.modules) - set(known):
             module = sys.modules[name]
             if str(folder) in f"{getattr(module, '__file__', None)} {list(getattr(module, '__path__', ()))}":
                 del sys.modules[name]
