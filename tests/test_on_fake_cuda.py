@@ -16,6 +16,7 @@ from small_dar import tiny_dar, tiny_flow
 from small_flowar import tiny_config, tiny_kl
 from small_llamagen import tiny_gpt_config, tiny_vq
 from small_mar import tiny_acdit_config, tiny_himar_config, tiny_mar_config, tiny_xar_config
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -58,6 +59,9 @@ from var_toolkit.models.hmar import HMAR, HMARConfig
 from var_toolkit.models.infinity import Infinity, InfinityConfig
 from var_toolkit.models.latent_scorer import LatentScorer, LatentScorerConfig
 from var_toolkit.models.layers import linear, raster_positions
+from var_toolkit.models.layers.float8_linear import is_float8, quantize_to_float8
+from var_toolkit.models.layers.int8_linear import quantize_linears
+from var_toolkit.models.layers.linear import Linear
 from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.models.llamagen_t2i import TextRasterGPT, TextRasterGPTConfig
 from var_toolkit.models.mar import MAR
@@ -150,6 +154,13 @@ def on_cuda(make, device=CUDA):
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
     return network
+
+
+def halved(network):
+    """A network on the device with weights in bfloat16, in place."""
+    for module in network.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(weight.detach().bfloat16()))
 
 
 def vq():
@@ -380,6 +391,38 @@ def test_decoding_never_waits_for_the_device(name, edited, monkeypatch):
         assert watch.copies.total() <= (name == "code")  # the mask of the refiner's prefill, once a process
         assert {tensor.device for tensor in (*decoded.tokens, decoded.latent)} == {CUDA}
         assert plan.tokenizer.decode(decoded.latent).device == CUDA
+
+
+def in_eight_bits(precision, monkeypatch):
+    """What quantises the networks of a run, whose rest is then bfloat16."""
+    if precision == "int8":
+        return quantize_linears
+    monkeypatch.setattr(pytest.importorskip("torchao.quantization.quant_api"), "_check_hardware_support", str)
+    return quantize_to_float8
+
+
+@pytest.mark.parametrize("precision", ["int8", "float8"])
+@pytest.mark.parametrize("name", ["var", "gpt", "infinity", "flowar"])
+def test_in_eight_bits_decoding_never_waits_for_the_device(name, precision, monkeypatch):
+    quantize, products = in_eight_bits(precision, monkeypatch), []
+    product = "_int_mm" if precision == "int8" else "_scaled_mm"
+    multiply = getattr(torch, product)
+    monkeypatch.setattr(torch, product, lambda *args, **more: products.append(args[0].dtype) or multiply(*args, **more))
+    with fake_cuda(monkeypatch):
+        run = PLANS[name]()
+        for network in run.networks.values():
+            halved(network)
+            quantize(network)
+            wide = [layer for layer in network.modules() if type(layer) in (nn.Linear, Linear) and not is_float8(layer)]
+            assert {layer.weight.dtype for layer in wide} == {torch.bfloat16}
+        asked = prompts() if name in OF_TEXT else torch.tensor([1, 2], device=CUDA)
+        noise = Noise([0, 1], CUDA)
+        with Watch() as watch:
+            decoded = decode(run, asked, noise)
+        assert not watch.waits
+        assert not watch.copies
+        assert decoded.latent.device == CUDA
+    assert set(products) == {torch.int8 if precision == "int8" else torch.float8_e4m3fn}
 
 
 def cached(graph) -> list[bool]:

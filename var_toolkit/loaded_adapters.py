@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.formats.peft_files import Adapter
+from var_toolkit.models.layers.float8_linear import is_float8
 from var_toolkit.models.layers.int8_layer import is_quantized
 from var_toolkit.models.layers.linear import pack_linears, unpack_linears
 from var_toolkit.models.layers.lora import require_layers, require_peft, weight_changes
@@ -22,8 +23,10 @@ def require_adaptable(network: nn.Module, adapter: Adapter) -> None:
 
 
 def _require_wide(network: nn.Module, source: str) -> None:
-    if is_quantized(network):
-        raise ValueError(f"{source}: no adapter can be merged into int8 weights; load the model in float32 first")
+    if is_quantized(network) or is_float8(network):
+        raise ValueError(
+            f"{source}: no adapter can be merged into int8 or float8 weights; load the model in float32 first"
+        )
 
 
 def require_weight(weight: float, source: str) -> None:

@@ -96,9 +96,10 @@ def load(
     An existing directory has precedence over a name. For a model of continuous tokens, `tokenizer` replaces its own by
     any AutoencoderKL of diffusers with the same number of channels: a directory, a hub id, or a name. A `revision` of a
     hub id is a branch, a tag or a commit. `adapters` are folders in peft's format with their weights
-    (`Pipeline.load_lora_weights`). `device` "auto" is CUDA if available, else the CPU. `dtype` may also be "int8"
-    (`Pipeline.quantize`) or "auto", the fastest precision for the model on the device (`precision`); a model that was
-    saved in int8 stays so. ValueError in one line for a source that does not exist, is damaged or does not fit.
+    (`Pipeline.load_lora_weights`). `device` "auto" is CUDA if available, else the CPU. `dtype` may also be "int8" or
+    "float8" (`Pipeline.quantize`) or "auto", the fastest precision for the model on the device (`precision`); a model
+    that was saved in int8 stays so. ValueError in one line for a source that does not exist, is damaged or does not
+    fit.
     """
     where = find_device(device)
     precision_of(dtype, where)  # raises ValueError
@@ -113,9 +114,10 @@ def load(
     for folder, share in adapters:
         pipe.load_lora_weights(folder, weight=share)
     precision = precision_of(dtype, where, pipe.backbones)
-    if precision.quantized:
+    if precision.quantized == "int8":
         pipe.quantize()
-    return pipe.to(where, precision.wide)
+    pipe.to(where, precision.wide)
+    return pipe.quantize("float8") if precision.quantized == "float8" else pipe  # there, since it then stays there
 
 
 def skeleton(

@@ -52,12 +52,13 @@ from var_toolkit.methods.by_name import apply_method
 from var_toolkit.methods.collaborative import refiner_role
 from var_toolkit.methods.latent_search import latent_search, read_scorer
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
+from var_toolkit.models.layers.float8_linear import is_float8, quantize_to_float8
 from var_toolkit.models.layers.int8_conv import pack_convolutions, quantize_convolutions
 from var_toolkit.models.layers.int8_layer import is_quantized
 from var_toolkit.models.layers.int8_linear import has_blocks, quantize_linears
 from var_toolkit.models.layers.linear import pack_linears, unpack_linears
 from var_toolkit.output import PipelineOutput, joined
-from var_toolkit.precision import require_int8
+from var_toolkit.precision import EIGHT_BITS, require_eight_bits
 from var_toolkit.registry import Sampling
 from var_toolkit.saving import parts, push, save
 from var_toolkit.setting_table import SETTINGS, FewerSettings, SearchSettings, Settings, SpeculationSettings
@@ -166,7 +167,9 @@ class Pipeline:
 
     @property
     def precision(self) -> str:
-        """The precision of the backbone by name: "int8" if it is quantised, else its dtype."""
+        """The precision of the backbone by name: "int8" or "float8" if it is quantised, else its dtype."""
+        if is_float8(self.backbone):
+            return "float8"
         return "int8" if is_quantized(self.backbone) else str(self.dtype).removeprefix("torch.")
 
     def to(
@@ -178,11 +181,14 @@ class Pipeline:
         """Move the networks, in place, to a device, a dtype or both: `to("cuda", torch.bfloat16)`, `to(torch.float32)`.
 
         The quantiser of a codebook stays in float32 whatever the dtype. ValueError, before anything is moved, if
-        weights would become infinite in the dtype. Plans made before still fit: they hold the same networks.
+        weights would become infinite in the dtype, and in float8, which stays where it is. Plans made before still fit:
+        they hold the same networks.
         """
         device, dtype = destination(*places, device, dtype)
+        if any(map(is_float8, self.networks)):
+            raise ValueError("a model in float8 is not moved; load it again with another device or dtype")
         if device is not None and any(map(is_quantized, self.networks)):
-            require_int8(device)
+            require_eight_bits("int8", device)
         for network in self.networks:
             require_fit(network.state_dict(), dtype, type(network).__name__)
         self.tokenizer.place(device, dtype)
@@ -193,22 +199,27 @@ class Pipeline:
         return self
 
     def quantize(self, precision: str = "int8") -> Pipeline:
-        """Compute the transformer blocks and the decoder in 8 bits from here on, in place: for inference only.
+        """Compute the transformer blocks (int8: and the decoder) in 8 bits from here on, in place: for inference only.
 
         Linear layers of the blocks have weights with a scale for each output channel, and inputs with one for each
         token; so do convolutions of the tokenizer's decoder, with inputs scaled for each image. Heads, norms,
         embeddings, the encoder, and the first and the last convolution keep their dtype. Saved so, a model is loaded
-        so. ValueError for another precision than "int8", for a device that cannot compute in it, and for a network in
-        which no layer can be quantised.
+        so. "float8" is for CUDA and needs torchao: linear layers alone, and the model is not moved or saved after that.
+        ValueError for another precision, for a device that cannot compute in it, for a missing package, for a model
+        that is in the other one, and for a network in which no layer can be quantised.
         """
-        if precision != "int8":
-            raise ValueError(f"precision is {precision!r}; networks can be quantised to 'int8' only")
-        require_int8(self.device)
+        if precision not in EIGHT_BITS:
+            raise ValueError(f"precision is {precision!r}; networks can be quantised to {' or '.join(EIGHT_BITS)}")
+        require_eight_bits(precision, self.device)
+        if self.precision in EIGHT_BITS and self.precision != precision:
+            raise ValueError(f"the model is in {self.precision}; load one in float32 or bfloat16 to use {precision}")
+        quantize = quantize_linears if precision == "int8" else quantize_to_float8
         for network in self.backbones:
-            quantize_linears(network)
+            quantize(network)
         if self.draft_model is not None and has_blocks(self.draft_model.network):
-            quantize_linears(self.draft_model.network)
-        quantize_convolutions(parts(self)["tokenizer"])
+            quantize(self.draft_model.network)
+        if precision == "int8":
+            quantize_convolutions(parts(self)["tokenizer"])
         return self
 
     def pack(self) -> Pipeline:

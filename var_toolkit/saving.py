@@ -16,6 +16,7 @@ from var_toolkit.formats.facts import FACTS, write_facts
 from var_toolkit.formats.hub import upload, with_revision
 from var_toolkit.formats.model_card import write_card
 from var_toolkit.formats.text_folders import text_entry
+from var_toolkit.models.layers.float8_linear import is_float8
 from var_toolkit.registry import CARD
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ def save(pipe: Pipeline, directory: Path, dtype: torch.dtype | None, *, overwrit
     """Write a pipeline to a directory, completely or not at all, with weights in `dtype` if given.
 
     ValueError if the directory exists; with `overwrite` it is replaced if it holds a model of var_toolkit and nothing
-    else.
+    else; and for a model in float8.
     """
+    if any(map(is_float8, pipe.networks)):
+        raise ValueError("a model in float8 is not saved; save it in another dtype, and load it in float8")
     if overwrite:
         _require_replaceable(directory)
     with written_whole(directory, overwrite=overwrite) as folder:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SUMMARY = "show what is installed, what will be used and why"
 PACKAGES = (
     "torch", "torchvision", "triton", "diffusers", "timm", "pillow", "huggingface-hub", "safetensors", "numpy",
-    "gradio",
+    "gradio", "torchao",
 )  # fmt: skip
 UNITS = (
     "avx2",
@@ -105,6 +105,7 @@ def _used() -> dict[str, str]:
     import torch
 
     from var_toolkit.devices import find_device, slow_dtype
+    from var_toolkit.models.layers.float8_linear import float8_missing
     from var_toolkit.models.layers.linear import _has_onednn
     from var_toolkit.precision import precision_of
 
@@ -122,6 +123,7 @@ def _used() -> dict[str, str]:
         "bfloat16": slow_dtype(device, torch.bfloat16) or "supported at full speed, or its units are not known",
         "attention": _attention(device),
         "linear layers": linear,
+        "float8": float8_missing(device) or "supported, by torchao",
         "float32 products": f"precision {torch.get_float32_matmul_precision()!r} (TF32 on CUDA only if not 'highest')",
     }
 

@@ -127,7 +127,7 @@ def run_task(args: argparse.Namespace, task: Task) -> None:
     if args.decoder is not None:
         shape.load_decoder(args.decoder)
     if precision.quantized:
-        shape.quantize()
+        shape.quantize(precision.quantized)
     if args.compile:
         require_cpp(device)
         shape.compile()  # which refuses what cannot be compiled, and compiles nothing yet

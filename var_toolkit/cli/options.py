@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from var_toolkit.loading import Drafting, Pair
 
 DTYPES = ("float32", "bfloat16", "float16")
-PRECISIONS = (*DTYPES, "int8", "auto")
+PRECISIONS = (*DTYPES, "int8", "float8", "auto")
 
 
 def at_least(low: int) -> Callable[[str], int]:
@@ -61,7 +61,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=PRECISIONS,
         default="float32",
-        help="precision of the networks (default float32); int8: products in 8 bits; auto: the fastest here",
+        help="precision of the networks (default float32); int8, float8 (CUDA): products in 8 bits; auto: the fastest",
     )
 
 

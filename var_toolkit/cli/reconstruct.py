@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Encode and decode, write both images side by side, print the PSNR."""
-    if args.dtype == "int8":
-        raise ValueError("--dtype int8 is for drawing; a tokenizer alone is not quantised, use float32")
+    if args.dtype in ("int8", "float8"):
+        raise ValueError(f"--dtype {args.dtype} is for drawing; a tokenizer alone is not quantised, use float32")
     out = args.out or Path(f"{args.image.stem}_reconstruction.png")
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out} must end in .png")

@@ -10,6 +10,7 @@ import torch
 
 from var_toolkit.core.bind import Run
 from var_toolkit.core.plan import Tokens
+from var_toolkit.models.layers.float8_linear import bytes_of
 from var_toolkit.models.layers.int8_layer import is_quantized, weights_of
 
 FLOAT32 = 4  # bytes
@@ -27,7 +28,7 @@ def forecast(run: Run, *, images: int, batch: int, dtype: str) -> dict[str, Any]
     wide = getattr(torch, dtype)
     networks: list[Any] = [run.decoder, run.tokenizer, *run.unique_networks]
     held = {id(p): p for network in networks for p in weights_of(network)}.values()
-    weights = sum(p.numel() * (1 if p.dtype == torch.int8 else wide.itemsize) for p in held)
+    weights = sum(bytes_of(p, wide) for p in held)
     told = {
         "plan": run.plan.to_json(),
         "plan_in_words": "; ".join(str(run).splitlines()),

@@ -85,7 +85,7 @@ def ours(tokenizer: nn.Module, network: nn.Module, peer: Peer, device: torch.dev
     own = fitted(parts["tokenizer"], backbone, (named["tokenizer"], named["backbone"]))
     precision = precision_of("auto" if peer.dtype == "best" else peer.dtype, device, [backbone])
     pipe = Pipeline(own, backbone).to(device, precision.wide)
-    pipe = (pipe.quantize("int8") if precision.quantized else pipe).pack()
+    pipe = (pipe.quantize(precision.quantized) if precision.quantized else pipe).pack()
 
     def draw(seed: int) -> object:
         seeds = range(seed * peer.batch, (seed + 1) * peer.batch)

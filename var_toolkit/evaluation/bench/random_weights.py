@@ -28,7 +28,7 @@ def random_pipeline(source: Source, *, device: str = "auto", dtype: str | torch.
     networks: tuple[Any, ...] = (pipe.tokenizer, *pipe.networks)
     for network in networks:
         randomise(network.to_empty(device=where).eval())
-    return pipe.quantize() if precision.quantized else pipe
+    return pipe.quantize(precision.quantized) if precision.quantized else pipe
 
 
 def random_prompts(text: TextInput, count: int) -> PromptEmbeds:

@@ -24,6 +24,7 @@ from var_toolkit.evaluation.bench.quality import judge, prompts_of
 from var_toolkit.evaluation.bench.table import Row, Table
 from var_toolkit.files import check_writable
 from var_toolkit.loading import skeleton
+from var_toolkit.models.layers.float8_linear import bytes_of
 from var_toolkit.models.layers.int8_layer import weights_of
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.still_life import scene_drawing
@@ -74,7 +75,7 @@ def size_of(row: Row) -> Size:
         shape = skeleton(row.source)
         precision = row.precision(shape.backbones)
         if precision.quantized:
-            shape.quantize()
+            shape.quantize(precision.quantized)
         if row.compile:
             shape.compile()
         if row.decoder is not None:
@@ -88,8 +89,7 @@ def size_of(row: Row) -> Size:
     weights = list({id(p): p for network in run.unique_networks for p in weights_of(network)}.values())
     tokenizer = list({id(p): p for network in (run.tokenizer, run.decoder) for p in weights_of(network)}.values())
     parameters, others = (sum(p.numel() for p in some) for some in (weights, tokenizer))
-    sizes = (p.numel() * (1 if p.dtype == torch.int8 else wide.itemsize) for p in [*weights, *tokenizer])
-    held = sum(sizes) + row.batch * counted.cache_bytes(wide)
+    held = sum(bytes_of(p, wide) for p in [*weights, *tokenizer]) + row.batch * counted.cache_bytes(wide)
     return Size(words, counted, wide, decoder_multiply_adds(run), parameters, others, held)
 
 

@@ -30,7 +30,7 @@ class Row:
     model: Any  # a name, a directory or a hub id; or a mapping: drafter, refiner, draft_scales; or model, draft_model
     weights: Literal["own", "random"] = "own"  # random: for speed and memory; nothing is downloaded
     plan: Any = field(default_factory=dict)  # keywords of `Pipeline.plan`
-    dtype: Literal["float32", "bfloat16", "float16", "int8", "auto"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "int8", "float8", "auto"] = "float32"
     device: str = "auto"
     decoder: str | None = None  # a small one in place of the tokenizer's own, as `Pipeline.load_decoder` takes it
     compile: bool = False  # networks compiled by torch.compile (`Pipeline.compile`)

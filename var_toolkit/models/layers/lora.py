@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from var_toolkit.models.layers.blocks import blocks_within
+from var_toolkit.models.layers.float8_linear import torchao_quietly
 from var_toolkit.models.layers.linear import Linear
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def _ends(name: str, end: str) -> bool:
 
 def inject(network: nn.Module, layers: Sequence[str], *, rank: int, alpha: float, dora: bool) -> None:
     """Put adapters that change nothing yet into layers, in place; nothing else of the network is trained."""
-    with _quiet():
+    with torchao_quietly():
         from peft import LoraConfig
 
     _inject(network, LoraConfig(r=rank, lora_alpha=alpha, use_dora=dora, target_modules=list(layers)))  # type: ignore[arg-type]
@@ -64,20 +63,8 @@ def _inject(network: nn.Module, config: LoraConfig) -> None:
     from var_toolkit.models.layers.lora_linear import LoraLinear
 
     config._register_custom_module({Linear: LoraLinear})
-    with _quiet():
+    with torchao_quietly():
         inject_adapter_in_model(config, network)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Within it peft may import torchao, about which torch would write to standard error."""
-    logger = logging.getLogger("torch.utils._pytree")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def adapter_tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -108,7 +95,7 @@ def weight_changes(weights: Mapping[str, Tensor], adapter: Adapter) -> dict[str,
 
     peft merges them in layers of their own, so that no network changes.
     """
-    with _quiet():
+    with torchao_quietly():
         from peft import LoraConfig, set_peft_model_state_dict
 
     shell = nn.Module()
