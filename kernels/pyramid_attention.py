@@ -193,11 +193,11 @@ def _with_logit_scale(q: Tensor, logit_scale_H: Tensor | None) -> Tensor:
 def _mask(lengths: tuple[int, ...], pattern: Pattern, device: torch.device) -> Tensor:
     if torch.compiler.is_compiling():  # a constant of the graph; the compiler cannot trace lru_cache
         return attention_mask(lengths, pattern).to(device)
-    return _cached_mask(lengths, pattern, device)
+    return known_mask(lengths, pattern, device)
 
 
 @lru_cache(maxsize=64)
-def _cached_mask(lengths: tuple[int, ...], pattern: Pattern, device: torch.device) -> Tensor:
+def known_mask(lengths: tuple[int, ...], pattern: Pattern, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return attention_mask(lengths, pattern).to(device)
 

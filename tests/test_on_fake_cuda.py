@@ -138,7 +138,7 @@ def clear_tables():
         raster_positions.known_rotation,
         dar.known_rotation,
         star_models._rotation,
-        pyramid_attention._cached_mask,
+        pyramid_attention.known_mask,
         drafts._tables,
     ):
         table.cache_clear()

@@ -173,7 +173,8 @@ def test_the_options_are_the_documented_ones():
     assert options["demo"] == machine | {"--model", "--host", "--port"}
     assert options["serve"] == options["demo"] | {"--queue", "--batch", "--api-key-file"}
     assert options["push"] == {"-h", "--help", "--private", "--revision", "--license", "--dtype", "--json"}
-    assert options["train"] == {"-h", "--help", "--out", "--cache", "--device", "--skip-damaged", "--track"}
+    rest = {"--out", "--cache", "--device", "--skip-damaged", "--track", "--dry-run", "--processes"}
+    assert options["train"] == {"-h", "--help"} | rest
 
 
 def test_models_lists_names_sizes_and_whereabouts(capsys):

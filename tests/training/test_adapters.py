@@ -288,7 +288,6 @@ def test_int8_weights_take_no_adapter_afterwards(run, bases):
         ("var", {"adapter": {"rank": 0}}, "rank is 0; expected 1"),
         ("var", {"adapter": {"kind": "vera"}}, "kind is 'vera'; allowed: lora, dora"),
         ("var", {"adapter": {}}, "adapter needs the weights that it adapts; give initial"),
-        ("var", {"adapter": {}, "parallel": "fsdp", "objective_options": {"initial": "a"}}, "parallel: ddp only"),
         ("kl", {"adapter": {}}, "objective kl takes no adapter"),
         ("score-distillation", {"adapter": {}}, "objective score-distillation takes no adapter"),
     ],

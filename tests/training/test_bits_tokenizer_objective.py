@@ -48,7 +48,6 @@ def test_a_decoder_stage_changes_images_but_no_bit(tiny, cache, tmp_path, build)
     [
         ({"objective_options": {"commitment": -1.0}}, "commitment is -1.0"),
         ({"objective_options": {"train_only": "decoder"}}, "train_only: decoder needs initial"),
-        ({"parallel": "fsdp"}, "parallel is 'fsdp'"),
         ({"model": {"codebook_dim": 2000}}, "codebook_dim is 2000"),
     ],
 )

@@ -59,7 +59,6 @@ def test_a_run_goes_on_from_saved_weights(build, parts):
     ("changes", "message"),
     [
         ({"objective_options": {"kl": -1.0}}, "kl is -1.0; expected 0 or more"),
-        ({"parallel": "fsdp"}, "parallel is 'fsdp'; the kl objective trains with ddp only"),
         (
             {"model": {"block_out_channels": [12], "norm_num_groups": 8}},
             "each must be a multiple of norm_num_groups, 8",

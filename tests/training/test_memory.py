@@ -1,26 +1,35 @@
 """What saves memory in training changes no result: micro-batches to rounding, activations computed again to the bit."""
 
+import re
 from collections import Counter
+from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from small_captions import write
 from torch import distributed, nn
 from torch.testing import assert_close
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from var_toolkit.cli import main
 from var_toolkit.models.layers.blocks import blocks_within
 from var_toolkit.processes import Team
 from var_toolkit.training import parallel
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.loop import train
+from var_toolkit.training.memory import fit, memory_of, outline
 from var_toolkit.training.objectives import Workplace
-from var_toolkit.training.recipe import recipe_from
+from var_toolkit.training.recipe import read_recipe, recipe_from
 from var_toolkit.training.registry import objective_class, objective_names
 from var_toolkit.training.state import TrainingState
 
 CPU = torch.device("cpu")
+RECIPES = Path(__file__).parents[2] / "configs"
 FIELDS = {"accumulate": 2, "checkpoint_activations": True}
+MEASURED = ("var", "himar", "raster-gpt")
+REFUSED = FIELDS | {"parallel": "fsdp"}
 
 
 def objectives(field, *, taken):
@@ -97,11 +106,11 @@ def test_what_blocks_compute_again_changes_no_bit(name, objective):
 
 
 @pytest.mark.parametrize(
-    ("field", "name"), [(field, name) for field in FIELDS for name in objectives(field, taken=False)]
+    ("field", "name"), [(field, name) for field in REFUSED for name in objectives(field, taken=False)]
 )
 def test_an_objective_that_cannot_says_so_in_one_line(field, name, settings):
     with pytest.raises(ValueError, match=f"objective {name} takes no {field}: .*; remove it") as caught:
-        recipe_from(settings(name, **{field: FIELDS[field]}))
+        recipe_from(settings(name, **{field: REFUSED[field]}))
     assert "\n" not in str(caught.value)
 
 
@@ -152,3 +161,81 @@ def test_micro_batches_of_processes_have_the_draws_of_their_images():
         expected = getattr(of_rank.numbers("x"), drawn)(3, 4, 2, axis=1)
         found = [getattr(part.numbers("x"), drawn)(3, 2, 2, axis=1) for part in of_rank.split(2)]
         assert torch.equal(torch.cat(found, dim=1), expected)
+
+
+@pytest.mark.parametrize("name", objective_names())
+def test_the_outline_of_a_recipe_has_the_parameters_that_are_trained(name, objective):
+    def parameters(networks):
+        named = [one for network in networks.values() for one in network.named_parameters()]
+        return [(name, p.shape, p.requires_grad) for name, p in named if name != "encoder.embedding.weight"]  # of words
+
+    own, _ = objective(name)
+    assert parameters(outline(own.recipe)) == parameters(own.networks)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("name", ["var", "himar"])
+def test_a_process_holds_the_shards_that_a_dry_run_tells(name, processes, objective):
+    own, _ = objective(name)
+    recipe = replace(own.recipe, parallel="fsdp", ema=0.9)
+    network = next(iter(deepcopy(own.networks).values()))
+    told = memory_of(recipe, processes)
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
+    try:
+        parallel.shard(network, recipe.precision)
+        held = [4 * parameter.to_local().numel() for parameter in network.parameters() if parameter.requires_grad]
+    finally:
+        distributed.destroy_process_group()
+    assert told.weights == told.average == told.gradients == told.optimiser / 2 == sum(held)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in MEASURED else pytest.mark.slow) for name in objective_names()]
+)
+def test_activations_are_about_what_a_step_keeps(name, objective):
+    own, batch = objective(name)
+    told = memory_of(own.recipe, 1).activations
+    if told is None:
+        pytest.skip("is not measured")
+    kept, held = {}, []
+
+    def keep(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        held.append(tensor)
+        return tensor
+
+    network = next(iter(own.networks.values())).train()
+    step, phase = next((step, one) for step in range(6) for one in own.phases(step))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        phase.loss(batch, Draws(0, step, 0, 1, 8, CPU))
+    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    found = sum(size for key, size in kept.items() if key not in weights)
+    assert 0.5 < told / found < 2
+
+
+def test_what_saves_memory_is_told(tiny):
+    plain = tiny("var", precision="bf16", model=tiny("var").model.__dict__ | {"depth": 8, "patch_nums": [1, 2, 8]})
+    told = memory_of(plain, 2)
+    assert memory_of(replace(plain, checkpoint_activations=True), 2).activations < 0.6 * told.activations
+    assert memory_of(replace(plain, accumulate=4), 2).activations == told.activations / 4
+    shards = memory_of(replace(plain, parallel="fsdp"), 2)
+    assert shards.weights < 0.6 * told.weights
+    assert shards.activations == told.activations
+    assert memory_of(replace(plain, ema=None), 2).average == 0 < told.average
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("imagenet*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_for_imagenet_states_the_cards_that_it_fits(path):
+    recipe, processes = read_recipe(path), int(re.search(r"--dry-run --processes (\d+)", path.read_text())[1])
+    assert fit(recipe, processes, memory_of(recipe, processes)) in path.read_text().replace("\n# ", " ")
+
+
+def test_a_dry_run_tells_the_memory_and_trains_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "imagenet256-var-d16", "--dry-run", "--processes", "8"]) == 0
+    assert "cards of" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    for options, word in ((["--dry-run", "--processes", "7"], "batch_size"), (["--processes", "8"], "--processes")):
+        assert main(["train", "imagenet256-var-d16", *options]) == 2
+        assert word in capsys.readouterr().err

@@ -13,29 +13,20 @@ from var_toolkit.training.loop import train
 
 
 @pytest.mark.parametrize(
-    ("objective", "parallel"),
+    "objective",
     [
-        ("var", "ddp"),
-        ("var", "fsdp"),
-        ("tokenizer", "ddp"),
-        pytest.param("drafter", "ddp", marks=pytest.mark.slow),
-        ("refiner", "ddp"),
-        pytest.param("cca", "ddp", marks=pytest.mark.slow),
-        pytest.param("cca", "fsdp", marks=pytest.mark.slow),
-        pytest.param("variant", "ddp", marks=pytest.mark.slow),
-        pytest.param("hmar-mask", "ddp", marks=pytest.mark.slow),
-        pytest.param("hmar", "fsdp", marks=pytest.mark.slow),
-        pytest.param("refiner", "fsdp", marks=pytest.mark.slow),
-        pytest.param("variant", "fsdp", marks=pytest.mark.slow),
-        pytest.param("hmar-mask", "fsdp", marks=pytest.mark.slow),
+        "var",
+        "tokenizer",
+        "refiner",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("drafter", "cca", "variant", "hmar-mask")),
     ],
 )
-def test_two_processes_reach_the_weights_of_one(tiny, cache, tmp_path, weights, train_in_two, objective, parallel):
+def test_two_processes_reach_the_weights_of_one(tiny, cache, tmp_path, weights, train_in_two, objective):
     changes = {"adversarial": 0.1, "discriminator_width": 8, "revive_every": 0}
     options = {"objective_options": changes} if objective == "tokenizer" else {}
     # A large epsilon: Adam's first steps otherwise blow rounding differences up to whole steps.
     optimiser = {"lr": 1e-3, "eps": 1e-3}
-    recipe = tiny(objective, parallel=parallel, precision="fp32", steps=4, optimiser=optimiser, **options)
+    recipe = tiny(objective, precision="fp32", steps=4, optimiser=optimiser, **options)
     alone = train(recipe, tmp_path / "alone", cache_dir=cache, device="cpu")
     # One of the objectives also saves memory, which changes no result.
     saving = {"accumulate": 2, "checkpoint_activations": True} if objective == "var" else {}
@@ -46,10 +37,9 @@ def test_two_processes_reach_the_weights_of_one(tiny, cache, tmp_path, weights, 
         torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
-def test_flowar_learns_in_two_processes(tiny, tmp_path, train_in_two, parallel):
+def test_flowar_learns_in_two_processes(tiny, tmp_path, train_in_two):
     """Its noise is each process's own, so the weights are not those of one process; the losses must still agree."""
-    recipe = tiny("flowar", parallel=parallel, steps=3, log_every=1)
+    recipe = tiny("flowar", steps=3, log_every=1)
     final = train_in_two(recipe, tmp_path / "two")
     assert (final / "backbone" / "config.json").is_file()
     rows = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()[1:]]
@@ -60,12 +50,9 @@ def test_flowar_learns_in_two_processes(tiny, tmp_path, train_in_two, parallel):
 
 @pytest.mark.parametrize(
     ("sample_every", "validate_every", "held_out", "ema"),
-    [
-        (1, 2, 8, 0.9),
-        pytest.param(1, 2, 8, None, marks=pytest.mark.slow),
-        pytest.param(2, 1, 0, 0.9, marks=pytest.mark.slow),
-    ],
+    [(1, 2, 8, 0.9), (1, 2, 8, None), (2, 1, 0, 0.9)],
 )
+@pytest.mark.slow
 def test_shards_are_gathered_whenever_images_are_drawn(
     tiny, tmp_path, train_in_two, sample_every, validate_every, held_out, ema
 ):

@@ -51,7 +51,6 @@ def test_training_lowers_the_loss_and_delivers_a_decoder_that_knows_its_tokenize
     ("changes", "words"),
     [
         ({"tokenizer": None}, "missing key 'tokenizer'"),
-        ({"parallel": "fsdp"}, "parallel is 'fsdp'"),
         ({"model": {"widths": [8, 8], "blocks": [1]}}, r"blocks is \[1\]"),
         (
             {"model": {"widths": [8, 8], "blocks": [1, 1], "latent_channels": 4}},

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from var_toolkit.cli.options import at_least
 from var_toolkit.config_files import configs, find_config
+
+if TYPE_CHECKING:
+    from var_toolkit.training.recipe import Recipe
 
 SUMMARY = "train a network from a recipe"
 
@@ -32,15 +38,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("tensorboard", "wandb", "trackio"),
         help="also show log and images in TensorBoard (in the folder of the run), Weights & Biases or trackio",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the memory of a process and the cards that hold it, train nothing"
+    )
+    parser.add_argument(
+        "--processes", type=at_least(1), help="of which --dry-run tells the memory (default: as torchrun says, or 1)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Find and read the recipe, then train."""
+    if args.processes is not None and not args.dry_run:
+        raise ValueError("--processes is for --dry-run; to train in several processes start them by torchrun")
     path = find_config(args.recipe, "recipe")
     out = args.out or Path("runs") / path.stem
     from var_toolkit.training.recipe import read_recipe
 
     recipe = read_recipe(path)
+    if args.dry_run:
+        print(_memory(recipe, args.processes or int(os.environ.get("WORLD_SIZE", "1"))))
+        return 0
     from var_toolkit.training.loop import TrainingStoppedError, train
     from var_toolkit.user_folders import default_cache
 
@@ -58,3 +75,12 @@ def run(args: argparse.Namespace) -> int:
         return 130
     print(f"{final}: trained; its log is {out / 'log.jsonl'}")
     return 0
+
+
+def _memory(recipe: Recipe, processes: int) -> str:
+    """ValueError if the batch cannot be split over the processes."""
+    from var_toolkit.training.loop import require_split
+    from var_toolkit.training.memory import told
+
+    require_split(recipe, processes)
+    return told(recipe, processes)

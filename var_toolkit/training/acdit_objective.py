@@ -42,6 +42,14 @@ class ACDiTObjective(LatentObjective):
         """The default settings of the model."""
         return Sampling(cfg=1.5, denoising_steps=25)
 
+    @classmethod
+    def example(cls, recipe: Recipe, rows: int) -> Any:
+        """Labels, clean and noisy tokens, and the step of each block."""
+        size = recipe.model.block_side**2
+        tokens = torch.zeros(rows, recipe.model.side**2, recipe.model.latent_channels * recipe.model.patch_size**2)
+        steps = torch.zeros(rows, recipe.model.side**2 // size)
+        return torch.zeros(rows, dtype=torch.long), tokens, tokens, steps
+
     def phases(self, step: int) -> list[Phase]:
         return [Phase((self.recipe.objective,), self._loss)]
 

@@ -10,7 +10,7 @@ from var_toolkit.models.layers.lora import adapter_tensors, inject, target_layer
 from var_toolkit.training.delivery import portable
 from var_toolkit.training.draws import derived
 from var_toolkit.training.objectives import Objective
-from var_toolkit.training.recipe import Recipe
+from var_toolkit.training.recipe import AdapterConfig, Recipe
 from var_toolkit.training.starting_weights import network_from, require_same_sizes
 
 
@@ -29,17 +29,17 @@ class TrainedAdapter:
         require_same_sizes(part, network_from(self.base, type(part), what="initial"), self.base, free=set())
         self.layers = target_layers(part, self.config.targets)
         torch.manual_seed(derived(recipe.seed, "adapter"))
-        self._inject(network)
+        train_adapter(network, part, self.layers, self.config)
 
-    def _inject(self, network: nn.Module) -> None:
-        network.requires_grad_(False)
-        part = self.objective.adapted(network)
-        inject(part, self.layers, rank=self.config.rank, alpha=self.config.alpha, dora=self.config.kind == "dora")
+    def empty_network(self) -> nn.Module:
+        """The objective's network with an adapter, with any weights."""
+        network = self.objective.empty_network()
+        train_adapter(network, self.objective.adapted(network), self.layers, self.config)
+        return network
 
     def save(self, weights: dict[str, Tensor], folder: Path) -> None:
         """Write the adapter of a trained network, given the state dict of that, to an existing folder."""
-        network = self.objective.empty_network()
-        self._inject(network)
+        network = self.empty_network()
         network.load_state_dict(weights)
         part = self.objective.adapted(network)
         write_adapter(
@@ -53,3 +53,9 @@ class TrainedAdapter:
             module=type(part).__module__,
             base=portable(self.base),
         )
+
+
+def train_adapter(network: nn.Module, part: nn.Module, layers: list[str], config: AdapterConfig) -> None:
+    """Put adapters into layers of the part of a network that draws, in place, and freeze the rest."""
+    network.requires_grad_(False)
+    inject(part, layers, rank=config.rank, alpha=config.alpha, dora=config.kind == "dora")

@@ -1,7 +1,7 @@
 """Trains the bitwise tokenizer of Infinity (arXiv 2412.04431, section 3.1), whose codes have no weights."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,11 @@ class BitsTokenizerObjective(ReconstructionObjective):
         self._open(tokenizer, workplace)
         self.record = nn.Module()
         self.source, self.held_out = images_of(recipe, workplace, flat=True)
-        tokenizer.encoder.requires_grad_(self.options.train_only == "all")
+        self.freeze(tokenizer)
+
+    def freeze(self, network: Any) -> None:
+        """Leave the tokens as they are, if only the decoder is trained."""
+        network.encoder.requires_grad_(self.options.train_only == "all")
 
     def empty_network(self) -> MultiScaleBSQ:
         return MultiScaleBSQ(self.recipe.model)

@@ -11,7 +11,7 @@ from var_toolkit.conditions.condition import of_labels
 from var_toolkit.conditions.images import WithImage
 from var_toolkit.core.engine import decode
 from var_toolkit.core.noise import Noise
-from var_toolkit.models.car import CAR, control_images
+from var_toolkit.models.car import CAR, STRIDE, control_images
 from var_toolkit.models.var import VAR
 from var_toolkit.training.batches import Batch, Source, to_unit_range
 from var_toolkit.training.draws import Draws
@@ -72,9 +72,9 @@ class CarObjective(VarObjective):
                 f"{where}: data has no control images; add `control: edges` to still-lifes, or control_root to folders"
             )
 
-    def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
-        super().__init__(recipe, workplace)
-        for name, weight in self.networks["var"].named_parameters():
+    def freeze(self, network: Any) -> None:
+        """Leave VAR as it is."""
+        for name, weight in network.named_parameters():
             weight.requires_grad_(name.startswith(BRANCH))
 
     def _begin(self, network: Any) -> None:
@@ -83,6 +83,12 @@ class CarObjective(VarObjective):
         own = {"control_channels", "light_width", "light_layers"} if not isinstance(saved, CAR) else set()
         require_same_sizes(network, saved, self.options.initial, free=own)
         network.load_state_dict(network.state_dict() | saved.state_dict())
+
+    @classmethod
+    def example(cls, recipe: Recipe, rows: int) -> Any:
+        """What VAR reads, and the control images of all scales."""
+        sides = [STRIDE * side for side in recipe.model.patch_nums]
+        return *super().example(recipe, rows), [torch.zeros(rows, 3, side, side) for side in sides]
 
     def _codes(self, workplace: Workplace, count: int, split: str) -> Source:
         return SteeredStillLifes(super()._codes(workplace, count, split), split)

@@ -74,6 +74,11 @@ class Alignment(VarObjective):
         self.reference = self.reference.to(self.team.device).requires_grad_(False)
         self.sampling = replace(self.sampling, cfg=family_of(self.networks["var"]).cfg_off)
 
+    @classmethod
+    def example(cls, recipe: Recipe, rows: int) -> Any:
+        """Each image with two labels."""
+        return super().example(recipe, 2 * rows)
+
     def _begin(self, network: nn.Module) -> None:
         start_from(network, self.options.initial, same_classes=True)
         self.reference = deepcopy(network)

@@ -67,6 +67,10 @@ class DistillationObjective(RasterGPTObjective):
         self.target = TokenSampling(self.teacher, head, weight({}, Sampling(cfg=options.cfg), teacher))
         super().__init__(recipe, workplace)
 
+    @classmethod
+    def example(cls, recipe: Recipe, rows: int) -> Any:
+        """None: the loss goes through the target as well."""
+
     @abstractmethod
     def _require_target(self, model: Any, teacher: RasterGPT) -> None:
         """ValueError if the proposer cannot draft for this teacher."""

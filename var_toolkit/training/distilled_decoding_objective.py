@@ -97,6 +97,13 @@ class Distillation(VarObjective):
         self.teacher = teacher.to(self.device).eval().requires_grad_(False)
         self.starts, self.coded = torch.tensor(network.starts, device=self.device), network.coded_tokens()
 
+    @classmethod
+    def example(cls, recipe: Recipe, rows: int) -> Any:
+        """Labels, codes of all tokens, and how many of them are given."""
+        labels, inputs = super().example(recipe, rows)
+        first = getattr(recipe.model, "patch_nums", (1,))[0] ** 2  # which the teacher reads no inputs for
+        return labels, torch.zeros(rows, first + inputs.shape[1], recipe.model.latent_channels), labels
+
     def _codes(self, workplace: Workplace, count: int, split: str) -> Source:
         assert isinstance(self.recipe.data, SamplesData)
         team, run = workplace.team, self.teacher_run()

@@ -4,6 +4,7 @@ The first scales have few tokens, so a step costs a fraction of a step of VAR.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from var_toolkit.core.schedule import Schedule
 from var_toolkit.training.collaborative import CollaborativeObjective, CollaborativeOptions
@@ -33,6 +34,13 @@ class DrafterObjective(CollaborativeObjective):
 
     options_type = DrafterOptions
     log_note = "loss and accuracy are of the drafted scales only, so they are not comparable with those of all scales"
+
+    @classmethod
+    def example(cls, recipe: Recipe, rows: int) -> Any:
+        """Labels, and the inputs of the drafted scales."""
+        scales = Schedule(recipe.model.patch_nums[: recipe.objective_options.draft_scales])
+        labels, inputs = super().example(recipe, rows)
+        return labels, inputs[:, : scales.total - scales.lengths[0]]
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         super().__init__(recipe, workplace)

@@ -20,6 +20,7 @@ from var_toolkit.training.code_cache import cached_features
 from var_toolkit.training.data_sources import still_lifes
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.objectives import Loss, Workplace
+from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import network_from, start_from
 from var_toolkit.training.var_objective import VarObjective, VarOptions, require_equal, require_share
@@ -56,6 +57,15 @@ class FlexVarObjective(VarObjective):
 
     def _open_tokenizer(self) -> Any:
         return super()._open_tokenizer().for_schedule(Schedule(self.recipe.model.patch_nums))
+
+    @classmethod
+    def example(cls, recipe: Recipe, rows: int) -> Any:
+        """Labels, and the inputs of the longest of some schedules that are drawn."""
+        own, options = Schedule(recipe.model.patch_nums), recipe.objective_options
+        drawn = [random_schedule(own, options, torch.Generator().manual_seed(seed)) for seed in range(16)]
+        longest = max(drawn, key=lambda one: one.total)
+        inputs = torch.zeros(rows, longest.total - longest.lengths[0], recipe.model.latent_channels)
+        return torch.zeros(rows, dtype=torch.long), inputs, None, longest
 
     def _require_fit(self, tokenizer: Any) -> None:
         require_equal(self.recipe.model, tokenizer, {"vocab_size": "vocab_size", "latent_channels": "code_dim"})

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from var_toolkit.core.schedule import Schedule
 from var_toolkit.heads.flow import Flow
 from var_toolkit.models.flowar import FlowAR, FlowARConfig
 from var_toolkit.training.batches import Batch
@@ -40,6 +41,14 @@ class FlowARObjective(LatentObjective):
             raise ValueError(
                 f"{where}: patch_nums is {list(recipe.model.patch_nums)}; training needs at least two scales"
             )
+
+    @classmethod
+    def example(cls, recipe: Recipe, rows: int) -> Any:
+        """Labels, inputs of the scales after the first, noisy maps and the time of each scale."""
+        scales = Schedule(recipe.model.patch_nums)
+        noisy = torch.zeros(rows, scales.total, recipe.model.latent_channels)
+        inputs = noisy[:, scales.lengths[0] :]
+        return torch.zeros(rows, dtype=torch.long), inputs, noisy, torch.zeros(rows, len(scales))
 
     def phases(self, step: int) -> list[Phase]:
         return [Phase((self.recipe.objective,), self._loss)]

@@ -5,7 +5,7 @@ Letters: B images, P pivots, L tokens, N hidden ones, M copies of each, c channe
 
 from dataclasses import dataclass
 from math import cos, pi
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -97,6 +97,16 @@ class HiMARObjective(MARObjective):
         found, leads = super()._stored(count, chunks, workplace, name, labels, seed), workplace.team.leads
         small = cached_moments(self.small, count, chunks, workplace.cache_dir, f"{name}-bicubic", progress=leads)
         return MomentArray(found.values, labels, found.device, seed, small)
+
+    @classmethod
+    def example(cls, recipe: Recipe, rows: int) -> Any:
+        """Both phases with as many hidden tokens as can be."""
+        channels, copies, sides = recipe.model.latent_channels, recipe.objective_options.diffusion_copies, []
+        for number, side in enumerate((recipe.model.pivot_side, recipe.model.side)):
+            data, order = torch.zeros(rows, side**2, channels), torch.arange(side**2).expand(rows, -1)
+            steps = torch.zeros(copies, rows, 1 if number else side**2)
+            sides.append(Masked(data, order, 0, torch.zeros(copies, *data.shape), steps))
+        return torch.zeros(rows, dtype=torch.long), *sides, torch.ones(rows, dtype=torch.bool)
 
     def phases(self, step: int) -> list[Phase]:
         return [Phase(("himar",), self._loss)]

@@ -58,9 +58,18 @@ class HmarMaskObjective(VarObjective):
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         super().__init__(recipe, workplace)
         self.sampling = Sampling(refine="published", refine_clean=self.options.clean)
-        network = self.networks["var"].requires_grad_(False)
+
+    def freeze(self, network: Any) -> None:
+        """Leave all but the masked branch as it is."""
+        network.requires_grad_(False)
         for part in masked_parts(network):
             part.requires_grad_(True)
+
+    @classmethod
+    def example(cls, recipe: Recipe, rows: int) -> Any:
+        """What the branch reads, and which tokens are masked."""
+        labels, inputs = super().example(recipe, rows)
+        return labels, inputs, inputs, torch.ones(inputs.shape[:2], dtype=torch.bool)
 
     def _begin(self, network: Any) -> None:
         start_from(network, self.options.initial)

@@ -48,11 +48,14 @@ class HmarObjective(VarObjective):
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         super().__init__(recipe, workplace)
-        for part in masked_parts(self.networks["var"]):
-            part.requires_grad_(False)
         weights = scale_weights(self.scales, self.options.scale_weights)
         per_token = [w / n for w, n in zip(weights, self.scales.lengths, strict=True)]
         self.weights_L = torch.tensor(per_token, device=workplace.team.device)[self.scales.level_ids()]
+
+    def freeze(self, network: Any) -> None:
+        """Leave out the masked branch."""
+        for part in masked_parts(network):
+            part.requires_grad_(False)
 
     def _start(self, network: Any, initial: str) -> None:
         start_hmar(network, initial)

@@ -94,8 +94,6 @@ class InfinityObjective(Objective):
     def check(cls, recipe: Recipe, *, where: str) -> None:
         if recipe.tokenizer is None:
             raise ValueError(f"{where}: missing key 'tokenizer'; give the directory of a trained tokenizer of bits")
-        if recipe.parallel == "fsdp":
-            raise ValueError(f"{where}: parallel is 'fsdp'; the infinity objective trains with ddp only")
 
     def __init__(self, recipe: Recipe, workplace: Workplace) -> None:
         self.recipe, self.options = recipe, recipe.objective_options
@@ -121,6 +119,15 @@ class InfinityObjective(Objective):
     def _known_words(self) -> tuple[str, ...]:
         """The words of the text encoder: those that the texts may have."""
         return _words(self.recipe, self.source)
+
+    @classmethod
+    def outline(cls, recipe: Recipe) -> dict[str, nn.Module]:
+        """The transformer and the encoder, without the embeddings of words that are not listed."""
+        model, o = recipe.model, recipe.objective_options
+        words = o.words or ("a",)
+        sizes = WordEncoderConfig(words, model.text_channels, o.text_depth, o.text_heads, model.text_longest)
+        encoder = WordEncoder(sizes).requires_grad_(o.text_encoder is None)
+        return {recipe.objective: TextToImage(cls.network_type(model), encoder)}
 
     def _open_tokenizer(self) -> MultiScaleBSQ:
         """The tokenizer of the recipe, with the schedule of the model. ValueError if the sizes do not fit."""
@@ -156,7 +163,8 @@ class InfinityObjective(Objective):
             encoder.requires_grad_(False)
         return TextToImage(self.network_type(self.recipe.model), encoder)
 
-    def adapted(self, network: TextToImage) -> nn.Module:
+    @staticmethod
+    def adapted(network: TextToImage) -> nn.Module:
         """The transformer, without its text encoder."""
         return network.backbone
 

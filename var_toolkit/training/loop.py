@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from var_toolkit.data.folder_listing import told
@@ -74,11 +74,7 @@ def train(
     `skip_damaged` the next image of its class takes its place, and the log names it.
     """
     with team_of_this_process(device) as team, ExitStack() as stack:
-        if recipe.batch_size % (team.size * recipe.accumulate):
-            parts = f" times accumulate, {recipe.accumulate}" if recipe.accumulate > 1 else ""
-            raise ValueError(
-                f"batch_size is {recipe.batch_size}; it must be a multiple of the {team.size} processes{parts}"
-            )
+        require_split(recipe, team.size)
         if recipe.adapter is not None:
             require_peft()
         if track is not None:
@@ -96,6 +92,15 @@ def train(
         with _stop_signals() as asked:
             run.steps_to_the_end(asked)
         return run.finish()
+
+
+def require_split(recipe: Recipe, processes: int) -> None:
+    """ValueError if a batch cannot be split over some processes, and there into micro-batches."""
+    if recipe.batch_size % (processes * recipe.accumulate):
+        parts = f" times accumulate, {recipe.accumulate}" if recipe.accumulate > 1 else ""
+        raise ValueError(
+            f"batch_size is {recipe.batch_size}; it must be a multiple of the {processes} processes{parts}"
+        )
 
 
 def _check_out(out: Path) -> None:
@@ -249,19 +254,32 @@ class _Run:
                 )
 
     def _look(self, done: int, *, validate: bool, show: bool) -> None:
-        began, network = time.perf_counter(), self.state.delivered
-        was_training = network.training
-        network.eval()
-        with parallel.no_gradients(network), self.state.autocast():
+        began = time.perf_counter()
+        with self._delivered() as network, torch.no_grad(), self.state.autocast():
             if validate:
                 numbers = self.team.mean(self.objective.validate(network))
                 self.journal.write(done, {f"validation_{key}": value for key, value in numbers.items()})
             images = self.objective.preview(network) if show else None
         if images is not None:
             self.journal.show(done, images)
-        network.train(was_training)
-        parallel.reshard(network)
         self.window.pause(time.perf_counter() - began)
+
+    @contextmanager
+    def _delivered(self) -> Iterator[nn.Module]:
+        """What would be delivered now, in evaluation mode; of shards a whole copy, for as long as it is looked at."""
+        network = self.state.delivered
+        if parallel.is_sharded(network):
+            with torch.device("meta"):
+                whole = self._empty_network()
+            parallel.fill_from_shards(whole, network)
+            yield whole.eval()
+            return
+        was_training = network.training
+        yield network.eval()
+        network.train(was_training)
+
+    def _empty_network(self) -> nn.Module:
+        return self.adapter.empty_network() if self.adapter is not None else self.objective.empty_network()
 
     def _checkpoint(self, done: int) -> None:
         # Several processes write checkpoints right after a line of the log, when their windows are empty.

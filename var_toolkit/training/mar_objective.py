@@ -18,6 +18,7 @@ from var_toolkit.training.batches import Batch
 from var_toolkit.training.draws import Draws, derived, without_some
 from var_toolkit.training.latent_objective import LatentObjective, LatentOptions
 from var_toolkit.training.objectives import Loss, Phase
+from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
 from var_toolkit.training.var_objective import require_share, sum_of_factors_
@@ -67,6 +68,16 @@ class MARObjective(LatentObjective):
     @classmethod
     def config_type(cls) -> type:
         return MARConfig
+
+    @classmethod
+    def example(cls, recipe: Recipe, rows: int) -> Any:
+        """A batch in which as many tokens are hidden as can be."""
+        model, o = recipe.model, recipe.objective_options
+        channels, tokens = model.latent_channels * model.patch_size**2, model.side**2
+        order = torch.arange(tokens).expand(rows, -1)
+        steps = torch.zeros(o.diffusion_copies, rows, tokens)
+        data, states = torch.zeros(rows, tokens, channels), torch.zeros(*steps.shape, channels)
+        return torch.zeros(rows, dtype=torch.long), data, order, 0, states, steps
 
     def set_factors_(self, network: MAR) -> None:
         """Initialise the classes as sums of their factors; the null class has a tensor of its own."""

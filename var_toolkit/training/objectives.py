@@ -33,7 +33,8 @@ class Phase:
 
 
 WHOLE_BATCH = {"accumulate": "its loss is not the mean of those of single images"}
-NO_BLOCKS = dict.fromkeys(("checkpoint_activations", "adapter"), "its network has no transformer blocks")
+_NONE = "its network has no transformer blocks"
+NO_BLOCKS = {"checkpoint_activations": _NONE, "adapter": _NONE, "parallel": f"{_NONE}, and is trained as copies (ddp)"}
 NO_ADAPTER = {"adapter": "it trains no single network that draws images by itself"}
 
 
@@ -60,6 +61,7 @@ class Objective(ABC):
     refused: ClassVar[Mapping[str, str]] = {}  # fields of a recipe that must stay as they are by default, and why
 
     recipe: "Recipe"
+    options: Any
     networks: dict[str, nn.Module]
     record: nn.Module
     source: "Source"
@@ -82,6 +84,24 @@ class Objective(ABC):
     def phases(self, step: int) -> list[Phase]:
         """What to minimise at this step, in order."""
 
+    @classmethod
+    def outline(cls, recipe: "Recipe") -> dict[str, nn.Module]:
+        """The networks that a recipe trains, for their sizes alone: nothing is read."""
+        self = cls.__new__(cls)
+        self.recipe, self.options = recipe, recipe.objective_options
+        network = self.empty_network()
+        self.freeze(network)
+        return {recipe.objective: network}
+
+    @classmethod
+    def example(cls, recipe: "Recipe", rows: int) -> Any:
+        """Inputs of the main network for `rows` images, to measure activations; None if they are not measured."""
+        return None
+
+    def freeze(self, network: Any) -> None:
+        """Leave parts of the main network out of training."""
+        return None
+
     def param_groups(self, network: nn.Module) -> list[dict[str, Any]]:
         """AdamW's parameter groups of one network; `decay: False` exempts a group from weight decay."""
         return [{"params": [p for p in network.parameters() if p.requires_grad], "decay": True}]
@@ -98,7 +118,8 @@ class Objective(ABC):
         """Images in [-1, 1], (B, 3, h, w), for a grid of eight columns; None if there is nothing to show."""
         return None
 
-    def adapted(self, network: Any) -> nn.Module:
+    @staticmethod
+    def adapted(network: Any) -> nn.Module:
         """The part of the main network that an adapter adapts: the one that draws."""
         return cast(nn.Module, network)
 

@@ -43,6 +43,11 @@ class RasterGPTObjective(VarObjective):
     def _check_scales(cls, recipe: Recipe, where: str) -> None:
         """Nothing to check: there is one map, of any size."""
 
+    @classmethod
+    def example(cls, recipe: Recipe, rows: int) -> Any:
+        """Labels, and all tokens but the last."""
+        return torch.zeros(rows, dtype=torch.long), torch.zeros(rows, recipe.model.side**2 - 1, dtype=torch.long)
+
     def _require_fit(self, tokenizer: Any) -> None:
         require_equal(self.recipe.model, tokenizer, {"side": "side", "vocab_size": "vocab_size"})
 

@@ -244,7 +244,6 @@ class Recipe:
             self.optimiser.kind == "adamw" or self.parallel == "ddp",
             "optimiser: kind is muon, which needs whole matrices; take parallel: ddp, or kind: adamw",
         )
-        _require(self.adapter is None or self.parallel == "ddp", "an adapter is trained with parallel: ddp only")
         _require(
             self.batch_size % self.accumulate == 0,
             f"accumulate is {self.accumulate}; batch_size, {self.batch_size}, must be a multiple of it",
@@ -271,6 +270,7 @@ FREE_TO_CHANGE = frozenset(
         "log_every",
         "sample_every",
         "validate_every",
+        "parallel",
         "compile",
         "accumulate",
         "checkpoint_activations",

@@ -64,9 +64,19 @@ class ReconstructionObjective(Objective):
     autoencoder: Any  # the network, before DDP wraps it
 
     @classmethod
-    def check(cls, recipe: Recipe, *, where: str) -> None:
-        if recipe.parallel == "fsdp":
-            raise ValueError(f"{where}: parallel is 'fsdp'; the {recipe.objective} objective trains with ddp only")
+    def outline(cls, recipe: Recipe) -> dict[str, nn.Module]:
+        """The network, and the discriminator if there is one."""
+        return super().outline(recipe) | cls._critics(recipe)
+
+    @staticmethod
+    def _critics(recipe: Recipe) -> dict[str, nn.Module]:
+        options = recipe.objective_options
+        return {"discriminator": PatchDiscriminator(options.discriminator_width)} if options.adversarial else {}
+
+    @classmethod
+    def example(cls, recipe: Recipe, rows: int) -> Any:
+        """Images."""
+        return (torch.zeros(rows, 3, recipe.data.size, recipe.data.size),) if hasattr(recipe.data, "size") else None
 
     def _open(self, autoencoder: nn.Module, workplace: Workplace) -> None:
         """Take in the network to train, and make what the loss needs beside it."""

@@ -18,6 +18,7 @@ from var_toolkit.training.batches import Batch
 from var_toolkit.training.draws import Draws, Numbers
 from var_toolkit.training.flexvar_objective import FlexVarObjective, FlexVarOptions, random_schedule
 from var_toolkit.training.objectives import Loss
+from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
 
 
@@ -62,6 +63,11 @@ class SarObjective(FlexVarObjective):
 
     options_type: ClassVar[type] = SarOptions
     log_note = "self_loss is the cross-entropy of the second pass, which reads tokens that the network has drawn itself"
+
+    @classmethod
+    def example(cls, recipe: Recipe, rows: int) -> Any:
+        """Both passes, of which the first may have an unconditional half, as one."""
+        return super().example(recipe, rows * (3 if recipe.objective_options.guidance > 0 else 2))
 
     def _loss(self, batch: Batch, draws: Draws) -> Loss:
         schedule = random_schedule(self.scales, self.options, draws.generator("schedule"))

@@ -15,7 +15,7 @@ Letters: B images, L tokens, N = B * L, V codes, c channels of a code, C feature
 import sys
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, cast
 
 import torch
@@ -30,7 +30,7 @@ from var_toolkit.heads.categorical import Categorical
 from var_toolkit.methods.distilled import in_steps
 from var_toolkit.models.distilled_var import DistilledVAR
 from var_toolkit.models.layers.diffusion_head import DiffusionMLP
-from var_toolkit.models.var import VAR
+from var_toolkit.models.var import VAR, VARConfig
 from var_toolkit.registry import Sampling, family_of
 from var_toolkit.training.batches import Batch, Source, TokenArray
 from var_toolkit.training.draws import Draws
@@ -133,11 +133,25 @@ class ScoreDistillationObjective(VarObjective):
             student = network_from(self.options.initial, DistilledVAR, what="initial")
             _require_equal(network, student, "initial")
             network.load_state_dict(student.state_dict())
-        for unused in (network.head, network.head_nm):  # every token stays an embedding
-            unused.requires_grad_(False)
         self.teacher = teacher.to(self.device).eval().requires_grad_(False)
         self.strength = weight({}, Sampling(cfg=self.options.cfg), teacher)
         self.ramp = teacher.guidance_ramp(teacher.scales)
+
+    @classmethod
+    def outline(cls, recipe: Recipe) -> dict[str, nn.Module]:
+        """The student and the guidance network."""
+        own, o = vars(recipe.model), recipe.objective_options
+        teacher = VAR(VARConfig(**{each.name: own[each.name] for each in fields(VARConfig)})).requires_grad_(False)
+        return super().outline(recipe) | {"guidance": GuidanceNetwork(teacher, o.head_width, o.head_depth)}
+
+    @classmethod
+    def example(cls, recipe: Recipe, rows: int) -> Any:
+        """None: two networks take turns, and the student learns through both."""
+
+    def freeze(self, network: Any) -> None:
+        """Leave out what draws tokens: every token stays an embedding."""
+        for unused in (network.head, network.head_nm):
+            unused.requires_grad_(False)
 
     def _codes(self, workplace: Workplace, count: int, split: str) -> Source:
         assert isinstance(self.recipe.data, SamplesData)

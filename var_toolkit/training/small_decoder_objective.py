@@ -62,6 +62,11 @@ class SmallDecoderObjective(ReconstructionObjective):
         source, self.held_out = images_of(recipe, workplace, flat=True)
         self.source = self._stored(source, workplace)
 
+    @classmethod
+    def outline(cls, recipe: Recipe) -> dict[str, nn.Module]:
+        """The decoder, whose size the tokenizer does not change, and the discriminator if there is one."""
+        return {recipe.objective: SmallDecoder(recipe.model), **cls._critics(recipe)}
+
     def empty_network(self) -> SmallDecoder:
         known = {"tokenizer": portable(self.recipe.tokenizer), "marks": marks_of(self.tokenizer)}
         return SmallDecoder(replace(self.recipe.model, **known))

@@ -43,15 +43,14 @@ class TrainingState:
         self.networks = dict(objective.networks)
         self.main = next(iter(self.networks))
         self.average = self._averaged() if recipe.ema is not None else None
-        self.trainable = {n: [p for p in net.parameters() if p.requires_grad] for n, net in self.networks.items()}
         for name, network in self.networks.items():
             if recipe.checkpoint_activations:
                 checkpoint_blocks(network)
             if recipe.compile:
-                network.compile()
-            objective.networks[name] = parallel.wrapped(network, recipe.parallel, team)
-        if parallel.is_sharded(self.networks[self.main]):
-            self.trainable = {n: [p for p in net.parameters() if p.requires_grad] for n, net in self.networks.items()}
+                parallel.compile_(network, recipe.parallel, team)
+            objective.networks[name] = parallel.wrapped(network, recipe.parallel, recipe.precision, team)
+        # Only now: shards are other parameters.
+        self.trainable = {n: [p for p in net.parameters() if p.requires_grad] for n, net in self.networks.items()}
         self.optimisers = {name: self._optimisers(network) for name, network in self.networks.items()}
         self.scaler = torch.amp.GradScaler(
             team.device.type, FIRST_SCALE, growth_interval=SCALE_INTERVAL, enabled=recipe.precision == "fp16"
@@ -61,7 +60,7 @@ class TrainingState:
         assert self.recipe.ema is not None
         average = AveragedModel(self.networks[self.main], multi_avg_fn=warmed_up_average(self.recipe.ema))
         if self.recipe.parallel == "fsdp" and self.team.size > 1:
-            parallel.shard(average.module)
+            parallel.shard(average.module, self.recipe.precision)
         return average
 
     def _optimisers(self, network: nn.Module) -> list[torch.optim.Optimizer]:
@@ -123,6 +122,8 @@ class TrainingState:
                     loss = phase.loss(part, own)
                 self.scaler.scale(loss.total / count).backward()
             terms.append(loss.terms)
+        for network in self.networks.values():  # those that only helped may still be gathered
+            parallel.reshard(network)
         if count == 1:
             return terms[0]
         return {name: torch.stack([one[name] for one in terms]).mean(0) for name in terms[0]}

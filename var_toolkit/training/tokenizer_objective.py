@@ -69,15 +69,19 @@ class TokenizerObjective(ReconstructionObjective):
 
     def _prepare(self, tokenizer: Coded) -> None:
         """Freeze parts that are not trained; initialise a new codebook."""
-        if self.options.train_only == "decoder":
-            for part in (tokenizer.encoder, tokenizer.quant_conv, tokenizer.quantize):
-                part.requires_grad_(False)
+        self.freeze(tokenizer)
         if self.options.initial is None:
             # Spread over all images, because neighbours in class folders have the same class.
             rows = torch.linspace(0, len(self.source) - 1, min(len(self.source), FIRST_IMAGES)).long()
             first = next(iter(self.source.batches([rows], 0)))
             draws = Draws(self.recipe.seed, 0, 0, 1, len(rows), rows.device)
             initialise_codebook(tokenizer, images(first), draws)
+
+    def freeze(self, network: Any) -> None:
+        """Leave the tokens as they are, if only the decoder is trained."""
+        if self.options.train_only == "decoder":
+            for part in (network.encoder, network.quant_conv, network.quantize):
+                part.requires_grad_(False)
 
     def empty_network(self) -> Coded:
         return cast(Coded, self.network_type(self.recipe.model))

@@ -119,9 +119,17 @@ class VarObjective(Objective):
         self.trained = self.scales
         network = self.empty_network()
         self._begin(network)
+        self.freeze(network)
         self.networks = {"var": network.to(device)}
         self.record = nn.Module()
         self.source, self.held_out = self._data(workplace)
+
+    @classmethod
+    def example(cls, recipe: Recipe, rows: int) -> Any:
+        """Labels, and the inputs of all scales after the first."""
+        scales = Schedule(recipe.model.patch_nums)
+        inputs = torch.zeros(rows, scales.total - scales.lengths[0], recipe.model.latent_channels)
+        return torch.zeros(rows, dtype=torch.long), inputs
 
     def _open_tokenizer(self) -> Any:
         """The tokenizer of the recipe, with the schedule of the model."""

@@ -3,6 +3,8 @@
 Letters: B images, L tokens in the order of the cells, T cells, c channels of a token.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,7 @@ from var_toolkit.models.xar import XAR, XARConfig
 from var_toolkit.registry import Sampling
 from var_toolkit.training.acdit_objective import ACDiTObjective
 from var_toolkit.training.draws import Numbers
+from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
 
 
@@ -30,6 +33,13 @@ class XARObjective(ACDiTObjective):
     def sampling(self) -> Sampling:
         """The default settings of the model."""
         return Sampling(cfg=2.7, steps=40, guidance_interval=(0.0, 1.0))
+
+    @classmethod
+    def example(cls, recipe: Recipe, rows: int) -> Any:
+        """Labels, noisy tokens, and the time of each cell."""
+        model = recipe.model
+        tokens = torch.zeros(rows, model.side**2, model.latent_channels)
+        return torch.zeros(rows, dtype=torch.long), tokens, torch.zeros(rows, model.side**2 // model.block_side**2)
 
     def _errors(self, network: nn.Module, labels_B: Tensor, latent: Tensor, numbers: Numbers) -> Tensor:
         size = self.recipe.model.block_side**2

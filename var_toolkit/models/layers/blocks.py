@@ -1,4 +1,4 @@
-"""The transformer blocks of a network, and how they save memory in training."""
+"""The transformer blocks of a network, which training shards and computes again to save memory."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+CALLED = ("modulation", "keys_and_values")  # of a block, or of a part of one, before its forward pass
 
 
 def transformer_blocks(network: Any) -> Iterator[nn.Module]:
