@@ -51,9 +51,8 @@ def _embedded(name: str, part: str) -> Path | None:
     known = find_entry(name)
     if known is not None and part == "tokenizer":
         return None  # a model of the zoo knows where its tokenizer is
-    if known is not None and isinstance(known.source, Embedded):
-        return known.source.parts().get(part)
-    folder = Embedded.folder(name)
+    parts = known.source.parts() if known is not None and isinstance(known.source, Embedded) else {}
+    folder = parts.get(part, Embedded.folder(name))
     return folder if folder.is_dir() else None
 
 

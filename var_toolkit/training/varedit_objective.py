@@ -104,7 +104,9 @@ class VAREditObjective(InfinityObjective):
         (batch,) = self.source.batches([torch.arange(min(FITTED, len(self.source)))], 0)
         _, inputs = self._forced(batch, [])
         source, captions = self._source(batch), batch.captions or ()
-        copy_source(network.backbone, source, lambda: network(captions, source, inputs))
+        depth = len(network.backbone.blocks)
+        for layer in sorted({0, depth // 2, depth - 1}):
+            copy_source(network.backbone, layer, source, lambda: network(captions, source, inputs))
 
     def _known_words(self) -> tuple[str, ...]:
         """Those of the initial weights, and then those of instructions."""
