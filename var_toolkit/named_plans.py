@@ -50,7 +50,7 @@ def _within(pipe: Pipeline) -> Iterator[Named]:
     step = pipe.plan().steps[0]
     if isinstance(step.places, Tokens):
         yield "Plain, token by token", {}
-        yield "Speculative: its own last pass drafts (Jacobi)", {"speculate": "jacobi"}
+        yield "Speculative: its own last pass drafts (Jacobi)", {"speculate": "jacobi", **_same_guidance(pipe)}
     elif isinstance(step.head, Flow):
         yield f"Plain, {pipe.sampling.solver} solver with {pipe.sampling.steps} steps", {}
         yield "Midpoint solver with 8 steps", {"solver": "midpoint", "steps": 8}
@@ -66,6 +66,12 @@ def _within(pipe: Pipeline) -> Iterator[Named]:
         yield "Masked passes as published (HMAR)", {"refine": "published"}
     else:
         yield "Plain, one pass a scale", {}
+
+
+def _same_guidance(pipe: Pipeline) -> dict[str, Any]:
+    """The mean where guidance grows from token to token, since drafts are verified with the same at all."""
+    first, last = pipe.sampling.first_cfg, pipe.sampling.cfg
+    return {} if first is None or last is None else {"cfg": (first + last) / 2}
 
 
 def _depths(pipe: Pipeline) -> Iterator[Named]:

@@ -5,14 +5,18 @@ import json
 import pytest
 import torch
 from golden.cases import fill
+from small_dar import tiny_flow
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from var_toolkit.cli import main
+from var_toolkit.formats.directory import save_network
 from var_toolkit.heads.categorical import Categorical
 from var_toolkit.loading import load
+from var_toolkit.models.dar import DAR
 from var_toolkit.tokenizers.raster_vq import RasterVQ
+from var_toolkit.training.code_cache import weights_hash
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.loop import train
 from var_toolkit.training.starting_weights import network_from
@@ -74,6 +78,21 @@ def test_classes_are_dropped_whatever_the_number_of_processes(build):
     objective.options = type(objective.options)(class_dropout=0.0)
     objective._loss(batch, draws())
     assert torch.equal(seen[-1], batch.labels)
+
+
+def test_the_gpt_of_a_flow_learns_its_tokens_and_shows_every_group(tiny, settings, cache, tmp_path):
+    patches = {"encoder_patch": 32, "flow_patch": 32}
+    save_network(tiny_flow(image_side=64, side=2, groups=2, **patches), tmp_path / "flow")
+    model = settings("raster-gpt")["model"] | {"side": 2, "vocab_size": 16}
+    recipe = tiny("raster-gpt", family="dar", model=model, tokenizer=str(tmp_path / "flow"), steps=3)
+    pipe, seen = load(train(recipe, tmp_path / "run", cache_dir=cache, device="cpu"), device="cpu"), []
+    drawn = pipe([3], seeds=[0], output_type="pt", callback_on_scale_end=seen.append)
+    assert isinstance(pipe.backbone, DAR)
+    assert drawn.images.shape == (1, 3, 64, 64)
+    assert [event.scale for event in seen] == [0, 1]
+    with torch.no_grad():
+        (flow := tiny_flow()).query_linear.bias += 1
+    assert weights_hash(flow) != weights_hash(tiny_flow())  # by which tokens are cached
 
 
 def test_held_out_images_are_judged_with_their_classes_and_without_dropout(build):

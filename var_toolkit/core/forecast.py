@@ -63,6 +63,8 @@ def _candidate_values(run: Run) -> int:
 
 
 def _latent_size(run: Run) -> tuple[int, int]:
+    if hasattr(run.pyramid, "groups"):  # a sequence of tokens, whatever the size of the image
+        return 1, run.schedule.total
     height, width = run.schedule.image_size(run.tokenizer.downsample)
     return height // run.tokenizer.latent_pixels, width // run.tokenizer.latent_pixels
 

@@ -25,7 +25,10 @@ from var_toolkit.training.batches import to_unit_range
 
 CHUNK = 512
 STEP = 64  # images at a time on the device
-ENCODING = ("encoder.", "quant_conv.", "quantize.embedding", "quantize.quant_resi")
+ENCODING = (
+    "encoder.", "quant_conv.", "quantize.embedding", "quantize.quant_resi",
+    "patchify.", "query_", "encoder_layers.", "quant_in_conv.",  # D-AR
+)  # fmt: skip
 Chunks = Callable[[int], Iterator[Tensor]]  # from an image on: uint8 (CHUNK, 3, h, w), the last one shorter
 Codes = Callable[[int], Iterator[Tensor]]  # from an image on: codes of a few images at a time, (n, *shape)
 

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from var_toolkit.core.bind import Run, run_of
 from var_toolkit.guidance import weight
+from var_toolkit.models.family import Family
 from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.registry import Sampling
+from var_toolkit.tokenizers.pixel_flow import PixelFlowVQ
 from var_toolkit.tokenizers.raster_vq import RasterVQ
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.recipe import Recipe
@@ -36,8 +38,15 @@ class RasterGPTObjective(VarObjective):
 
     options_type: ClassVar[type] = RasterGPTOptions
     network_type: ClassVar[Any] = RasterGPT
-    tokenizer_type = RasterVQ
+    tokenizer_type: ClassVar[Any] = RasterVQ
     sampling = Sampling(cfg=2.0, top_k=0, top_p=0.0)  # as published for the small models
+
+    @classmethod
+    def of_family(cls, family: Family) -> type[VarObjective]:
+        """The same objective for the networks of another family, of maps of tokens or of sequences (D-AR)."""
+        if family.tokenizer.network != PixelFlowVQ.__name__:
+            return super().of_family(family)
+        return type(cls.__name__, (cls,), {"network_type": family.network, "tokenizer_type": PixelFlowVQ})
 
     @classmethod
     def _check_scales(cls, recipe: Recipe, where: str) -> None:

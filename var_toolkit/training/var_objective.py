@@ -260,7 +260,7 @@ class VarObjective(Objective):
     def _drawn(self, run: Run, count: int) -> Tensor:
         """Images of evenly spaced classes, (count, 3, h, w) in [-1, 1]."""
         labels = torch.linspace(0, self.classes - 1, count).round().long()
-        device = self.tokenizer.quant_conv.weight.device
+        device = next(self.tokenizer.parameters()).device
         return self.tokenizer.decode(decode(run, labels.to(device), Noise(range(count), device)).latent)
 
 

@@ -41,7 +41,8 @@ class TokenSampling:
             len(steps) - len(on)
         ):
             raise ValueError(
-                "the tokens of one verification must be drawn alike, but for guidance that ends; leave first_cfg out"
+                "the tokens of one verification must be drawn alike, but for guidance that ends; give cfg "
+                "alone, without first_cfg"
             )
         ends = [one.step.places.first for one in steps[len(on) :] if isinstance(one.step.places, Tokens)]
         return cls(steps[0].network, first.head, first.guidance, ends[0] if ends else None)
