@@ -41,7 +41,8 @@ from var_toolkit.kernels import pyramid_attention
 from var_toolkit.methods.distilled import in_steps
 from var_toolkit.methods.fewer_tokens import fastvar, scalekv
 from var_toolkit.methods.latent_search import latent_search
-from var_toolkit.methods.speculative import as_plain, drafts, verify
+from var_toolkit.methods.speculative import as_plain, drafts, settings, verify
+from var_toolkit.methods.speculative.judge import Judged
 from var_toolkit.methods.speculative.settings import DraftModel, speculative
 from var_toolkit.models import dar
 from var_toolkit.models import star as star_models
@@ -638,6 +639,7 @@ SPECULATIONS = {
     "medusa": ({"speculate": "medusa"}, heads(MedusaHeads), 600),
     "eagle-codes": ({"speculate": "eagle", "draft_codes": 5}, eagle, 1080),
     "hydra-tree": ({"speculate": "hydra", **TREE}, heads(HydraHeads), 780),
+    "jacobi-judge": ({"speculate": "jacobi", "draft_length": 4, "accept": "judge", "judge": "here"}, None, 480),
     "ngram": ({"speculate": "ngram", "draft_length": 3}, None, 375),
     "ngram-tree": ({"speculate": "ngram", **TREE}, None, 560),
 }
@@ -647,6 +649,7 @@ SPECULATIONS = {
 def test_a_round_of_speculation_reads_once_and_copies_nothing(name, monkeypatch):
     """But the drafts of an n-gram table, which is on the host."""
     given, draft, operators = SPECULATIONS[name]
+    monkeypatch.setattr(settings, "_judge", lambda given: Judged((0.5,) * 32, 0.0))  # no weights are read here
     with fake_cuda(monkeypatch):
         plan = speculated(given, draft)
         with Answers(monkeypatch) as watch:

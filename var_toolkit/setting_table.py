@@ -15,7 +15,7 @@ COUNT = 2**31 - 1  # an upper limit of counts, far above any real number of toke
 DISCRETE, CONTINUOUS, DISTILLED = ("discrete tokens",), ("continuous tokens",), ("distilled models",)
 PROPOSERS = ("auto", "jacobi", "draft", "early-exit", "ngram", "eagle", "medusa", "hydra")
 TRAINED = ("draft", "early-exit", "eagle", "medusa", "hydra")  # proposers that are networks
-RULES = ("standard", "kseq", "lantern", "grouped", "decayed")
+RULES = ("standard", "kseq", "lantern", "grouped", "decayed", "judge")
 
 
 class Range(NamedTuple):
@@ -272,6 +272,15 @@ class SpeculationSettings(TypedDict, total=False):
     ]
     decay: Annotated[
         float | None, Setting("decayed: rate at which that factor decreases per draft", Range(0, 1e6), of=("decayed",))
+    ]
+
+    judge: Annotated[
+        str | None,
+        Setting("judge: the trained judge, one of the package or a directory", metavar="NAME", of=("judge",)),
+    ]
+    judge_threshold: Annotated[
+        float | None,
+        Setting("judge: accept where a draft is right with more probability", Range(0, 1), "P", of=("judge",)),
     ]
 
 

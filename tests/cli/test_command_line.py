@@ -122,7 +122,7 @@ def test_the_options_are_the_documented_ones():
     plans |= {
         "--speculate", "--accept", "--draft-model", "--draft-length", "--draft-tree", "--draft-confidence",
         "--draft-codes", "--jacobi-start", "--jacobi-keep", "--exit-layers", "--delta", "--lambda", "--neighbours",
-        "--raw-codes", "--group", "--boost", "--decay", "--method",
+        "--raw-codes", "--group", "--boost", "--decay", "--judge", "--judge-threshold", "--method",
     }  # fmt: skip
     plans |= {
         "--coded",

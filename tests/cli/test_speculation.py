@@ -13,6 +13,7 @@ from var_toolkit.formats.directory import save_network
 from var_toolkit.formats.frequent_codes import write_frequent
 from var_toolkit.loading import Drafting, load, skeleton
 from var_toolkit.models.draft_heads import EagleHead, EagleHeadConfig, ExitHead, ExitHeadConfig
+from var_toolkit.models.judge_head import JudgeHead, JudgeHeadConfig
 from var_toolkit.models.medusa_heads import HydraHeads, MedusaHeads, MedusaHeadsConfig
 from var_toolkit.pipeline import Pipeline
 from var_toolkit.registry import Sampling
@@ -35,6 +36,8 @@ def models(tmp_path_factory) -> dict[str, str]:
     heads = MedusaHeadsConfig(sizes["embed_dim"], sizes["vocab_size"], heads=3, hidden=8)
     save_network(MedusaHeads(heads), folder / "medusa")
     save_network(HydraHeads(heads), folder / "hydra")
+    save_network(JudgeHead(JudgeHeadConfig(sizes["embed_dim"])), folder / "judge")
+    save_network(JudgeHead(JudgeHeadConfig(3)), folder / "narrow-judge")
     for name in ("hydra", "small"):
         write_frequent(folder / name, list(range(sizes["vocab_size"] - 1, -1, -1)))
     return {path.name: str(path) for path in folder.iterdir()}
@@ -69,6 +72,7 @@ def run(models, *options: str) -> int:
         "--speculate jacobi --accept lantern --delta 0.3",
         "--speculate jacobi --accept lantern --lambda 5 --neighbours 4 --raw-codes",
         "--speculate jacobi --accept grouped --group 4",
+        "--speculate hydra --draft-model @hydra --accept judge --judge @judge --judge-threshold 0.4",
         "--speculate eagle --draft-model @eagle --accept decayed --boost 1.5 --decay 0.5",
     ],
 )
@@ -157,6 +161,12 @@ def test_draft_models_load_beside_a_model_and_follow_it(models):
         ("--speculate jacobi --accept lantern --lambda 0.5", "--lambda is 0.5; it must be a number from 1"),
         ("--speculate jacobi --accept lantern --delta 0.1 --lambda 2", "give one of them"),
         ("--speculate jacobi --accept lantern --neighbours 16", "neighbours is 16; it must be from 1 to 15"),
+        ("--speculate jacobi --accept judge", "accept judge needs a trained judge"),
+        ("--speculate jacobi --accept judge --judge nowhere", "judge nowhere: no such network"),
+        ("--speculate jacobi --accept judge --judge @eagle", "holds a EagleHead; it must hold a JudgeHead"),
+        ("--speculate jacobi --accept judge --judge @narrow-judge", "the judge reads 3 features"),
+        ("--speculate jacobi --accept judge --judge @judge --judge-threshold 2", "--judge-threshold is 2"),
+        ("--speculate jacobi --judge @judge", "judge is for accept judge, not for standard"),
         ("--speculate jacobi --delta 0.1", "delta is for accept lantern, not for standard"),
         ("--speculate ngram --draft-tree 2,2 --draft-length 4", "both say how far to draft"),
         ("--speculate draft --draft-model @small --accept kseq --draft-tree 2,2", "widths are [2, 2]"),
@@ -186,6 +196,10 @@ def test_bad_input_is_one_line_and_status_2(models, options, words, capsys):
         ("--speculate draft --draft-model stilllife-var-small --draft-length auto", "must be a number of scales"),
         ("--speculate draft --draft-model stilllife-var-small --accept kseq", "accept kseq is for next-token models"),
         ("--speculate draft --draft-model stilllife-var-small --draft-tree 2,2", "a VAR's drafts are whole scales"),
+        (
+            "--speculate draft --draft-model stilllife-var-small --accept judge --judge x",
+            "accept judge is for next-token",
+        ),
         ("--speculate draft --draft-model stilllife-var-small --draft-codes 2", "a VAR's drafts are whole scales"),
         ("--speculate draft --draft-model stilllife-var-small --subnet 8 --full-scales 4", "without smooth, subnet"),
         ("--model stilllife-flowar --speculate draft", "FlowAR draws continuous tokens"),

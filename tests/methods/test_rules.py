@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from var_toolkit.methods.speculative.decayed import Decayed
 from var_toolkit.methods.speculative.grouped import Grouped
+from var_toolkit.methods.speculative.judge import Judged
 from var_toolkit.methods.speculative.kseq import KSeq, smallest_rho
 from var_toolkit.methods.speculative.lantern import Lantern, neighbours
 from var_toolkit.methods.speculative.rules import Drafted, Standard, ratio, residual
@@ -116,8 +117,14 @@ def test_too_small_a_rho_would_leave_less_than_nothing():
 
 @pytest.mark.parametrize(
     "rule",
-    [Lantern(delta=0.0).over(table()), Lantern(factor=1.0).over(table()), Grouped(1), Decayed(1.0)],
-    ids=["delta", "lambda", "group", "boost"],
+    [
+        Lantern(delta=0.0).over(table()),
+        Lantern(factor=1.0).over(table()),
+        Grouped(1),
+        Decayed(1.0),
+        Judged((1.0,), 0.0, 1.0),
+    ],
+    ids=["delta", "lambda", "group", "boost", "judge"],
 )
 @pytest.mark.parametrize("kind", ["independent", "distinct", "certain"])
 def test_relaxed_rules_at_their_strictest_are_the_standard_one_bit_for_bit(rule, kind):
@@ -126,7 +133,7 @@ def test_relaxed_rules_at_their_strictest_are_the_standard_one_bit_for_bit(rule,
         p, q = p.float(), q.float()
         tokens = torch.multinomial(q, 2, generator=generator)
         known = None if kind == "certain" else q
-        drafted = Drafted(tokens, torch.tensor([True, True]), known, kind, torch.tensor(1))
+        drafted = Drafted(tokens, torch.tensor([True, True]), known, kind, torch.tensor(1), torch.ones(2))
         uniform = torch.rand(2, generator=generator)
         ours, plain = rule.judge(p, drafted, uniform), Standard().judge(p, drafted, uniform)
         assert torch.equal(ours.choice, plain.choice)
@@ -186,6 +193,23 @@ def test_larger_groups_let_more_drafts_stand_on_the_whole():
     assert shares[-1] == pytest.approx(1)
 
 
+def test_a_judge_accepts_what_it_finds_right_and_leaves_the_rest_to_the_standard_rule():
+    p, q = torch.tensor([0.9, 0.1, 0.0]).expand(4, -1), torch.tensor([0.1, 0.6, 0.3]).expand(4, -1)
+    tokens, opinion = torch.tensor([[2], [2], [0], [1]]), torch.tensor([[0.7], [0.5], [0.1], [0.4]])
+    drafted = Drafted(tokens, torch.ones(4, 1, dtype=torch.bool), q, "independent", torch.zeros(4), opinion)
+    found = Judged((1.0,), 0.0, 0.5).judge(p, drafted, torch.full((4, 1), 0.9))
+    assert found.choice.tolist() == [0, 1, 0, 1]  # right; not right enough; likely enough; neither
+    assert torch.equal(found.residual[1], residual(p[1], q[1], tokens[1, 0]))
+    none = drafted._replace(valid=torch.zeros(4, 1, dtype=torch.bool))
+    assert Judged((1.0,), 0.0, 0.0).judge(p, none, torch.full((4, 1), 0.9)).choice.tolist() == [1] * 4
+
+
+def test_a_judge_reads_features_at_unit_scale():
+    rule, features = Judged((1.0, -2.0), 0.5), torch.tensor([[3.0, 4.0], [0.03, 0.04]])
+    expected = torch.tensor((3 - 8) / 12.5**0.5 + 0.5).sigmoid()
+    assert rule.opinion(features).tolist() == pytest.approx([float(expected)] * 2, abs=1e-3)
+
+
 def test_decay_is_down_to_the_standard_rule_for_late_drafts():
     p, q = pairs(1)[0]
     token = (q - p).argmax()
@@ -218,6 +242,7 @@ def test_neighbours_are_the_nearest_other_codes_by_direction_or_as_stored():
         (lambda: Grouped(0), "group is 0"),
         (lambda: Decayed(0.9), "boost is 0.9"),
         (lambda: Decayed(2.0, -1.0), "decay is -1.0"),
+        (lambda: Judged((1.0,), 0.0, 1.5), "judge_threshold is 1.5"),
     ],
 )
 def test_parameters_out_of_range_are_refused(made, words):

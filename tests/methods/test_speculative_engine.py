@@ -22,6 +22,7 @@ from var_toolkit.methods.speculative.eagle import Eagle
 from var_toolkit.methods.speculative.grouped import Grouped
 from var_toolkit.methods.speculative.growing import Shape
 from var_toolkit.methods.speculative.jacobi import Jacobi
+from var_toolkit.methods.speculative.judge import Judged
 from var_toolkit.methods.speculative.kseq import KSeq
 from var_toolkit.methods.speculative.lengths import Adaptive, Fixed
 from var_toolkit.methods.speculative.medusa import Medusa
@@ -281,6 +282,55 @@ def test_the_cache_after_a_rollback_is_a_fresh_prefill(widths):
                 target.cache._keys + target.cache._values, fresh._keys + fresh._values, strict=True
             ):
                 assert_close(kept[row, :, :length], expected[row, :, :length], atol=2e-5, rtol=0)
+
+
+JUDGE = Judged(tuple(torch.randn(16, generator=torch.Generator().manual_seed(7)).tolist()), 0.1)
+
+
+@pytest.mark.parametrize("proposer", ["jacobi-keep", "small-tree", "hydra", "ngram"])
+def test_a_judge_that_accepts_nothing_or_all_is_the_standard_rule_or_none(proposer):
+    def found(rule):
+        speculation = Speculation(PROPOSERS[proposer], rule, Fixed(4))
+        return drawn(speculation, SAMPLINGS["guided"], range(40), draft_of(PROPOSERS[proposer]))
+
+    standard = found(Standard())
+    assert torch.equal(found(replace(JUDGE, threshold=1.0))[0], standard[0])
+    some, every = (found(replace(JUDGE, threshold=threshold))[1] for threshold in (0.5, 0.0))
+    assert standard[1].target_passes > some.target_passes > every.target_passes
+    if proposer != "small-tree" and proposer != "ngram":  # chains whose drafts all count
+        assert every.accepted == every.drafted
+
+
+@pytest.mark.parametrize("widths", [(1, 1, 1), (2, 2, 1)], ids=str)
+def test_a_judge_reads_the_conditional_features_at_the_draft_itself(widths):
+    """After what was decided, and the drafts that lead to it."""
+    tree, seen = topology(widths), []
+
+    class Watching(Standard):
+        def opinion(self, features):
+            seen.append(features)
+
+    run = Rounds(SAMPLINGS["guided"], request(3), Noise(range(3)))
+    target = Target(run, tree.nodes - 1)
+    tokens = torch.randint(0, 2, (3, tree.nodes - 1), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        for run.round, draft in enumerate([None, Draft(tokens, tree, PerImage.of([3] * 3), None, "certain")]):
+            first = run.tokens_BL[:, :1].clone()
+            run.read(target.check(draft, Watching()), torch.zeros(3, 0, dtype=torch.int64))
+            target.rewind()
+        prefix = TARGET.condition(request(3).rows(TARGET, 1)).tokens
+        for node in range(1, tree.nodes):
+            path = [node]
+            while tree.parents[path[0] - 1]:
+                path.insert(0, tree.parents[path[0] - 1])
+            read = torch.cat((first, tokens[:, [one - 1 for one in path]]), dim=1)
+            assert_close(seen[0][:, node - 1], TARGET.next_hidden(prefix, read)[:, -1], atol=1e-5, rtol=0)
+
+
+def test_a_judge_of_another_width_is_refused():
+    whole = plan_of(TARGET, verify=Speculation(Jacobi(4), Judged((1.0, 2.0), 0.0), Fixed(4)))
+    with pytest.raises(ValueError, match="the judge reads 2 features, but the target has 16"):
+        bind(whole, {"backbone": TARGET}, SimpleNamespace(pyramid_of=lambda schedule: None))
 
 
 class Hopeful(Standard):

@@ -40,6 +40,6 @@ def test_odd_requests_are_refused_and_never_fail(models, monkeypatch):
     assert {200, 400, 404} <= {*found}
 
 
-@pytest.mark.parametrize("name", ["method", "method_options", "scorer", "latent_scorer"])
+@pytest.mark.parametrize("name", ["method", "method_options", "scorer", "latent_scorer", "judge"])
 def test_settings_that_name_code_or_files_are_not_offered(name):
     assert name not in OFFERED

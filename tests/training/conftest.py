@@ -79,6 +79,7 @@ MODELS = {
     "eagle-head": HEAD,
     "exit-head": HEAD | {"layers": 1},
     **dict.fromkeys(("medusa-heads", "hydra-heads"), HEADS),
+    "judge-head": {"embed_dim": 16},
     "kl": KL,
     "flowar": FLOWAR,
     "mar": MAR,
@@ -97,7 +98,14 @@ MODELS = {
     "hmar-mask": HMAR,
     "car": VAR | {"control_channels": [4] * 5, "light_width": 4, "light_layers": 1},
 }  # VAR for the others
-DRAFTERS = ("raster-distil", "eagle-head", "exit-head", "medusa-heads", "hydra-heads")  # of next-token models
+DRAFTERS = (
+    "raster-distil",
+    "eagle-head",
+    "exit-head",
+    "medusa-heads",
+    "hydra-heads",
+    "judge-head",
+)  # of next-token models
 # The multi-scale one for the others.
 TOKENIZERS = {
     **dict.fromkeys(("flowar", "mar", "himar", "acdit", "xar", "ecar"), "kl"),

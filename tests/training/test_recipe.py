@@ -54,7 +54,7 @@ def test_the_published_recipes_have_the_published_peak_rates():
             {"objective": "gan"},
             [
                 "objective is 'gan'",
-                "himar, hmar, hmar-mask, hydra-heads, infinity, kl, latent-scorer, mar, medusa-heads, raster-distil",
+                "himar, hmar, hmar-mask, hydra-heads, infinity, judge-head, kl, latent-scorer, mar, medusa-heads",
             ],
         ),
         ({"family": "var"}, ["classifier", "family", "var or raster-gpt"]),

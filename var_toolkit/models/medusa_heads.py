@@ -10,7 +10,7 @@ Letters: R rows (images, twice under guidance), L tokens, C width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 import torch
@@ -27,8 +27,8 @@ class MedusaHeadsConfig:
 
     embed_dim: int = 768
     vocab_size: int = 16384
-    heads: int = 4
-    hidden: int = 768
+    heads: int = field(default=4, metadata={"range": (1, 64)})
+    hidden: int = field(default=768, metadata={"range": (1, 65_536)})
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "vocab_size", "heads", "hidden"):

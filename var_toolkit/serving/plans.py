@@ -17,7 +17,7 @@ from var_toolkit.setting_table import SETTINGS, Settings
 from var_toolkit.strict_fields import convert, refuse_unknown_keys, shown
 
 # These name modules, functions, files or models, which no request may.
-REFUSED = ("method", "method_options", "scorer", "latent_scorer")
+REFUSED = ("method", "method_options", "scorer", "latent_scorer", "judge")
 OFFERED = tuple(name for name in SETTINGS if name not in (*REFUSED, "size"))  # the size is a field of its own
 
 

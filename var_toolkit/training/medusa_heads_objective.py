@@ -19,7 +19,7 @@ from var_toolkit.training.acceptance import soft_cross_entropy
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.distillation import DistillationObjective, DistillationOptions
 from var_toolkit.training.draws import Draws
-from var_toolkit.training.objectives import NO_ADAPTER, Loss
+from var_toolkit.training.objectives import NO_BLOCKS, Loss
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
 from var_toolkit.training.var_objective import require_equal
@@ -45,7 +45,7 @@ class MedusaHeadsObjective(DistillationObjective):
 
     options_type = MedusaHeadsOptions
     network_type: ClassVar[Any] = MedusaHeads
-    refused = NO_ADAPTER
+    refused = NO_BLOCKS
 
     def _require_target(self, model: Any, teacher: RasterGPT) -> None:
         with torch.device("meta"):

@@ -29,6 +29,7 @@ class Drafted(NamedTuple):
     q: Tensor | None  # (..., V): what they were drawn from; None if they are certain
     kind: Kind
     depth: Tensor  # (...): how many drafts come before the position
+    opinion: Tensor | None = None  # (..., S): what the rule has made of the target's features at the drafts
 
     def without(self, sibling: int) -> Tensor | None:
         """What the next sibling was drawn from."""
@@ -60,6 +61,16 @@ class Rule(Part, ABC):
         """The choice of `judge` alone, (...), where a rule can tell it for less."""
         return self.judge(p, drafted, uniform).choice
 
+    def opinion(self, features: Tensor) -> Tensor | None:
+        """The target's features at drafts (B, N, C) -> a number of each, for a rule that reads them.
+
+        Under guidance they are those of the conditional half.
+        """
+        return None
+
+    def require_fit(self, target: Any) -> None:
+        """ValueError unless the rule can serve a target."""
+
     def bound(self, pyramid: Any) -> Rule:
         """The rule for the codes of a tokenizer."""
         return self
@@ -75,7 +86,7 @@ class OneByOne(Rule):
     def choice(self, p: Tensor, drafted: Drafted, uniform: Tensor) -> Tensor:
         if drafted.tokens.shape[-1] > 1:  # of which each depends on the residual of those before
             return super().choice(p, drafted, uniform)
-        probability = self.probability(p, drafted.q, drafted.tokens[..., 0], drafted.depth)
+        probability = self.accepting(p, drafted, 0)
         return (~(drafted.valid[..., 0] & (uniform[..., 0] < probability))).long()
 
     def judge(self, p: Tensor, drafted: Drafted, uniform: Tensor) -> Verdict:
@@ -83,12 +94,16 @@ class OneByOne(Rule):
         choice = torch.full(p.shape[:-1], siblings, dtype=torch.int64, device=p.device)
         for s in range(siblings):
             token, tried = drafted.tokens[..., s], drafted.valid[..., s] & (choice == siblings)
-            accepted = tried & (uniform[..., s] < self.probability(p, drafted.q, token, drafted.depth))
+            accepted = tried & (uniform[..., s] < self.accepting(p, drafted, s))
             choice = torch.where(accepted, s, choice)
             p = torch.where((tried & ~accepted).unsqueeze(-1), self.left(p, drafted.q, token), p)
             if s + 1 < siblings:
                 drafted = drafted._replace(q=drafted.without(s))
         return Verdict(choice, p)
+
+    def accepting(self, p: Tensor, drafted: Drafted, sibling: int) -> Tensor:
+        """The probability of accepting one of the drafts for each position, (...)."""
+        return self.probability(p, drafted.q, drafted.tokens[..., sibling], drafted.depth)
 
     @abstractmethod
     def probability(self, p: Tensor, q: Tensor | None, token: Tensor, depth: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from var_toolkit.methods.speculative.eagle import Eagle
 from var_toolkit.methods.speculative.grouped import Grouped
 from var_toolkit.methods.speculative.growing import Shape
 from var_toolkit.methods.speculative.jacobi import Jacobi
+from var_toolkit.methods.speculative.judge import Judged, read_judge
 from var_toolkit.methods.speculative.kseq import KSeq
 from var_toolkit.methods.speculative.lantern import Lantern
 from var_toolkit.methods.speculative.lengths import Adaptive, Fixed
@@ -32,6 +33,7 @@ from var_toolkit.setting_table import PROPOSERS, RULES, SETTINGS
 JACOBI_WINDOW, WINDOW, SCALES, EXIT_LAYERS, CHAINS, NEIGHBOURS = 16, 5, 2, 2, 4, 1000
 DRAFTS = 1000  # of a tree
 AUTO = "auto"  # the draft length
+JUDGE = "stilllife-gpt-judge"  # which comes with the package
 HEADS = ("medusa", "hydra")  # proposers whose draft models reach only so far
 
 
@@ -92,6 +94,8 @@ def _by_scale(given: Mapping[str, Any], model: Model) -> NextScale:
             raise ValueError(f"{name} is for next-token models; a VAR's drafts are whole scales: use draft_length")
     if given.get("accept") == "kseq":
         raise ValueError("accept kseq is for next-token models; a VAR has one draft for each position")
+    if given.get("accept") == "judge":
+        raise ValueError("accept judge is for next-token models, whose pass has features at each draft")
     window = given.get("draft_length", SCALES)
     if isinstance(window, str):
         raise ValueError(f"draft_length is {window!r}; for a VAR it must be a number of scales, 1 (plain) or more")
@@ -211,10 +215,18 @@ def _rule(model: Model, name: str, given: Mapping[str, Any]) -> Rule:
         "standard": Standard,
         "kseq": KSeq,
         "lantern": lambda: _lantern(model, given),
+        "judge": lambda: _judge(given),
         "grouped": lambda: Grouped(given.get("group", 3)),
         "decayed": lambda: Decayed(given.get("boost", 1.1), given.get("decay", 0.7)),
     }
     return rules[name]()
+
+
+def _judge(given: Mapping[str, Any]) -> Judged:
+    """With the weights of the judge, which a plan holds as numbers."""
+    if "judge" not in given:
+        raise ValueError(f"accept judge needs a trained judge; give judge, such as {JUDGE!r} for stilllife-gpt")
+    return Judged.by(read_judge(given["judge"]), given.get("judge_threshold", 0.5))
 
 
 def _lantern(model: Model, given: Mapping[str, Any]) -> Lantern:

@@ -129,6 +129,7 @@ class Judgement:
             valid=along(drafted.valid, position_B1),
             q=None if drafted.q is None else along(drafted.q, position_B1),
             depth=drafted.depth.gather(1, position_B1),
+            opinion=None if drafted.opinion is None else along(drafted.opinion, position_B1),
         )
         return self.rule.judge(along(self.p, position_B1), one, along(self.uniform, position_B1)).residual
 
@@ -214,6 +215,7 @@ class Speculator:
 
     def __init__(self, settings: Speculation, sampling: TokenSampling, run: Run, steps: Sequence[Bound]) -> None:
         settings.proposer.require_fit(sampling.network, run.networks)
+        settings.rule.require_fit(sampling.network)
         if settings.proposer.needs_all_features and steps[0].step.places.covered(run.schedule).start > 0:
             name = type(settings.proposer).__name__
             raise ValueError(f"{name} drafts from the first token on; let no step precede it")
@@ -373,7 +375,7 @@ class Target:
 
     def _judged(self, draft: Draft, p: Tensor, hidden_RLC: Tensor, rule: Rule) -> Checked:
         """The accepted drafts, and a token after them."""
-        run, rows, judged = self.run, self.run.sampling.rows, self._judgement(draft, p, rule)
+        run, rows, judged = self.run, self.run.sampling.rows, self._judgement(draft, p, hidden_RLC, rule)
         if draft.topology.is_chain:
             accepted_B1 = (judged.choice == 0).cumprod(1).sum(1, keepdim=True)
             last_B1, drafts_BA, features = accepted_B1, draft.tokens, hidden_RLC
@@ -429,11 +431,14 @@ class Target:
         counts_B1 = self.run.positions_B.unsqueeze(1)
         return counts_B1 if draft is None else counts_B1 + draft.topology.on(counts_B1.device).depths
 
-    def _judgement(self, draft: Draft, p: Tensor, rule: Rule) -> Judgement:
+    def _judgement(self, draft: Draft, p: Tensor, hidden_RLC: Tensor, rule: Rule) -> Judgement:
         """For every position with drafts, because the accepted path is known only afterwards."""
         if draft.kind not in rule.kinds:
             raise ValueError(f"{rule} judges {' or '.join(rule.kinds)} drafts; these are {draft.kind}")
         drafted, inner = draft.drafted(), draft.topology.inner
+        opinion = rule.opinion(hidden_RLC[: self.run.images, 1:])
+        if opinion is not None:
+            drafted = drafted._replace(opinion=draft.by_position(opinion))
         given = self._given(self._positions(draft)[:, :inner])
         if given is not None:  # whatever the rule: at a preserved position no other token is accepted
             fits = ~given[1].unsqueeze(-1) | (drafted.tokens == given[0].unsqueeze(-1))
