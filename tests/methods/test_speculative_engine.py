@@ -65,7 +65,16 @@ PROPOSERS = {
     "eagle-codes-tree": Eagle(TREE, codes=(0,)),
     "hydra-codes": Medusa(CHAIN, sequential=True, codes=(1,)),
 }
-DRAFTING = ("small", "eagle", "medusa", "hydra")  # which draft with a network
+# What draws level by level with others, each with one length.
+WITH_ONE_LENGTH = {
+    "medusa": "adaptive",
+    "medusa-tree": "fixed",
+    "hydra": "fixed",
+    "hydra-tree": "confidence",
+    "small-codes": "adaptive",
+    "eagle-codes-tree": "confidence",
+    "hydra-codes": "fixed",
+}
 CHAINED = {
     "small-chains": SmallModel(CHAINS),
     "eagle-chains": Eagle(CHAINS),
@@ -73,7 +82,13 @@ CHAINED = {
 }
 LENGTHS = {"fixed": Fixed(4), "confidence": Fixed(4, 0.65), "adaptive": Adaptive(4)}
 COMBINATIONS = [
-    *((name, "standard", policy) for name in PROPOSERS for policy in LENGTHS if name.startswith(DRAFTING)),
+    *(
+        (name, "standard", policy)
+        for name in PROPOSERS
+        for policy in LENGTHS
+        if name.startswith(("small", "eagle")) and name not in WITH_ONE_LENGTH
+    ),
+    *((name, "standard", policy) for name, policy in WITH_ONE_LENGTH.items()),
     *(
         (name, "standard", policy)
         for name in PROPOSERS
@@ -81,7 +96,8 @@ COMBINATIONS = [
         if name.startswith(("j", "n"))
     ),
     ("exit", "standard", "fixed"),
-    *((name, "kseq", policy) for name in CHAINED for policy in LENGTHS),
+    *((name, "kseq", policy) for name in ("small-chains", "eagle-chains") for policy in LENGTHS),
+    ("hydra-chains", "kseq", "fixed"),
 ]
 BY_PROPOSER = [[each for each in COMBINATIONS if each[0] == name] for name in dict.fromkeys(c[0] for c in COMBINATIONS)]
 QUICK = [each[number % len(each)] for number, each in enumerate(BY_PROPOSER)]  # the policies in turn

@@ -1,8 +1,8 @@
 """Trains the judge of Judge Decoding (arXiv 2501.19309) for LlamaGen's GPT.
 
-Published are a linear head on frozen features and token-level labels that people gave to right and wrong answers. What
-a right token of an image is the paper leaves open. Our choice: the image's own token and the codes nearest to it, as
-the tokenizer sees them; drafts are the target's own draws from the tokens before, under guidance.
+Published is a linear head on frozen features that learns from some 30,000 labelled tokens of answers in words. What a
+right token of an image is the paper leaves open. Our choice: the image's own token and the codes nearest to it, as the
+tokenizer sees them; drafts are the target's own draws from the tokens before, under guidance.
 
 Letters: B images, L tokens, V vocabulary, C width, k codes.
 """

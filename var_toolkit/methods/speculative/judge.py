@@ -3,10 +3,8 @@
 The standard rule rejects drafts that the target would rarely draw, though they are as good as what it draws. A linear
 judge on the target's features at the draft, which the verifying pass computes anyway, sees some of these. So the
 distribution changes, with no bound. Published: up to 9 times faster for Llama-3.1-405B with drafts by the 8B model. The
-paper decides greedily; here the standard rule decides of what the judge does not find right, and the residual of a
-rejection is its own. Under guidance the judge reads the features of the conditional half.
-
-Letters: V vocabulary, C width.
+residual of a rejection is that of the standard rule. Under guidance the judge reads the features of the conditional
+half.
 """
 
 from __future__ import annotations
