@@ -476,14 +476,14 @@ MODELS = {
         "summary": "Infinity, 6 layers, scenes from text", "resolution": 128, "class_names": "none",
         "embedded": {"tokenizer": "scenes-tokenizer", "backbone": "scenes-infinity", "text_encoder": "scenes-words"},
         "sampling": {"cfg": 3.0, "top_k": 0, "top_p": 0.97, "temperature": 0.5},
-        "training": {"recipes": ("scenes-infinity",), "images": 602_000},
+        "training": {"recipes": ("scenes-infinity",), "images": 631_000},
     },
     "scenes-infinity-small": {
         "like": "scenes-infinity", "summary": "Infinity, 3 layers, scenes from text",
         "embedded": {
             "tokenizer": "scenes-tokenizer", "backbone": "scenes-infinity-small", "text_encoder": "scenes-words",
         },
-        "training": {"recipes": ("scenes-infinity-small",), "images": 77_000},
+        "training": {"recipes": ("scenes-infinity-small",), "images": 64_000},
     },
     "scenes-code-4": {
         "like": "scenes-infinity", "summary": "CoDe: the deep one for 4 scales, then the small one",
