@@ -1,6 +1,7 @@
 """What surrounds the drawing: queue, cancellation, keys, lists, state and counts."""
 
 import asyncio
+import contextlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from threading import Event
 
 import pytest
 from small_service import DRAW, asked, client_of, count_of, error_of, pixels, running, until
+from starlette.requests import ClientDisconnect
 
 from var_toolkit.serving import line as line_module
 from var_toolkit.serving.app import build
@@ -94,6 +96,23 @@ def test_a_client_that_leaves_gives_up_its_place(models, stream):
         assert asyncio.run(leave(service)) == 0
         assert count_of(service, "vargen_abandoned_total") == 1
         assert count_of(service, "vargen_images_total") == 0
+
+
+def test_a_stream_whose_client_has_left_before_it_begins_is_not_drawn(models):
+    async def leave(service):
+        visitor = Visitor(service, ONE | {"stream": True})
+
+        async def gone(message):
+            raise OSError("the connection is closed")
+
+        visitor._send = gone
+        with contextlib.suppress(OSError, ClientDisconnect):
+            await visitor.visit()
+        return len(service.line)
+
+    with running(models, draws=False) as service:
+        assert asyncio.run(leave(service)) == 0
+        assert count_of(service, "vargen_abandoned_total") == 1
 
 
 @pytest.mark.parametrize("stays", [False, True], ids=["all leave", "one stays"])

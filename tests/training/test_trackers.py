@@ -120,6 +120,22 @@ def test_a_service_that_cannot_begin_is_one_line_and_leaves_nothing(tiny, cache,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_service_that_fails_later_is_told_once_and_ends_no_run(tiny, cache, tmp_path, monkeypatch, capsys):
+    failing = (
+        "def told(call, given):\n    if call == 'log' and given['step'] != 1:\n        raise OSError('no\\nroute')\n"
+    )
+    (tmp_path / "trackio.py").write_text(FAKE + failing)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    recipe = tiny("classifier", steps=4, log_every=1)
+    final = train(recipe, tmp_path / "run", cache_dir=cache, device="cpu", track="trackio")
+    assert final.is_dir()
+    assert {step for step, _ in rows(tmp_path / "run")} == {1, 2, 3, 4}
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "tracking ends" in line]
+    assert "no route" in line
+    assert str(tmp_path / "run" / "log.jsonl") in line
+
+
 @pytest.mark.parametrize("kind", TRACKERS)
 def test_a_tracker_that_is_not_installed_says_how_to_install_it(kind, monkeypatch):
     monkeypatch.setattr("var_toolkit.training.trackers.find_spec", lambda name: None)

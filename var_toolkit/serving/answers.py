@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from var_toolkit.serving.errors import of_drawing
 from var_toolkit.serving.jobs import Finished, Job
@@ -51,7 +52,23 @@ def stream(service: Service, job: Job, kind: str) -> Response:
 
     A client that closes the stream gives up its place.
     """
-    return StreamingResponse(_events(service, job, kind), media_type="text/event-stream", headers=NOT_STORED)
+    return _Stream(service, job, kind)
+
+
+class _Stream(StreamingResponse):
+    """Gives up the place of a client that has left before the first event, too, which no generator would notice."""
+
+    def __init__(self, service: Service, job: Job, kind: str) -> None:
+        self.service, self.job = service, job
+        super().__init__(_events(service, job, kind), media_type="text/event-stream", headers=NOT_STORED)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if not self.job.left:
+                self.service.metrics.abandoned(self.job)
+                self.service.leave(self.job)
 
 
 async def _events(service: Service, job: Job, kind: str) -> AsyncIterator[str]:

@@ -66,7 +66,7 @@ def bad_fields(error: RequestValidationError | ValidationError) -> ApiError:
     first = error.errors()[0]
     place = [str(one) for one in first["loc"] if one not in ("body", "query")]
     said = str(first["msg"]).removeprefix("Value error, ")
-    said = f"{said[:1].lower()}{said[1:]}"
+    said = said if said[1:2].isupper() else f"{said[:1].lower()}{said[1:]}"  # JSON stays JSON
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON from character {', '.join(place)} on; send a JSON object")
     if not place:

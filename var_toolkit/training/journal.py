@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +56,8 @@ class Journal:
         # JSON has no NaN and no infinity.
         short = {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in numbers.items()}
         self._append({"step": step, **short})
-        if self.tracker is not None:
-            self.tracker.scalars(step, {key: value for key, value in short.items() if value is not None})
+        finite = {key: value for key, value in short.items() if value is not None}
+        self._track(lambda tracker: tracker.scalars(step, finite))
 
     def _append(self, line: dict[str, Any]) -> None:
         try:
@@ -97,13 +99,22 @@ class Journal:
             return
         path = self.out / "samples" / f"{step:07d}.png"
         write_sheet(path, images)
-        if self.tracker is not None:
-            self.tracker.image(step, path)
+        self._track(lambda tracker: tracker.image(step, path))
 
     def close(self) -> None:
-        if self.tracker is not None:
-            self.tracker.close()
+        self._track(lambda tracker: tracker.close())
+        self.tracker = None
+
+    def _track(self, tell: Callable[[Tracker], None]) -> None:
+        """Hand something on to the tracker. Hours of training do not end because a service cannot be reached."""
+        if self.tracker is None:
+            return
+        try:
+            tell(self.tracker)
+        except Exception as error:  # whatever a library raises
             self.tracker = None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            print(f"tracking ends here, training goes on: {reason}; {self._path} has all numbers", file=sys.stderr)
 
 
 def write_sheet(path: Path, images: Tensor, columns: int = 8) -> None:
