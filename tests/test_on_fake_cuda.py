@@ -38,6 +38,7 @@ from var_toolkit.evaluation import extractors
 from var_toolkit.heads.diffusion import losses as losses_of
 from var_toolkit.heads.flow import Flow
 from var_toolkit.kernels import pyramid_attention
+from var_toolkit.loading import skeleton
 from var_toolkit.methods.distilled import in_steps
 from var_toolkit.methods.fewer_tokens import fastvar, scalekv
 from var_toolkit.methods.latent_search import latent_search
@@ -424,6 +425,25 @@ def test_in_eight_bits_decoding_never_waits_for_the_device(name, precision, monk
         assert not watch.copies
         assert decoded.latent.device == CUDA
     assert set(products) == {torch.int8 if precision == "int8" else torch.float8_e4m3fn}
+
+
+@pytest.mark.parametrize(("name", "batch", "precision"), [("var-d30", 64, "float8")])
+def test_published_widths_never_wait_for_the_device(name, batch, precision, monkeypatch):
+    quantize = in_eight_bits(precision, monkeypatch)
+    with fake_cuda(monkeypatch):
+        with unset_fake_temporarily(), torch.device("meta"):
+            shape = skeleton(name)
+            network = VAR(replace(shape.backbone.config, depth=2))
+        run = whole(on_cuda(lambda: shape.tokenizer), on_cuda(lambda: network), guidance=1.5, top_k=900)
+        halved(run.networks[BACKBONE])
+        quantize(run.networks[BACKBONE])
+        labels, noise = torch.zeros(batch, dtype=torch.int64, device=CUDA), Noise(range(batch), CUDA)
+        with Watch() as watch:
+            decoded = decode(run, labels, noise)
+            images = run.tokenizer.decode(decoded.latent)
+        assert not watch.waits
+        assert not watch.copies
+        assert (images.shape, images.device) == ((batch, 3, 256, 256), CUDA)
 
 
 def cached(graph) -> list[bool]:

@@ -31,6 +31,7 @@ def test_ratios_are_those_of_the_rounds():
 def test_rows_are_chosen_by_name(code):
     assert chosen(code, None) == list(code.peers)
     assert {peer.batch for peer in chosen(code, ["*-batch-1-*"])} == {1}
+    assert chosen(code, ["*"]) == [*code.peers, *code.large]
     assert {peer.model.partition("-")[0] for peer in code.peers} <= set(peers.BOTH)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from var_toolkit import registry
-from var_toolkit.evaluation.bench.peer_rows import Peer
+from var_toolkit.evaluation.bench.peer_rows import FAST, Peer
 from var_toolkit.evaluation.bench.published_code import CLASS, Draw, importable, in_half, made
 from var_toolkit.formats.fitting import fitted
 from var_toolkit.formats.published import networks_from_tensors
@@ -85,7 +85,11 @@ def ours(tokenizer: nn.Module, network: nn.Module, peer: Peer, device: torch.dev
     own = fitted(parts["tokenizer"], backbone, (named["tokenizer"], named["backbone"]))
     precision = precision_of("auto" if peer.dtype == "best" else peer.dtype, device, [backbone])
     pipe = Pipeline(own, backbone).to(device, precision.wide)
-    pipe = (pipe.quantize(precision.quantized) if precision.quantized else pipe).pack()
+    pipe = pipe.quantize(precision.quantized) if precision.quantized else pipe
+    if device.type == "cuda" and peer.dtype in FAST:
+        with suppress(ValueError):  # networks that draw groups of tokens are not compiled
+            pipe.compile()
+    pipe.pack()
 
     def draw(seed: int) -> object:
         seeds = range(seed * peer.batch, (seed + 1) * peer.batch)

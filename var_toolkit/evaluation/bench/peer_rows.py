@@ -12,8 +12,8 @@ from pathlib import Path
 class Peer:
     """A comparison: a model, images at once, and a precision.
 
-    It is that of both, but "best" is the fastest of each, and in "int8", which no published code has, that code has
-    its fastest.
+    It is that of both, but "best" is the fastest of each, and in "int8" and "float8", which no published code has,
+    that code has its fastest.
     """
 
     model: str
@@ -35,6 +35,7 @@ class Code:
     file: str
     peers: tuple[Peer, ...]
     owner: str = "FoundationVision"
+    large: tuple[Peer, ...] = ()  # for a GPU: only where they are chosen by name
 
     def __str__(self) -> str:
         address = f"https://github.com/{self.owner}/{self.name}"
@@ -46,8 +47,15 @@ def _rows(model: str, batches: tuple[int, ...], dtypes: tuple[str, ...]) -> tupl
 
 
 DTYPES = ("float32", "bfloat16", "int8", "best")
+FAST = ("best", "int8", "float8")
+LARGE = (
+    *_rows("var-d16", (1, 8), ("float8",)), *_rows("var-d16", (64,), FAST), *_rows("var-d30", (1, 8, 64), FAST),
+)  # fmt: skip
 CODES = (
-    Code("VAR", "78b95394fc5896192e3a003e4b295f8ea743c48f", "models/var.py", _rows("var-d16", (1, 8), DTYPES)),
+    Code(
+        "VAR", "78b95394fc5896192e3a003e4b295f8ea743c48f", "models/var.py", _rows("var-d16", (1, 8), DTYPES),
+        large=LARGE,
+    ),
     Code(
         "LlamaGen", "ce98ec41803a74a90ce68c40ababa9eaeffeb4ec", "autoregressive/models/gpt.py",
         _rows("llamagen-b", (1, 8), DTYPES),
@@ -64,12 +72,16 @@ CODES = (
 
 
 def chosen(code: Code, patterns: list[str] | None) -> list[Peer]:
-    """The comparisons whose names match one of some patterns; all without patterns. ValueError if there are none."""
-    found = [peer for peer in code.peers if not patterns or any(fnmatchcase(peer.name, each) for each in patterns)]
+    """The comparisons whose names match one of some patterns; without patterns all but the large ones.
+
+    ValueError if there are none.
+    """
+    known = (*code.peers, *code.large) if patterns else code.peers
+    found = [peer for peer in known if not patterns or any(fnmatchcase(peer.name, each) for each in patterns)]
     if not found:
         raise ValueError(
             f"--only {' '.join(patterns or [])} matches no row of {code.name}; rows are "
-            f"{', '.join(peer.name for peer in code.peers)}"
+            f"{', '.join(peer.name for peer in known)}"
         )
     return found
 

@@ -56,6 +56,6 @@ def made(build: Callable[[], nn.Module]) -> nn.Module:
 
 def in_half(dtype: str, device: torch.device) -> bool:
     """Whether the published code computes in bfloat16 in a row of a precision."""
-    if dtype not in ("best", "int8"):
+    if dtype not in ("best", "int8", "float8"):
         return dtype != "float32"
     return has_units("bfloat16") if device.type == "cpu" else torch.cuda.is_bf16_supported(including_emulation=False)

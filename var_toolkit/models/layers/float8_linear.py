@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -50,21 +51,33 @@ def quantize_to_float8(network: nn.Module) -> None:
     Layers whose sizes are no multiples of 16 stay as they are, and so does a network that is quantised already.
     ValueError if it has no others.
     """
-    with torchao_quietly():
-        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
-
-    # The settings of the compiler are the caller's.
-    config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+    quantize = _shape_only if all(weight.is_meta for weight in network.parameters()) else _by_torchao
     for block in transformer_blocks(network):
-        for layer in filter(_is_wide, block.modules()):
-            if layer.weight.dtype != torch.bfloat16:  # all that torchao takes with a scale for each row
-                layer.bfloat16()
-        quantize_(block, config, filter_fn=lambda layer, _: _is_wide(layer))
+        quantize(block)
     if not is_float8(network):
         raise ValueError(
             f"{type(network).__name__} has no linear layers in transformer blocks, with sizes that are multiples of "
             f"{MULTIPLE}, which float8 is for; use bfloat16"
         )
+
+
+def _by_torchao(block: nn.Module) -> None:
+    with torchao_quietly():
+        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+
+    for layer in filter(_is_wide, block.modules()):
+        if layer.weight.dtype != torch.bfloat16:  # all that torchao takes with a scale for each row
+            layer.bfloat16()
+    # The settings of the compiler are the caller's.
+    config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+    quantize_(block, config, filter_fn=lambda layer, _: _is_wide(layer))
+
+
+def _shape_only(block: nn.Module) -> None:
+    """Of a network without weights, whose size alone is asked for, without torchao, which would ask for a GPU."""
+    for layer in filter(_is_wide, block.modules()):
+        narrow = cast(Tensor, layer.weight).to(torch.float8_e4m3fn)
+        layer.weight = nn.Parameter(narrow, requires_grad=False)
 
 
 def is_float8(network: nn.Module) -> bool:
@@ -73,7 +86,7 @@ def is_float8(network: nn.Module) -> bool:
 
 
 def _is_wide(layer: nn.Module) -> bool:
-    if not isinstance(layer, nn.Linear) or is_traceable_wrapper_subclass(layer.weight):
+    if not isinstance(layer, nn.Linear) or is_traceable_wrapper_subclass(layer.weight) or _is_narrow(layer.weight):
         return False
     return not any(size % MULTIPLE for size in layer.weight.shape)
 
@@ -88,4 +101,5 @@ def bytes_of(weight: Tensor, wide: torch.dtype) -> int:
 
 
 def _is_narrow(weight: Tensor) -> bool:
-    return type(weight).__name__ == "Float8Tensor"  # of torchao, which is not imported to ask
+    # A tensor of torchao, which is not imported to ask, has the dtype that it had before.
+    return weight.dtype == torch.float8_e4m3fn or type(weight).__name__ == "Float8Tensor"
