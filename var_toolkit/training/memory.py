@@ -200,10 +200,11 @@ def told(recipe: Recipe, processes: int) -> str:
     every = sum(one.numel() for one in parameters) / 1e6
     learned = sum(one.numel() for one in parameters if one.requires_grad) / 1e6
     how = {"fsdp": "FSDP2", "ddp": "DDP"}[recipe.parallel]
+    who = f"each of {processes} processes ({how})" if processes > 1 else "a single process"
     found = {name: "unknown" if size is None else f"{size / GIB:.2f} GiB" for name, size in asdict(memory).items()}
     rows = [
         f"{every:,.1f} M parameters, {learned:,.1f} M of them trained",
-        f"each of {processes} processes ({how}) holds, for {recipe.at_a_time // processes} images at a time:",
+        f"{who} holds, for {recipe.at_a_time // processes} images at a time:",
         *(f"  {name:<11}{size:>13}" for name, size in found.items()),
         f"  {'together':<11}{memory.total / GIB:>9.2f} GiB, beside tokenizer and teacher",
     ]
@@ -223,7 +224,7 @@ def fit(recipe: Recipe, processes: int, memory: Memory) -> str:
             found[card] = count
     if not found:
         return f"no card of up to {CARDS[-1]} GiB; take more processes, parallel: fsdp or checkpoint_activations: true"
-    if len(counts) == 1:
+    if len(counts) == 1 or found[min(found)] == recipe.accumulate:
         return f"cards of {min(found)} GiB" + (" before activations" if memory.activations is None else "")
     (card, count), *rest = found.items()
     first = f"cards of {card} GiB with accumulate: {count}"
