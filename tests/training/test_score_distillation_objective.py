@@ -73,6 +73,16 @@ def test_the_losses_of_guidance_fall_and_reach_nothing_else(build, loss):
     assert all(p.grad is None for p in (*student.parameters(), *found.teacher.parameters()))
 
 
+@pytest.mark.parametrize("loss", ["_teacher_score_loss", "_guidance_loss"])
+def test_the_whole_guidance_network_learns_but_the_layers_that_name_tokens(build, loss):
+    found, batch = build(NAME)
+    guidance = found.networks["guidance"]
+    getattr(found, loss)(batch, Draws(0, 0, 0, 1, 8, torch.device("cpu"))).total.backward()
+    idle = {name.split(".")[1] for name, p in guidance.backbone.named_parameters(prefix="backbone") if p.grad is None}
+    assert idle == {"head", "head_nm"}
+    assert all(p.grad is None for p in found.teacher.parameters())
+
+
 def test_gradients_of_the_student_flow_through_its_own_token_alone(build):
     found, batch = build(NAME)
     made = found._made(batch).detach().requires_grad_()

@@ -75,7 +75,7 @@ class GuidanceNetwork(nn.Module):
 
     def __init__(self, teacher: VAR, width: int, depth: int) -> None:
         super().__init__()
-        self.backbone = deepcopy(teacher)
+        self.backbone = deepcopy(teacher).requires_grad_(True)  # the teacher itself learns nothing
         for unused in (self.backbone.head, self.backbone.head_nm):
             unused.requires_grad_(False)
         self.mlp = DiffusionMLP(teacher.config.latent_channels, width, depth, teacher.config.embed_dim)
