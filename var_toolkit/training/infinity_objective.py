@@ -57,8 +57,8 @@ class InfinityOptions:
         require_share(caption_dropout=self.caption_dropout)
         if not 0 <= self.flips <= 1:
             raise ValueError(f"flips is {self.flips}; it must be a probability from 0 to 1")
-        if self.text_encoder is not None and (self.words, self.initial) != (None, None):
-            raise ValueError("text_encoder brings its own words and weights; leave out words and initial")
+        if self.text_encoder is not None and self.words is not None:
+            raise ValueError("text_encoder brings its own words; leave out words")
 
 
 class TextToImage(nn.Module):
@@ -104,10 +104,10 @@ class InfinityObjective(Objective):
         network = self.empty_network()
         network.backbone.init_weights(adaln_gamma=self.options.adaln_gamma)
         network.encoder.init_weights()
-        if self.options.text_encoder is not None:
-            network.encoder.load_state_dict(self._given_encoder().state_dict())
         if self.options.initial is not None:
             self._begin(network, self.options.initial)
+        if self.options.text_encoder is not None:
+            network.encoder.load_state_dict(self._given_encoder().state_dict())
         self.networks = {"infinity": network.to(workplace.team.device)}
         self.record = nn.Module()
 
