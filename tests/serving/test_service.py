@@ -98,21 +98,28 @@ def test_a_client_that_leaves_gives_up_its_place(models, stream):
         assert count_of(service, "vargen_images_total") == 0
 
 
-def test_a_stream_whose_client_has_left_before_it_begins_is_not_drawn(models):
+@pytest.mark.parametrize(
+    ("sent", "abandoned"),
+    [(0, 1), (1, 1), (3, 0)],
+    ids=["before it begins", "at the first preview", "at the whole image"],
+)
+def test_a_stream_whose_client_cannot_be_reached_gives_up_its_place_and_is_counted_once(models, sent, abandoned):
     async def leave(service):
-        visitor = Visitor(service, ONE | {"stream": True})
+        visitor = Visitor(service, ONE | {"stream": True, "partial_images": 2})
 
-        async def gone(message):
-            raise OSError("the connection is closed")
+        async def send(message):
+            if len(visitor.sent) == sent:
+                raise OSError("the connection is closed")
+            visitor.sent.append(message)
 
-        visitor._send = gone
+        visitor._send = send
         with contextlib.suppress(OSError, ClientDisconnect):
             await visitor.visit()
         return len(service.line)
 
-    with running(models, draws=False) as service:
+    with running(models, draws=sent > 0) as service:
         assert asyncio.run(leave(service)) == 0
-        assert count_of(service, "vargen_abandoned_total") == 1
+        assert count_of(service, "vargen_abandoned_total") == abandoned
 
 
 @pytest.mark.parametrize("stays", [False, True], ids=["all leave", "one stays"])

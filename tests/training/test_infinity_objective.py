@@ -95,8 +95,19 @@ def test_a_second_model_learns_to_read_with_the_text_encoder_of_the_first_and_dr
     final = train(second, tmp_path / "second", cache_dir=cache, device="cpu")
     given, kept = (load(one, device="cpu").text_encoder for one in (first, final))
     assert_close(kept.state_dict(), given.state_dict(), rtol=0, atol=0)
-    more = tiny("infinity", steps=1, objective_options=options | {"initial": str(final)})
-    train(more, tmp_path / "more", cache_dir=cache, device="cpu")
+    own = train(
+        tiny("infinity", steps=1, objective_options={"words": ["red", "cube"]}),
+        tmp_path / "own",
+        cache_dir=cache,
+        device="cpu",
+    )
+    more = train(
+        tiny("infinity", steps=1, objective_options=options | {"initial": str(own)}),
+        tmp_path / "more",
+        cache_dir=cache,
+        device="cpu",
+    )
+    assert_close(load(more, device="cpu").text_encoder.state_dict(), given.state_dict(), rtol=0, atol=0)
     pair = load(Pair(str(first), str(final), 1), device="cpu")
     assert pair(prompt="a red cube on sand", seeds=[0]).images[0].size == (128, 128)
     other = train(tiny("infinity", steps=1, seed=1), tmp_path / "other", cache_dir=cache, device="cpu")
@@ -105,6 +116,16 @@ def test_a_second_model_learns_to_read_with_the_text_encoder_of_the_first_and_dr
     wide = settings("infinity")["model"] | {"text_longest": 30}
     with pytest.raises(ValueError, match="text_longest 30 do not fit"):
         train(tiny("infinity", model=wide, objective_options=options), tmp_path / "odd", cache_dir=cache, device="cpu")
+
+
+def test_words_that_the_encoder_does_not_know_are_left_out_and_told_once(build, capsys):
+    objective, batch = build("infinity", words=["red", "a", "cube"])
+    texts = objective._texts(batch._replace(captions=("a giraffe and a red cube", "a cube", "red " * 100)))
+    assert texts[:2] == ("a a red cube", "a cube")
+    assert len(texts[2].split()) == objective.encoder_sizes.longest - 1
+    objective._loss(batch, draws()).total.backward()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert "giraffe" in line
 
 
 def test_held_out_captions_have_no_unknown_words(build):
@@ -120,6 +141,7 @@ def test_held_out_captions_have_no_unknown_words(build):
         ({"tokenizer": None}, "missing key 'tokenizer'"),
         ({"objective_options": {"flips": 2.0}}, "flips is 2.0"),
         ({"objective_options": {"text_encoder": "a", "words": ["red"]}}, "text_encoder brings its own words"),
+        ({"objective_options": {"text_encoder": "a", "text_depth": 7}}, "text_encoder brings its own text_depth"),
         ({"objective_options": {"caption_dropout": 1.0}}, "caption_dropout is 1.0"),
         ({"data": {"kind": "still-lifes"}}, "kind is 'still-lifes'"),
     ],

@@ -35,6 +35,15 @@ def Image(path):
     return Path(path).name
 """
 
+FAILING = """
+tell = told
+
+def told(call, given):
+    tell(call, given)
+    if call == "log" and given["step"] != 1:
+        raise OSError("no\\nroute")
+"""
+
 
 def rows(out):
     """The numbers in the log, by step and name; several lines may be of one step."""
@@ -121,10 +130,7 @@ def test_a_service_that_cannot_begin_is_one_line_and_leaves_nothing(tiny, cache,
 
 
 def test_a_service_that_fails_later_is_told_once_and_ends_no_run(tiny, cache, tmp_path, monkeypatch, capsys):
-    failing = (
-        "def told(call, given):\n    if call == 'log' and given['step'] != 1:\n        raise OSError('no\\nroute')\n"
-    )
-    (tmp_path / "trackio.py").write_text(FAKE + failing)
+    (tmp_path / "trackio.py").write_text(FAKE + FAILING)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "trackio", raising=False)
     recipe = tiny("classifier", steps=4, log_every=1)
@@ -134,6 +140,7 @@ def test_a_service_that_fails_later_is_told_once_and_ends_no_run(tiny, cache, tm
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "tracking ends" in line]
     assert "no route" in line
     assert str(tmp_path / "run" / "log.jsonl") in line
+    assert '"finish"' in (tmp_path / "trackio.calls").read_text()
 
 
 @pytest.mark.parametrize("kind", TRACKERS)

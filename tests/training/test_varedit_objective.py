@@ -147,6 +147,7 @@ def test_words_are_found_by_name_and_not_by_number():
         ({"data": {"kind": "scenes"}}, "kind is 'scenes'"),
         ({"data": {"kind": "scene-edits", "count": 0}}, "count is 0"),
         ({"data": {"kind": "scene-edits", "validation_count": -1}}, "validation_count is -1"),
+        ({"objective_options": {"text_encoder": "scenes-words"}}, "text_encoder is of the objective infinity"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(tiny, changes, named):

@@ -92,6 +92,12 @@ class WordEncoder(nn.Module):
             if len(found) >= self.config.longest:
                 raise ValueError(f"prompt has {len(found)} words; this model reads at most {self.config.longest - 1}")
 
+    def readable(self, text: str) -> str:
+        """What it can read of a text: the words that it knows, and of these the first if there are too many."""
+        words = words_of(text)
+        known = [word for word in words if word in self._numbers][: self.config.longest - 1]
+        return text if known == words else " ".join(known)
+
     def _known(self, odd: Sequence[str]) -> str:
         """Some of the words that it knows, those that are like unknown ones first."""
         alike = [word for one in odd for word in get_close_matches(one, self.config.words)]

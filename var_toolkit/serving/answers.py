@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -59,19 +59,20 @@ class _Stream(StreamingResponse):
     """Gives up the place of a client that has left before the first event, too, which no generator would notice."""
 
     def __init__(self, service: Service, job: Job, kind: str) -> None:
-        self.service, self.job = service, job
-        super().__init__(_events(service, job, kind), media_type="text/event-stream", headers=NOT_STORED)
+        self.service, self.job, self.events = service, job, _events(service, job, kind)
+        super().__init__(self.events, media_type="text/event-stream", headers=NOT_STORED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
+            await self.events.aclose()
             if not self.job.left:
                 self.service.metrics.abandoned(self.job)
                 self.service.leave(self.job)
 
 
-async def _events(service: Service, job: Job, kind: str) -> AsyncIterator[str]:
+async def _events(service: Service, job: Job, kind: str) -> AsyncGenerator[str]:
     order, done = job.order, False
     try:
         async for item in job.events():

@@ -3,6 +3,7 @@
 Letters: B images, L tokens, D bits of a token, K scales.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,9 @@ class InfinityOptions:
         require_share(caption_dropout=self.caption_dropout)
         if not 0 <= self.flips <= 1:
             raise ValueError(f"flips is {self.flips}; it must be a probability from 0 to 1")
-        if self.text_encoder is not None and self.words is not None:
-            raise ValueError("text_encoder brings its own words; leave out words")
+        own = {"words": None, "text_depth": 2, "text_heads": 4}
+        if self.text_encoder is not None and (odd := [name for name in own if getattr(self, name) != own[name]]):
+            raise ValueError(f"text_encoder brings its own {odd[0]}; leave out {', '.join(odd)}")
 
 
 class TextToImage(nn.Module):
@@ -104,17 +106,19 @@ class InfinityObjective(Objective):
         network = self.empty_network()
         network.backbone.init_weights(adaln_gamma=self.options.adaln_gamma)
         network.encoder.init_weights()
-        if self.options.initial is not None:
-            self._begin(network, self.options.initial)
         if self.options.text_encoder is not None:
             network.encoder.load_state_dict(self._given_encoder().state_dict())
+        if self.options.initial is not None:
+            self._begin(network, self.options.initial)
+        self.reader, self.told = network.encoder, not workplace.team.leads
         self.networks = {"infinity": network.to(workplace.team.device)}
         self.record = nn.Module()
 
     def _begin(self, network: TextToImage, initial: str) -> None:
-        """Fill both networks with the weights to start from."""
+        """Fill the networks with the weights to start from."""
         start_from(network.backbone, initial)
-        start_from(network.encoder, initial)
+        if self.options.text_encoder is None:
+            start_from(network.encoder, initial)
 
     def _known_words(self) -> tuple[str, ...]:
         """The words of the text encoder: those that the texts may have."""
@@ -197,7 +201,7 @@ class InfinityObjective(Objective):
         flips = random_flips(self.scales, self.recipe.model.token_bits, self.options.flips, draws)
         bits_BLD, inputs_BLD = self._forced(batch, flips)
         dropped_B = draws.per_image("caption dropout") < self.options.caption_dropout
-        logits_BLV = self.networks["infinity"](_captions(batch), *self._shown(batch), inputs_BLD, dropped_B)
+        logits_BLV = self.networks["infinity"](self._texts(batch), *self._shown(batch), inputs_BLD, dropped_B)
         losses_BL = bit_losses(logits_BLV, bits_BLD)
         loss = (losses_BL * self._weights(losses_BL.device)).sum(1).mean()
         return Loss(loss, {"loss": loss.detach(), **self._by_scale(losses_BL.detach(), logits_BLV.detach(), bits_BLD)})
@@ -209,6 +213,21 @@ class InfinityObjective(Objective):
             features = self.tokenizer.features(images(batch)) if batch.features is None else batch.features
             found = self.tokenizer.pyramid.corrected(features, flips)
         return torch.cat(found.bits, dim=1), found.inputs
+
+    def _texts(self, batch: Batch) -> tuple[str, ...]:
+        """What the text encoder can read of the captions; the first time that it is not all, one line says so."""
+        given = _captions(batch)
+        texts = tuple(map(self.reader.readable, given))
+        odd = [one for one, text in zip(given, texts, strict=True) if one != text]
+        if odd and not self.told:
+            longest = self.reader.config.longest - 1
+            print(
+                f"caption {odd[0][:200]!r} has words that are left out, here and in others: the text encoder reads at "
+                f"most {longest} words of those that it knows",
+                file=sys.stderr,
+            )
+            self.told = True
+        return texts
 
     def _shown(self, batch: Batch) -> tuple[Tensor, ...]:
         """What the backbone reads besides the text and the teacher inputs."""
@@ -234,7 +253,7 @@ class InfinityObjective(Objective):
 
     def _judged(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         bits_BLD, inputs_BLD = self._forced(batch, [])
-        logits_BLV = network(_captions(batch), *self._shown(batch), inputs_BLD)
+        logits_BLV = network(self._texts(batch), *self._shown(batch), inputs_BLD)
         losses_BL = bit_losses(logits_BLV, bits_BLD)
         loss = (losses_BL * self._weights(losses_BL.device)).sum(1).mean()
         return {"loss": loss, **self._by_scale(losses_BL, logits_BLV, bits_BLD)}
@@ -247,7 +266,7 @@ class InfinityObjective(Objective):
     @torch.no_grad()
     def _drawn(self, network: Any, batch: Batch) -> Tensor:
         """What the first captions of a batch draw, (B, 3, h, w)."""
-        prompt = network.encoder.encode(_captions(batch)[:SHOWN])
+        prompt = network.encoder.encode(self._texts(batch)[:SHOWN])
         head = Bits(top_p=self.sampling.top_p, temperature=0.5)
         run = run_of(self.tokenizer, network.backbone, guidance=2.0, head=head)
         asked = self._asked(network.backbone.request(prompt), batch)

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,9 @@ class Journal:
         try:
             tell(self.tracker)
         except Exception as error:  # whatever a library raises
-            self.tracker = None
+            failed, self.tracker = self.tracker, None
+            with suppress(Exception):
+                failed.close()  # it may hold what came before
             reason = " ".join(str(error).split()) or type(error).__name__
             print(f"tracking ends here, training goes on: {reason}; {self._path} has all numbers", file=sys.stderr)
 

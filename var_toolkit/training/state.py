@@ -161,12 +161,21 @@ class TrainingState:
         for name, network in self.networks.items():
             parallel.load_network_state(network, state["networks"][name])
             for key, optimiser in self._named_optimisers(name):
-                parallel.load_optimiser_state(network, optimiser, state["optimisers"][key])
+                self._load_optimiser(network, optimiser, state["optimisers"][key], name)
         if self.average is not None:
             parallel.load_network_state(self.average.module, state["average"])
             self.average.n_averaged.fill_(state["averaged"])
         self.objective.record.load_state_dict(state["record"])
         self.scaler.load_state_dict(state["scaler"])
+
+    def _load_optimiser(self, network: nn.Module, optimiser: torch.optim.Optimizer, saved: Any, name: str) -> None:
+        try:
+            parallel.load_optimiser_state(network, optimiser, saved)
+        except ValueError:  # groups of other sizes
+            raise ValueError(
+                f"the checkpoint is of a version that trained other parameters of the network {name!r}; "
+                "start afresh in another output directory"
+            ) from None
 
     def _named_optimisers(self, network: str) -> list[tuple[str, torch.optim.Optimizer]]:
         """The optimisers of a network by their keys in checkpoints: AdamW's is that of the network."""

@@ -25,7 +25,7 @@ from var_toolkit.training.copying_heads import copy_source
 from var_toolkit.training.data_sources import HeldOut, edited_scenes, rendered
 from var_toolkit.training.infinity_objective import InfinityObjective, TextToImage
 from var_toolkit.training.objectives import Workplace
-from var_toolkit.training.recipe import SceneEditsData
+from var_toolkit.training.recipe import Recipe, SceneEditsData
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import network_from, require_same_sizes
 
@@ -83,6 +83,12 @@ class VAREditObjective(InfinityObjective):
     @classmethod
     def config_type(cls) -> type:
         return VAREditConfig
+
+    @classmethod
+    def check(cls, recipe: Recipe, *, where: str) -> None:
+        super().check(recipe, where=where)
+        if recipe.objective_options.text_encoder is not None:
+            raise ValueError(f"{where}: text_encoder is of the objective infinity; varedit starts from that of initial")
 
     def _begin(self, network: TextToImage, initial: str) -> None:
         """An Infinity, or a VAREdit; words that its text encoder does not know begin with weights of their own."""
