@@ -140,9 +140,13 @@ def _guidance(chosen: dict[str, Any], network: Any) -> float | tuple[float, ...]
 
 
 def _first(chosen: dict[str, Any], network: Any, schedule: Schedule) -> float | None:
-    """The weight of guidance at the first token, from which it grows; None where it is the same at all."""
+    """The weight of guidance at the first token, from which it grows or falls; None where it is the same at all."""
     if chosen["given_first_cfg"] and not isinstance(network.places(schedule)[0], Tokens):
         raise ValueError(f"first_cfg is for next-token models, not {type(network).__name__}; use cfg")
+    if _is_constant(chosen["cfg_schedule"]):
+        if chosen["given_first_cfg"]:
+            raise ValueError("first_cfg is for guidance that changes from token to token; use cfg_schedule linear")
+        return None
     given = chosen["first_cfg"] if chosen["given_first_cfg"] or not chosen["given_cfg"] else None
     return None if given is None else weight({"cfg": given}, Sampling(), network)
 

@@ -62,6 +62,7 @@ class Embedded:
     refiner: str | None = None
     classifier: str | None = None
     draft_head: str | None = None
+    judge: str | None = None  # of drafts
     text_encoder: str | None = None
     decoder: str | None = None  # a small one, for a tokenizer
 

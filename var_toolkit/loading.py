@@ -182,10 +182,20 @@ def _opened(source: Source, tokenizer: str | Path | None, *, weights: bool) -> P
     if not str(source).strip():
         raise ValueError(f"the model's name is empty; give {registry.WAYS}, or a model directory")
     if Path(source).is_dir():
-        return _from_directory(Path(source), given, weights)
+        return _with_codes(_from_directory(Path(source), given, weights), Path(source))
     if is_hub_id(str(source)) and registry.find_entry(str(source)) is None:
-        return _from_directory(snapshot(str(source), weights), given, weights)
-    return _from_entry(registry.entry(str(source)), given, weights)  # raises ValueError for an unknown name
+        folder = snapshot(str(source), weights)
+        return _with_codes(_from_directory(folder, given, weights), folder)
+    found = registry.entry(str(source))  # raises ValueError for an unknown name
+    pipe = _from_entry(found, given, weights)
+    own = found.source.backbone if isinstance(found.source, Embedded) else None
+    return pipe if own is None else _with_codes(pipe, Embedded.folder(own))
+
+
+def _with_codes(pipe: Pipeline, folder: Path) -> Pipeline:
+    """The pipeline, with the frequent codes that a folder may tell."""
+    pipe.frequent_codes = read_frequent(folder, getattr(pipe.backbone.config, "vocab_size", 0))
+    return pipe
 
 
 def _draft_model(source: str, tokenizer: str | Path | None, weights: bool) -> DraftModel:
@@ -197,13 +207,8 @@ def _draft_model(source: str, tokenizer: str | Path | None, weights: bool) -> Dr
             raise ValueError(f"{place} holds a {type(network).__name__}; alone it must be a {' or '.join(heads)}")
         return DraftModel(network, source, frequent=read_frequent(place, cast(Any, network).config.vocab_size))
     pipe = _opened(source, tokenizer, weights=weights)
-    known, vocabulary = registry.find_entry(source), getattr(pipe.backbone.config, "vocab_size", 0)
-    if known is not None and isinstance(known.source, Embedded) and known.source.backbone and not Path(source).is_dir():
-        folder = Embedded.folder(known.source.backbone)
-    else:
-        folder = Path(source)
     guided = weight({}, pipe.sampling, pipe.backbone) > 0
-    return DraftModel(pipe.backbone, source, guided, pipe.tokenizer, read_frequent(folder, vocabulary))
+    return DraftModel(pipe.backbone, source, guided, pipe.tokenizer, pipe.frequent_codes)
 
 
 def _head_folder(source: str) -> Path | None:

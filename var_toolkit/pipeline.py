@@ -109,6 +109,7 @@ class Pipeline:
         self.text_encoder, self._prompts = text_encoder, PromptCache()
         self.refiner, self.draft_scales = refiner, draft_scales
         self.draft_model = draft_model
+        self.frequent_codes: tuple[int, ...] | None = None  # the most frequent first, where the model's files tell
         self._scorers: dict[str, torch.nn.Module] = {}
         self.small_decoder: SmallDecoder | None = None
         self.compiler: Compiler | None = None

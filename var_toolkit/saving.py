@@ -13,6 +13,7 @@ from torch import nn
 from var_toolkit.files import written_whole
 from var_toolkit.formats.directory import FOLDERS, INDEX, read_json, write_json, write_network
 from var_toolkit.formats.facts import FACTS, write_facts
+from var_toolkit.formats.frequent_codes import FILE, write_frequent
 from var_toolkit.formats.hub import upload, with_revision
 from var_toolkit.formats.model_card import write_card
 from var_toolkit.formats.text_folders import text_entry
@@ -45,6 +46,8 @@ def save(pipe: Pipeline, directory: Path, dtype: torch.dtype | None, *, overwrit
             index |= {"_refiner_sampling": asdict(pipe.refiner.sampling), "_draft_scales": pipe.draft_scales}
         write_json(folder / INDEX, index)
         write_facts(folder, pipe.facts)
+        if pipe.frequent_codes is not None:
+            write_frequent(folder, list(pipe.frequent_codes))
         write_card(pipe, folder, directory.resolve().name)
 
 
@@ -84,6 +87,6 @@ def _require_replaceable(folder: Path) -> None:
         raise ValueError(
             f"{folder} is not a model of var_toolkit, and overwrite replaces only those; choose another name"
         )
-    odd = sorted({path.name for path in folder.iterdir()} - {INDEX, CARD, FACTS, *FOLDERS})
+    odd = sorted({path.name for path in folder.iterdir()} - {INDEX, CARD, FACTS, FILE, *FOLDERS})
     if odd:
         raise ValueError(f"{folder} holds {odd[0]!r}, which is not part of a model; move it, or choose another name")

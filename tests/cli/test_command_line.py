@@ -185,6 +185,8 @@ def test_models_lists_names_sizes_and_whereabouts(capsys):
     assert rows["stilllife-var"]["weights"] == "embedded"
     assert main(["models", "var*"]) == 0
     assert "stilllife" not in capsys.readouterr().out
+    assert main(["models", "*judge*"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:4] == ["stilllife-gpt-judge", "64", "129", "embedded"]
 
 
 def test_models_that_match_nothing_are_said_so(capsys):

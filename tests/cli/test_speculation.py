@@ -163,6 +163,7 @@ def test_draft_models_load_beside_a_model_and_follow_it(models):
         ("--speculate jacobi --accept lantern --neighbours 16", "neighbours is 16; it must be from 1 to 15"),
         ("--speculate jacobi --accept judge", "accept judge needs a trained judge"),
         ("--speculate jacobi --accept judge --judge nowhere", "judge nowhere: no such network"),
+        ("--speculate jacobi --accept judge --judge=", "the judge's name is empty; give one of the package"),
         ("--speculate jacobi --accept judge --judge @eagle", "holds a EagleHead; it must hold a JudgeHead"),
         ("--speculate jacobi --accept judge --judge @narrow-judge", "the judge reads 3 features"),
         ("--speculate jacobi --accept judge --judge @judge --judge-threshold 2", "--judge-threshold is 2"),
@@ -186,6 +187,20 @@ def test_bad_input_is_one_line_and_status_2(models, options, words, capsys):
     assert status == 2
     assert words in told
     assert "Traceback" not in told
+
+
+def test_frequent_codes_are_saved_with_a_model(models, tmp_path, monkeypatch):
+    codes = load(models["small"], device="cpu").frequent_codes
+    assert codes == tuple(range(15, -1, -1))
+    for _ in range(2):
+        load(models["small"], device="cpu").save_pretrained(tmp_path / "again", overwrite=True)
+        assert skeleton(Drafting(models["target"], str(tmp_path / "again"))).draft_model.frequent == codes
+    monkeypatch.setattr("var_toolkit.loading.snapshot", lambda *_: tmp_path / "again")
+    assert skeleton(Drafting(models["target"], "some-user/small")).draft_model.frequent == codes
+
+
+def test_frequent_codes_of_an_embedded_model_are_known():
+    assert skeleton("stilllife-gpt-small").frequent_codes is not None
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def test_a_plan_holds_the_codes():
     proposer = Eagle(Shape((1, 1)), CODES)
     assert Part.from_json(proposer.to_json(), where="plan") == proposer
     assert "3 codes" in str(proposer)
+    assert str(Eagle(Shape((1, 1)), CODES[:1])).endswith("1 code")
 
 
 def test_codes_are_read_as_they_were_written(tmp_path):

@@ -69,9 +69,18 @@ def test_guidance_that_grows_is_told_and_replaced_by_one_number(tiny):
     assert own.plan(cfg=4.0).steps == tiny.plan(cfg=4.0).steps
     weights = [step.guidance for step in own.plan(guided_tokens=4, cfg=3.0, first_cfg=1.0).steps]
     assert weights == pytest.approx([0, 0.25, 0.5, 0.75, 0, 0, 0, 0, 0])
+    falling = own.bind(own.plan(cfg=1.5, first_cfg=3.0))
+    assert "guidance 2 to 0.5, falling with the tokens" in str(falling)
     with pytest.raises(ValueError, match="cfg alone"):
         own.plan(speculate="jacobi")
     own([1], seeds=[0], cfg=4.0, speculate="jacobi")
+
+
+def test_constant_guidance_is_the_same_at_all_tokens(tiny):
+    own = Pipeline(tiny.tokenizer, tiny.backbone, Sampling(8.0, top_k=0, top_p=0.0, first_cfg=1.2))
+    assert {step.guidance for step in own.plan(cfg_schedule="constant").steps} == {7.0}
+    with pytest.raises(ValueError, match=r"first_cfg .* cfg_schedule"):
+        own.plan(cfg_schedule="constant", first_cfg=1.2)
 
 
 def test_key_names_are_the_published_ones(golden):

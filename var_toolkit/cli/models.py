@@ -84,6 +84,8 @@ def _whereabouts(entry: Entry) -> str:
 def _short(count: int | None) -> str:
     if not count:
         return ""
+    if count < 1e3:
+        return str(count)
     if count < 1e5:
         return f"{count / 1e3:.0f} k"
     return f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.1f} M" if count < 1e8 else f"{count / 1e6:.0f} M"

@@ -542,7 +542,8 @@ def _guidance_in_words(group: list[Bound]) -> str:
     if group[0].step.mixed_after is not None:
         return f"guidance {max(values):g} after layer {group[0].step.mixed_after}"
     if isinstance(group[0].step.places, Tokens) and len({*values} - {0.0}) > 1:
-        return f"guidance {values[0]:g} to {max(values):g}, growing with the tokens"
+        end = next(value for value in reversed(values) if value)  # it may be off from some token on
+        return f"guidance {values[0]:g} to {end:g}, {'growing' if end > values[0] else 'falling'} with the tokens"
     if min(values) == max(values) or isinstance(group[0].step.places, Tokens):  # whose end is told in tokens
         return f"guidance {max(values):g}"
     last = max(one.step.scale for one in group if one.step.guidance == max(values))

@@ -43,3 +43,9 @@ def log_odds(features: Tensor, weight_C: Tensor, bias: Tensor | float) -> Tensor
 
 
 NETWORKS = {"JudgeHead": "judge"}
+MODELS = {
+    "stilllife-gpt-judge": {
+        "summary": "a judge of the drafts for stilllife-gpt",
+        "embedded": {"judge": "stilllife-gpt-judge"},
+    },
+}

@@ -73,6 +73,8 @@ class Judged(Standard):
 
 def read_judge(name: str) -> JudgeHead:
     """The judge in a directory, or that comes with the package. ValueError of one line if there is none."""
+    if not name.strip():
+        raise ValueError("the judge's name is empty; give one of the package, or the final/ of a run")
     folder = Path(name) if (Path(name) / CONFIG).is_file() else Embedded.folder(name)
     if not folder.is_dir():
         raise ValueError(f"judge {name}: no such network comes with the package; give the final/ of a run")

@@ -49,7 +49,7 @@ class Trimmed:
 
 def told(codes: tuple[int, ...] | None) -> str:
     """How plans show it."""
-    return "" if codes is None else f", {len(codes)} codes"
+    return "" if codes is None else f", {len(codes)} {'code' if len(codes) == 1 else 'codes'}"
 
 
 def output_work(network: Any, codes: tuple[int, ...] | None) -> int:
