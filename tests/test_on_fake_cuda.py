@@ -139,7 +139,7 @@ def clear_tables():
     for table in (
         raster_positions.known_rotation,
         dar.known_rotation,
-        star_models._rotation,
+        star_models.known_rotation,
         pyramid_attention.known_mask,
         drafts._tables,
     ):

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ from torch.testing import assert_close
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from var_toolkit.cli import main
+from var_toolkit.models import star
 from var_toolkit.models.layers.blocks import blocks_within
 from var_toolkit.processes import Team
 from var_toolkit.training import parallel
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.loop import train
-from var_toolkit.training.memory import fit, memory_of, outline
+from var_toolkit.training.memory import Memory, _no_numbers, fit, memory_of, outline
 from var_toolkit.training.objectives import Workplace
 from var_toolkit.training.recipe import read_recipe, recipe_from
 from var_toolkit.training.registry import objective_class, objective_names
@@ -224,6 +226,21 @@ def test_what_saves_memory_is_told(tiny):
     assert memory_of(replace(plain, ema=None), 2).average == 0 < told.average
 
 
+@pytest.mark.parametrize(
+    ("name", "processes", "changes", "ways"),
+    [
+        ("var", 1, {}, {"processes", "fsdp", "checkpoint_activations"}),
+        ("var", 8, {}, {"fsdp", "checkpoint_activations"}),
+        ("var", 8, {"parallel": "fsdp", "checkpoint_activations": True}, set()),
+        ("var", 1, {"optimiser": {"kind": "muon", "lr": 1e-3}}, {"processes", "checkpoint_activations"}),
+        ("classifier", 1, {}, {"processes"}),
+    ],
+)
+def test_what_fits_no_card_is_advised_what_the_recipe_may_take(name, processes, changes, ways, tiny):
+    told = fit(tiny(name, **changes), processes, Memory(2**40, 0, 0, 0, 0, 0))
+    assert {word for word in ("processes", "fsdp", "checkpoint_activations") if word in told} == ways
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("imagenet*.yaml")), ids=lambda path: path.stem)
 def test_a_recipe_for_imagenet_states_the_cards_that_it_fits(path):
@@ -239,3 +256,17 @@ def test_a_dry_run_tells_the_memory_and_trains_nothing(tmp_path, monkeypatch, ca
     for options, word in ((["--dry-run", "--processes", "7"], "batch_size"), (["--processes", "8"], "--processes")):
         assert main(["train", "imagenet256-var-d16", *options]) == 2
         assert word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["x", "0", "-1", ""])
+def test_a_number_of_processes_that_is_none_is_named(given, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", given)
+    assert main(["train", "imagenet256-var-d16", "--dry-run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"WORLD_SIZE is {given!r}" in line
+
+
+def test_a_dry_run_leaves_no_table_without_numbers_to_a_star():
+    with _no_numbers():
+        star.known_rotation(star.STARConfig(), CPU)
+    assert isfinite(star.known_rotation(star.STARConfig(), CPU).cos.sum().item())

@@ -19,6 +19,7 @@ from var_toolkit.tokenizers.raster_vq import RasterVQ
 from var_toolkit.training.code_cache import weights_hash
 from var_toolkit.training.draws import Draws
 from var_toolkit.training.loop import train
+from var_toolkit.training.memory import memory_of
 from var_toolkit.training.starting_weights import network_from
 
 CPU = torch.device("cpu")
@@ -85,6 +86,7 @@ def test_the_gpt_of_a_flow_learns_its_tokens_and_shows_every_group(tiny, setting
     save_network(tiny_flow(image_side=64, side=2, groups=2, **patches), tmp_path / "flow")
     model = settings("raster-gpt")["model"] | {"side": 2, "vocab_size": 16}
     recipe = tiny("raster-gpt", family="dar", model=model, tokenizer=str(tmp_path / "flow"), steps=3)
+    assert memory_of(recipe, 1).activations > 0
     pipe, seen = load(train(recipe, tmp_path / "run", cache_dir=cache, device="cpu"), device="cpu"), []
     drawn = pipe([3], seeds=[0], output_type="pt", callback_on_scale_end=seen.append)
     assert isinstance(pipe.backbone, DAR)

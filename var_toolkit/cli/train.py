@@ -50,13 +50,14 @@ def run(args: argparse.Namespace) -> int:
     """Find and read the recipe, then train."""
     if args.processes is not None and not args.dry_run:
         raise ValueError("--processes is for --dry-run; to train in several processes start them by torchrun")
+    processes = args.processes or (_processes() if args.dry_run else 1)
     path = find_config(args.recipe, "recipe")
     out = args.out or Path("runs") / path.stem
     from var_toolkit.training.recipe import read_recipe
 
     recipe = read_recipe(path)
     if args.dry_run:
-        print(_memory(recipe, args.processes or int(os.environ.get("WORLD_SIZE", "1"))))
+        print(_memory(recipe, processes))
         return 0
     from var_toolkit.training.loop import TrainingStoppedError, train
     from var_toolkit.user_folders import default_cache
@@ -75,6 +76,14 @@ def run(args: argparse.Namespace) -> int:
         return 130
     print(f"{final}: trained; its log is {out / 'log.jsonl'}")
     return 0
+
+
+def _processes() -> int:
+    """How many processes torchrun started; ValueError for what it would not set."""
+    given = os.environ.get("WORLD_SIZE", "1")
+    if not given.isdecimal() or int(given) < 1:
+        raise ValueError(f"WORLD_SIZE is {given!r}; it must be an integer of at least 1; unset it, or give --processes")
+    return int(given)
 
 
 def _memory(recipe: Recipe, processes: int) -> str:

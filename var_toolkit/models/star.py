@@ -256,7 +256,7 @@ class STAR(ByScale, nn.Module):
 
     def rotation(self) -> Rotation:
         """RoPE of every token: the rows and columns of every scale reach from 0 to the same position."""
-        return _rotation(self.config, self.head_logits.weight.device)
+        return known_rotation(self.config, self.head_logits.weight.device)
 
     def _embed(self, condition: TextMemory, inputs_RLc: Tensor | None, scales: range) -> Tensor:
         parts = [condition.start.unsqueeze(1) + self.pos_start] if scales.start == 0 else []
@@ -266,7 +266,8 @@ class STAR(ByScale, nn.Module):
 
 
 @lru_cache(maxsize=8)
-def _rotation(config: STARConfig, device: torch.device) -> Rotation:
+def known_rotation(config: STARConfig, device: torch.device) -> Rotation:
+    """RoPE of all scales, computed once."""
     with torch.inference_mode(False):  # training could not use an inference tensor
         head_dim = config.embed_dim // config.num_heads
         return rotation_on_span(config.patch_nums, config.rope_norm, head_dim, device, config.rope_theta)

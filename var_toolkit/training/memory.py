@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from var_toolkit.kernels.pyramid_attention import known_mask
+from var_toolkit.models import dar, star
 from var_toolkit.models.layers.blocks import blocks_within, checkpoint_blocks
 from var_toolkit.models.layers.lora import require_peft, target_layers
 from var_toolkit.models.layers.raster_positions import known_rotation
@@ -146,7 +147,7 @@ def _kept(objective: Any, recipe: Recipe, rows: int) -> int:
 @contextmanager
 def _no_numbers() -> Iterator[None]:
     """FakeTensorMode, into which and out of which no table goes that is made once a device."""
-    tables = (known_mask, known_rotation)
+    tables = (known_mask, known_rotation, dar.known_rotation, star.known_rotation)
     for table in tables:
         table.cache_clear()
     try:
@@ -223,12 +224,23 @@ def fit(recipe: Recipe, processes: int, memory: Memory) -> str:
         if count is not None and count not in found.values():
             found[card] = count
     if not found:
-        return f"no card of up to {CARDS[-1]} GiB; take more processes, parallel: fsdp or checkpoint_activations: true"
+        return f"no card of up to {CARDS[-1]} GiB; take {' or '.join(_ways(recipe, processes)) or 'a smaller network'}"
     if len(counts) == 1 or found[min(found)] == recipe.accumulate:
         return f"cards of {min(found)} GiB" + (" before activations" if memory.activations is None else "")
     (card, count), *rest = found.items()
     first = f"cards of {card} GiB with accumulate: {count}"
     return ", ".join([first, *(f"{card} GiB with {count}" for card, count in rest)])
+
+
+def _ways(recipe: Recipe, processes: int) -> list[str]:
+    """What the recipe may still take to need less memory."""
+    refused = objective_class(recipe.objective, recipe.family).refused
+    found = ["more processes"] if recipe.batch_size > processes else []
+    if recipe.parallel == "ddp" and "parallel" not in refused and recipe.optimiser.kind != "muon":
+        found.append("parallel: fsdp")
+    if not recipe.checkpoint_activations and "checkpoint_activations" not in refused:
+        found.append("checkpoint_activations: true")
+    return found
 
 
 def _total(recipe: Recipe, memory: Memory, accumulate: int) -> float:
