@@ -658,7 +658,7 @@ SPECULATIONS = {
     "eagle-lantern": ({"speculate": "eagle", **LANTERN}, eagle, 1080),
     "medusa": ({"speculate": "medusa"}, heads(MedusaHeads), 600),
     "eagle-codes": ({"speculate": "eagle", "draft_codes": 5}, eagle, 1080),
-    "hydra-tree": ({"speculate": "hydra", **TREE}, heads(HydraHeads), 780),
+    "hydra-tree": ({"speculate": "hydra", **TREE}, heads(HydraHeads), 800),
     "jacobi-judge": ({"speculate": "jacobi", "draft_length": 4, "accept": "judge", "judge": "here"}, None, 480),
     "ngram": ({"speculate": "ngram", "draft_length": 3}, None, 375),
     "ngram-tree": ({"speculate": "ngram", **TREE}, None, 560),
