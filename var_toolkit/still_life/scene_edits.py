@@ -64,7 +64,7 @@ PLACES_OF_IT = {
     "front": ("in front of it",),
     "behind": ("behind it",),
 }
-# Of the phrases of captions, "on sand", and of what stands behind their "on".
+# Of the phrases of captions, "on sand", and of what follows their "on".
 GROUND = ("put everything {0}", "put it {0}", "show it {0}", "move everything to {1}", "move to {1}", "move it to {1}")
 LIGHT = ("make it {1}", "turn it to {1}", "change the light to {1}", "show it {0}")
 TIMES = {"noon": ("noon", "day"), "dusk": ("dusk", "sunset", "evening"), "night": ("night",)}

@@ -1,6 +1,6 @@
 """Heads of an editor that copy the source image from the first step of training.
 
-An Infinity never saw a source image, and learns late that a token of the source stands for that of the image at the
+An Infinity never saw a source image, and learns late that a token of the source corresponds to that of the image at the
 same place. A head of ours begins with that knowledge: which tokens it attends to depends on their positions alone, and
 its values are the features of the source. All weights are trained on from there.
 Letters: R rows, S source tokens, L tokens, C width, D bits of a token.

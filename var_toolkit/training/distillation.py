@@ -99,6 +99,18 @@ class DistillationObjective(RasterGPTObjective):
         logits, positions = self.teacher.next_logits(features_RLC), torch.zeros_like(seen_BL[:1, :1])
         return features_RLC, self.target.choices(logits, positions)
 
+    def _loss(self, batch: Batch, draws: Draws) -> Loss:
+        loss, terms = self._compared(self.networks["var"], batch, draws)
+        return Loss(loss, {"loss": loss.detach(), **terms})
+
+    def _judged(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        loss, terms = self._compared(network, batch, None)
+        return {"loss": loss, **terms}
+
+    @abstractmethod
+    def _compared(self, network: nn.Module, batch: Batch, draws: Draws | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and what the log has of it, such as acceptance; without draws the same at every call."""
+
     def save(self, network: nn.Module, directory: Path) -> None:
         """Save the proposer, and the codes by how often it has learnt them (`methods.speculative.vocab_trim`)."""
         self._save(network, directory)
@@ -134,16 +146,7 @@ class MatchingObjective(DistillationObjective):
     def _drafted(self, network: nn.Module, labels: Tensor, seen_BL: Tensor) -> Tensor:
         """The proposer's logits of every token, (B, L, V)."""
 
-    def _loss(self, batch: Batch, draws: Draws) -> Loss:
-        loss, terms = self._compared(self.networks["var"], batch)
-        return Loss(loss, {"loss": loss.detach(), **terms})
-
-    def _judged(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Loss and acceptance."""
-        loss, terms = self._compared(network, batch)
-        return {"loss": loss, **terms}
-
-    def _compared(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _compared(self, network: nn.Module, batch: Batch, draws: Draws | None) -> tuple[Tensor, dict[str, Tensor]]:
         _, seen_BL = self._forced(batch)
         _, target_BLV = self._taught(batch.labels, seen_BL)
         draft_BLV = self._drafted(network, batch.labels, seen_BL)

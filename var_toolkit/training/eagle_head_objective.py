@@ -16,8 +16,8 @@ from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.training.acceptance import soft_cross_entropy
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.distillation import DistillationObjective, DistillationOptions
-from var_toolkit.training.draws import Draws, Numbers
-from var_toolkit.training.objectives import NO_ADAPTER, Loss
+from var_toolkit.training.draws import Draws
+from var_toolkit.training.objectives import NO_ADAPTER
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
 
@@ -57,23 +57,13 @@ class EagleHeadObjective(DistillationObjective):
     def _begin(self, network: Any) -> None:
         start_from(network, self.options.initial)
 
-    def _loss(self, batch: Batch, draws: Draws) -> Loss:
-        loss, terms = self._compared(self.networks["var"], batch, draws.numbers("feature noise"))
-        return Loss(loss, {"loss": loss.detach(), **terms})
-
-    def _judged(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Loss, its parts and acceptance, from features without noise."""
-        loss, terms = self._compared(network, batch)
-        return {"loss": loss, **terms}
-
-    def _compared(
-        self, network: nn.Module, batch: Batch, numbers: Numbers | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its parts; with `numbers` the features have noise."""
+    def _compared(self, network: nn.Module, batch: Batch, draws: Draws | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, its parts and acceptance; with draws the features have noise."""
         _, seen_BL = self._forced(batch)
         features_RLC, target_BLV = self._taught(batch.labels, seen_BL)
         given, expected, target_BLV = features_RLC[:, :-1], features_RLC[:, 1:], target_BLV[:, 1:]
-        if numbers is not None and self.options.feature_noise:
+        if draws is not None and self.options.feature_noise:
+            numbers = draws.numbers("feature noise")
             uniform = numbers.uniform(self.target.rows, *given.unflatten(0, (self.target.rows, -1)).shape[1:], axis=1)
             given = given + (2 * uniform.flatten(0, 1) - 1) * self.options.feature_noise
         estimated = network(self.teacher.tok_embeddings(seen_BL).repeat(self.target.rows, 1, 1), given)

@@ -23,7 +23,7 @@ from var_toolkit.models.llamagen import RasterGPT
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.distillation import DistillationObjective, DistillationOptions
 from var_toolkit.training.draws import Draws, Numbers, derived
-from var_toolkit.training.objectives import NO_BLOCKS, Loss, Workplace
+from var_toolkit.training.objectives import NO_BLOCKS, Workplace
 from var_toolkit.training.recipe import Recipe
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
@@ -77,17 +77,10 @@ class JudgeHeadObjective(DistillationObjective):
         nn.init.zeros_(network.linear.bias)
         start_from(network, self.options.initial)
 
-    def _loss(self, batch: Batch, draws: Draws) -> Loss:
-        loss, terms = self._compared(self.networks["var"], batch, draws.numbers("drafts"))
-        return Loss(loss, {"loss": loss.detach(), **terms})
-
-    def _judged(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Loss and what is accepted, of the same drafts every time."""
-        numbers = Numbers(batch.labels.device, torch.Generator().manual_seed(derived("validation")))
-        loss, terms = self._compared(network, batch, numbers)
-        return {"loss": loss, **terms}
-
-    def _compared(self, network: nn.Module, batch: Batch, numbers: Numbers) -> tuple[Tensor, dict[str, Tensor]]:
+    def _compared(self, network: nn.Module, batch: Batch, draws: Draws | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and what is accepted; without draws of the same drafts every time."""
+        fixed = Numbers(batch.labels.device, torch.Generator().manual_seed(derived("validation")))
+        numbers = fixed if draws is None else draws.numbers("drafts")
         features_BLC, right_BL, drafted_BL = self._examples(batch, numbers)
         odds_BL = network(features_BLC)
         losses_BL = F.binary_cross_entropy_with_logits(odds_BL, right_BL.float(), reduction="none")

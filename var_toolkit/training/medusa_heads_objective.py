@@ -19,7 +19,7 @@ from var_toolkit.training.acceptance import soft_cross_entropy
 from var_toolkit.training.batches import Batch
 from var_toolkit.training.distillation import DistillationObjective, DistillationOptions
 from var_toolkit.training.draws import Draws
-from var_toolkit.training.objectives import NO_BLOCKS, Loss
+from var_toolkit.training.objectives import NO_BLOCKS
 from var_toolkit.training.registry import objective
 from var_toolkit.training.starting_weights import start_from
 from var_toolkit.training.var_objective import require_equal
@@ -61,16 +61,7 @@ class MedusaHeadsObjective(DistillationObjective):
         network.init_weights()
         start_from(network, self.options.initial)
 
-    def _loss(self, batch: Batch, draws: Draws) -> Loss:
-        loss, terms = self._compared(self.networks["var"], batch)
-        return Loss(loss, {"loss": loss.detach(), **terms})
-
-    def _judged(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Loss and acceptance."""
-        loss, terms = self._compared(network, batch)
-        return {"loss": loss, **terms}
-
-    def _compared(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _compared(self, network: nn.Module, batch: Batch, draws: Draws | None) -> tuple[Tensor, dict[str, Tensor]]:
         _, seen_BL = self._forced(batch)
         known_RLX, target_BLV = self._taught(batch.labels, seen_BL)
         embedded_RLC = self.teacher.tok_embeddings(seen_BL).repeat(self.target.rows, 1, 1)
